@@ -1,0 +1,1 @@
+"""Shoal's serving engine: the store's format, the kernels, the lookup path and the HTTP worker."""

@@ -1,0 +1,122 @@
+"""Every error a caller of Shoal can meet, grouped by when it can happen.
+
+Each class says in one sentence what caused it. A message names the thing, the value found, what was expected
+and the mend. `exit_code` is what the command line ends with, `http_status` what the server answers.
+"""
+
+from typing import ClassVar
+
+
+class ShoalError(Exception):
+    """Base of all errors that Shoal raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+
+# --- while definitions are read -------------------------------------------------------------------------------
+
+
+class DefinitionError(ShoalError):
+    """views.yaml, a schema or a feature service is wrong; the message names the file and the line."""
+
+    exit_code = 2
+
+
+# --- while an export is published ------------------------------------------------------------------------------
+
+
+class SourceError(ShoalError):
+    """A view's source lacks a column, holds a null key or has a type that does not fit its definition."""
+
+
+class PublicationLost(ShoalError):
+    """Another exporter published the same sequence number first."""
+
+    exit_code = 3
+
+
+# --- while an export root is read ------------------------------------------------------------------------------
+
+
+class ManifestInvalid(ShoalError):
+    """A manifest is not JSON, fails its own checksum, or breaks the contract of the export root."""
+
+
+class FileDamaged(ShoalError):
+    """A published file is missing, has the wrong size or checksum, or holds other rows than its manifest says."""
+
+
+class NotPublished(ShoalError):
+    """The export root, view or snapshot that was asked for does not exist."""
+
+
+class LineageError(ShoalError):
+    """A published entry does not continue what the store holds."""
+
+
+class DeltaGap(LineageError):
+    """The next delta of a view is missing while later ones exist."""
+
+
+class ForeignDelta(LineageError):
+    """A delta's parent is not the entry that the store applied last."""
+
+
+class SchemaChangeRefused(ShoalError):
+    """A published schema changes a feature or a join key in a way that stored rows cannot follow."""
+
+
+# --- while a store is opened or written ------------------------------------------------------------------------
+
+
+class StoreNotFound(ShoalError):
+    """The directory is not a Shoal store, or nothing was ever loaded into it."""
+
+
+class StoreDamaged(ShoalError):
+    """The store's own data fails its checks."""
+
+
+class StoreLocked(ShoalError):
+    """Another process is the writer of this store."""
+
+
+class StoreFull(ShoalError):
+    """The disk, or the store's map, has no room for what had to be written."""
+
+    http_status = 507
+
+
+class GenerationNotKept(ShoalError):
+    """A rollback names a generation that is not on this node."""
+
+    http_status = 404
+
+
+class WriterUnavailable(ShoalError):
+    """No writer process answers on the store's control socket."""
+
+    http_status = 503
+
+
+# --- while a lookup is answered --------------------------------------------------------------------------------
+
+
+class LookupInvalid(ShoalError):
+    """The request itself is wrong: its shape, a type, or a length."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class UnknownFeature(LookupInvalid):
+    """The request names a view, feature or feature service that the store does not have."""
+
+    http_status = 404
+
+
+class StaleFeatures(ShoalError):
+    """The caller asked to fail rather than be served rows older than its max_age."""
+
+    http_status = 409

@@ -1,0 +1,131 @@
+"""The documents of an export root: manifests and the list of feature services, sealed with their own checksum.
+
+A sealed document is JSON whose last member, `checksum`, is the XXH3 (64 bits, hex) of the same JSON without it, keys
+sorted. `engine.export_root` says where documents lie and how they come to be.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import orjson
+import xxhash
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from engine.errors import ManifestInvalid
+from engine.schema import FeatureService, ViewSchema
+
+FORMAT_VERSION = 1
+
+EVENT_TIMESTAMP = "__event_timestamp"
+"""Column of published files: event time, timestamp[us, UTC], never null."""
+TOMBSTONE = "__tombstone"
+"""Column of delta files: true where the key vanished; its join keys and features are then null."""
+
+
+def _plain_file_name(value: str) -> str:
+    if not value or "/" in value or "\\" in value or value.startswith("."):
+        raise ValueError(f"{value!r} is not a plain file name")
+    return value
+
+
+class PublishedFile(BaseModel):
+    """One Parquet file: all its rows' first hashes lie in [min_key_hash, max_key_hash], in ascending order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: Annotated[str, AfterValidator(_plain_file_name)]
+    rows: int = Field(gt=0)
+    bytes: int = Field(gt=0)
+    checksum: str = Field(pattern=r"^[0-9a-f]{16}$")
+    min_key_hash: int = Field(ge=-(2**63), lt=2**63)
+    max_key_hash: int = Field(ge=-(2**63), lt=2**63)
+
+
+class Manifest(BaseModel):
+    """One entry of a view's log: a full snapshot as of `seq`, or the delta that leads from `seq - 1` to `seq`.
+
+    `files` are ordered by key hash and their ranges do not touch. `watermark` is the greatest event time that the
+    entry, or what it continues, has seen. `state` is the exporter's own: where its change detection goes on from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: Literal[1] = 1
+    kind: Literal["snapshot", "delta"]
+    id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    seq: int = Field(ge=1, lt=10**12)
+    parent: str | None = Field(pattern=r"^[0-9a-f]{32}$")
+    view: ViewSchema
+    rows: int = Field(ge=0)
+    tombstones: int = Field(ge=0)
+    files: tuple[PublishedFile, ...]
+    watermark: datetime | None
+    published_at: datetime
+    job: str
+    inputs: tuple[str, ...]
+    state: str | None = None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        total = sum(file.rows for file in self.files)
+        if total != self.rows + self.tombstones:
+            raise ValueError(
+                f"its files hold {total} rows, but it claims {self.rows} and {self.tombstones} tombstones"
+            )
+        for left, right in zip(self.files, self.files[1:], strict=False):
+            if left.max_key_hash >= right.min_key_hash:
+                raise ValueError(f"{left.path} and {right.path} overlap in key hash, or are out of order")
+        if self.kind == "snapshot" and self.tombstones:
+            raise ValueError("a snapshot has no tombstones")
+        return self
+
+    @property
+    def snapshot_id(self) -> str:
+        """The name of the directory under `snapshots/` that holds a snapshot's files."""
+        return f"{self.seq:012d}-{self.id[:8]}"
+
+
+class FeatureServices(BaseModel):
+    """All feature services of an export root."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: Literal[1] = 1
+    services: tuple[FeatureService, ...]
+
+
+Document = TypeVar("Document", Manifest, FeatureServices)
+
+
+def seal(document: Manifest | FeatureServices) -> bytes:
+    """The document as it is published: JSON with its checksum."""
+    content = document.model_dump(mode="json")
+    content["checksum"] = _checksum(content)
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2)
+
+
+def unseal(data: bytes, model: type[Document], origin: str) -> Document:
+    """The document in `data`, checked; `origin` names it in errors.
+
+    Raises:
+        ManifestInvalid: not JSON, a wrong checksum, or a content that breaks the contract.
+    """
+    try:
+        content: Any = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise ManifestInvalid(f"{origin} is not JSON: {error}; publish it again") from error
+    if not isinstance(content, dict):
+        raise ManifestInvalid(f"{origin} is not a JSON object; publish it again")
+    stated = content.pop("checksum", None)
+    found = _checksum(content)
+    if stated != found:
+        raise ManifestInvalid(
+            f"{origin} was changed after it was published: its checksum is {found}, it states {stated}"
+        )
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "it"
+        raise ManifestInvalid(f"{origin}: {place}: {first['msg']}") from error
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))

@@ -1,0 +1,135 @@
+"""What a feature view looks like: its join keys, its features and their types, its time to live.
+
+The same description travels in views.yaml, in manifests and in the store's catalog. Where rows come from and how
+changes are found is the exporter's business and stands in `spark_export.views`.
+"""
+
+import re
+from datetime import timedelta
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+import pyarrow as pa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from engine.errors import SchemaChangeRefused
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,127}$")]
+"""A view's, feature's, join key's or feature service's name: a letter, then letters, digits and underscores."""
+
+JoinKeyType = Literal["string", "int64"]
+
+SCALAR_TYPES: dict[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "bytes": pa.binary(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "list<int64>": pa.list_(pa.int64()),
+    "list<float32>": pa.list_(pa.float32()),
+    "list<string>": pa.list_(pa.string()),
+}
+_EMBEDDING = re.compile(r"float32\[([1-9][0-9]{0,4})\]")
+WIDENINGS = {("int32", "int64"), ("int32", "float64"), ("float32", "float64")}
+"""Type changes that keep every stored value exactly: (old, new)."""
+
+
+def embedding_size(feature_type: str) -> int | None:
+    """The length of a fixed-size list type such as `float32[64]`; None for every other type."""
+    match = _EMBEDDING.fullmatch(feature_type)
+    return int(match[1]) if match else None
+
+
+def arrow_type(feature_type: str) -> pa.DataType:
+    """The Arrow type in which a feature of this type is published and answered."""
+    size = embedding_size(feature_type)
+    return pa.list_(pa.float32(), size) if size else SCALAR_TYPES[feature_type]
+
+
+def _known_type(value: str) -> str:
+    if value not in SCALAR_TYPES and not embedding_size(value):
+        raise ValueError(
+            f"unknown type {value!r}; use one of {', '.join(SCALAR_TYPES)}, or float32[N] for an embedding"
+        )
+    return value
+
+
+class JoinKey(BaseModel):
+    """One column of the key by which a view's rows are found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Name
+    type: JoinKeyType
+
+
+class Feature(BaseModel):
+    """One named value of a view's rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Name
+    type: Annotated[str, AfterValidator(_known_type)]
+
+
+class ViewSchema(BaseModel):
+    """A feature view as the store knows it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Name
+    join_keys: tuple[JoinKey, ...] = Field(min_length=1)
+    features: tuple[Feature, ...] = Field(min_length=1)
+    ttl: timedelta | None = Field(default=None, gt=timedelta(0))
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        seen: set[str] = set()
+        for column in (*self.join_keys, *self.features):
+            if column.name in seen:
+                raise ValueError(f"{column.name!r} is named twice in view {self.name!r}")
+            seen.add(column.name)
+        return self
+
+    @cached_property
+    def feature_index(self) -> dict[str, int]:
+        """Feature name → its position in `features`."""
+        return {feature.name: position for position, feature in enumerate(self.features)}
+
+    def check_succeeds(self, old: "ViewSchema") -> None:
+        """Check that rows stored under `old` can be read under this schema.
+
+        A feature may be added (null for old rows), removed, or widened (int32 to int64 or float64, float32 to
+        float64).
+
+        Raises:
+            SchemaChangeRefused: any other change; the message names it and the mend.
+        """
+        if self.join_keys != old.join_keys:
+            raise SchemaChangeRefused(
+                f"view {self.name!r}: the join keys changed from {_describe(old.join_keys)} to "
+                f"{_describe(self.join_keys)}; publish it as a view of another name"
+            )
+        old_types = {feature.name: feature.type for feature in old.features}
+        for feature in self.features:
+            before = old_types.get(feature.name, feature.type)
+            if before != feature.type and (before, feature.type) not in WIDENINGS:
+                raise SchemaChangeRefused(
+                    f"view {self.name!r}: feature {feature.name!r} changed from {before} to {feature.type}, which "
+                    f"stored rows cannot follow; give the feature a new name, or widen it (int32 to int64 or "
+                    f"float64, float32 to float64)"
+                )
+
+
+class FeatureService(BaseModel):
+    """A named list of features, across views, that a model asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Name
+    features: tuple[
+        Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*:([A-Za-z][A-Za-z0-9_]*|\*)$")], ...
+    ] = Field(min_length=1)
+
+
+def _describe(join_keys: tuple[JoinKey, ...]) -> str:
+    return ", ".join(f"{key.name} {key.type}" for key in join_keys)
