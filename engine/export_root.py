@@ -8,8 +8,8 @@
         manifest.json, part-*.parquet               a full snapshot; the log's entry of that seq is the same document
     <root>/<view>/state/…                           the exporter's own
 
-A directory without a manifest does not exist. The log decides: a snapshot whose seq another entry owns was lost in
-a race and is nobody's.
+A directory without a manifest does not exist. The log's manifest is created first: it decides who owns a seq, so a
+snapshot that lost a race never gets a manifest.
 """
 
 import os
@@ -42,9 +42,7 @@ class ExportRoot:
     def check_exists(self) -> None:
         """Raises NotPublished if there is no such directory."""
         if not self.path.is_dir():
-            raise NotPublished(
-                f"export root {self.path} does not exist; `shoal export --to {self.path}` makes it"
-            )
+            raise NotPublished(f"export root {self.path} does not exist; `shoal export --to {self.path}` makes it")
 
     def views(self) -> list[str]:
         """The views that have a log, by name."""
@@ -78,18 +76,14 @@ class ExportRoot:
         """The manifest of one snapshot, by its id; raises as `entry` does."""
         manifest = self._manifest(view, self.path / view / "snapshots" / snapshot_id)
         if manifest.kind != "snapshot" or manifest.snapshot_id != snapshot_id:
-            raise ManifestInvalid(
-                f"view {view!r}: snapshots/{snapshot_id} holds the manifest of another entry"
-            )
+            raise ManifestInvalid(f"view {view!r}: snapshots/{snapshot_id} holds the manifest of another entry")
         return manifest
 
     def newest_snapshot(self, view: str) -> Manifest | None:
-        """The newest snapshot that the log knows; None if the view has none."""
-        for snapshot_id in reversed(self.snapshot_ids(view)):
-            manifest = self.snapshot(view, snapshot_id)
-            if self._is_published(self._log_directory(view, manifest.seq)):
-                if self.entry(view, manifest.seq).id == manifest.id:
-                    return manifest
+        """The newest snapshot of a view; None if it has none. One whose exporter died at its last step is in the log."""
+        snapshot_ids = self.snapshot_ids(view)
+        if snapshot_ids:
+            return self.snapshot(view, snapshot_ids[-1])
         for seq in reversed(self.sequence_numbers(view)):
             manifest = self.entry(view, seq)
             if manifest.kind == "snapshot":
@@ -173,9 +167,7 @@ class ExportRoot:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise NotPublished(
-                f"view {view!r}: {directory} is not published (it has no {MANIFEST})"
-            ) from None
+            raise NotPublished(f"view {view!r}: {directory} is not published (it has no {MANIFEST})") from None
         manifest = unseal(data, Manifest, str(path))
         if manifest.view.name != view:
             raise ManifestInvalid(f"{path} is of view {manifest.view.name!r}, expected {view!r}")

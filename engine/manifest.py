@@ -67,9 +67,7 @@ class Manifest(BaseModel):
     def _adds_up(self) -> Self:
         total = sum(file.rows for file in self.files)
         if total != self.rows + self.tombstones:
-            raise ValueError(
-                f"its files hold {total} rows, but it claims {self.rows} and {self.tombstones} tombstones"
-            )
+            raise ValueError(f"its files hold {total} rows, but it claims {self.rows} and {self.tombstones} tombstones")
         for left, right in zip(self.files, self.files[1:], strict=False):
             if left.max_key_hash >= right.min_key_hash:
                 raise ValueError(f"{left.path} and {right.path} overlap in key hash, or are out of order")

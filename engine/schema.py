@@ -126,9 +126,9 @@ class FeatureService(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Name
-    features: tuple[
-        Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*:([A-Za-z][A-Za-z0-9_]*|\*)$")], ...
-    ] = Field(min_length=1)
+    features: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*:([A-Za-z][A-Za-z0-9_]*|\*)$")], ...] = Field(
+        min_length=1
+    )
 
 
 def _describe(join_keys: tuple[JoinKey, ...]) -> str:
