@@ -80,7 +80,7 @@ class ExportRoot:
         return manifest
 
     def newest_snapshot(self, view: str) -> Manifest | None:
-        """The newest snapshot of a view; None if it has none. One whose exporter died at its last step is in the log."""
+        """The newest snapshot of a view; None if it has none. One whose exporter then died is in the log."""
         snapshot_ids = self.snapshot_ids(view)
         if snapshot_ids:
             return self.snapshot(view, snapshot_ids[-1])

@@ -85,10 +85,10 @@ class ViewSchema(BaseModel):
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
         seen: set[str] = set()
-        for column in (*self.join_keys, *self.features):
-            if column.name in seen:
-                raise ValueError(f"{column.name!r} is named twice in view {self.name!r}")
-            seen.add(column.name)
+        for name in [*(key.name for key in self.join_keys), *(feature.name for feature in self.features)]:
+            if name in seen:
+                raise ValueError(f"{name!r} is named twice in view {self.name!r}")
+            seen.add(name)
         return self
 
     @cached_property

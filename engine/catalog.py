@@ -1,0 +1,152 @@
+"""The catalog of a store: for each view, what its rows are made of, and where it stands in the export's log.
+
+Each view's record is one value in the live environment; one write transaction replaces records, so all views change at
+once. Only the store's writer writes it.
+"""
+
+from datetime import datetime
+from typing import Literal, TypeVar
+
+import lmdb
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import StoreDamaged
+from engine.schema import FeatureService, ViewSchema
+
+FORMAT_VERSION = 1
+_Model = TypeVar("_Model", bound="_Record")
+_STORE_KEY = b"store"
+_SERVICES_KEY = b"services"
+_VIEW_PREFIX = b"view:"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Origin(_Record):
+    """What wrote a row: one entry of the view's log."""
+
+    kind: Literal["snapshot", "delta"]
+    seq: int
+    id: str
+
+
+class SegmentRecord(_Record):
+    """One segment: a base generation (an environment of its own) or an overlay (chunks in the live environment).
+
+    `first_seq` … `last_seq` are the log entries whose changes it holds; a row's origin is a position in `origins`.
+    """
+
+    id: str
+    view_schema: ViewSchema
+    origins: tuple[Origin, ...]
+    first_seq: int
+    last_seq: int
+    last_entry: str
+    chunks: int
+    rows: int
+    tombstones: int
+    bytes: int
+    watermark: datetime | None
+    created_at: datetime
+
+
+class Trouble(_Record):
+    """Why a view does not move on."""
+
+    message: str
+    since: datetime
+
+
+class ViewRecord(_Record):
+    """A view as a request sees it: overlays, newest first, over the base.
+
+    `applied_seq` and `applied_entry` are the last entry of the log that the rows hold. A pinned view stays at its
+    base until it is reloaded without a snapshot named. `kept` are earlier bases, newest first, for going back.
+    """
+
+    view_schema: ViewSchema
+    base: SegmentRecord
+    overlays: tuple[SegmentRecord, ...] = ()
+    kept: tuple[SegmentRecord, ...] = ()
+    applied_seq: int
+    applied_entry: str
+    published_at: datetime
+    applied_at: datetime
+    watermark: datetime | None
+    pinned: bool = False
+    trouble: Trouble | None = None
+
+
+class StoreRecord(_Record):
+    """What the store itself is, and where it was loaded from last."""
+
+    format_version: Literal[1] = 1
+    root: str | None = None
+
+
+class ServicesRecord(_Record):
+    """The feature services of the export root."""
+
+    services: tuple[FeatureService, ...] = ()
+
+
+def chunk_key(segment_id: str, chunk: int) -> bytes:
+    """The key of an overlay's chunk in the live environment, and of a base's chunk in its own."""
+    return f"{segment_id}/{chunk:06d}".encode()
+
+
+def read_raw(transaction: lmdb.Transaction, db: lmdb._Database) -> dict[bytes, bytes]:
+    """All of the catalog, undecoded: equal bytes are equal records."""
+    return {bytes(key): bytes(value) for key, value in transaction.cursor(db=db)}
+
+
+def raw_views(raw: dict[bytes, bytes]) -> dict[str, bytes]:
+    """The undecoded view records in a raw catalog, by name."""
+    prefix = len(_VIEW_PREFIX)
+    return {key[prefix:].decode(): value for key, value in raw.items() if key.startswith(_VIEW_PREFIX)}
+
+
+def decode_view(value: bytes) -> ViewRecord:
+    """One view's record; raises StoreDamaged."""
+    return _decode(value, ViewRecord)
+
+
+def services_in(raw: dict[bytes, bytes]) -> dict[str, FeatureService]:
+    """The feature services in a raw catalog, by name."""
+    value = raw.get(_SERVICES_KEY)
+    return {service.name: service for service in _decode(value, ServicesRecord).services} if value else {}
+
+
+def store_in(raw: dict[bytes, bytes]) -> StoreRecord:
+    """The store's own record in a raw catalog."""
+    value = raw.get(_STORE_KEY)
+    return _decode(value, StoreRecord) if value else StoreRecord()
+
+
+def write_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str, record: ViewRecord) -> None:
+    """Replace one view's record."""
+    transaction.put(_VIEW_PREFIX + name.encode(), _encode(record), db=db)
+
+
+def write_services(transaction: lmdb.Transaction, db: lmdb._Database, services: tuple[FeatureService, ...]) -> None:
+    """Replace the feature services."""
+    transaction.put(_SERVICES_KEY, _encode(ServicesRecord(services=services)), db=db)
+
+
+def write_store(transaction: lmdb.Transaction, db: lmdb._Database, record: StoreRecord) -> None:
+    """Replace the store's own record."""
+    transaction.put(_STORE_KEY, _encode(record), db=db)
+
+
+def _encode(record: _Record) -> bytes:
+    return orjson.dumps(record.model_dump(mode="json"))
+
+
+def _decode(value: bytes, model: type[_Model]) -> _Model:
+    try:
+        return model.model_validate_json(value)
+    except ValidationError as error:
+        raise StoreDamaged(f"the catalog holds a {model.__name__} that cannot be read: {error.errors()[0]}") from error

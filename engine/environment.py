@@ -1,0 +1,108 @@
+"""Open the LMDB environments of a store, each once per process, as LMDB demands.
+
+    <store>/live/                      one mutable environment: catalog and overlay segments; small
+    <store>/generations/<view>/<id>/   one environment per base generation, never written after it is committed
+
+An environment closes when the last object that refers to it goes: whoever holds an address in a map must hold its
+environment too. A process that forked with an environment open cannot use it, so a process that forks opens none.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import lmdb
+
+from engine.errors import StoreDamaged, StoreLocked, StoreNotFound
+
+LIVE_MAP_SIZE = 256 << 30
+"""Address space, not disk: a map that never has to grow never has to move."""
+MAX_READERS = 2048
+
+
+def live_path(store: Path) -> Path:
+    """Where the mutable environment of a store is."""
+    return store / "live"
+
+
+def generation_path(store: Path, view: str, generation_id: str) -> Path:
+    """Where one base generation of a view is."""
+    return store / "generations" / view / generation_id
+
+
+class Environment:
+    """One open LMDB environment."""
+
+    def __init__(self, path: Path, env: lmdb.Environment) -> None:
+        self.path = path
+        self.env = env
+
+
+class LiveEnvironment(Environment):
+    """The mutable environment of a store, with its two databases: the catalog and the overlays' chunks."""
+
+    def __init__(self, path: Path, env: lmdb.Environment, *, writable: bool) -> None:
+        super().__init__(path, env)
+        self.writable = writable
+        self.catalog = env.open_db(b"catalog", create=writable)
+        self.segments = env.open_db(b"segments", create=writable)
+
+    def last_transaction(self) -> int:
+        """The id of the last committed transaction; costs about a microsecond."""
+        return int(self.env.info()["last_txnid"])
+
+
+_live: "WeakValueDictionary[Path, LiveEnvironment]" = WeakValueDictionary()
+_generations: "WeakValueDictionary[Path, Environment]" = WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
+    """The live environment of a store; only the store's writer opens it writable, which also creates it.
+
+    Raises:
+        StoreNotFound: there is no store at this path.
+        StoreLocked: this process has it open for reading, and wants to write.
+        StoreDamaged: LMDB does not accept its files.
+    """
+    path = live_path(store).resolve()
+    with _opening:
+        live = _live.get(path)
+        if live is None:
+            if writable:
+                path.mkdir(parents=True, exist_ok=True)
+            elif not (path / "data.mdb").is_file():
+                raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
+            env = _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=2, max_readers=MAX_READERS)
+            try:
+                live = _live[path] = LiveEnvironment(path, env, writable=writable)
+            except lmdb.NotFoundError:
+                raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does") from None
+        elif writable and not live.writable:
+            raise StoreLocked(f"{store} is open for reading in this process; close its readers before writing to it")
+        return live
+
+
+def open_generation(path: Path) -> Environment:
+    """A committed base generation, for reading; it needs no lock file, since nobody writes.
+
+    Raises:
+        StoreDamaged: it is missing, or LMDB does not accept it.
+    """
+    path = path.resolve()
+    with _opening:
+        generation = _generations.get(path)
+        if generation is None:
+            if not (path / "data.mdb").is_file():
+                raise StoreDamaged(f"generation {path} is missing, though the catalog names it; load the view again")
+            size = (path / "data.mdb").stat().st_size
+            generation = _generations[path] = Environment(path, _open(path, readonly=True, map_size=size, lock=False))
+        return generation
+
+
+def _open(path: Path, **options: Any) -> lmdb.Environment:
+    try:
+        return lmdb.open(str(path), readahead=False, **options)
+    except lmdb.Error as error:
+        raise StoreDamaged(f"{path} cannot be opened: {error}") from error

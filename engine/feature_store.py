@@ -1,0 +1,84 @@
+"""The store as a process uses it: open it, look up, always in its newest version."""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+from engine import lookup as _lookup
+from engine.environment import LiveEnvironment, open_live
+from engine.errors import StoreDamaged
+from engine.lookup import Entities, Stale
+from engine.result import LookupResult
+from engine.version import StoreVersion, read_version
+
+
+class FeatureStore:
+    """A store open for lookups, from any number of threads.
+
+    Every lookup runs on the newest version that is committed when it starts, and on that version alone. A store must
+    not be carried over a fork: open it in the child.
+    """
+
+    def __init__(self, path: Path, live: LiveEnvironment) -> None:
+        self.path = path
+        self._live = live
+        self._refreshing = threading.Lock()
+        self._version = self._read(None)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open the store in a directory.
+
+        Raises:
+            StoreNotFound: there is none.
+            StoreDamaged: it cannot be read.
+        """
+        store = Path(path)
+        return cls(store, open_live(store))
+
+    def lookup(
+        self,
+        features: str | Sequence[str],
+        entities: Entities,
+        *,
+        max_age: timedelta | None = None,
+        stale: Stale = "null",
+    ) -> LookupResult:
+        """Look up features of many keys.
+
+        Args:
+            features: a list of `view:feature` (`view:*` for all of a view), or the name of a feature service.
+            entities: join key → list of values, or a scalar that holds for every row.
+            max_age: the age of a row that is accepted, instead of each view's TTL.
+            stale: what becomes of older rows: "serve" them, "null" their values, or "fail" the lookup.
+
+        Raises:
+            LookupInvalid, UnknownFeature: the request does not fit the store.
+            StaleFeatures: rows are older than accepted, and `stale` is "fail".
+        """
+        now = time.time_ns() // 1000
+        return _lookup.lookup(self.version(), features, entities, now=now, max_age=max_age, stale=stale)
+
+    def version(self) -> StoreVersion:
+        """The newest committed version."""
+        version = self._version
+        if self._live.last_transaction() == version.id:
+            return version
+        with self._refreshing:
+            if self._live.last_transaction() != self._version.id:
+                self._version = self._read(self._version)
+            return self._version
+
+    def _read(self, previous: StoreVersion | None) -> StoreVersion:
+        while True:
+            before = self._live.last_transaction()
+            try:
+                return read_version(self.path, self._live, previous)
+            except StoreDamaged:
+                # A generation may go while its version is being opened, if a newer one has come.
+                if self._live.last_transaction() == before:
+                    raise

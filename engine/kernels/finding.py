@@ -1,0 +1,117 @@
+"""Find rows by key identity in a list of segments, newest first, a block of keys at a time.
+
+Within a block the work goes in stages (directory, hashes, row), each of which asks for the memory of the next one
+before any of it is needed: the misses of a block then overlap, where key after key would wait for each in turn.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from engine.kernels.memory import load_i64, load_u32, prefetch
+
+# Columns of the chunk table, int64[chunks, CHUNK_COLUMNS], in which a view's chunks stand, segment after segment.
+MIN_HASH = 0
+MAX_HASH = 1
+SHIFT = 2
+DIRECTORY = 3
+HASHES = 4
+ROW_DATA = 5
+STRIDE = 6
+HEAP = 7
+SEGMENT = 8
+ROWS = 9
+CHUNK_COLUMNS = 10
+
+BLOCK = 64
+NOT_FOUND = 0
+
+_CACHE_LINE = 64
+_PREFETCHED_ROW_BYTES = 512
+
+
+@njit(inline="always")
+def _chunk_of(key_hash: int, chunks: Any, first: int, last: int) -> int:
+    """The chunk among first … last-1, ascending by hash, whose range holds a hash; -1 if none does."""
+    while last - first > 1:
+        middle = (first + last) >> 1
+        if chunks[middle, MIN_HASH] <= key_hash:
+            first = middle
+        else:
+            last = middle
+    if chunks[first, MIN_HASH] <= key_hash <= chunks[first, MAX_HASH]:
+        return first
+    return -1
+
+
+@njit(inline="always")
+def _bucket(key_hash: int, chunks: Any, chunk: int) -> Any:
+    """The address of the directory entry of a hash."""
+    # The difference of two signed hashes may pass 2^63; as an unsigned number it is exact.
+    distance = np.uint64(key_hash - chunks[chunk, MIN_HASH])
+    return chunks[chunk, DIRECTORY] + 4 * np.int64(distance >> np.uint64(chunks[chunk, SHIFT]))
+
+
+@njit(inline="always")
+def _matching_row(first: int, second: int, chunks: Any, chunk: int, row: int) -> Any:
+    """The address of the row with both hashes, from the first row with the first hash on; NOT_FOUND if none has."""
+    while row < chunks[chunk, ROWS] and load_i64(chunks[chunk, HASHES] + 8 * row) == first:
+        address = chunks[chunk, ROW_DATA] + chunks[chunk, STRIDE] * row
+        if load_i64(address) == second:
+            return address
+        row += 1
+    return NOT_FOUND
+
+
+@njit(nogil=True, cache=True)
+def find_in_segment(
+    first: Any, second: Any, start: int, end: int, chunks: Any, chunk_range: Any, address: Any, chunk_of: Any
+) -> None:
+    """Find those of the keys start … end-1 whose address is NOT_FOUND so far; parameters as in `find`.
+
+    `chunk_range` is (first chunk, last chunk + 1) of the segment.
+    """
+    for key in range(start, end):
+        if address[key] == NOT_FOUND:
+            chunk = _chunk_of(first[key], chunks, chunk_range[0], chunk_range[1])
+            chunk_of[key] = chunk
+            if chunk >= 0:
+                prefetch(_bucket(first[key], chunks, chunk))
+    for key in range(start, end):
+        if address[key] == NOT_FOUND and chunk_of[key] >= 0:
+            chunk = chunk_of[key]
+            prefetch(chunks[chunk, HASHES] + 8 * load_u32(_bucket(first[key], chunks, chunk)))
+    for key in range(start, end):
+        if address[key] == NOT_FOUND and chunk_of[key] >= 0:
+            chunk = chunk_of[key]
+            bucket = _bucket(first[key], chunks, chunk)
+            for row in range(load_u32(bucket), load_u32(bucket + 4)):
+                if load_i64(chunks[chunk, HASHES] + 8 * row) == first[key]:
+                    address[key] = -1 - row  # A candidate; the second hash decides in the last stage.
+                    candidate = chunks[chunk, ROW_DATA] + chunks[chunk, STRIDE] * row
+                    for line in range(0, min(chunks[chunk, STRIDE], _PREFETCHED_ROW_BYTES), _CACHE_LINE):
+                        prefetch(candidate + line)
+                    break
+    for key in range(start, end):
+        if address[key] < 0:
+            address[key] = _matching_row(first[key], second[key], chunks, chunk_of[key], -1 - address[key])
+
+
+@njit(nogil=True, cache=True)
+def find(first: Any, second: Any, chunks: Any, segments: Any, address: Any, chunk_of: Any) -> None:
+    """Find each key's newest row; a tombstone is a row.
+
+    Args:
+        first, second: int64[keys], the two hashes.
+        chunks: the chunk table.
+        segments: int64[segments + 1], where each segment's chunks begin, newest segment first.
+        address: int64[keys], becomes the row's address, or NOT_FOUND.
+        chunk_of: int64[keys], becomes the row's chunk; undefined where nothing was found.
+    """
+    for start in range(0, first.size, BLOCK):
+        end = min(start + BLOCK, first.size)
+        address[start:end] = NOT_FOUND
+        for segment in range(segments.size - 1):
+            chunk_range = (segments[segment], segments[segment + 1])
+            find_in_segment(first, second, start, end, chunks, chunk_range, address, chunk_of)

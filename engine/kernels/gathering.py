@@ -1,0 +1,280 @@
+"""Gather features of found rows into columns, and copy variable-length values out of the heap.
+
+The rows of one column may come from segments of different layouts: a program, a table of one instruction per
+(segment, feature), says where in its rows a segment has the feature and how to read it.
+"""
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from engine.kernels.finding import BLOCK, HEAP, NOT_FOUND, SEGMENT
+from engine.kernels.memory import (
+    copy_bytes,
+    float64_bits,
+    load_f32,
+    load_i32,
+    load_i64,
+    load_u8,
+    store_i32,
+    store_i64,
+    store_u8,
+)
+from engine.layout import HEAP_LENGTH_BITS, MAX_HEAP_VALUE, ROW_EVENT_TIME, ROW_PRESENCE
+
+# Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
+OPERATION = 0
+OFFSET = 1
+PRESENCE_BIT = 2
+PROGRAM_COLUMNS = 3
+
+# Columns of the table of output columns, int64[features, OUTPUT_COLUMNS].
+WIDTH = 0
+NULL_PATTERN = 1
+OUTPUT_COLUMNS = 2
+
+COLUMN_ALIGNMENT = 64
+
+
+class Operation(IntEnum):
+    """How one feature is read from the rows of one segment."""
+
+    ABSENT = 0
+    COPY_1 = 1
+    COPY_4 = 2
+    COPY_8 = 3
+    INT32_TO_INT64 = 4
+    INT32_TO_FLOAT64 = 5
+    FLOAT32_TO_FLOAT64 = 6
+    COPY_INLINE = 7
+    HEAP_REFERENCE = 8
+
+
+class Status(IntEnum):
+    """What became of one key, or of one value; the numbers are those of Feast's FieldStatus."""
+
+    PRESENT = 1
+    NULL_VALUE = 2
+    NOT_FOUND = 3
+    OUTSIDE_MAX_AGE = 4
+
+
+_PRESENT = int(Status.PRESENT)
+_NOT_FOUND = int(Status.NOT_FOUND)
+_OUTSIDE_MAX_AGE = int(Status.OUTSIDE_MAX_AGE)
+_ABSENT = int(Operation.ABSENT)
+_COPY_1 = int(Operation.COPY_1)
+_COPY_4 = int(Operation.COPY_4)
+_COPY_8 = int(Operation.COPY_8)
+_INT32_TO_INT64 = int(Operation.INT32_TO_INT64)
+_INT32_TO_FLOAT64 = int(Operation.INT32_TO_FLOAT64)
+_FLOAT32_TO_FLOAT64 = int(Operation.FLOAT32_TO_FLOAT64)
+_COPY_INLINE = int(Operation.COPY_INLINE)
+
+NO_EVENT_TIME = np.iinfo(np.int64).min
+"""Event time of a key that has no row: NumPy's NaT."""
+
+
+@njit(nogil=True, cache=True)
+def resolve(address: Any, zero_row: int, oldest: int, serve_stale: bool, status: Any, event_time: Any) -> int:
+    """Judge each found row, and send keys that have nothing to serve to the zero row, where every feature is null.
+
+    Args:
+        address: int64[keys] as `find` left it; NOT_FOUND, tombstones and rows too old become `zero_row`.
+        zero_row: address of a row of zeros at least as long as the longest stride.
+        oldest: rows with an earlier event time (microseconds) are OUTSIDE_MAX_AGE.
+        serve_stale: whether their values are served all the same.
+        status: uint8[keys], becomes the Status.
+        event_time: int64[keys], becomes the event time, or NO_EVENT_TIME where there is no row.
+
+    Returns:
+        How many keys are OUTSIDE_MAX_AGE.
+    """
+    stale = 0
+    for key in range(address.size):
+        row = address[key]
+        if row == NOT_FOUND or load_u8(row + ROW_PRESENCE) & 1:
+            status[key] = _NOT_FOUND
+            event_time[key] = NO_EVENT_TIME
+            address[key] = zero_row
+            continue
+        event_time[key] = load_i64(row + ROW_EVENT_TIME)
+        status[key] = _PRESENT
+        if event_time[key] < oldest:
+            status[key] = _OUTSIDE_MAX_AGE
+            stale += 1
+            if not serve_stale:
+                address[key] = zero_row
+    return stale
+
+
+@njit(inline="always")
+def _is_present(row: int, bit: int) -> Any:
+    return load_u8(row + ROW_PRESENCE + (bit >> 3)) >> (bit & 7) & 1 != 0
+
+
+@njit(nogil=True, cache=True)
+def _gather_mixed(
+    address: Any, chunk_of: Any, start: int, end: int, chunks: Any, instructions: Any, output: Any, to: int, valid: Any
+) -> int:
+    """Gather one column's keys start … end-1, choosing the instruction row by row; returns how many are null."""
+    nulls = 0
+    width = output[WIDTH]
+    for key in range(start, end):
+        row = address[key]
+        chunk = max(chunk_of[key], 0)
+        instruction = instructions[chunks[chunk, SEGMENT]]
+        operation = instruction[OPERATION]
+        present = operation != _ABSENT and _is_present(row, instruction[PRESENCE_BIT])
+        valid[key] = present
+        destination = to + width * key
+        if not present:
+            nulls += 1
+            _store_null(destination, width, output[NULL_PATTERN])
+            continue
+        source = row + instruction[OFFSET]
+        if operation == _COPY_4:
+            store_i32(destination, load_i32(source))
+        elif operation == _COPY_8:
+            store_i64(destination, load_i64(source))
+        elif operation == _COPY_1:
+            store_u8(destination, load_u8(source))
+        elif operation == _INT32_TO_INT64:
+            store_i64(destination, load_i32(source))
+        elif operation == _INT32_TO_FLOAT64:
+            store_i64(destination, float64_bits(np.float64(load_i32(source))))
+        elif operation == _FLOAT32_TO_FLOAT64:
+            store_i64(destination, float64_bits(np.float64(load_f32(source))))
+        elif operation == _COPY_INLINE:
+            copy_bytes(destination, source, width)
+        else:
+            reference = load_i64(source)
+            store_i64(destination, chunks[chunk, HEAP] + (reference >> HEAP_LENGTH_BITS))
+            store_i64(destination + 8, reference & MAX_HEAP_VALUE)
+    return nulls
+
+
+@njit(inline="always")
+def _store_null(destination: int, width: int, pattern: int) -> None:
+    if width == 1:
+        store_u8(destination, pattern)
+    else:
+        for position in range(0, width, 4):
+            store_i32(destination + position, pattern >> (8 * (position & 4)))
+
+
+@njit(nogil=True, cache=True)
+def _gather_words_4(
+    address: Any, start: int, end: int, instruction: Any, null_pattern: int, to: int, valid: Any
+) -> int:
+    """`_gather_mixed` for rows of one layout and a feature of 4 bytes, the case that ranking lives on."""
+    nulls = 0
+    offset = instruction[OFFSET]
+    byte = ROW_PRESENCE + (instruction[PRESENCE_BIT] >> 3)
+    bit = instruction[PRESENCE_BIT] & 7
+    for key in range(start, end):
+        present = load_u8(address[key] + byte) >> bit & 1
+        value = load_i32(address[key] + offset)
+        store_i32(to + 4 * key, value if present else null_pattern)
+        valid[key] = present
+        nulls += 1 - present
+    return nulls
+
+
+@njit(nogil=True, cache=True)
+def gather(
+    address: Any, chunk_of: Any, chunks: Any, program: Any, outputs: Any, arena: int, valid: Any, nulls: Any, at: Any
+) -> None:
+    """Gather every feature of the program into its column.
+
+    Args:
+        address: int64[keys] as `resolve` left it.
+        chunk_of, chunks: as in `find`.
+        program: int64[segments, features, PROGRAM_COLUMNS].
+        outputs: int64[features, OUTPUT_COLUMNS]: bytes per value, and the bit pattern that stands for null.
+        arena: address of the memory of all columns; each begins at a multiple of COLUMN_ALIGNMENT bytes and has
+            keys x width bytes. A value in the heap takes 16: its address and its length.
+        valid: uint8[features, keys], becomes 1 where the value is not null.
+        nulls: int64[features], becomes the number of nulls.
+        at: int64[features], becomes where in the arena each column begins.
+    """
+    keys = address.size
+    one_layout = program.shape[0] == 1
+    nulls[:] = 0
+    position = 0
+    for feature in range(outputs.shape[0]):
+        at[feature] = position
+        position += (outputs[feature, WIDTH] * keys + COLUMN_ALIGNMENT - 1) // COLUMN_ALIGNMENT * COLUMN_ALIGNMENT
+    for start in range(0, keys, BLOCK):
+        end = min(start + BLOCK, keys)
+        for feature in range(outputs.shape[0]):
+            to = arena + at[feature]
+            if one_layout and program[0, feature, OPERATION] == _COPY_4:
+                nulls[feature] += _gather_words_4(
+                    address, start, end, program[0, feature], outputs[feature, NULL_PATTERN], to, valid[feature]
+                )
+            else:
+                nulls[feature] += _gather_mixed(
+                    address, chunk_of, start, end, chunks, program[:, feature], outputs[feature], to, valid[feature]
+                )
+
+
+@njit(nogil=True, cache=True)
+def heap_offsets(references: int, valid: Any, offsets: Any) -> int:
+    """Turn a gathered column of heap references into byte offsets, offsets[keys + 1]; null values are empty.
+
+    Returns the bytes of all values together.
+    """
+    total = 0
+    for key in range(valid.size):
+        offsets[key] = total
+        if valid[key]:
+            total += load_i64(references + 16 * key + 8)
+    offsets[valid.size] = total
+    return total
+
+
+@njit(nogil=True, cache=True)
+def copy_heap(references: int, offsets: Any, destination: int) -> None:
+    """Copy the values of a gathered column of heap references to `destination`, as `heap_offsets` laid them out."""
+    for key in range(offsets.size - 1):
+        size = offsets[key + 1] - offsets[key]
+        if size:
+            copy_bytes(destination + offsets[key], load_i64(references + 16 * key), size)
+
+
+@njit(nogil=True, cache=True)
+def string_list_sizes(data: int, offsets: Any, list_offsets: Any) -> int:
+    """Turn copied list<string> values (count, then each string's end, as uint32, then the bytes) into offsets of
+    lists, list_offsets[keys + 1], counted in strings. Returns the bytes of all strings together."""
+    strings = 0
+    total = 0
+    for key in range(offsets.size - 1):
+        list_offsets[key] = strings
+        size = offsets[key + 1] - offsets[key]
+        if size:
+            count = load_i32(data + offsets[key])
+            strings += count
+            total += size - 4 - 4 * count
+    list_offsets[offsets.size - 1] = strings
+    return total
+
+
+@njit(nogil=True, cache=True)
+def copy_string_lists(data: int, offsets: Any, list_offsets: Any, string_offsets: Any, destination: int) -> None:
+    """Copy the strings of copied list<string> values, with string_offsets[strings + 1] as Arrow wants them."""
+    position = 0
+    string = 0
+    for key in range(offsets.size - 1):
+        count = list_offsets[key + 1] - list_offsets[key]
+        ends = data + offsets[key] + 4
+        for index in range(count):
+            string_offsets[string + index] = position + (load_i32(ends + 4 * index - 4) if index else 0)
+        if count:
+            size = load_i32(ends + 4 * (count - 1))
+            copy_bytes(destination + position, ends + 4 * count, size)
+            position += size
+        string += count
+    string_offsets[string] = position

@@ -1,0 +1,121 @@
+"""XXH64 over whole key columns: both hashes of a key in one pass, chained from column to column.
+
+Source: the XXH64 specification by Yann Collet (doc/xxhash_spec.md of the xxHash project). `engine.keys` is the
+reference and says how the hashes make up a key's identity.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from engine.kernels.memory import load_i32, load_u8, load_u32, load_u64
+from engine.keys import SECOND_SEED, SPARK_SEED
+
+PRIME_1 = np.uint64(0x9E3779B185EBCA87)
+PRIME_2 = np.uint64(0xC2B2AE3D27D4EB4F)
+PRIME_3 = np.uint64(0x165667B19E3779F9)
+PRIME_4 = np.uint64(0x85EBCA77C2B2AE63)
+PRIME_5 = np.uint64(0x27D4EB2F165667C5)
+
+
+@njit(inline="always")
+def _rotate(value: Any, bits: int) -> Any:
+    return (value << np.uint64(bits)) | (value >> np.uint64(64 - bits))
+
+
+@njit(inline="always")
+def _round(accumulator: Any, lane: Any) -> Any:
+    return _rotate(accumulator + lane * PRIME_2, 31) * PRIME_1
+
+
+@njit(inline="always")
+def _merge(accumulator: Any, lane: Any) -> Any:
+    return (accumulator ^ _round(np.uint64(0), lane)) * PRIME_1 + PRIME_4
+
+
+@njit(inline="always")
+def _avalanche(value: Any) -> Any:
+    value = (value ^ (value >> np.uint64(33))) * PRIME_2
+    value = (value ^ (value >> np.uint64(29))) * PRIME_3
+    return value ^ (value >> np.uint64(32))
+
+
+@njit(inline="always")
+def _hash_word(word: Any, seed: Any) -> Any:
+    """XXH64 of 8 bytes."""
+    value = (seed + PRIME_5 + np.uint64(8)) ^ _round(np.uint64(0), word)
+    return _avalanche(_rotate(value, 27) * PRIME_1 + PRIME_4)
+
+
+@njit(nogil=True, cache=True)
+def hash_bytes(address: int, size: int, seed: Any) -> Any:
+    """XXH64 of `size` bytes at an address, as uint64."""
+    end = address + size
+    if size >= 32:
+        lane_1 = seed + PRIME_1 + PRIME_2
+        lane_2 = seed + PRIME_2
+        lane_3 = seed
+        lane_4 = seed - PRIME_1
+        while address + 32 <= end:
+            lane_1 = _round(lane_1, load_u64(address))
+            lane_2 = _round(lane_2, load_u64(address + 8))
+            lane_3 = _round(lane_3, load_u64(address + 16))
+            lane_4 = _round(lane_4, load_u64(address + 24))
+            address += 32
+        value = _rotate(lane_1, 1) + _rotate(lane_2, 7) + _rotate(lane_3, 12) + _rotate(lane_4, 18)
+        value = _merge(_merge(_merge(_merge(value, lane_1), lane_2), lane_3), lane_4)
+    else:
+        value = seed + PRIME_5
+    value += np.uint64(size)
+    while address + 8 <= end:
+        value = _rotate(value ^ _round(np.uint64(0), load_u64(address)), 27) * PRIME_1 + PRIME_4
+        address += 8
+    if address + 4 <= end:
+        value = _rotate(value ^ (np.uint64(load_u32(address)) * PRIME_1), 23) * PRIME_2 + PRIME_3
+        address += 4
+    while address < end:
+        value = _rotate(value ^ (np.uint64(load_u8(address)) * PRIME_5), 11) * PRIME_1
+        address += 1
+    return _avalanche(value)
+
+
+@njit(nogil=True, cache=True)
+def chain_strings(offsets: int, data: int, first: Any, second: Any) -> None:
+    """Chain a string column into both hashes.
+
+    Args:
+        offsets: address of the column's int32 Arrow offsets, one more than there are rows.
+        data: address of its UTF-8 bytes.
+        first, second: uint64[rows], the seeds on entry, the hashes on return.
+    """
+    for row in range(first.size):
+        start = load_i32(offsets + 4 * row)
+        size = load_i32(offsets + 4 * row + 4) - start
+        first[row] = hash_bytes(data + start, size, first[row])
+        second[row] = hash_bytes(data + start, size, second[row])
+
+
+@njit(nogil=True, cache=True)
+def chain_integers(values: int, first: Any, second: Any) -> None:
+    """Chain an int64 column, at address `values`, into both hashes; `first` and `second` as in `chain_strings`."""
+    for row in range(first.size):
+        word = load_u64(values + 8 * row)
+        first[row] = _hash_word(word, first[row])
+        second[row] = _hash_word(word, second[row])
+
+
+def key_hashes(join_keys: Sequence[pa.Array]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Both hashes, int64[keys] each, of keys given as one Arrow array (string or int64, no nulls) per join key."""
+    first = np.full(len(join_keys[0]), SPARK_SEED, np.uint64)
+    second = np.full(len(join_keys[0]), SECOND_SEED, np.uint64)
+    for column in join_keys:
+        if pa.types.is_int64(column.type):
+            chain_integers(column.buffers()[1].address + 8 * column.offset, first, second)
+        else:
+            _, offsets, data = column.buffers()
+            chain_strings(offsets.address + 4 * column.offset, data.address if data else 0, first, second)
+    return first.view(np.int64), second.view(np.int64)

@@ -1,0 +1,182 @@
+"""The bytes of a segment: where a chunk's sections lie, and where a row's fields lie.
+
+A segment is an immutable run of rows in the order of (first hash, second hash), cut into chunks; a chunk is one LMDB
+value that is complete in itself. Readers (`engine.segment`) and writers (`loaders.segment_writer`) share this module
+and nothing else. docs/segment-format.md shows the same byte by byte.
+"""
+
+import struct
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from functools import cached_property
+
+from engine.errors import StoreDamaged
+from engine.schema import ViewSchema, embedding_size
+
+MAGIC = b"SHOALSEG"
+FORMAT_VERSION = 1
+
+TOMBSTONE_BIT = 0
+"""The bit of a row's presence bitmap that marks a tombstone; feature i has bit i + 1, set where it is not null."""
+
+ROW_SECOND_HASH = 0
+ROW_EVENT_TIME = 8
+ROW_PRESENCE = 16
+
+HEAP_LENGTH_BITS = 24
+MAX_HEAP_VALUE = (1 << HEAP_LENGTH_BITS) - 1
+"""The longest string, bytes or list value, in bytes; a heap reference is offset << 24 | length."""
+MAX_HEAP = 1 << (63 - HEAP_LENGTH_BITS)
+
+ROWS_PER_BUCKET = 4
+"""The directory has at most one bucket per so many rows (and at least half as many)."""
+
+_SECTION_ALIGNMENT = 64
+_VALUE_ALIGNMENT = 16
+"""LMDB puts a value that fills pages of its own 16 bytes behind a page's start: sections that begin at 48 modulo 64
+inside the value then begin cache lines. Speed alone depends on it."""
+
+
+class Storage(IntEnum):
+    """How a feature's value is held in a row."""
+
+    BYTE = 0
+    WORD_4 = 1
+    WORD_8 = 2
+    INLINE = 3
+    HEAP = 4
+
+
+_STORAGE = {
+    "bool": Storage.BYTE,
+    "int32": Storage.WORD_4,
+    "float32": Storage.WORD_4,
+    "int64": Storage.WORD_8,
+    "float64": Storage.WORD_8,
+    "timestamp": Storage.WORD_8,
+}
+_WIDTH = {Storage.BYTE: 1, Storage.WORD_4: 4, Storage.WORD_8: 8, Storage.HEAP: 8}
+
+
+def storage_of(feature_type: str) -> Storage:
+    """How a feature of this type is held in a row."""
+    return Storage.INLINE if embedding_size(feature_type) else _STORAGE.get(feature_type, Storage.HEAP)
+
+
+def width_of(feature_type: str) -> int:
+    """The bytes that a feature of this type takes in a row."""
+    size = embedding_size(feature_type)
+    return 4 * size if size else _WIDTH[storage_of(feature_type)]
+
+
+class RowLayout:
+    """Where the fields of a view's rows lie.
+
+    A row is: second hash (8 bytes), event time (int64 microseconds since 1970, 8 bytes), presence bitmap, then the
+    features, narrow ones first so that each is aligned to its width, padded to a multiple of 8 bytes.
+    """
+
+    def __init__(self, schema: ViewSchema) -> None:
+        self.schema = schema
+        position = ROW_PRESENCE + (len(schema.features) + 1 + 7) // 8
+        offsets = [0] * len(schema.features)
+        widths = [min(width_of(feature.type), 8) for feature in schema.features]
+        for alignment in (1, 4, 8):
+            for index, feature in enumerate(schema.features):
+                if self._alignment(feature.type, widths[index]) == alignment:
+                    position = _round_up(position, alignment)
+                    offsets[index] = position
+                    position += width_of(feature.type)
+        self.offsets = tuple(offsets)
+        self.stride = _round_up(position, 8)
+
+    @staticmethod
+    def _alignment(feature_type: str, width: int) -> int:
+        return 4 if embedding_size(feature_type) else width
+
+    @cached_property
+    def heap_features(self) -> tuple[int, ...]:
+        """The positions of the features whose values lie in the heap."""
+        return tuple(
+            index for index, feature in enumerate(self.schema.features) if storage_of(feature.type) is Storage.HEAP
+        )
+
+
+@dataclass(frozen=True)
+class ChunkHeader:
+    """The head of a chunk. Section members are byte offsets from the value's start; `origins` is 0 where all rows
+    have the segment's first origin. `bucket(hash) = unsigned(hash - min_hash) >> shift` indexes the directory, which
+    holds `buckets + 1` uint32 row numbers."""
+
+    stride: int
+    rows: int
+    min_hash: int
+    max_hash: int
+    shift: int
+    buckets: int
+    hashes: int
+    row_data: int
+    key_offsets: int
+    origins: int
+    directory: int
+    heap: int
+    keys: int
+    total: int
+    checksum: int
+
+    _STRUCT = struct.Struct("<8sIIQqqII9Q")
+
+    def pack(self) -> bytes:
+        """The header's bytes, `HEADER_SIZE` of them."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return self._STRUCT.pack(MAGIC, FORMAT_VERSION, *values).ljust(HEADER_SIZE, b"\0")
+
+    @classmethod
+    def unpack(cls, value: "memoryview | bytes", origin: str) -> "ChunkHeader":
+        """The header of a chunk whose sections were checked to lie inside it; `origin` names it in errors.
+
+        Raises:
+            StoreDamaged: it is not a chunk, is of another format, or its sections do not fit.
+        """
+        if len(value) < HEADER_SIZE:
+            raise StoreDamaged(
+                f"{origin} has {len(value)} bytes, a chunk has at least {HEADER_SIZE}; load the view again"
+            )
+        magic, version, *values = cls._STRUCT.unpack_from(value)
+        if magic != MAGIC or version != FORMAT_VERSION:
+            raise StoreDamaged(
+                f"{origin} starts with {magic!r} version {version}, expected {MAGIC!r} version {FORMAT_VERSION}; "
+                f"load the view again"
+            )
+        header = cls(*values)
+        header._check_sections(len(value), origin)
+        return header
+
+    def _check_sections(self, size: int, origin: str) -> None:
+        needed = (
+            (self.hashes, 8 * self.rows),
+            (self.row_data, self.stride * self.rows),
+            (self.key_offsets, 4 * (self.rows + 1)),
+            (self.directory, 4 * (self.buckets + 1)),
+            (self.origins, 2 * self.rows if self.origins else 0),
+            (self.heap, 0),
+            (self.keys, 0),
+        )
+        if self.rows < 1 or self.total > size or any(start + length > self.total for start, length in needed):
+            raise StoreDamaged(f"{origin}: its sections do not fit into its {size} bytes; load the view again")
+        if self.min_hash > self.max_hash or (self.max_hash - self.min_hash) >> self.shift >= self.buckets:
+            raise StoreDamaged(f"{origin}: its directory does not span its hashes; load the view again")
+
+
+HEADER_SIZE = 176
+CHECKSUM_OFFSET = ChunkHeader._STRUCT.size - 8
+"""The checksum, XXH3 (64 bits) of the whole chunk with this field as zero, is the header's last member."""
+
+
+def section_start(position: int) -> int:
+    """The first place at or behind `position` where a section may begin."""
+    return _round_up(position + _VALUE_ALIGNMENT, _SECTION_ALIGNMENT) - _VALUE_ALIGNMENT
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

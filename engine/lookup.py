@@ -1,0 +1,254 @@
+"""Answer a lookup from one version of the store: resolve what was asked, hash the keys, find, judge, gather.
+
+Nothing here is done per value, and nothing waits: the whole of it runs on one version, and what it returns owns its
+memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
+from engine.kernels import finding, gathering
+from engine.kernels.hashing import key_hashes
+from engine.kernels.memory import address_of
+from engine.layout import Storage, storage_of
+from engine.result import Column, LookupResult, ViewRows
+from engine.schema import JoinKey, arrow_type
+from engine.version import StoreVersion, ViewVersion
+
+Stale = Literal["serve", "null", "fail"]
+"""What becomes of rows older than the age asked for: served all the same, answered as null, or the lookup fails."""
+
+Entities = Mapping[str, Any]
+"""Join key → a scalar, repeated for every row, or a list, NumPy array or Arrow array of values."""
+
+_MAX_HEAP_COLUMN = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class _ViewPlan:
+    """What one request wants of one view: the features and where in the answer they go."""
+
+    view: str
+    names: tuple[str, ...]
+    positions: tuple[int, ...]
+
+
+def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> list[str]:
+    """The `view:feature` references that a request means: a feature service's (given as a str), or a list in which
+    `view:*` stands for all features of a view.
+
+    Raises:
+        UnknownFeature: there is no such feature service or view.
+        LookupInvalid: the list is empty, or a reference is not of the form `view:feature`.
+    """
+    if isinstance(features, str):
+        service = version.services.get(features)
+        if service is None:
+            known = ", ".join(sorted(version.services)) or "none"
+            raise UnknownFeature(f"the store has no feature service {features!r}; it has {known}")
+        features = service.features
+    references: list[str] = []
+    for reference in features:
+        view, separator, name = reference.partition(":")
+        if not separator or not view or not name:
+            raise LookupInvalid(f"{reference!r} is no feature reference; write view:feature, or view:* for all")
+        if name == "*":
+            references += [f"{view}:{feature.name}" for feature in version.view(view).record.view_schema.features]
+        else:
+            references.append(reference)
+    if not references:
+        raise LookupInvalid("no features were asked for; name some as view:feature, or a feature service")
+    return references
+
+
+def lookup(
+    version: StoreVersion,
+    features: str | Sequence[str],
+    entities: Entities,
+    *,
+    now: int,
+    max_age: timedelta | None = None,
+    stale: Stale = "null",
+) -> LookupResult:
+    """Look up features of many keys in one version of the store.
+
+    Args:
+        features: references, or a feature service's name (see `resolve_features`).
+        entities: the join keys; lists are of one length, which is the number of rows of the answer.
+        now: microseconds since 1970, from which ages are counted.
+        max_age: the age that the caller accepts, instead of each view's TTL.
+        stale: what becomes of rows that are older.
+
+    Raises:
+        LookupInvalid, UnknownFeature: the request does not fit the store.
+        StaleFeatures: rows are older than accepted, and `stale` is "fail".
+    """
+    references = resolve_features(version, features)
+    keys = _KeyColumns(entities)
+    columns: list[Column | None] = [None] * len(references)
+    views: dict[str, ViewRows] = {}
+    for plan in _plans(references):
+        view = version.view(plan.view)
+        found = _find(view, keys)
+        age = max_age if max_age is not None else view.record.view_schema.ttl
+        oldest = now - age // timedelta(microseconds=1) if age is not None else gathering.NO_EVENT_TIME
+        rows = views[plan.view] = _judge(view, found, oldest, stale)
+        for position, column in zip(plan.positions, _gather(view, plan, found, rows), strict=True):
+            columns[position] = column
+    return LookupResult(
+        version=version.id,
+        keys=keys.count,
+        views=views,
+        columns=[column for column in columns if column is not None],
+    )
+
+
+def _plans(references: Sequence[str]) -> list[_ViewPlan]:
+    by_view: dict[str, tuple[list[str], list[int]]] = {}
+    for position, reference in enumerate(references):
+        view, _, name = reference.partition(":")
+        names, positions = by_view.setdefault(view, ([], []))
+        names.append(name)
+        positions.append(position)
+    return [_ViewPlan(view, tuple(names), tuple(positions)) for view, (names, positions) in by_view.items()]
+
+
+class _KeyColumns:
+    """The entities of a request, each made an Arrow array of the type that a view wants when it wants it."""
+
+    def __init__(self, entities: Entities) -> None:
+        self._entities = entities
+        self.count = 1
+        first_list = None
+        for name, values in entities.items():
+            if _is_scalar(values):
+                continue
+            if first_list is not None and len(values) != self.count:
+                raise LookupInvalid(
+                    f"entity {name!r} has {len(values)} values, but {first_list!r} has {self.count}; lists must be of "
+                    f"one length (a scalar is repeated)"
+                )
+            first_list, self.count = name, len(values)
+        self._made: dict[JoinKey, pa.Array] = {}
+
+    def of(self, view: ViewVersion) -> list[pa.Array]:
+        """A view's join keys in order; of one row if all are scalars, else of `count` rows."""
+        join_keys = view.record.view_schema.join_keys
+        scalar = all(_is_scalar(self._entities.get(key.name)) for key in join_keys)
+        columns = [self._column(key, view.record.view_schema.name) for key in join_keys]
+        if scalar or all(len(column) == self.count for column in columns):
+            return columns
+        return [column if len(column) == self.count else pa.repeat(column[0], self.count) for column in columns]
+
+    def _column(self, key: JoinKey, view: str) -> pa.Array:
+        if key not in self._made:
+            if key.name not in self._entities:
+                given = ", ".join(self._entities) or "none"
+                raise LookupInvalid(
+                    f"view {view!r} is looked up by {key.name!r}, which is not among the entities ({given})"
+                )
+            values = self._entities[key.name]
+            self._made[key] = _key_array(key, [values] if _is_scalar(values) else values)
+        return self._made[key]
+
+
+def _is_scalar(values: Any) -> bool:
+    return values is None or isinstance(values, str | int | float | bytes | np.generic)
+
+
+def _key_array(key: JoinKey, values: Any) -> pa.Array:
+    """The values of a join key as one contiguous Arrow array without nulls."""
+    wanted = arrow_type(key.type)
+    try:
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        if isinstance(values, pa.Array):
+            column = values if values.type == wanted else values.cast(wanted)
+        else:
+            column = pa.array(values, wanted)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
+        raise LookupInvalid(f"entity {key.name!r} must be {key.type}: {error}") from None
+    if column.null_count:
+        position = column.is_null().to_pylist().index(True)
+        raise LookupInvalid(f"entity {key.name!r} is null in row {position}; leave such rows out of the request")
+    return column
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where the rows of all keys are: see `engine.kernels.finding.find`."""
+
+    address: npt.NDArray[np.int64]
+    chunk: npt.NDArray[np.int64]
+
+
+def _find(view: ViewVersion, keys: _KeyColumns) -> _Found:
+    columns = keys.of(view)
+    first, second = key_hashes(columns)
+    address, chunk = np.empty(first.size, np.int64), np.empty(first.size, np.int64)
+    finding.find(first, second, view.chunks, view.segment_starts, address, chunk)
+    if first.size != keys.count:
+        return _Found(np.repeat(address, keys.count), np.repeat(chunk, keys.count))
+    return _Found(address, chunk)
+
+
+def _judge(view: ViewVersion, found: _Found, oldest: int, stale: Stale) -> ViewRows:
+    status, event_time = np.empty(found.address.size, np.uint8), np.empty(found.address.size, np.int64)
+    zero_row = address_of(view.zero_row)
+    too_old = gathering.resolve(found.address, zero_row, oldest, stale == "serve", status, event_time)
+    name = view.record.view_schema.name
+    if too_old and stale == "fail":
+        raise StaleFeatures(
+            f"{too_old} of {status.size} rows of view {name!r} are older than the age accepted; accept more with "
+            f"max_age, or have them served or nulled with stale"
+        )
+    return ViewRows(name, status, event_time)
+
+
+def _gather(view: ViewVersion, plan: _ViewPlan, found: _Found, rows: ViewRows) -> list[Column]:
+    program = view.program(plan.names)
+    features, keys = len(program.features), found.address.size
+    alignment = gathering.COLUMN_ALIGNMENT
+    sizes = program.outputs[:, gathering.WIDTH] * keys
+    arena = np.empty(int(((sizes + alignment - 1) // alignment).sum()) * alignment, np.uint8)
+    valid = np.empty((features, keys), np.uint8)
+    nulls, at = np.empty(features, np.int64), np.empty(features, np.int64)
+    gathering.gather(
+        found.address,
+        found.chunk,
+        view.chunks,
+        program.instructions,
+        program.outputs,
+        address_of(arena),
+        valid,
+        nulls,
+        at,
+    )
+    columns = []
+    starts, ends, null_counts = at.tolist(), (at + sizes).tolist(), nulls.tolist()
+    for index, feature in enumerate(program.features):
+        memory, offsets = arena[starts[index] : ends[index]], None
+        reference = f"{plan.view}:{feature.name}"
+        if storage_of(feature.type) is Storage.HEAP:
+            memory, offsets = _copy_from_heap(reference, memory, valid[index])
+        columns.append(Column(reference, feature, rows, memory, valid[index], null_counts[index], offsets))
+    return columns
+
+
+def _copy_from_heap(
+    reference: str, references: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    offsets = np.empty(valid.size + 1, np.int64)
+    size = gathering.heap_offsets(address_of(references), valid, offsets)
+    if size > _MAX_HEAP_COLUMN:
+        raise LookupInvalid(f"the values of {reference} take {size} bytes, an answer holds 2 GiB; ask in parts")
+    data = np.empty(size, np.uint8)
+    gathering.copy_heap(address_of(references), offsets, address_of(data))
+    return data, offsets.astype(np.int32)

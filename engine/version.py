@@ -1,0 +1,140 @@
+"""One version of a store, as one read transaction shows it: every view's segments, ready for the kernels.
+
+A version owns the transaction and the environments that its addresses point into; whoever computes on those addresses
+holds the version meanwhile. What leaves it is a copy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from engine import catalog
+from engine.environment import LiveEnvironment, generation_path, open_generation
+from engine.errors import StoreDamaged, UnknownFeature
+from engine.layout import RowLayout
+from engine.schema import Feature, FeatureService
+from engine.segment import Chunk, Segment, chunk_table, output_row
+
+_KEPT_PROGRAMS = 256
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a list of features is gathered from a view: see `engine.kernels.gathering`."""
+
+    features: tuple[Feature, ...]
+    instructions: npt.NDArray[np.int64]
+    outputs: npt.NDArray[np.int64]
+
+
+class BaseGeneration:
+    """An open base generation and its segment."""
+
+    def __init__(self, store: Path, record: catalog.SegmentRecord) -> None:
+        path = generation_path(store, record.view_schema.name, record.id)
+        self._environment = open_generation(path)
+        self._transaction = self._environment.env.begin(buffers=True)
+        self.segment = read_segment(self._transaction, record, None, path)
+
+
+class ViewVersion:
+    """One view's rows: its segments, newest first, and the tables that the kernels read them by."""
+
+    def __init__(self, raw: bytes, record: catalog.ViewRecord, base: BaseGeneration, overlays: Sequence[Segment]):
+        self.raw = raw
+        self.record = record
+        self.base = base
+        self.segments = (*overlays, base.segment)
+        self.chunks, self.segment_starts = chunk_table(self.segments)
+        longest = max(RowLayout(segment.record.view_schema).stride for segment in self.segments)
+        self.zero_row = np.zeros(longest, np.uint8)
+        self._programs: dict[tuple[str, ...], Program] = {}
+
+    def program(self, names: tuple[str, ...]) -> Program:
+        """The program for features of this view, made once per version.
+
+        Raises:
+            UnknownFeature: the view has no such feature.
+        """
+        program = self._programs.get(names)
+        if program is None:
+            if len(self._programs) >= _KEPT_PROGRAMS:
+                self._programs.clear()
+            program = self._programs[names] = self._make_program(names)
+        return program
+
+    def _make_program(self, names: tuple[str, ...]) -> Program:
+        schema = self.record.view_schema
+        for name in names:
+            if name not in schema.feature_index:
+                known = ", ".join(feature.name for feature in schema.features)
+                raise UnknownFeature(f"view {schema.name!r} has no feature {name!r}; it has {known}")
+        features = tuple(schema.features[schema.feature_index[name]] for name in names)
+        instructions = np.array([segment.instructions(features) for segment in self.segments], np.int64)
+        return Program(features, instructions, np.array([output_row(feature) for feature in features], np.int64))
+
+
+@dataclass(frozen=True)
+class StoreVersion:
+    """All views of a store as of one committed transaction; `id` rises with every commit."""
+
+    id: int
+    store: catalog.StoreRecord
+    views: Mapping[str, ViewVersion]
+    services: Mapping[str, FeatureService]
+    transaction: lmdb.Transaction = field(repr=False)
+
+    def view(self, name: str) -> ViewVersion:
+        """One view; raises UnknownFeature if the store has none of this name."""
+        try:
+            return self.views[name]
+        except KeyError:
+            known = ", ".join(sorted(self.views)) or "none"
+            raise UnknownFeature(f"the store has no view {name!r}; it has {known}") from None
+
+
+def read_version(store: Path, live: LiveEnvironment, previous: StoreVersion | None) -> StoreVersion:
+    """The newest committed version; what `previous` has in common with it is taken over.
+
+    Raises:
+        StoreDamaged: a record, a chunk or a generation is missing or wrong.
+    """
+    transaction = live.env.begin(buffers=True)
+    raw = catalog.read_raw(transaction, live.catalog)
+    views = {}
+    for name, value in catalog.raw_views(raw).items():
+        old = previous.views.get(name) if previous else None
+        if old is not None and old.raw == value:
+            # Chunks are never rewritten and fill pages of their own, so those of equal records stay where they are.
+            views[name] = old
+            continue
+        record = catalog.decode_view(value)
+        same_base = old is not None and old.record.base == record.base
+        base = old.base if old is not None and same_base else BaseGeneration(store, record.base)
+        overlays = [read_segment(transaction, overlay, live.segments, live.path) for overlay in record.overlays]
+        views[name] = ViewVersion(value, record, base, overlays)
+    return StoreVersion(
+        id=transaction.id(),
+        store=catalog.store_in(raw),
+        views=views,
+        services=catalog.services_in(raw),
+        transaction=transaction,
+    )
+
+
+def read_segment(
+    transaction: lmdb.Transaction, record: catalog.SegmentRecord, db: lmdb._Database | None, path: Path
+) -> Segment:
+    """A segment's chunks, as views of the map that end with the transaction; raises StoreDamaged."""
+    chunks = []
+    for number in range(record.chunks):
+        key = catalog.chunk_key(record.id, number)
+        value = transaction.get(key, db=db)
+        if value is None:
+            raise StoreDamaged(f"{path} has no chunk {key.decode()}, though the catalog names it; load the view again")
+        chunks.append(Chunk(value, f"{path} chunk {key.decode()}"))
+    return Segment(record, chunks)

@@ -1,0 +1,280 @@
+"""Encode published rows (an Arrow record batch) into the rows, heap and keys of a chunk.
+
+Arrow is column by column, a segment row by row: the kernel goes over the columns once per block of rows, small enough
+that the rows of a block stay in the cache.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from engine.kernels.memory import copy_bytes, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
+from engine.keys import KEY_HASH, KEY_HASH_2
+from engine.layout import (
+    HEAP_LENGTH_BITS,
+    MAX_HEAP_VALUE,
+    ROW_EVENT_TIME,
+    ROW_PRESENCE,
+    ROW_SECOND_HASH,
+    Storage,
+    storage_of,
+    width_of,
+)
+from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from engine.schema import ViewSchema, arrow_type, embedding_size
+from loaders.segment_writer import ChunkBuilder
+
+# Columns of the table of source columns, int64[features, SOURCE_COLUMNS].
+STORAGE = 0
+WIDTH = 1
+VALUES = 2
+VALIDITY = 3
+SLICE = 4
+OFFSETS = 5
+STRING_OFFSETS = 6
+FIELD = 7
+PRESENCE_BIT = 8
+ITEM_WIDTH = 9
+SOURCE_COLUMNS = 10
+
+_BYTE = int(Storage.BYTE)
+_WORD_4 = int(Storage.WORD_4)
+_WORD_8 = int(Storage.WORD_8)
+_INLINE = int(Storage.INLINE)
+_BLOCK = 128
+
+
+def published_schema(schema: ViewSchema, *, delta: bool) -> pa.Schema:
+    """The columns of a view's published files, as `encode` takes them. An embedding is a list of any length here;
+    `encode` checks the length."""
+    fields = [
+        pa.field(KEY_HASH, pa.int64()),
+        pa.field(KEY_HASH_2, pa.int64()),
+        pa.field(EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC")),
+    ]
+    if delta:
+        fields.append(pa.field(TOMBSTONE, pa.bool_()))
+    fields += [pa.field(key.name, arrow_type(key.type)) for key in schema.join_keys]
+    for feature in schema.features:
+        in_files = pa.list_(pa.float32()) if embedding_size(feature.type) else arrow_type(feature.type)
+        fields.append(pa.field(feature.name, in_files))
+    return pa.schema(fields)
+
+
+def encode(builder: ChunkBuilder, start: int, batch: pa.RecordBatch) -> None:
+    """Write a batch, of columns as in `published_schema`, into the builder's rows from `start` on.
+
+    Raises:
+        ValueError: a value is longer than MAX_HEAP_VALUE, a list holds a null, or an embedding has another length than
+            its type; the message names the feature.
+    """
+    layout, end = builder.layout, start + batch.num_rows
+    builder.hashes[start:end] = _integers(batch.column(KEY_HASH))
+    _encode_keys(builder, start, batch)
+    sources = np.zeros((len(layout.schema.features), SOURCE_COLUMNS), np.int64)
+    kept_alive, heap_bytes = [], 0
+    for index, feature in enumerate(layout.schema.features):
+        column = _with_byte_booleans(batch.column(feature.name))
+        kept_alive.append(column)
+        _describe(column, feature.type, sources[index])
+        sources[index, FIELD] = layout.offsets[index]
+        sources[index, PRESENCE_BIT] = index + 1
+        if storage_of(feature.type) is Storage.HEAP:
+            heap_bytes += _heap_bytes(column)
+    used_before = builder.heap_size
+    heap = builder.buffer.reserve(heap_bytes)
+    misfit, heap_used = encode_rows(
+        builder.row_address + layout.stride * start,
+        layout.stride,
+        _integers(batch.column(KEY_HASH_2)),
+        _integers(batch.column(EVENT_TIMESTAMP)),
+        _tombstones(batch),
+        sources,
+        heap,
+        used_before,
+    )
+    if misfit >= 0:
+        feature = layout.schema.features[misfit]
+        raise ValueError(
+            f"feature {feature.name!r} has a value that is no {feature.type}: one longer than {MAX_HEAP_VALUE} "
+            f"bytes, or an embedding of another length"
+        )
+    builder.buffer.size -= heap_bytes - heap_used
+
+
+def _integers(column: pa.Array) -> npt.NDArray[np.int64]:
+    """An int64 or timestamp column without nulls, as int64[rows]."""
+    values: npt.NDArray[np.int64] = np.frombuffer(column.buffers()[1], np.int64)
+    return values[column.offset : column.offset + len(column)]
+
+
+def _tombstones(batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
+    if TOMBSTONE not in batch.schema.names:
+        return np.zeros(batch.num_rows, np.uint8)
+    flags: npt.NDArray[np.bool_] = batch.column(TOMBSTONE).to_numpy(zero_copy_only=False)
+    return flags.view(np.uint8)
+
+
+def _encode_keys(builder: ChunkBuilder, start: int, batch: pa.RecordBatch) -> None:
+    keys = [batch.column(key.name) for key in builder.layout.schema.join_keys]
+    sources = np.zeros((len(keys), SOURCE_COLUMNS), np.int64)
+    size = 0
+    for index, (column, key) in enumerate(zip(keys, builder.layout.schema.join_keys, strict=True)):
+        _describe(column, key.type, sources[index])
+        size += 8 * len(column) if key.type == "int64" else 4 * len(column) + _heap_bytes(column)
+    position = builder.keys.size
+    address = builder.keys.reserve(size)
+    offsets = builder.key_offsets[start : start + batch.num_rows + 1]
+    builder.keys.size = encode_keys(sources, offsets, address, position)
+
+
+def _with_byte_booleans(column: pa.Array) -> pa.Array:
+    return column.cast(pa.uint8()) if pa.types.is_boolean(column.type) else column
+
+
+def _describe(column: pa.Array, column_type: str, source: npt.NDArray[np.int64]) -> None:
+    """Fill in where the buffers of a column are."""
+    storage = storage_of(column_type)
+    buffers = column.buffers()
+    source[STORAGE] = storage
+    source[WIDTH] = width_of(column_type)
+    source[SLICE] = column.offset
+    source[VALIDITY] = buffers[0].address if buffers[0] else 0
+    if storage not in (Storage.INLINE, Storage.HEAP):
+        source[VALUES] = buffers[1].address if buffers[1] else 0
+        return
+    source[OFFSETS] = buffers[1].address
+    if not pa.types.is_list(column.type):
+        source[VALUES] = buffers[2].address if buffers[2] else 0
+        source[ITEM_WIDTH] = 1
+        return
+    items = column.values
+    if items.null_count:
+        raise ValueError("a list feature holds a null item; drop such items, or the whole list, at the source")
+    if pa.types.is_string(items.type):
+        source[STRING_OFFSETS] = items.buffers()[1].address + 4 * items.offset
+        source[VALUES] = items.buffers()[2].address if items.buffers()[2] else 0
+        return
+    source[ITEM_WIDTH] = items.type.bit_width // 8
+    source[VALUES] = items.buffers()[1].address + source[ITEM_WIDTH] * items.offset if items.buffers()[1] else 0
+
+
+def _heap_bytes(column: pa.Array) -> int:
+    """The most bytes that a column's values can take in the heap."""
+    if not len(column):
+        return 0
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+    first, last = int(offsets[0]), int(offsets[-1])
+    if not pa.types.is_list(column.type):
+        return last - first
+    items = column.values
+    if pa.types.is_string(items.type):
+        return 4 * len(column) + 4 * (last - first) + _heap_bytes(items.slice(first, last - first))
+    return int(items.type.bit_width // 8) * (last - first)
+
+
+@njit(inline="always")
+def _is_valid(source: Any, row: int) -> Any:
+    if source[VALIDITY] == 0:
+        return True
+    position = row + source[SLICE]
+    return load_u8(source[VALIDITY] + (position >> 3)) >> (position & 7) & 1 != 0
+
+
+@njit(nogil=True, cache=True)
+def _encode_string_list(source: Any, start: int, count: int, to: int) -> Any:
+    """Write a list<string> value as count, ends and bytes (uint32 each); returns its size."""
+    base = load_i32(source[STRING_OFFSETS] + 4 * start)
+    store_i32(to, count)
+    for index in range(count):
+        store_i32(to + 4 + 4 * index, load_i32(source[STRING_OFFSETS] + 4 * (start + index + 1)) - base)
+    size = load_i32(source[STRING_OFFSETS] + 4 * (start + count)) - base
+    copy_bytes(to + 4 + 4 * count, source[VALUES] + base, size)
+    return 4 + 4 * count + size
+
+
+@njit(nogil=True, cache=True)
+def encode_rows(
+    rows: int, stride: int, second: Any, event_time: Any, tombstones: Any, sources: Any, heap: int, heap_offset: int
+) -> Any:
+    """Write rows from columns.
+
+    Args:
+        rows: address of the first row; all rows are zero.
+        second, event_time, tombstones: int64, int64 and uint8[rows].
+        sources: int64[features, SOURCE_COLUMNS].
+        heap: address where variable-length values go, which is `heap_offset` bytes into the chunk's heap.
+
+    Returns:
+        (the first feature with a value that does not fit or -1, bytes of heap used).
+    """
+    used = 0
+    for block in range(0, second.size, _BLOCK):
+        block_end = min(block + _BLOCK, second.size)
+        for row in range(block, block_end):
+            store_i64(rows + stride * row + ROW_SECOND_HASH, second[row])
+            store_i64(rows + stride * row + ROW_EVENT_TIME, event_time[row])
+            store_u8(rows + stride * row + ROW_PRESENCE, tombstones[row])
+        for feature in range(sources.shape[0]):
+            source = sources[feature]
+            storage = source[STORAGE]
+            byte = ROW_PRESENCE + (source[PRESENCE_BIT] >> 3)
+            mask = 1 << (source[PRESENCE_BIT] & 7)
+            for row in range(block, block_end):
+                if tombstones[row] or not _is_valid(source, row):
+                    continue
+                address = rows + stride * row
+                store_u8(address + byte, load_u8(address + byte) | mask)
+                field = address + source[FIELD]
+                item = row + source[SLICE]
+                if storage == _WORD_4:
+                    store_i32(field, load_i32(source[VALUES] + 4 * item))
+                elif storage == _WORD_8:
+                    store_i64(field, load_i64(source[VALUES] + 8 * item))
+                elif storage == _BYTE:
+                    store_u8(field, load_u8(source[VALUES] + item))
+                else:
+                    start = load_i32(source[OFFSETS] + 4 * item)
+                    count = load_i32(source[OFFSETS] + 4 * item + 4) - start
+                    if storage == _INLINE:
+                        if 4 * count != source[WIDTH]:
+                            return feature, used
+                        copy_bytes(field, source[VALUES] + 4 * start, 4 * count)
+                        continue
+                    if source[STRING_OFFSETS]:
+                        size = _encode_string_list(source, start, count, heap + used)
+                    else:
+                        size = source[ITEM_WIDTH] * count
+                        copy_bytes(heap + used, source[VALUES] + source[ITEM_WIDTH] * start, size)
+                    if size > MAX_HEAP_VALUE:
+                        return feature, used
+                    store_i64(field, (heap_offset + used) << HEAP_LENGTH_BITS | size)
+                    used += size
+    return -1, used
+
+
+@njit(nogil=True, cache=True)
+def encode_keys(sources: Any, offsets: Any, keys: int, position: int) -> int:
+    """Write keys one after the other at `keys`, `position` bytes into the chunk's keys, and where each ends into
+    offsets[rows + 1]. A row without a key (a tombstone) takes no bytes. Returns where the last ends."""
+    written = 0
+    for row in range(offsets.size - 1):
+        for column in range(sources.shape[0]):
+            source = sources[column]
+            if not _is_valid(source, row):
+                continue
+            item = row + source[SLICE]
+            if source[STORAGE] == _WORD_8:
+                store_i64(keys + written, load_i64(source[VALUES] + 8 * item))
+                written += 8
+            else:
+                start = load_i32(source[OFFSETS] + 4 * item)
+                size = load_i32(source[OFFSETS] + 4 * item + 4) - start
+                store_i32(keys + written, size)
+                copy_bytes(keys + written + 4, source[VALUES] + start, size)
+                written += 4 + size
+        offsets[row + 1] = position + written
+    return position + written

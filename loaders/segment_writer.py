@@ -1,0 +1,134 @@
+"""Build one chunk of a segment in memory and seal it: header, directory, checksum.
+
+Where its rows come from is not known here: `loaders.arrow_rows` encodes published ones, `loaders.merge` copies stored
+ones.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from engine.kernels.memory import address_of, load_i64, store_i32
+from engine.layout import CHECKSUM_OFFSET, HEADER_SIZE, ROWS_PER_BUCKET, ChunkHeader, RowLayout, section_start
+from engine.segment import chunk_checksum
+
+MIN_CHUNK_BYTES = 4096
+"""A smaller LMDB value would share its page with others, and move when they change."""
+
+
+class GrowingBuffer:
+    """Bytes that grow at their end. Addresses and views hold until the next `reserve`."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._memory = np.zeros(max(size, 64), np.uint8)
+
+    def reserve(self, count: int) -> int:
+        """Make room for `count` bytes and count them as written; returns the address where they go."""
+        start = self.size
+        self.size += count
+        if self.size > self._memory.size:
+            # Memory of this size comes from mmap, so that growing it moves page table entries, not bytes.
+            self._memory.resize(max(self.size, self._memory.size * 3 // 2), refcheck=False)
+        return address_of(self._memory) + start
+
+    @property
+    def content(self) -> npt.NDArray[np.uint8]:
+        """The bytes so far, as a view."""
+        return self._memory[: self.size]
+
+
+class ChunkBuilder:
+    """A chunk in the making, of exactly `rows` rows, all of which its user fills in before `finish`.
+
+    Variable-length values go behind `heap_start` in `buffer`; keys, one after the other, into `keys`.
+    """
+
+    def __init__(self, layout: RowLayout, rows: int, *, with_origins: bool) -> None:
+        self.layout = layout
+        self.rows = rows
+        self._hashes = section_start(HEADER_SIZE)
+        self._row_data = section_start(self._hashes + 8 * rows)
+        self._key_offsets = section_start(self._row_data + layout.stride * rows)
+        end = self._key_offsets + 4 * (rows + 1)
+        self._origins = section_start(end) if with_origins else 0
+        self._directory = section_start(self._origins + 2 * rows if with_origins else end)
+        self.heap_start = section_start(self._directory + 4 * (rows // ROWS_PER_BUCKET + 3))
+        self.buffer = GrowingBuffer(self.heap_start)
+        self.keys = GrowingBuffer(0)
+
+    @property
+    def hashes(self) -> npt.NDArray[np.int64]:
+        """int64[rows], to be filled in ascending order."""
+        return self._section(self._hashes, np.int64, self.rows)
+
+    @property
+    def row_address(self) -> int:
+        """The address of the first row; all rows are zero at first."""
+        return address_of(self.buffer.content) + self._row_data
+
+    @property
+    def key_offsets(self) -> npt.NDArray[np.uint32]:
+        """uint32[rows + 1], to be filled: where in `keys` each row's key begins, and where the last ends."""
+        return self._section(self._key_offsets, np.uint32, self.rows + 1)
+
+    @property
+    def origins(self) -> npt.NDArray[np.uint16]:
+        """uint16[rows], to be filled: the position in the segment's origins of what wrote each row."""
+        return self._section(self._origins, np.uint16, self.rows)
+
+    @property
+    def heap_size(self) -> int:
+        """The bytes of all variable-length values so far."""
+        return self.buffer.size - self.heap_start
+
+    def finish(self) -> npt.NDArray[np.uint8]:
+        """The sealed chunk, uint8[bytes]; the builder is of no further use."""
+        lowest, highest = int(self.hashes[0]), int(self.hashes[-1])
+        shift = min(63, max(0, (highest - lowest).bit_length() - max(1, self.rows // ROWS_PER_BUCKET).bit_length() + 1))
+        buckets = ((highest - lowest) >> shift) + 1
+        heap_end = self.buffer.size
+        self.buffer.reserve(max(self.keys.size, MIN_CHUNK_BYTES - heap_end))
+        value = self.buffer.content
+        value[heap_end : heap_end + self.keys.size] = self.keys.content
+        fill_directory(address_of(self.hashes), self.rows, shift, address_of(value) + self._directory, buckets)
+        header = ChunkHeader(
+            stride=self.layout.stride,
+            rows=self.rows,
+            min_hash=lowest,
+            max_hash=highest,
+            shift=shift,
+            buckets=buckets,
+            hashes=self._hashes,
+            row_data=self._row_data,
+            key_offsets=self._key_offsets,
+            origins=self._origins,
+            directory=self._directory,
+            heap=self.heap_start,
+            keys=heap_end,
+            total=value.size,
+            checksum=0,
+        )
+        value[:HEADER_SIZE] = np.frombuffer(header.pack(), np.uint8)
+        value[CHECKSUM_OFFSET : CHECKSUM_OFFSET + 8].view(np.uint64)[0] = chunk_checksum(value)
+        return value
+
+    def _section(self, start: int, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+        return self.buffer.content[start : start + np.dtype(dtype).itemsize * count].view(dtype)
+
+
+@njit(nogil=True, cache=True)
+def fill_directory(hashes: int, rows: int, shift: int, directory: int, buckets: int) -> None:
+    """Write, for each bucket, the first row whose hash is in it or behind it, and at last the number of rows."""
+    lowest = load_i64(hashes)
+    bucket = 0
+    for row in range(rows):
+        here = np.int64(np.uint64(load_i64(hashes + 8 * row) - lowest) >> np.uint64(shift))
+        while bucket <= here:
+            store_i32(directory + 4 * bucket, row)
+            bucket += 1
+    while bucket <= buckets:
+        store_i32(directory + 4 * bucket, rows)
+        bucket += 1
