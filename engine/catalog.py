@@ -19,6 +19,7 @@ _Model = TypeVar("_Model", bound="_Record")
 _STORE_KEY = b"store"
 _SERVICES_KEY = b"services"
 _VIEW_PREFIX = b"view:"
+_TROUBLE_PREFIX = b"trouble:"
 
 
 class _Record(BaseModel):
@@ -54,8 +55,9 @@ class SegmentRecord(_Record):
 
 
 class Trouble(_Record):
-    """Why a view does not move on."""
+    """Why a view does not move on: what the writer met, with the name of the error's class."""
 
+    code: str
     message: str
     since: datetime
 
@@ -77,7 +79,6 @@ class ViewRecord(_Record):
     applied_at: datetime
     watermark: datetime | None
     pinned: bool = False
-    trouble: Trouble | None = None
 
 
 class StoreRecord(_Record):
@@ -109,6 +110,13 @@ def raw_views(raw: dict[bytes, bytes]) -> dict[str, bytes]:
     return {key[prefix:].decode(): value for key, value in raw.items() if key.startswith(_VIEW_PREFIX)}
 
 
+def troubles_in(raw: dict[bytes, bytes]) -> dict[str, Trouble]:
+    """The views that do not move on, loaded or not, and why."""
+    prefix = len(_TROUBLE_PREFIX)
+    troubled = ((key, value) for key, value in raw.items() if key.startswith(_TROUBLE_PREFIX))
+    return {key[prefix:].decode(): _decode(value, Trouble) for key, value in troubled}
+
+
 def decode_view(value: bytes) -> ViewRecord:
     """One view's record; raises StoreDamaged."""
     return _decode(value, ViewRecord)
@@ -129,6 +137,14 @@ def store_in(raw: dict[bytes, bytes]) -> StoreRecord:
 def write_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str, record: ViewRecord) -> None:
     """Replace one view's record."""
     transaction.put(_VIEW_PREFIX + name.encode(), _encode(record), db=db)
+
+
+def write_trouble(transaction: lmdb.Transaction, db: lmdb._Database, view: str, trouble: Trouble | None) -> None:
+    """Note why a view does not move on; None once it does."""
+    if trouble is None:
+        transaction.delete(_TROUBLE_PREFIX + view.encode(), db=db)
+    else:
+        transaction.put(_TROUBLE_PREFIX + view.encode(), _encode(trouble), db=db)
 
 
 def write_services(transaction: lmdb.Transaction, db: lmdb._Database, services: tuple[FeatureService, ...]) -> None:

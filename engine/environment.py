@@ -26,9 +26,14 @@ def live_path(store: Path) -> Path:
     return store / "live"
 
 
+def generations_path(store: Path, view: str) -> Path:
+    """Where the base generations of a view are."""
+    return store / "generations" / view
+
+
 def generation_path(store: Path, view: str, generation_id: str) -> Path:
     """Where one base generation of a view is."""
-    return store / "generations" / view / generation_id
+    return generations_path(store, view) / generation_id
 
 
 class Environment:

@@ -36,6 +36,14 @@ class PublicationLost(ShoalError):
     exit_code = 3
 
 
+class RootNotWritable(ShoalError):
+    """The export root's file system refuses what an exporter has to write."""
+
+
+class SparkFailed(ShoalError):
+    """Spark or Java is not installed, Spark did not start, or it gave up on a job."""
+
+
 # --- while an export root is read ------------------------------------------------------------------------------
 
 

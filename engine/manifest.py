@@ -4,6 +4,7 @@ A sealed document is JSON whose last member, `checksum`, is the XXH3 (64 bits, h
 sorted. `engine.export_root` says where documents lie and how they come to be.
 """
 
+import itertools
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -68,7 +69,7 @@ class Manifest(BaseModel):
         total = sum(file.rows for file in self.files)
         if total != self.rows + self.tombstones:
             raise ValueError(f"its files hold {total} rows, but it claims {self.rows} and {self.tombstones} tombstones")
-        for left, right in zip(self.files, self.files[1:], strict=False):
+        for left, right in itertools.pairwise(self.files):
             if left.max_key_hash >= right.min_key_hash:
                 raise ValueError(f"{left.path} and {right.path} overlap in key hash, or are out of order")
         if self.kind == "snapshot" and self.tombstones:

@@ -86,6 +86,7 @@ class StoreVersion:
     store: catalog.StoreRecord
     views: Mapping[str, ViewVersion]
     services: Mapping[str, FeatureService]
+    troubles: Mapping[str, catalog.Trouble]
     transaction: lmdb.Transaction = field(repr=False)
 
     def view(self, name: str) -> ViewVersion:
@@ -122,6 +123,7 @@ def read_version(store: Path, live: LiveEnvironment, previous: StoreVersion | No
         store=catalog.store_in(raw),
         views=views,
         services=catalog.services_in(raw),
+        troubles=catalog.troubles_in(raw),
         transaction=transaction,
     )
 

@@ -11,7 +11,16 @@ import numpy.typing as npt
 from numba import njit
 
 from engine.kernels.memory import address_of, load_i64, store_i32
-from engine.layout import CHECKSUM_OFFSET, HEADER_SIZE, ROWS_PER_BUCKET, ChunkHeader, RowLayout, section_start
+from engine.layout import (
+    CHECKSUM_OFFSET,
+    HEADER_SIZE,
+    ROW_PRESENCE,
+    ROWS_PER_BUCKET,
+    TOMBSTONE_BIT,
+    ChunkHeader,
+    RowLayout,
+    section_start,
+)
 from engine.segment import chunk_checksum
 
 MIN_CHUNK_BYTES = 4096
@@ -83,6 +92,14 @@ class ChunkBuilder:
     def heap_size(self) -> int:
         """The bytes of all variable-length values so far."""
         return self.buffer.size - self.heap_start
+
+    @property
+    def tombstones(self) -> int:
+        """How many of the rows are tombstones."""
+        presence = self._section(self._row_data, np.uint8, self.layout.stride * self.rows)[
+            ROW_PRESENCE :: self.layout.stride
+        ]
+        return int(np.count_nonzero(presence & (1 << TOMBSTONE_BIT)))
 
     def finish(self) -> npt.NDArray[np.uint8]:
         """The sealed chunk, uint8[bytes]; the builder is of no further use."""

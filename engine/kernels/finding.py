@@ -114,4 +114,5 @@ def find(first: Any, second: Any, chunks: Any, segments: Any, address: Any, chun
         address[start:end] = NOT_FOUND
         for segment in range(segments.size - 1):
             chunk_range = (segments[segment], segments[segment + 1])
-            find_in_segment(first, second, start, end, chunks, chunk_range, address, chunk_of)
+            if chunk_range[0] < chunk_range[1]:
+                find_in_segment(first, second, start, end, chunks, chunk_range, address, chunk_of)

@@ -64,14 +64,14 @@ class Status(IntEnum):
 _PRESENT = int(Status.PRESENT)
 _NOT_FOUND = int(Status.NOT_FOUND)
 _OUTSIDE_MAX_AGE = int(Status.OUTSIDE_MAX_AGE)
-_ABSENT = int(Operation.ABSENT)
+ABSENT = int(Operation.ABSENT)
 _COPY_1 = int(Operation.COPY_1)
 _COPY_4 = int(Operation.COPY_4)
 _COPY_8 = int(Operation.COPY_8)
 _INT32_TO_INT64 = int(Operation.INT32_TO_INT64)
 _INT32_TO_FLOAT64 = int(Operation.INT32_TO_FLOAT64)
 _FLOAT32_TO_FLOAT64 = int(Operation.FLOAT32_TO_FLOAT64)
-_COPY_INLINE = int(Operation.COPY_INLINE)
+HEAP_REFERENCE = int(Operation.HEAP_REFERENCE)
 
 NO_EVENT_TIME = np.iinfo(np.int64).min
 """Event time of a key that has no row: NumPy's NaT."""
@@ -111,8 +111,27 @@ def resolve(address: Any, zero_row: int, oldest: int, serve_stale: bool, status:
 
 
 @njit(inline="always")
-def _is_present(row: int, bit: int) -> Any:
+def is_present(row: int, bit: int) -> Any:
     return load_u8(row + ROW_PRESENCE + (bit >> 3)) >> (bit & 7) & 1 != 0
+
+
+@njit(inline="always")
+def copy_field(operation: int, source: int, destination: int, width: int) -> None:
+    """Copy a value that lies in the row itself, widening it if the operation says so; `width` is that of the copy."""
+    if operation == _COPY_4:
+        store_i32(destination, load_i32(source))
+    elif operation == _COPY_8:
+        store_i64(destination, load_i64(source))
+    elif operation == _COPY_1:
+        store_u8(destination, load_u8(source))
+    elif operation == _INT32_TO_INT64:
+        store_i64(destination, load_i32(source))
+    elif operation == _INT32_TO_FLOAT64:
+        store_i64(destination, float64_bits(np.float64(load_i32(source))))
+    elif operation == _FLOAT32_TO_FLOAT64:
+        store_i64(destination, float64_bits(np.float64(load_f32(source))))
+    else:
+        copy_bytes(destination, source, width)
 
 
 @njit(nogil=True, cache=True)
@@ -127,7 +146,7 @@ def _gather_mixed(
         chunk = max(chunk_of[key], 0)
         instruction = instructions[chunks[chunk, SEGMENT]]
         operation = instruction[OPERATION]
-        present = operation != _ABSENT and _is_present(row, instruction[PRESENCE_BIT])
+        present = operation != ABSENT and is_present(row, instruction[PRESENCE_BIT])
         valid[key] = present
         destination = to + width * key
         if not present:
@@ -135,20 +154,8 @@ def _gather_mixed(
             _store_null(destination, width, output[NULL_PATTERN])
             continue
         source = row + instruction[OFFSET]
-        if operation == _COPY_4:
-            store_i32(destination, load_i32(source))
-        elif operation == _COPY_8:
-            store_i64(destination, load_i64(source))
-        elif operation == _COPY_1:
-            store_u8(destination, load_u8(source))
-        elif operation == _INT32_TO_INT64:
-            store_i64(destination, load_i32(source))
-        elif operation == _INT32_TO_FLOAT64:
-            store_i64(destination, float64_bits(np.float64(load_i32(source))))
-        elif operation == _FLOAT32_TO_FLOAT64:
-            store_i64(destination, float64_bits(np.float64(load_f32(source))))
-        elif operation == _COPY_INLINE:
-            copy_bytes(destination, source, width)
+        if operation != HEAP_REFERENCE:
+            copy_field(operation, source, destination, width)
         else:
             reference = load_i64(source)
             store_i64(destination, chunks[chunk, HEAP] + (reference >> HEAP_LENGTH_BITS))

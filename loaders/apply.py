@@ -1,0 +1,208 @@
+"""Apply published entries: a snapshot becomes a base generation, a delta an overlay; or go back to an earlier base."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+from engine.catalog import Origin, SegmentRecord, ViewRecord
+from engine.errors import ForeignDelta, GenerationNotKept
+from engine.export_root import ExportRoot
+from engine.kernels import finding
+from engine.kernels.memory import load_i64
+from engine.keys import KEY_HASH, KEY_HASH_2
+from engine.layout import ROW_EVENT_TIME, RowLayout
+from engine.manifest import EVENT_TIMESTAMP, Manifest
+from engine.version import ViewVersion
+from loaders.generation import (
+    GenerationBuilder,
+    Progress,
+    build_from_entry,
+    clear_unfinished,
+    encode_published,
+)
+from loaders.published_rows import EntryReader
+from loaders.segment_writer import ChunkBuilder
+from loaders.store_writer import NewOverlay, StoreWriter, overlay_id
+
+
+def load_snapshot(
+    writer: StoreWriter, root: ExportRoot, manifest: Manifest, progress: Progress, *, accept_schema_change: bool = False
+) -> None:
+    """Build a snapshot's base generation, going on with an unfinished build of it, and make it the view's base.
+
+    Raises:
+        SchemaChangeRefused: the schema does not succeed the store's, and the change was not accepted.
+        FileDamaged: a file is not what its manifest says; the last version stands.
+        StoreFull: there is no room; loading again goes on where it stopped.
+    """
+    view, generation_id = manifest.view.name, manifest.snapshot_id
+    old = writer.record(view)
+    if old is not None and not accept_schema_change:
+        manifest.view.check_succeeds(old.view_schema)
+    clear_unfinished(writer.store, view, but=generation_id)
+    builder = GenerationBuilder(writer.store, view, generation_id)
+    try:
+        build_from_entry(builder, EntryReader(root, manifest), progress)
+        base = SegmentRecord(
+            id=generation_id,
+            view_schema=manifest.view,
+            origins=(_origin(manifest),),
+            first_seq=manifest.seq,
+            last_seq=manifest.seq,
+            last_entry=manifest.id,
+            chunks=len(builder.chunks),
+            rows=manifest.rows,
+            tombstones=0,
+            bytes=sum(chunk["bytes"] for chunk in builder.chunks),
+            watermark=manifest.watermark,
+            created_at=datetime.now(UTC),
+        )
+
+        def swap(record: ViewRecord | None) -> ViewRecord:
+            builder.complete()
+            return _at_entry(manifest, base, (), _kept_after(writer, record, base))
+
+        writer.commit_view(view, swap)
+    finally:
+        builder.close()
+
+
+def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> None:
+    """Lay a delta over a view: its rows and tombstones become the newest overlay.
+
+    A row with an older event time than the one in the store stays out: the newest event time wins, then the newest seq.
+
+    Raises:
+        SchemaChangeRefused: the schema does not succeed the store's.
+        FileDamaged: a file is not what its manifest says; the last version stands.
+        StoreFull: there is no room; the last version stands.
+    """
+    view = manifest.view.name
+    version = writer.version().view(view)
+    manifest.view.check_succeeds(version.record.view_schema)
+    chunks = _delta_chunks(EntryReader(root, manifest), version)
+    overlay = _overlay(manifest, chunks) if chunks else None
+
+    def lay_over(record: ViewRecord | None) -> ViewRecord:
+        if record is None or record.applied_entry != manifest.parent:
+            raise ForeignDelta(f"view {view!r} moved on while delta {manifest.seq} was being read; it is applied again")
+        overlays = (overlay.record, *record.overlays) if overlay else record.overlays
+        return _at_entry(manifest, record.base, overlays, record.kept)
+
+    writer.commit_view(view, lay_over, overlay)
+
+
+def roll_back(writer: StoreWriter, view: str, generation_id: str) -> None:
+    """Serve a kept base as it was loaded, and stay there until `follow_again`.
+
+    Raises:
+        GenerationNotKept: this node has no such generation of the view.
+    """
+
+    def go_back(record: ViewRecord | None) -> ViewRecord:
+        known = (record.base, *record.kept) if record else ()
+        base = next((base for base in known if base.id == generation_id), None)
+        if base is None or record is None:
+            ids = ", ".join(base.id for base in known) or "none"
+            raise GenerationNotKept(f"view {view!r} has no generation {generation_id!r} on this node; it has {ids}")
+        return record.model_copy(
+            update={
+                "view_schema": base.view_schema,
+                "base": base,
+                "overlays": (),
+                "kept": tuple(other for other in known if other.id != generation_id),
+                "applied_seq": base.last_seq,
+                "applied_entry": base.last_entry,
+                "applied_at": datetime.now(UTC),
+                "watermark": base.watermark,
+                "pinned": True,
+            }
+        )
+
+    writer.commit_view(view, go_back)
+
+
+def follow_again(writer: StoreWriter, view: str) -> None:
+    """Let a view that was rolled back go on along the log."""
+    writer.commit_view(
+        view, lambda record: record.model_copy(update={"pinned": False}) if record and record.pinned else None
+    )
+
+
+def _at_entry(
+    manifest: Manifest, base: SegmentRecord, overlays: tuple[SegmentRecord, ...], kept: tuple[SegmentRecord, ...]
+) -> ViewRecord:
+    return ViewRecord(
+        view_schema=manifest.view,
+        base=base,
+        overlays=overlays,
+        kept=kept,
+        applied_seq=manifest.seq,
+        applied_entry=manifest.id,
+        published_at=manifest.published_at,
+        applied_at=datetime.now(UTC),
+        watermark=manifest.watermark,
+    )
+
+
+def _kept_after(writer: StoreWriter, record: ViewRecord | None, base: SegmentRecord) -> tuple[SegmentRecord, ...]:
+    """The bases that stay for going back once `base` takes over."""
+    earlier = (record.base, *record.kept) if record else ()
+    return tuple(other for other in earlier if other.id != base.id)[: writer.kept_generations]
+
+
+def _origin(manifest: Manifest) -> Origin:
+    return Origin(kind=manifest.kind, seq=manifest.seq, id=manifest.id)
+
+
+def _overlay(manifest: Manifest, chunks: Sequence[ChunkBuilder]) -> NewOverlay:
+    sealed = [chunk.finish() for chunk in chunks]
+    rows, tombstones = sum(chunk.rows for chunk in chunks), sum(chunk.tombstones for chunk in chunks)
+    record = SegmentRecord(
+        id=overlay_id(manifest.view.name, manifest.seq, manifest.seq),
+        view_schema=manifest.view,
+        origins=(_origin(manifest),),
+        first_seq=manifest.seq,
+        last_seq=manifest.seq,
+        last_entry=manifest.id,
+        chunks=len(sealed),
+        rows=rows - tombstones,
+        tombstones=tombstones,
+        bytes=sum(chunk.size for chunk in sealed),
+        watermark=manifest.watermark,
+        created_at=datetime.now(UTC),
+    )
+    return NewOverlay(record, sealed)
+
+
+def _delta_chunks(reader: EntryReader, version: ViewVersion) -> list[ChunkBuilder]:
+    layout = RowLayout(reader.manifest.view)
+    chunks = []
+    for group in reader.row_groups():
+        batch = _without_late_rows(reader.read(group), version)
+        if batch.num_rows:
+            chunk = ChunkBuilder(layout, batch.num_rows, with_origins=False)
+            encode_published(chunk, 0, batch, reader, group)
+            chunks.append(chunk)
+    return chunks
+
+
+def _without_late_rows(batch: pa.RecordBatch, version: ViewVersion) -> pa.RecordBatch:
+    first, second = (batch.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2))
+    address, chunk = np.empty(first.size, np.int64), np.empty(first.size, np.int64)
+    finding.find(first, second, version.chunks, version.segment_starts, address, chunk)
+    on_time = np.empty(first.size, np.bool_)
+    mark_on_time(address, batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy(), on_time)
+    return batch if on_time.all() else batch.filter(pa.array(on_time))
+
+
+@njit(nogil=True, cache=True)
+def mark_on_time(address: Any, event_time: Any, on_time: Any) -> None:
+    """Mark the rows whose event time is not older than that of the row found at their address, if one was."""
+    for row in range(address.size):
+        found = address[row] != finding.NOT_FOUND
+        on_time[row] = not found or event_time[row] >= load_i64(address[row] + ROW_EVENT_TIME)

@@ -1,0 +1,130 @@
+"""Keep overlays few and small: merge them in tiers, and fold them with their base into a new one.
+
+Tiers: an overlay is merged with its older neighbour until that is more than `TIER_GROWTH` times its size, so that sizes
+grow geometrically with age and a row is rewritten once per tier, not once per delta (the logarithmic method of Bentley
+and Saxe, as log-structured merge trees use it).
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from engine.catalog import SegmentRecord, ViewRecord
+from loaders.generation import CHUNK_BYTES, GenerationBuilder
+from loaders.merge import Merge
+from loaders.store_writer import NewOverlay, StoreWriter, overlay_id
+
+TIER_GROWTH = 4
+MAX_OVERLAYS = 6
+FOLD_SHARE = 0.25
+"""Overlays are folded once they have more than so many rows per row of the base."""
+
+
+def overlays_to_merge(overlays: Sequence[SegmentRecord]) -> int:
+    """How many of a view's newest overlays should become one; 0 if none should."""
+    sizes = [overlay.rows + overlay.tombstones for overlay in overlays]
+    count, merged = 1, sizes[0] if sizes else 0
+    while count < len(sizes) and sizes[count] <= TIER_GROWTH * merged:
+        merged += sizes[count]
+        count += 1
+    if len(sizes) - count + 1 > MAX_OVERLAYS:
+        count = len(sizes) - MAX_OVERLAYS + 1
+    return count if count > 1 else 0
+
+
+def should_fold(record: ViewRecord) -> bool:
+    """Whether a view's overlays have outgrown their share of its base."""
+    changed = sum(overlay.rows + overlay.tombstones for overlay in record.overlays)
+    return changed > FOLD_SHARE * record.base.rows
+
+
+def merge_overlays(writer: StoreWriter, view: str, *, newer_than: str | None = None) -> bool:
+    """Merge what the tiers ask for, among the overlays newer than the one of that id; whether anything was merged."""
+    version = writer.version().view(view)
+    records = list(version.record.overlays)
+    if newer_than is not None:
+        ids = [record.id for record in records]
+        records = records[: ids.index(newer_than)] if newer_than in ids else records
+    count = overlays_to_merge(records)
+    if not count:
+        return False
+    merged = records[:count]
+    merge = Merge(version.segments[:count], version.record.view_schema, drop_tombstones=False)
+    overlay = _new_overlay(merge, merged, version.record)
+
+    def replace(record: ViewRecord | None) -> ViewRecord | None:
+        if record is None or list(record.overlays[:count]) != merged:
+            return None
+        return record.model_copy(update={"overlays": (overlay.record, *record.overlays[count:])})
+
+    return writer.commit_view(view, replace, overlay) is not None
+
+
+def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambda rows: None) -> bool:
+    """Write a new base that holds the base and all overlays of now; overlays that come meanwhile stay over it.
+
+    Returns whether it took over: not if another base did meanwhile.
+    """
+    version = writer.version().view(view)
+    record = version.record
+    builder = GenerationBuilder(writer.store, view, f"{record.applied_seq:012d}-fold-{uuid.uuid4().hex[:8]}")
+    try:
+        merge = Merge(version.segments, record.view_schema, drop_tombstones=True)
+        for chunk in merge.chunks(max(1, CHUNK_BYTES // (merge.layout.stride + 8))):
+            builder.add(chunk)
+            progress(chunk.rows)
+        base = SegmentRecord(
+            id=builder.id,
+            view_schema=record.view_schema,
+            origins=merge.origins,
+            first_seq=record.base.first_seq,
+            last_seq=record.applied_seq,
+            last_entry=record.applied_entry,
+            chunks=len(builder.chunks),
+            rows=sum(chunk["rows"] for chunk in builder.chunks),
+            tombstones=0,
+            bytes=sum(chunk["bytes"] for chunk in builder.chunks),
+            watermark=record.watermark,
+            created_at=datetime.now(UTC),
+        )
+
+        def swap(current: ViewRecord | None) -> ViewRecord | None:
+            if current is None or current.base != record.base:
+                return None
+            folded = len(record.overlays)
+            if current.overlays[len(current.overlays) - folded :] != record.overlays:
+                return None
+            builder.complete()
+            # A base that was itself folded is no state that anybody published: only snapshots stay for going back.
+            kept = current.kept if "-fold-" in record.base.id else (record.base, *current.kept)
+            newer = current.overlays[: len(current.overlays) - folded]
+            update = {"base": base, "overlays": newer, "kept": kept[: writer.kept_generations]}
+            return current.model_copy(update=update)
+
+        return writer.commit_view(view, swap) is not None
+    finally:
+        builder.discard()
+
+
+def _new_overlay(merge: Merge, merged: Sequence[SegmentRecord], record: ViewRecord) -> NewOverlay:
+    chunks = list(merge.chunks(max(1, CHUNK_BYTES // (merge.layout.stride + 8))))
+    sealed = [chunk.finish() for chunk in chunks]
+    rows, tombstones = sum(chunk.rows for chunk in chunks), sum(chunk.tombstones for chunk in chunks)
+    newest, oldest = merged[0], merged[-1]
+    return NewOverlay(
+        SegmentRecord(
+            id=overlay_id(record.view_schema.name, oldest.first_seq, newest.last_seq),
+            view_schema=record.view_schema,
+            origins=merge.origins,
+            first_seq=oldest.first_seq,
+            last_seq=newest.last_seq,
+            last_entry=newest.last_entry,
+            chunks=len(sealed),
+            rows=rows - tombstones,
+            tombstones=tombstones,
+            bytes=sum(chunk.size for chunk in sealed),
+            watermark=newest.watermark,
+            created_at=datetime.now(UTC),
+        ),
+        sealed,
+    )

@@ -1,0 +1,95 @@
+"""Decide how a view gets from where the store stands to where its log is: the next entry, a new base, or trouble.
+
+Pure reading: nothing is written here, and the same root and record give the same answer.
+"""
+
+from dataclasses import dataclass
+
+from engine.catalog import ViewRecord
+from engine.errors import DeltaGap, ForeignDelta, NotPublished
+from engine.export_root import ExportRoot
+from engine.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class LoadSnapshot:
+    """Build a base from this snapshot; it replaces everything the store has of the view."""
+
+    manifest: Manifest
+    reason: str
+
+
+@dataclass(frozen=True)
+class ApplyDelta:
+    """Lay this delta over what the store has."""
+
+    manifest: Manifest
+
+
+Step = LoadSnapshot | ApplyDelta
+
+
+def next_step(root: ExportRoot, view: str, record: ViewRecord | None) -> Step | None:
+    """What comes next for a view; None if the store has all there is.
+
+    A store that has nothing of the view starts from the newest snapshot. One that stands at seq k goes on with entry
+    k + 1; where that is gone, with the newest snapshot, if that is newer than k.
+
+    Raises:
+        NotPublished: the view has no snapshot to start from.
+        DeltaGap: the next delta is missing, later ones exist, and no snapshot covers the gap.
+        ForeignDelta: the root's entries do not continue what the store holds: the root was made anew.
+        ManifestInvalid: an entry breaks the contract.
+    """
+    if record is None:
+        return LoadSnapshot(_newest_snapshot(root, view), "the store has nothing of the view yet")
+    published = root.sequence_numbers(view)
+    newest = published[-1] if published else 0
+    _check_same_lineage(root, view, record, published)
+    if newest <= record.applied_seq:
+        return None
+    following = record.applied_seq + 1
+    if following not in published:
+        snapshot = root.newest_snapshot(view)
+        if snapshot is not None and snapshot.seq > record.applied_seq:
+            return LoadSnapshot(snapshot, f"entry {following} is gone from the log")
+        raise DeltaGap(
+            f"view {view!r}: the store stands at seq {record.applied_seq}, the log goes on at "
+            f"{min(seq for seq in published if seq > following)}; entry {following} is missing; publish it again, or a "
+            f"snapshot with `shoal export --full`"
+        )
+    entry = root.entry(view, following)
+    if entry.kind == "snapshot":
+        return LoadSnapshot(entry, "a full snapshot was published")
+    if entry.parent != record.applied_entry:
+        raise ForeignDelta(
+            f"view {view!r}: delta {entry.seq} continues entry {entry.parent}, the store holds {record.applied_entry}; "
+            f"publish a snapshot with `shoal export --full`"
+        )
+    return ApplyDelta(entry)
+
+
+def _check_same_lineage(root: ExportRoot, view: str, record: ViewRecord, published: list[int]) -> None:
+    """Check that the root's entry of the seq that the store stands at is the one it applied."""
+    if published and published[-1] < record.applied_seq:
+        raise ForeignDelta(
+            f"view {view!r}: the store stands at seq {record.applied_seq}, but {root} ends at {published[-1]}; "
+            f"it is another root or was made anew: load into a new store directory"
+        )
+    if record.applied_seq not in published:
+        return
+    entry = root.entry(view, record.applied_seq)
+    if entry.id != record.applied_entry:
+        raise ForeignDelta(
+            f"view {view!r}: seq {record.applied_seq} is {record.applied_entry} in the store and {entry.id} in {root}; "
+            f"the root was made anew: load into a new store directory"
+        )
+
+
+def _newest_snapshot(root: ExportRoot, view: str) -> Manifest:
+    snapshot = root.newest_snapshot(view)
+    if snapshot is None:
+        raise NotPublished(
+            f"{root} has no snapshot of view {view!r}; `shoal export --full --view {view}` publishes one"
+        )
+    return snapshot

@@ -1,0 +1,171 @@
+"""Build base generations: immutable LMDB environments that hold all rows of a view.
+
+A generation is built aside, chunk by chunk, each committed and on disk before the next: a build that died goes on with
+the chunk that it died in. Only a complete one gets its name, and only then may the catalog mention it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+import orjson
+import pyarrow as pa
+
+from engine.catalog import chunk_key
+from engine.environment import generation_path, generations_path
+from engine.errors import FileDamaged, StoreFull
+from engine.export_root import sync_directory
+from engine.layout import RowLayout
+from loaders.arrow_rows import encode
+from loaders.published_rows import EntryReader, RowGroup
+from loaders.segment_writer import ChunkBuilder
+
+CHUNK_BYTES = 128 << 20
+"""Rows are cut into chunks of about so many bytes."""
+
+_MAP_SIZE = 4 << 40
+_BUILDING = ".building-"
+_PROGRESS = b"progress"
+
+Progress = Callable[[int], None]
+"""Told how many more rows were written."""
+
+
+class GenerationBuilder:
+    """A generation in the making, in a directory of its own beside its later place."""
+
+    def __init__(self, store: Path, view: str, generation_id: str) -> None:
+        self.path = generation_path(store, view, generation_id)
+        self.id = generation_id
+        self._building = self.path.with_name(_BUILDING + generation_id)
+        self._building.mkdir(parents=True, exist_ok=True)
+        self._env = lmdb.open(str(self._building), map_size=_MAP_SIZE, lock=False)
+        self.chunks = _progress(self._env)
+        """What each chunk written so far holds: its rows and bytes."""
+
+    def add(self, chunk: ChunkBuilder) -> None:
+        """Append a chunk; when this returns it is on disk.
+
+        Raises:
+            StoreFull: the disk has no room; nothing of the chunk is left.
+        """
+        value, max_hash = chunk.finish(), int(chunk.hashes[-1])
+        if self.chunks and int(chunk.hashes[0]) <= self.chunks[-1]["max_hash"]:
+            raise FileDamaged(f"{self.path}: two chunks share a first hash; export with another number of shards")
+        chunks = [*self.chunks, {"rows": chunk.rows, "bytes": value.size, "max_hash": max_hash}]
+        with store_full_named(self.path), self._env.begin(write=True) as transaction:
+            transaction.put(chunk_key(self.id, len(self.chunks)), value.data)
+            transaction.put(_PROGRESS, orjson.dumps(chunks))
+        self.chunks = chunks
+
+    def complete(self) -> None:
+        """Give the generation its name, for the catalog to refer to; to be called while no other commit can happen, as
+        each removes what the catalog does not name."""
+        self._env.close()
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        os.rename(self._building, self.path)
+        sync_directory(self.path.parent)
+
+    def close(self) -> None:
+        """Leave the build as it is, to be resumed."""
+        self._env.close()
+
+    def discard(self) -> None:
+        """Remove what was built, unless it was completed."""
+        self._env.close()
+        shutil.rmtree(self._building, ignore_errors=True)
+
+
+def _progress(env: lmdb.Environment) -> list[dict[str, int]]:
+    with env.begin() as transaction:
+        chunks: list[dict[str, int]] = orjson.loads(transaction.get(_PROGRESS) or b"[]")
+        return chunks
+
+
+@contextmanager
+def store_full_named(path: Path) -> Iterator[None]:
+    """Turn LMDB's ways to say that there is no room into StoreFull."""
+    try:
+        yield
+    except lmdb.MapFullError as error:
+        raise StoreFull(f"{path}: the map is full: {error}") from error
+    except lmdb.Error as error:
+        if "No space left" in str(error):
+            free = shutil.disk_usage(path.parent).free
+            raise StoreFull(
+                f"{path}: the disk is full ({free >> 20} MiB free); free some room and load again"
+            ) from error
+        raise
+
+
+def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: Progress) -> None:
+    """Write all rows of a snapshot, going on where the builder stands.
+
+    Raises:
+        FileDamaged: a file is not what its manifest says.
+        StoreFull: the disk has no room; freeing some and calling again goes on.
+    """
+    layout = RowLayout(reader.manifest.view)
+    plans = chunk_plans(reader.row_groups(), max(1, CHUNK_BYTES // (layout.stride + 8)))
+    progress(sum(chunk["rows"] for chunk in builder.chunks))
+    remaining = plans[len(builder.chunks) :]
+    groups = (group for plan in remaining for group in plan)
+    batches = read_ahead(reader.read, groups)
+    for plan in remaining:
+        chunk = ChunkBuilder(layout, sum(group.rows for group in plan), with_origins=False)
+        row = 0
+        for group in plan:
+            batch = next(batches)
+            encode_published(chunk, row, batch, reader, group)
+            row += batch.num_rows
+            progress(batch.num_rows)
+        builder.add(chunk)
+
+
+def encode_published(
+    chunk: ChunkBuilder, row: int, batch: pa.RecordBatch, reader: EntryReader, group: RowGroup
+) -> None:
+    """`encode`, with a misfit named as damage of its file."""
+    try:
+        encode(chunk, row, batch)
+    except ValueError as error:
+        raise FileDamaged(f"{reader.root.directory(reader.manifest) / group.file.path}: {error}") from error
+
+
+def chunk_plans(groups: Iterable[RowGroup], rows_per_chunk: int) -> list[list[RowGroup]]:
+    """Row groups gathered into chunks of at least `rows_per_chunk` rows (but for the last), in order."""
+    plans: list[list[RowGroup]] = []
+    rows = rows_per_chunk
+    for group in groups:
+        if rows >= rows_per_chunk:
+            plans.append([])
+            rows = 0
+        plans[-1].append(group)
+        rows += group.rows
+    return plans
+
+
+def read_ahead(read: Callable[[RowGroup], pa.RecordBatch], groups: Iterable[RowGroup]) -> Iterator[pa.RecordBatch]:
+    """The batches of row groups in order, the next one being read while its forerunner is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        following = None
+        for group in groups:
+            current, following = following, pool.submit(read, group)
+            if current is not None:
+                yield current.result()
+        if following is not None:
+            yield following.result()
+
+
+def clear_unfinished(store: Path, view: str, *, but: str | None = None) -> None:
+    """Remove builds of a view that nobody will resume: all, or all but that of one generation."""
+    directory = generations_path(store, view)
+    if directory.is_dir():
+        for entry in directory.iterdir():
+            if entry.name.startswith(_BUILDING) and entry.name != f"{_BUILDING}{but}":
+                shutil.rmtree(entry)

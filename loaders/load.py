@@ -1,0 +1,117 @@
+"""Bring views of a store up to date with an export root."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Protocol
+
+from engine.errors import NotPublished, ShoalError
+from engine.export_root import ExportRoot
+from loaders.apply import apply_delta, load_snapshot
+from loaders.compaction import merge_overlays
+from loaders.follow import ApplyDelta, LoadSnapshot, next_step
+from loaders.store_writer import StoreWriter
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One entry that was applied: `rows` of them changed, in `seconds`; `reason` says why a snapshot was loaded."""
+
+    view: str
+    kind: str
+    seq: int
+    rows: int
+    tombstones: int
+    seconds: float
+    reason: str | None = None
+
+
+class Observer(Protocol):
+    """Whoever wants to know how loading goes."""
+
+    def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
+        """A step begins; what is returned is told how many more rows were written."""
+
+    def finished(self, applied: Applied) -> None:
+        """A step was committed."""
+
+    def failed(self, view: str, error: ShoalError) -> None:
+        """A view cannot go on; its last version stands."""
+
+
+def catch_up(
+    writer: StoreWriter, root: ExportRoot, view: str, observer: Observer, *, accept_schema_change: bool = False
+) -> list[Applied]:
+    """Apply whatever a view's log has beyond the store, one entry at a time; a pinned view stays where it is.
+
+    Raises:
+        ShoalError: an entry cannot be applied; those before it are, and the trouble is noted in the store.
+    """
+    applied = []
+    try:
+        while True:
+            record = writer.record(view)
+            if record is not None and record.pinned:
+                return applied
+            step = next_step(root, view, record)
+            if step is None:
+                writer.clear_trouble(view)
+                return applied
+            applied.append(_take(writer, root, step, observer, accept_schema_change))
+            observer.finished(applied[-1])
+    except ShoalError as error:
+        writer.note_trouble(view, error)
+        observer.failed(view, error)
+        raise
+
+
+def load(
+    writer: StoreWriter,
+    root: ExportRoot,
+    observer: Observer,
+    *,
+    views: Sequence[str] = (),
+    accept_schema_change: bool = False,
+) -> list[Applied]:
+    """Catch up with a root: the views named, or all. One view's failure does not keep the others from loading.
+
+    Raises:
+        NotPublished: the root, or a view that was named, does not exist, or there is no view at all.
+        ShoalError: the first failure, after every view was tried.
+    """
+    root.check_exists()
+    published = root.views()
+    for view in views:
+        if view not in published:
+            known = ", ".join(published) or "none"
+            raise NotPublished(f"{root} has no view {view!r}; it has {known}")
+    if not published:
+        raise NotPublished(f"{root} has no views; `shoal export --to {root}` publishes some")
+    writer.commit_root(str(root), root.services())
+    applied: list[Applied] = []
+    failures = []
+    for view in views or published:
+        try:
+            applied += catch_up(writer, root, view, observer, accept_schema_change=accept_schema_change)
+        except ShoalError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return applied
+
+
+def _take(
+    writer: StoreWriter, root: ExportRoot, step: LoadSnapshot | ApplyDelta, observer: Observer, accept: bool
+) -> Applied:
+    started, manifest = monotonic(), step.manifest
+    progress = observer.started(step)
+    reason = None
+    if isinstance(step, LoadSnapshot):
+        reason = step.reason
+        load_snapshot(writer, root, manifest, progress, accept_schema_change=accept)
+    else:
+        apply_delta(writer, root, manifest)
+        progress(manifest.rows + manifest.tombstones)
+        merge_overlays(writer, manifest.view.name)
+    seconds = monotonic() - started
+    return Applied(manifest.view.name, manifest.kind, manifest.seq, manifest.rows, manifest.tombstones, seconds, reason)

@@ -1,0 +1,271 @@
+"""Merge segments into one: the newest row of each key, in the layout of the newest schema.
+
+Overlays are merged so that a lookup meets few of them, and folded with their base so that they do not outgrow it. The
+rows come in the order of their hashes already; a merge goes through them once, a range of hashes at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from engine.catalog import Origin
+from engine.kernels import finding
+from engine.kernels.finding import HEAP, SEGMENT
+from engine.kernels.gathering import ABSENT, HEAP_REFERENCE, OFFSET, OPERATION, PRESENCE_BIT, copy_field, is_present
+from engine.kernels.memory import copy_bytes, load_i64, load_u8, load_u32, store_i64, store_u8
+from engine.layout import (
+    HEAP_LENGTH_BITS,
+    MAX_HEAP_VALUE,
+    ROW_EVENT_TIME,
+    ROW_PRESENCE,
+    ROW_SECOND_HASH,
+    RowLayout,
+    width_of,
+)
+from engine.schema import ViewSchema
+from engine.segment import Segment, chunk_table
+from loaders.segment_writer import ChunkBuilder
+
+# Columns of the table of what a merge needs of a chunk besides the chunk table, int64[chunks, COLD_COLUMNS].
+_KEY_OFFSETS = 0
+_KEYS = 1
+_ORIGINS = 2
+_COLD_COLUMNS = 3
+
+MAX_ORIGINS = 1000
+"""The catalog names so many origins of a segment; rows of older ones count as written by the oldest of these."""
+
+
+class Merge:
+    """A merge of segments, newest first, under a schema that all their schemas lead to."""
+
+    def __init__(self, segments: Sequence[Segment], schema: ViewSchema, *, drop_tombstones: bool) -> None:
+        self.layout = RowLayout(schema)
+        self._segments = segments
+        self._drop_tombstones = drop_tombstones
+        self._chunks, self._starts = chunk_table(segments)
+        chunks = [chunk for segment in segments for chunk in segment.chunks]
+        self._all_chunks = chunks
+        self._cold = np.zeros((len(chunks), _COLD_COLUMNS), np.int64)
+        for row, chunk in zip(self._cold, chunks, strict=True):
+            row[_KEY_OFFSETS] = chunk.address + chunk.header.key_offsets
+            row[_KEYS] = chunk.address + chunk.header.keys
+            row[_ORIGINS] = chunk.address + chunk.header.origins if chunk.header.origins else 0
+        self._program = np.array([segment.instructions(schema.features) for segment in segments], np.int64)
+        widths = [width_of(feature.type) for feature in schema.features]
+        self._fields = np.array([self.layout.offsets, widths], np.int64).T.copy()
+        self.origins, self._origin_numbers = _joint_origins(segments)
+
+    def chunks(self, rows_per_chunk: int) -> Iterator[ChunkBuilder]:
+        """The merged rows, in chunks of about so many rows; none if nothing is left."""
+        for low, high in self._ranges(rows_per_chunk):
+            picked, chunk_of = self._pick(low, high)
+            if picked.size:
+                yield self._copy(picked, chunk_of)
+
+    def _ranges(self, rows_per_chunk: int) -> Iterator[tuple[int, int]]:
+        """Ranges of first hashes, both ends included, that hold about so many rows each."""
+        largest = max(self._segments, key=lambda segment: segment.record.rows + segment.record.tombstones)
+        bounds = [int(hash_) for chunk in largest.chunks for hash_ in chunk.hashes[::rows_per_chunk]]
+        lowest, highest = -(2**63), 2**63 - 1
+        for low, after in zip([lowest, *bounds[1:]], [*bounds[1:], None], strict=True):
+            yield low, highest if after is None else after - 1
+
+    def _pick(self, low: int, high: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The addresses of the newest rows of a range of hashes, in order, and each one's chunk."""
+        hashes, addresses, chunk_of, ends = [], [], [], [0]
+        for segment in range(len(self._segments)):
+            for number in range(self._starts[segment], self._starts[segment + 1]):
+                chunk = self._all_chunks[number]
+                start = int(np.searchsorted(chunk.hashes, low))
+                end = int(np.searchsorted(chunk.hashes, high, side="right"))
+                hashes.append(chunk.hashes[start:end])
+                rows = np.arange(start, end, dtype=np.int64)
+                addresses.append(chunk.address + chunk.header.row_data + rows * chunk.header.stride)
+                chunk_of.append(np.full(end - start, number, np.int64))
+            ends.append(sum(part.size for part in hashes))
+        address = np.concatenate(addresses)
+        picked = np.empty(address.size, np.int64)
+        count = pick_newest(np.concatenate(hashes), address, np.array(ends, np.int64), self._drop_tombstones, picked)
+        return address[picked[:count]], np.concatenate(chunk_of)[picked[:count]]
+
+    def _copy(self, address: npt.NDArray[np.int64], chunk_of: npt.NDArray[np.int64]) -> ChunkBuilder:
+        builder = ChunkBuilder(self.layout, address.size, with_origins=len(self.origins) > 1)
+        for chunk_number in np.unique(chunk_of):
+            chunk, mine = self._all_chunks[chunk_number], chunk_of == chunk_number
+            rows = (address[mine] - (chunk.address + chunk.header.row_data)) // chunk.header.stride
+            builder.hashes[mine] = chunk.hashes[rows]
+        heap_bytes, key_bytes = measure_rows(address, chunk_of, self._chunks, self._cold, self._program)
+        heap_before = builder.heap_size
+        heap, keys = builder.buffer.reserve(heap_bytes), builder.keys.reserve(key_bytes)
+        copy_rows(
+            address,
+            chunk_of,
+            self._chunks,
+            self._cold,
+            self._program,
+            self._fields,
+            builder.row_address,
+            self.layout.stride,
+            heap,
+            heap_before,
+            builder.key_offsets,
+            keys,
+        )
+        if len(self.origins) > 1:
+            copy_origins(address, chunk_of, self._chunks, self._cold, self._origin_numbers, builder.origins)
+        return builder
+
+
+def _joint_origins(segments: Sequence[Segment]) -> tuple[tuple[Origin, ...], npt.NDArray[np.int64]]:
+    """The origins of the segments, oldest first, and [segment, position in it] → position among them."""
+    distinct = {origin for segment in segments for origin in segment.record.origins}
+    origins = sorted(distinct, key=lambda origin: origin.seq)[-MAX_ORIGINS:]
+    number_of = {origin: number for number, origin in enumerate(origins)}
+    most = max(len(segment.record.origins) for segment in segments)
+    numbers = np.zeros((len(segments), most), np.int64)
+    for row, segment in zip(numbers, segments, strict=True):
+        row[: len(segment.record.origins)] = [number_of.get(origin, 0) for origin in segment.record.origins]
+    return tuple(origins), numbers
+
+
+@njit(nogil=True, cache=True)
+def pick_newest(hashes: Any, address: Any, ends: Any, drop_tombstones: bool, picked: Any) -> int:
+    """Merge runs of rows, each ascending by (first hash, second hash); of equal keys the first run's row wins.
+
+    Args:
+        hashes, address: int64[rows], first hash and address of each row, run after run, newest run first.
+        ends: int64[runs + 1], where each run begins; the last is the number of rows.
+        drop_tombstones: leave out keys whose newest row is a tombstone.
+        picked: int64[rows], becomes the positions of the rows that stay, in order.
+
+    Returns:
+        How many stay.
+    """
+    runs = ends.size - 1
+    heads = ends[:runs].copy()
+    count = 0
+    while True:
+        best = -1
+        for run in range(runs):
+            if heads[run] == ends[run + 1]:
+                continue
+            if best < 0 or _precedes(hashes, address, heads[run], heads[best]):
+                best = run
+        if best < 0:
+            return count
+        winner = heads[best]
+        if not (drop_tombstones and load_u8(address[winner] + ROW_PRESENCE) & 1):
+            picked[count] = winner
+            count += 1
+        second = load_i64(address[winner] + ROW_SECOND_HASH)
+        for run in range(best, runs):
+            head = heads[run]
+            same = head < ends[run + 1] and hashes[head] == hashes[winner]
+            if same and load_i64(address[head] + ROW_SECOND_HASH) == second:
+                heads[run] += 1
+
+
+@njit(inline="always")
+def _precedes(hashes: Any, address: Any, one: int, other: int) -> Any:
+    if hashes[one] != hashes[other]:
+        return hashes[one] < hashes[other]
+    return load_i64(address[one] + ROW_SECOND_HASH) < load_i64(address[other] + ROW_SECOND_HASH)
+
+
+@njit(inline="always")
+def _key_bounds(row: int, chunk: int, chunks: Any, cold: Any) -> Any:
+    """Where a row's key begins and ends among its chunk's keys."""
+    number = (row - chunks[chunk, finding.ROW_DATA]) // chunks[chunk, finding.STRIDE]
+    offsets = cold[chunk, _KEY_OFFSETS] + 4 * number
+    return load_u32(offsets), load_u32(offsets + 4)
+
+
+@njit(nogil=True, cache=True)
+def measure_rows(address: Any, chunk_of: Any, chunks: Any, cold: Any, program: Any) -> Any:
+    """The bytes that rows have in the heap, and that their keys have."""
+    heap_bytes = 0
+    key_bytes = 0
+    for row in range(address.size):
+        chunk = chunk_of[row]
+        start, end = _key_bounds(address[row], chunk, chunks, cold)
+        key_bytes += end - start
+        instructions = program[chunks[chunk, SEGMENT]]
+        for feature in range(instructions.shape[0]):
+            in_heap = instructions[feature, OPERATION] == HEAP_REFERENCE
+            if in_heap and is_present(address[row], instructions[feature, PRESENCE_BIT]):
+                heap_bytes += load_i64(address[row] + instructions[feature, OFFSET]) & MAX_HEAP_VALUE
+    return heap_bytes, key_bytes
+
+
+@njit(nogil=True, cache=True)
+def copy_rows(
+    address: Any,
+    chunk_of: Any,
+    chunks: Any,
+    cold: Any,
+    program: Any,
+    fields: Any,
+    rows: int,
+    stride: int,
+    heap: int,
+    heap_offset: int,
+    key_offsets: Any,
+    keys: int,
+) -> None:
+    """Copy rows, their variable-length values and their keys into a chunk.
+
+    Args:
+        address, chunk_of: int64[rows], what to copy, in order.
+        program: int64[segments, features, PROGRAM_COLUMNS], how each field is read.
+        fields: int64[features, 2], each field's offset and width in the new layout.
+        rows, stride: where the new rows go; they are zero.
+        heap: where variable-length values go, which is `heap_offset` bytes into the chunk's heap.
+        key_offsets, keys: uint32[rows + 1], becomes where each key begins; and where they go.
+    """
+    heap_used = 0
+    keys_used = 0
+    for row in range(address.size):
+        source = address[row]
+        chunk = chunk_of[row]
+        target = rows + stride * row
+        start, end = _key_bounds(source, chunk, chunks, cold)
+        copy_bytes(keys + keys_used, cold[chunk, _KEYS] + start, end - start)
+        keys_used += end - start
+        key_offsets[row + 1] = keys_used
+        store_i64(target + ROW_SECOND_HASH, load_i64(source + ROW_SECOND_HASH))
+        store_i64(target + ROW_EVENT_TIME, load_i64(source + ROW_EVENT_TIME))
+        store_u8(target + ROW_PRESENCE, load_u8(source + ROW_PRESENCE) & 1)
+        instructions = program[chunks[chunk, SEGMENT]]
+        for feature in range(instructions.shape[0]):
+            operation = instructions[feature, OPERATION]
+            if operation == ABSENT or not is_present(source, instructions[feature, PRESENCE_BIT]):
+                continue
+            byte = target + ROW_PRESENCE + ((feature + 1) >> 3)
+            store_u8(byte, load_u8(byte) | 1 << ((feature + 1) & 7))
+            field = target + fields[feature, 0]
+            value = source + instructions[feature, OFFSET]
+            if operation != HEAP_REFERENCE:
+                copy_field(operation, value, field, fields[feature, 1])
+                continue
+            reference = load_i64(value)
+            size = reference & MAX_HEAP_VALUE
+            copy_bytes(heap + heap_used, chunks[chunk, HEAP] + (reference >> HEAP_LENGTH_BITS), size)
+            store_i64(field, (heap_offset + heap_used) << HEAP_LENGTH_BITS | size)
+            heap_used += size
+
+
+@njit(nogil=True, cache=True)
+def copy_origins(address: Any, chunk_of: Any, chunks: Any, cold: Any, numbers: Any, origins: Any) -> None:
+    """Write each row's origin, renumbered by numbers[segment, origin], into origins[rows]."""
+    for row in range(address.size):
+        chunk = chunk_of[row]
+        own = 0
+        if cold[chunk, _ORIGINS]:
+            number = (address[row] - chunks[chunk, finding.ROW_DATA]) // chunks[chunk, finding.STRIDE]
+            place = cold[chunk, _ORIGINS] + 2 * number
+            own = load_u8(place) | load_u8(place + 1) << 8
+        origins[row] = numbers[chunks[chunk, SEGMENT], own]

@@ -1,0 +1,127 @@
+"""Read the rows of a published entry, believing nothing: checksums, schema, counts, order and key identity are checked.
+
+Everything downstream may rely on what comes from here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import FileDamaged
+from engine.export_root import ExportRoot
+from engine.kernels.hashing import key_hashes
+from engine.keys import KEY_HASH, KEY_HASH_2
+from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
+from loaders.arrow_rows import published_schema
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of one file of an entry."""
+
+    file: PublishedFile
+    number: int
+    rows: int
+
+
+@dataclass
+class EntryReader:
+    """The rows of one entry, in the order of their hashes. A file's checksum is checked when it is first opened."""
+
+    root: ExportRoot
+    manifest: Manifest
+    _open: dict[str, pq.ParquetFile] = field(default_factory=dict)
+
+    def row_groups(self) -> list[RowGroup]:
+        """All row groups in order; raises FileDamaged where a file's footer is not what the manifest says."""
+        groups = []
+        for file in self.manifest.files:
+            path = self.root.directory(self.manifest) / file.path
+            try:
+                metadata = pq.read_metadata(path)
+            except FileNotFoundError:
+                raise FileDamaged(f"{path} is missing; its manifest lists {file.rows} rows in it") from None
+            except (pa.ArrowException, OSError) as error:
+                raise FileDamaged(f"{path} is not readable as Parquet: {error}") from error
+            if metadata.num_rows != file.rows:
+                raise FileDamaged(f"{path} has {metadata.num_rows} rows, its manifest says {file.rows}")
+            groups += [
+                RowGroup(file, number, metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups)
+            ]
+        return [group for group in groups if group.rows]
+
+    def read(self, group: RowGroup) -> pa.RecordBatch:
+        """One row group as a batch with the columns of `published_schema`.
+
+        Raises:
+            FileDamaged: anything about it differs from what the manifest and the contract say.
+        """
+        parquet = self._file(group.file)
+        path = self.root.directory(self.manifest) / group.file.path
+        wanted = published_schema(self.manifest.view, delta=self.manifest.kind == "delta")
+        try:
+            table = parquet.read_row_group(group.number, columns=wanted.names)
+        except (pa.ArrowException, OSError) as error:
+            raise FileDamaged(f"{path}: row group {group.number} cannot be read: {error}") from error
+        batch = _conform(table, wanted, str(path))
+        self._check(batch, group, str(path))
+        return batch
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows."""
+        for group in self.row_groups():
+            yield self.read(group)
+
+    def _file(self, file: PublishedFile) -> pq.ParquetFile:
+        if file.path not in self._open:
+            path = self.root.check_file(self.manifest, file)
+            self._open.clear()
+            self._open[file.path] = pq.ParquetFile(path)
+        return self._open[file.path]
+
+    def _check(self, batch: pa.RecordBatch, group: RowGroup, path: str) -> None:
+        tombstones = np.zeros(batch.num_rows, np.bool_)
+        if self.manifest.kind == "delta":
+            tombstones = batch.column(TOMBSTONE).to_numpy(zero_copy_only=False)
+        first, second = (batch.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2))
+        same = first[1:] == first[:-1]
+        if np.any(first[1:] < first[:-1]) or np.any(same & (second[1:] <= second[:-1])):
+            raise FileDamaged(f"{path}: its rows are not in the order of their hashes, or a key stands twice")
+        if first[0] < group.file.min_key_hash or first[-1] > group.file.max_key_hash:
+            raise FileDamaged(f"{path}: it holds a key hash outside the range that its manifest says")
+        alive = pa.array(~tombstones)
+        keys = [batch.column(key.name) for key in self.manifest.view.join_keys]
+        if tombstones.any():
+            keys = [column.filter(alive) for column in keys]
+        for key, column in zip(self.manifest.view.join_keys, keys, strict=True):
+            if column.null_count:
+                raise FileDamaged(f"{path}: join key {key.name!r} is null in {column.null_count} rows")
+        expected = key_hashes(keys)
+        if np.any(expected[0] != first[~tombstones]) or np.any(expected[1] != second[~tombstones]):
+            raise FileDamaged(f"{path}: a key's hashes are not those of its key; it was written by something else")
+
+
+def _conform(table: pa.Table, wanted: pa.Schema, path: str) -> pa.RecordBatch:
+    for column in wanted:
+        if column.name not in table.schema.names:
+            raise FileDamaged(f"{path} has no column {column.name!r}, which its manifest lists as {column.type}")
+        found = table.schema.field(column.name).type
+        if not _same_type(found, column.type):
+            raise FileDamaged(f"{path}: column {column.name!r} is {found}, its manifest says {column.type}")
+    batch = table.select(wanted.names).cast(wanted).combine_chunks().to_batches()[0]
+    for name in (KEY_HASH, KEY_HASH_2, EVENT_TIMESTAMP, TOMBSTONE):
+        if name in wanted.names and batch.column(name).null_count:
+            raise FileDamaged(f"{path}: column {name!r} has nulls")
+    return batch
+
+
+def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_list(wanted):
+        any_list = pa.types.is_list(found) or pa.types.is_fixed_size_list(found)
+        return any_list and _same_type(found.value_type, wanted.value_type)
+    if pa.types.is_timestamp(wanted):
+        return pa.types.is_timestamp(found) and found.tz is not None
+    return bool(found == wanted)

@@ -1,0 +1,171 @@
+"""The one writer of a store: its lock, its newest version, and the commits by which versions come to be.
+
+What to write is decided elsewhere (`loaders.apply`, `loaders.compaction`); here it becomes visible, whole or not.
+"""
+
+import fcntl
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import catalog
+from engine.catalog import SegmentRecord, Trouble, ViewRecord, chunk_key
+from engine.environment import generation_path, generations_path, open_live
+from engine.errors import ShoalError, StoreLocked
+from engine.schema import FeatureService
+from engine.version import StoreVersion, read_version
+from loaders.generation import store_full_named
+
+LOCK = "writer.lock"
+
+
+@dataclass(frozen=True)
+class NewOverlay:
+    """An overlay's record and its chunks, sealed but not stored yet."""
+
+    record: SegmentRecord
+    chunks: Sequence[npt.NDArray[np.uint8]]
+
+
+class StoreWriter:
+    """The right to write to a store, held until `close`. Its methods may be called from several threads.
+
+    Raises:
+        StoreLocked: another process holds it.
+    """
+
+    def __init__(self, store: Path, *, kept_generations: int = 2) -> None:
+        self.store = store
+        self.kept_generations = kept_generations
+        (store / "run").mkdir(parents=True, exist_ok=True)
+        self._lock_file = _lock(store / "run" / LOCK)
+        self._live = open_live(store, writable=True)
+        self._live.env.reader_check()
+        self._committing = threading.RLock()
+        self._version = read_version(store, self._live, None)
+        for view, version in self._version.views.items():
+            self._remove_unreferenced(view, version.record)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the right to write."""
+        self._lock_file.close()
+
+    def version(self) -> StoreVersion:
+        """The newest version; only this writer makes newer ones."""
+        with self._committing:
+            if self._live.last_transaction() != self._version.id:
+                self._version = read_version(self.store, self._live, self._version)
+            return self._version
+
+    def record(self, view: str) -> ViewRecord | None:
+        """A view's record in the newest version; None if nothing of it was loaded."""
+        version = self.version().views.get(view)
+        return version.record if version else None
+
+    def commit_view(
+        self, view: str, change: Callable[[ViewRecord | None], ViewRecord | None], overlay: NewOverlay | None = None
+    ) -> ViewRecord | None:
+        """Replace a view's record by what `change` makes of the newest one, and store a new overlay with it.
+
+        `change` runs while no other commit can, and may give a generation its name. Where it returns None nothing is
+        written. Overlays and generations that the new record does not name are
+        removed; a version still in use keeps what it needs of them. A trouble noted for the view is over.
+
+        Raises:
+            StoreFull: there is no room; the last version stands.
+        """
+        with self._committing:
+            old = self.record(view)
+            new = change(old)
+            if new is None:
+                return None
+            with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+                if overlay is not None:
+                    for number, chunk in enumerate(overlay.chunks):
+                        key = chunk_key(overlay.record.id, number)
+                        transaction.put(key, chunk.data, db=self._live.segments)
+                for gone in set(old.overlays if old else ()) - set(new.overlays):
+                    for number in range(gone.chunks):
+                        transaction.delete(chunk_key(gone.id, number), db=self._live.segments)
+                catalog.write_view(transaction, self._live.catalog, view, new)
+                catalog.write_trouble(transaction, self._live.catalog, view, None)
+            self._live.env.reader_check()
+            self._remove_unreferenced(view, new)
+            return new
+
+    def commit_root(self, root: str, services: tuple[FeatureService, ...]) -> None:
+        """Note where the store is loaded from and which feature services there are, if that is new."""
+        with self._committing:
+            version = self.version()
+            if version.store.root == root and tuple(version.services.values()) == services:
+                return
+            with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+                catalog.write_store(transaction, self._live.catalog, catalog.StoreRecord(root=root))
+                catalog.write_services(transaction, self._live.catalog, services)
+
+    def note_trouble(self, view: str, error: ShoalError) -> None:
+        """Note why a view does not move on, if that is new."""
+        code, message = type(error).__name__, str(error)
+        with self._committing:
+            known = self.version().troubles.get(view)
+            if known and (known.code, known.message) == (code, message):
+                return
+            since = known.since if known and known.code == code else datetime.now(UTC)
+            with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+                trouble = Trouble(code=code, message=message, since=since)
+                catalog.write_trouble(transaction, self._live.catalog, view, trouble)
+
+    def clear_trouble(self, view: str) -> None:
+        """Note that a view is well, if it was not."""
+        with self._committing:
+            if view in self.version().troubles:
+                with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+                    catalog.write_trouble(transaction, self._live.catalog, view, None)
+
+    def _remove_unreferenced(self, view: str, record: ViewRecord) -> None:
+        directory = generations_path(self.store, view)
+        named = {record.base.id, *(kept.id for kept in record.kept)}
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            if entry.name not in named and not entry.name.startswith("."):
+                shutil.rmtree(generation_path(self.store, view, entry.name), ignore_errors=True)
+
+
+def overlay_id(view: str, first_seq: int, last_seq: int) -> str:
+    """A new overlay's id, never used before."""
+    return f"{view}.{first_seq}-{last_seq}.{uuid.uuid4().hex[:8]}"
+
+
+def _lock(path: Path) -> TextIO:
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise StoreLocked(
+            f"{path.parent.parent} is being written by process {holder}; if that is a server, it applies what comes by "
+            f"itself, and `shoal reload` asks it to do so now"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

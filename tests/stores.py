@@ -1,0 +1,148 @@
+"""Export roots and stores for tests, made without Spark: real files, published and loaded by the real code."""
+
+import itertools
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import ShoalError
+from engine.export_root import ExportRoot, file_checksum
+from engine.kernels.hashing import key_hashes
+from engine.keys import KEY_HASH, KEY_HASH_2
+from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
+from engine.schema import ViewSchema, arrow_type
+from loaders import load as loading
+from loaders.arrow_rows import published_schema
+from loaders.follow import ApplyDelta, LoadSnapshot
+from loaders.store_writer import StoreWriter
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TIMESTAMP = "event_timestamp"
+
+Row = dict[str, Any]
+"""A row by column: join keys, features (None or absent is null), and TIMESTAMP (NOW if absent)."""
+
+
+def schema(view: str, /, *, key: str = "string", ttl: timedelta | None = None, **features: str) -> ViewSchema:
+    """A view with one join key `<view>_id`."""
+    return ViewSchema.model_validate(
+        {
+            "name": view,
+            "join_keys": [{"name": f"{view}_id", "type": key}],
+            "features": [{"name": feature, "type": of} for feature, of in features.items()],
+            "ttl": ttl,
+        }
+    )
+
+
+def publish_snapshot(root: ExportRoot, view: ViewSchema, rows: Sequence[Row], *, files: int = 3) -> Manifest:
+    """Publish a full snapshot as the view's next entry."""
+    return _publish(root, view, "snapshot", rows, (), files)
+
+
+def publish_delta(
+    root: ExportRoot, view: ViewSchema, rows: Sequence[Row], tombstones: Sequence[Row] = (), *, files: int = 2
+) -> Manifest:
+    """Publish a delta as the view's next entry; a tombstone is a row of which only join keys and TIMESTAMP count."""
+    return _publish(root, view, "delta", rows, tombstones, files)
+
+
+class Silence:
+    """An observer that does not care."""
+
+    def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
+        return lambda rows: None
+
+    def finished(self, applied: loading.Applied) -> None:
+        pass
+
+    def failed(self, view: str, error: ShoalError) -> None:
+        pass
+
+
+def load(store: Path, root: ExportRoot, **options: Any) -> list[loading.Applied]:
+    """What `shoal load` does."""
+    with StoreWriter(store) as writer:
+        return loading.load(writer, root, Silence(), **options)
+
+
+def published_table(view: ViewSchema, rows: Sequence[Row], tombstones: Sequence[Row], *, delta: bool) -> pa.Table:
+    """Rows and tombstones as an exporter writes them, in the order of their hashes."""
+    everything = [*rows, *tombstones]
+    keys = [pa.array([row[key.name] for row in everything], arrow_type(key.type)) for key in view.join_keys]
+    first, second = key_hashes(keys) if everything else (np.array([], np.int64), np.array([], np.int64))
+    columns: dict[str, pa.Array] = {
+        KEY_HASH: pa.array(first),
+        KEY_HASH_2: pa.array(second),
+        EVENT_TIMESTAMP: pa.array([row.get(TIMESTAMP, NOW) for row in everything], pa.timestamp("us", tz="UTC")),
+    }
+    if delta:
+        columns[TOMBSTONE] = pa.array([False] * len(rows) + [True] * len(tombstones), pa.bool_())
+    dead: list[None] = [None] * len(tombstones)
+    for key in view.join_keys:
+        columns[key.name] = pa.array([*(row[key.name] for row in rows), *dead], arrow_type(key.type))
+    target = published_schema(view, delta=delta)
+    for feature in view.features:
+        values = [*(row.get(feature.name) for row in rows), *dead]
+        columns[feature.name] = pa.array(values, target.field(feature.name).type)
+    table = pa.table(columns, schema=target)
+    return table.sort_by([(KEY_HASH, "ascending"), (KEY_HASH_2, "ascending")])
+
+
+def _publish(
+    root: ExportRoot, view: ViewSchema, kind: str, rows: Sequence[Row], tombstones: Sequence[Row], files: int
+) -> Manifest:
+    published = root.sequence_numbers(view.name)
+    parent = root.entry(view.name, published[-1]) if published else None
+    table = published_table(view, rows, tombstones, delta=kind == "delta")
+    times = [row.get(TIMESTAMP, NOW) for row in (*rows, *tombstones)]
+    draft = Manifest(
+        kind="delta" if kind == "delta" else "snapshot",
+        id=uuid.uuid4().hex,
+        seq=parent.seq + 1 if parent else 1,
+        parent=parent.id if parent else None,
+        view=view,
+        rows=0,
+        tombstones=0,
+        files=(),
+        watermark=max(times, default=None),
+        published_at=datetime.now(UTC),
+        job="tests",
+        inputs=("tests",),
+    )
+    files_written = _write_files(root.directory(draft), table, files)
+    counts = {"rows": len(rows), "tombstones": len(tombstones)}
+    manifest = Manifest.model_validate(draft.model_dump() | counts | {"files": files_written})
+    root.publish(manifest)
+    return manifest
+
+
+def _write_files(directory: Path, table: pa.Table, count: int) -> tuple[PublishedFile, ...]:
+    directory.mkdir(parents=True, exist_ok=True)
+    bounds = np.linspace(0, table.num_rows, count + 1).astype(int)
+    written = []
+    for number, (start, end) in enumerate(itertools.pairwise(bounds)):
+        if start == end:
+            continue
+        part = table.slice(start, end - start)
+        path = directory / f"part-{number:05d}.parquet"
+        pq.write_table(part, path, row_group_size=max(1, (end - start + 1) // 2))
+        hashes = part.column(KEY_HASH).to_numpy()
+        written.append(
+            PublishedFile(
+                path=path.name,
+                rows=part.num_rows,
+                bytes=os.path.getsize(path),
+                checksum=file_checksum(path),
+                min_key_hash=int(hashes[0]),
+                max_key_hash=int(hashes[-1]),
+            )
+        )
+    return tuple(written)
