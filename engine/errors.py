@@ -58,9 +58,13 @@ class FileDamaged(ShoalError):
 class NotPublished(ShoalError):
     """The export root, view or snapshot that was asked for does not exist."""
 
+    http_status = 404
+
 
 class LineageError(ShoalError):
     """A published entry does not continue what the store holds."""
+
+    http_status = 409
 
 
 class DeltaGap(LineageError):
@@ -74,12 +78,16 @@ class ForeignDelta(LineageError):
 class SchemaChangeRefused(ShoalError):
     """A published schema changes a feature or a join key in a way that stored rows cannot follow."""
 
+    http_status = 409
+
 
 # --- while a store is opened or written ------------------------------------------------------------------------
 
 
 class StoreNotFound(ShoalError):
     """The directory is not a Shoal store, or nothing was ever loaded into it."""
+
+    http_status = 503
 
 
 class StoreDamaged(ShoalError):
@@ -108,6 +116,23 @@ class WriterUnavailable(ShoalError):
     http_status = 503
 
 
+# --- while the server starts -----------------------------------------------------------------------------------
+
+
+class SettingsInvalid(ShoalError):
+    """A setting of the server has a value that it cannot have."""
+
+    exit_code = 2
+
+
+class AddressUnusable(ShoalError):
+    """The address that the server was told to listen on is taken, or is not this machine's to take."""
+
+
+class ServerRunning(ShoalError):
+    """Another supervisor serves this store."""
+
+
 # --- while a lookup is answered --------------------------------------------------------------------------------
 
 
@@ -122,6 +147,22 @@ class UnknownFeature(LookupInvalid):
     """The request names a view, feature or feature service that the store does not have."""
 
     http_status = 404
+
+
+class AmbiguousFeature(LookupInvalid):
+    """Two of the names in an answer would be the same."""
+
+
+class RequestTooLarge(LookupInvalid):
+    """The request's body or its number of keys is over the server's limit."""
+
+    http_status = 413
+
+
+class NotAcceptable(LookupInvalid):
+    """The client accepts none of the formats that answers come in."""
+
+    http_status = 406
 
 
 class StaleFeatures(ShoalError):

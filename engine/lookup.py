@@ -169,16 +169,31 @@ def _key_array(key: JoinKey, values: Any) -> pa.Array:
     try:
         if isinstance(values, pa.ChunkedArray):
             values = values.combine_chunks()
-        if isinstance(values, pa.Array):
-            column = values if values.type == wanted else values.cast(wanted)
-        else:
-            column = pa.array(values, wanted)
+        # The type is found first, since a conversion would take the float 1.5 for the key 1.
+        column = values if isinstance(values, pa.Array) else pa.array(values)
+        if column.type != wanted:
+            if len(column) and not _fits(column.type, wanted):
+                raise LookupInvalid(
+                    f"entity {key.name!r} must be {key.type}, but holds {column.type}, such as {column[0].as_py()!r}"
+                )
+            column = column.cast(wanted)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
         raise LookupInvalid(f"entity {key.name!r} must be {key.type}: {error}") from None
     if column.null_count:
         position = column.is_null().to_pylist().index(True)
         raise LookupInvalid(f"entity {key.name!r} is null in row {position}; leave such rows out of the request")
     return column
+
+
+def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of a type can be keys of another; nulls can, and are refused by themselves."""
+    if pa.types.is_dictionary(given):
+        given = given.value_type
+    if pa.types.is_null(given):
+        return True
+    if pa.types.is_int64(wanted):
+        return bool(pa.types.is_integer(given))
+    return bool(pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_string_view(given))
 
 
 @dataclass(frozen=True)
