@@ -54,6 +54,10 @@ class ExportRoot:
         """The seqs of a view's log that are published, ascending."""
         return sorted(int(entry.name) for entry in self._published(view, "deltas") if entry.name.isdigit())
 
+    def has_entry(self, view: str, seq: int) -> bool:
+        """Whether the log has an entry `seq`; cheaper than listing them all."""
+        return self._is_published(self._log_directory(view, seq))
+
     def snapshot_ids(self, view: str) -> list[str]:
         """The ids of a view's snapshots, oldest first; they start with the seq."""
         return sorted(entry.name for entry in self._published(view, "snapshots"))

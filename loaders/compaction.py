@@ -38,13 +38,13 @@ def should_fold(record: ViewRecord) -> bool:
     return changed > FOLD_SHARE * record.base.rows
 
 
-def merge_overlays(writer: StoreWriter, view: str, *, newer_than: str | None = None) -> bool:
-    """Merge what the tiers ask for, among the overlays newer than the one of that id; whether anything was merged."""
+def merge_overlays(writer: StoreWriter, view: str) -> bool:
+    """Merge what the tiers ask for, leaving alone what is being folded; whether anything was merged."""
     version = writer.version().view(view)
     records = list(version.record.overlays)
-    if newer_than is not None:
-        ids = [record.id for record in records]
-        records = records[: ids.index(newer_than)] if newer_than in ids else records
+    ids = [record.id for record in records]
+    if writer.folding.get(view) in ids:
+        records = records[: ids.index(writer.folding[view])]
     count = overlays_to_merge(records)
     if not count:
         return False
@@ -67,6 +67,8 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
     """
     version = writer.version().view(view)
     record = version.record
+    if record.overlays:
+        writer.folding[view] = record.overlays[0].id
     builder = GenerationBuilder(writer.store, view, f"{record.applied_seq:012d}-fold-{uuid.uuid4().hex[:8]}")
     try:
         merge = Merge(version.segments, record.view_schema, drop_tombstones=True)
@@ -103,6 +105,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
 
         return writer.commit_view(view, swap) is not None
     finally:
+        writer.folding.pop(view, None)
         builder.discard()
 
 

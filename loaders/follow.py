@@ -43,21 +43,9 @@ def next_step(root: ExportRoot, view: str, record: ViewRecord | None) -> Step | 
     """
     if record is None:
         return LoadSnapshot(_newest_snapshot(root, view), "the store has nothing of the view yet")
-    published = root.sequence_numbers(view)
-    newest = published[-1] if published else 0
-    _check_same_lineage(root, view, record, published)
-    if newest <= record.applied_seq:
-        return None
     following = record.applied_seq + 1
-    if following not in published:
-        snapshot = root.newest_snapshot(view)
-        if snapshot is not None and snapshot.seq > record.applied_seq:
-            return LoadSnapshot(snapshot, f"entry {following} is gone from the log")
-        raise DeltaGap(
-            f"view {view!r}: the store stands at seq {record.applied_seq}, the log goes on at "
-            f"{min(seq for seq in published if seq > following)}; entry {following} is missing; publish it again, or a "
-            f"snapshot with `shoal export --full`"
-        )
+    if not root.has_entry(view, following):
+        return _without_next(root, view, record)
     entry = root.entry(view, following)
     if entry.kind == "snapshot":
         return LoadSnapshot(entry, "a full snapshot was published")
@@ -69,21 +57,30 @@ def next_step(root: ExportRoot, view: str, record: ViewRecord | None) -> Step | 
     return ApplyDelta(entry)
 
 
-def _check_same_lineage(root: ExportRoot, view: str, record: ViewRecord, published: list[int]) -> None:
-    """Check that the root's entry of the seq that the store stands at is the one it applied."""
-    if published and published[-1] < record.applied_seq:
+def _without_next(root: ExportRoot, view: str, record: ViewRecord) -> Step | None:
+    published = root.sequence_numbers(view)
+    if not published or published[-1] < record.applied_seq:
+        ends = f"ends at {published[-1]}" if published else "is empty"
         raise ForeignDelta(
-            f"view {view!r}: the store stands at seq {record.applied_seq}, but {root} ends at {published[-1]}; "
-            f"it is another root or was made anew: load into a new store directory"
+            f"view {view!r}: the store stands at seq {record.applied_seq}, but the log in {root} {ends}; it is another "
+            f"root or was made anew: load into a new store directory"
         )
-    if record.applied_seq not in published:
-        return
-    entry = root.entry(view, record.applied_seq)
-    if entry.id != record.applied_entry:
-        raise ForeignDelta(
-            f"view {view!r}: seq {record.applied_seq} is {record.applied_entry} in the store and {entry.id} in {root}; "
-            f"the root was made anew: load into a new store directory"
-        )
+    if published[-1] == record.applied_seq:
+        entry = root.entry(view, record.applied_seq)
+        if entry.id != record.applied_entry:
+            raise ForeignDelta(
+                f"view {view!r}: seq {entry.seq} is {record.applied_entry} in the store and {entry.id} in {root}; the "
+                f"root was made anew: load into a new store directory"
+            )
+        return None
+    snapshot = root.newest_snapshot(view)
+    if snapshot is not None and snapshot.seq > record.applied_seq:
+        return LoadSnapshot(snapshot, f"entry {record.applied_seq + 1} is gone from the log")
+    later = min(seq for seq in published if seq > record.applied_seq)
+    raise DeltaGap(
+        f"view {view!r}: the store stands at seq {record.applied_seq}, the log goes on at {later}; entry "
+        f"{record.applied_seq + 1} is missing: publish it again, or a snapshot with `shoal export --full`"
+    )
 
 
 def _newest_snapshot(root: ExportRoot, view: str) -> Manifest:

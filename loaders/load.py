@@ -47,7 +47,7 @@ def catch_up(
     Raises:
         ShoalError: an entry cannot be applied; those before it are, and the trouble is noted in the store.
     """
-    applied = []
+    applied: list[Applied] = []
     try:
         while True:
             record = writer.record(view)

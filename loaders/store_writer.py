@@ -47,6 +47,8 @@ class StoreWriter:
     def __init__(self, store: Path, *, kept_generations: int = 2) -> None:
         self.store = store
         self.kept_generations = kept_generations
+        self.folding: dict[str, str] = {}
+        """View → the newest overlay that is being folded into a new base: it and older ones must stay as they are."""
         (store / "run").mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(store / "run" / LOCK)
         self._live = open_live(store, writable=True)

@@ -1,0 +1,267 @@
+"""The writer process: watch the export root, apply what comes, keep overlays few, and take orders on a control socket.
+
+Views are worked on in threads of their own, so that a large load of one does not hold up the deltas of another. Dying
+at any instruction loses nothing that was committed; the next writer goes on from there.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from aiohttp import web
+from watchfiles import Change, awatch
+
+from engine.control import error_document, listen_unix, writer_socket_path
+from engine.errors import GenerationNotKept, LookupInvalid, NotPublished, ShoalError
+from engine.export_root import MANIFEST, SERVICES, ExportRoot
+from loaders.apply import follow_again, roll_back
+from loaders.compaction import fold, should_fold
+from loaders.follow import ApplyDelta, LoadSnapshot
+from loaders.load import Applied, catch_up
+from loaders.store_writer import StoreWriter
+
+log = logging.getLogger("shoal.writer")
+
+_DEBOUNCE_MS = 50
+_STEP_MS = 10
+
+
+class ReloadRequest(pydantic.BaseModel):
+    """The body of `POST /reload`: all views, or one; and for one, the kept generation to go back to."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    view: str | None = None
+    snapshot: str | None = None
+    accept_schema_change: bool = False
+
+
+class LogObserver:
+    """Tells the log how loading goes."""
+
+    def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
+        manifest = step.manifest
+        if isinstance(step, LoadSnapshot):
+            log.info("%s: loading snapshot %s: %s", manifest.view.name, manifest.snapshot_id, step.reason)
+        return lambda rows: None
+
+    def finished(self, applied: Applied) -> None:
+        log.info(
+            "%s: applied %s %d: %d rows, %d tombstones in %.3f s",
+            applied.view,
+            applied.kind,
+            applied.seq,
+            applied.rows,
+            applied.tombstones,
+            applied.seconds,
+        )
+
+    def failed(self, view: str, error: ShoalError) -> None:
+        log.error("%s: %s: %s", view, type(error).__name__, error)
+
+
+class WriterProcess:
+    """Follows one export root into one store until it is told to stop."""
+
+    def __init__(self, writer: StoreWriter, root: ExportRoot | None, poll_seconds: float) -> None:
+        self._writer = writer
+        self._root = root
+        self._poll_seconds = poll_seconds
+        self._observer = LogObserver()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._woken = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._catching_up: set[str] = set()
+
+    async def run(self) -> None:
+        """Work until SIGTERM or SIGINT; SIGHUP looks for news at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._woken.set)
+        runner = web.AppRunner(self._control(), handle_signals=False, access_log=None)
+        await runner.setup()
+        await web.SockSite(runner, listen_unix(writer_socket_path(self._writer.store))).start()
+        watch = asyncio.create_task(self._watch())
+        follow = asyncio.create_task(self._follow())
+        await self._stop.wait()
+        for task in (watch, follow):
+            task.cancel()
+        await runner.cleanup()
+
+    async def _watch(self) -> None:
+        """Wake the follower at every publication; while the root cannot be watched, the poll alone does."""
+        while self._root is not None:
+            try:
+                async for _ in awatch(
+                    self._root.path, watch_filter=_is_publication, debounce=_DEBOUNCE_MS, step=_STEP_MS
+                ):
+                    self._woken.set()
+            except OSError as error:
+                log.warning("%s cannot be watched (%s); polling every %g s", self._root, error, self._poll_seconds)
+            await asyncio.sleep(self._poll_seconds)
+
+    async def _follow(self) -> None:
+        while True:
+            self._woken.clear()
+            if self._root is not None:
+                try:
+                    await asyncio.to_thread(self._take_over_services, self._root)
+                    views = await asyncio.to_thread(self._root.views)
+                except (ShoalError, OSError) as error:
+                    log.error("%s: %s", self._root, error)
+                    views = []
+                for view in views:
+                    self._start_catching_up(view)
+            try:
+                await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
+            except TimeoutError:
+                continue
+
+    def _take_over_services(self, root: ExportRoot) -> None:
+        self._writer.commit_root(str(root), root.services())
+
+    def _start_catching_up(self, view: str) -> None:
+        if view in self._catching_up:
+            return
+        self._catching_up.add(view)
+        task = asyncio.create_task(self._catch_up(view))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _catch_up(self, view: str) -> None:
+        try:
+            async with self._lock(view):
+                await self._apply_news(view, accept_schema_change=False)
+        except ShoalError:
+            pass  # It is noted in the store and the log; the next poll tries again.
+        except Exception:
+            log.exception("%s: the writer met something unexpected; the last version stands", view)
+        finally:
+            self._catching_up.discard(view)
+
+    async def _apply_news(self, view: str, *, accept_schema_change: bool) -> list[Applied]:
+        if self._root is None:
+            raise NotPublished("the server was started without an export root; start it with --from ROOT")
+        applied = await asyncio.to_thread(
+            catch_up,
+            self._writer,
+            self._root,
+            view,
+            self._observer,
+            accept_schema_change=accept_schema_change,
+        )
+        record = self._writer.record(view)
+        if record is not None and should_fold(record) and view not in self._writer.folding:
+            task = asyncio.create_task(self._fold(view))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return applied
+
+    async def _fold(self, view: str) -> None:
+        try:
+            if await asyncio.to_thread(fold, self._writer, view):
+                log.info("%s: folded its overlays into a new base", view)
+        except ShoalError as error:
+            log.error("%s: folding failed: %s", view, error)
+        except Exception:
+            log.exception("%s: folding met something unexpected; the last version stands", view)
+
+    def _lock(self, view: str) -> asyncio.Lock:
+        return self._locks.setdefault(view, asyncio.Lock())
+
+    # --- orders ----------------------------------------------------------------------------------------------
+
+    def _control(self) -> web.Application:
+        app = web.Application(middlewares=[_errors_as_json])
+        app.router.add_post("/reload", self._reload)
+        app.router.add_get("/status", self._status)
+        return app
+
+    async def _reload(self, request: web.Request) -> web.Response:
+        try:
+            order = ReloadRequest.model_validate_json(await request.read())
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise LookupInvalid(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}") from None
+        if order.snapshot is not None and order.view is None:
+            raise LookupInvalid("a snapshot belongs to a view; name the view too")
+        views = [order.view] if order.view is not None else self._root.views() if self._root else []
+        answers = []
+        for view in views:
+            async with self._lock(view):
+                answers.append(await self._reload_view(view, order))
+        return web.json_response({"views": answers})
+
+    async def _reload_view(self, view: str, order: ReloadRequest) -> dict[str, Any]:
+        applied: list[Applied] = []
+        if order.snapshot is not None:
+            await asyncio.to_thread(roll_back, self._writer, view, order.snapshot)
+        else:
+            if order.view is not None:
+                self._check_known(view)
+                await asyncio.to_thread(follow_again, self._writer, view)
+            applied = await self._apply_news(view, accept_schema_change=order.accept_schema_change)
+        return reload_report(self._writer, view, applied)
+
+    def _check_known(self, view: str) -> None:
+        if self._writer.record(view) is None and (self._root is None or view not in self._root.views()):
+            raise NotPublished(f"neither the store nor {self._root} has a view {view!r}")
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "pid": os.getpid(),
+                "root": str(self._root) if self._root else None,
+                "catching_up": sorted(self._catching_up),
+                "folding": sorted(self._writer.folding),
+            }
+        )
+
+
+def reload_report(writer: StoreWriter, view: str, applied: list[Applied]) -> dict[str, Any]:
+    """What a reload answers for one view."""
+    record = writer.record(view)
+    if record is None:
+        raise GenerationNotKept(f"nothing of view {view!r} is loaded")
+    return {
+        "view": view,
+        "generation": record.base.id,
+        "applied_seq": record.applied_seq,
+        "pinned": record.pinned,
+        "applied": [{"kind": entry.kind, "seq": entry.seq, "rows": entry.rows} for entry in applied],
+    }
+
+
+def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> None:
+    """The writer process's main function; the process ends when it is told to stop.
+
+    Raises:
+        StoreLocked: the store has a writer already.
+    """
+    asyncio.run(_run(StoreWriter(store), root, poll_seconds))
+
+
+async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float) -> None:
+    await WriterProcess(writer, root, poll_seconds).run()
+    # A load under way in a thread would hold up the exit for its whole length; the next writer goes on with it.
+    logging.shutdown()
+    os._exit(0)
+
+
+def _is_publication(change: Change, path: str) -> bool:
+    return change is not Change.deleted and Path(path).name in (MANIFEST, SERVICES)
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+    except ShoalError as error:
+        return web.json_response(error_document(error), status=error.http_status)
+    return response
