@@ -1,0 +1,63 @@
+"""Choose the format of an answer by the request's Accept header (RFC 9110, section 12.5.1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from engine.encoders import arrow_stream, json_lookup, npy
+from engine.errors import LookupInvalid, NotAcceptable
+from engine.result import LookupResult
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of answers: its media type and its encoder."""
+
+    media_type: str
+    encode: Callable[[LookupResult], bytes]
+
+
+FORMATS = tuple(Format(module.MEDIA_TYPE, module.encode) for module in (json_lookup, arrow_stream, npy))
+"""The formats of /v1/lookup; the first is the default."""
+
+
+@lru_cache(maxsize=256)
+def choose_format(accept: str) -> Format:
+    """The format that a client likes best; of formats that it likes equally, the one that it names most closely, then
+    the earlier of FORMATS.
+
+    Raises:
+        NotAcceptable: it accepts none.
+        LookupInvalid: the header cannot be read.
+    """
+    ranges = [_parse_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
+    best, best_liking = FORMATS[0], (0.0, 0)
+    for candidate in FORMATS:
+        liking = _liking(candidate.media_type, ranges)
+        if liking > best_liking:
+            best, best_liking = candidate, liking
+    if best_liking[0] <= 0:
+        offered = ", ".join(candidate.media_type for candidate in FORMATS)
+        raise NotAcceptable(f"Accept: {accept} leaves no format; lookups are answered as {offered}")
+    return best
+
+
+def _parse_range(part: str) -> tuple[str, float]:
+    """A media range and its quality; other parameters are of no account."""
+    media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return media_range, float(value)
+            except ValueError:
+                raise LookupInvalid(f"Accept gives {media_range} the quality {value!r}; write 0 to 1") from None
+    return media_range, 1.0
+
+
+def _liking(media_type: str, ranges: list[tuple[str, float]]) -> tuple[float, int]:
+    """The quality that the closest range which matches a media type gives it, and how close that is."""
+    by_closeness = ("*/*", media_type.partition("/")[0] + "/*", media_type)
+    matching = [(by_closeness.index(name) + 1, quality) for name, quality in ranges if name in by_closeness]
+    closeness, quality = max(matching, default=(0, 0.0))
+    return quality, closeness
