@@ -91,16 +91,16 @@ def lookup(
         StaleFeatures: rows are older than accepted, and `stale` is "fail".
     """
     references = resolve_features(version, features)
-    keys = _KeyColumns(entities)
+    keys = KeyColumns(entities)
     columns: list[Column | None] = [None] * len(references)
     views: dict[str, ViewRows] = {}
     for plan in _plans(references):
         view = version.view(plan.view)
-        found = _find(view, keys)
+        found = find_rows(view, keys)
         age = max_age if max_age is not None else view.record.view_schema.ttl
         oldest = now - age // timedelta(microseconds=1) if age is not None else gathering.NO_EVENT_TIME
-        rows = views[plan.view] = _judge(view, found, oldest, stale)
-        for position, column in zip(plan.positions, _gather(view, plan, found, rows), strict=True):
+        rows = views[plan.view] = judge_rows(view, found, oldest, stale)
+        for position, column in zip(plan.positions, gather_columns(view, plan.names, found, rows), strict=True):
             columns[position] = column
     return LookupResult(
         version=version.id,
@@ -120,7 +120,7 @@ def _plans(references: Sequence[str]) -> list[_ViewPlan]:
     return [_ViewPlan(view, tuple(names), tuple(positions)) for view, (names, positions) in by_view.items()]
 
 
-class _KeyColumns:
+class KeyColumns:
     """The entities of a request, each made an Arrow array of the type that a view wants when it wants it."""
 
     def __init__(self, entities: Entities) -> None:
@@ -197,24 +197,30 @@ def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 @dataclass(frozen=True)
-class _Found:
+class FoundRows:
     """Where the rows of all keys are: see `engine.kernels.finding.find`."""
 
     address: npt.NDArray[np.int64]
     chunk: npt.NDArray[np.int64]
 
 
-def _find(view: ViewVersion, keys: _KeyColumns) -> _Found:
+def find_rows(view: ViewVersion, keys: KeyColumns) -> FoundRows:
+    """Find the newest row of every key in a view."""
     columns = keys.of(view)
     first, second = key_hashes(columns)
     address, chunk = np.empty(first.size, np.int64), np.empty(first.size, np.int64)
     finding.find(first, second, view.chunks, view.segment_starts, address, chunk)
     if first.size != keys.count:
-        return _Found(np.repeat(address, keys.count), np.repeat(chunk, keys.count))
-    return _Found(address, chunk)
+        return FoundRows(np.repeat(address, keys.count), np.repeat(chunk, keys.count))
+    return FoundRows(address, chunk)
 
 
-def _judge(view: ViewVersion, found: _Found, oldest: int, stale: Stale) -> ViewRows:
+def judge_rows(view: ViewVersion, found: FoundRows, oldest: int, stale: Stale) -> ViewRows:
+    """Tell apart what is there, missing and too old, and leave in `found` only rows whose values are to be served.
+
+    Raises:
+        StaleFeatures: rows are older than `oldest` (microseconds since 1970), and `stale` is "fail".
+    """
     status, event_time = np.empty(found.address.size, np.uint8), np.empty(found.address.size, np.int64)
     zero_row = address_of(view.zero_row)
     too_old = gathering.resolve(found.address, zero_row, oldest, stale == "serve", status, event_time)
@@ -227,8 +233,9 @@ def _judge(view: ViewVersion, found: _Found, oldest: int, stale: Stale) -> ViewR
     return ViewRows(name, status, event_time)
 
 
-def _gather(view: ViewVersion, plan: _ViewPlan, found: _Found, rows: ViewRows) -> list[Column]:
-    program = view.program(plan.names)
+def gather_columns(view: ViewVersion, names: tuple[str, ...], found: FoundRows, rows: ViewRows) -> list[Column]:
+    """Gather features of found rows into columns."""
+    program = view.program(names)
     features, keys = len(program.features), found.address.size
     alignment = gathering.COLUMN_ALIGNMENT
     sizes = program.outputs[:, gathering.WIDTH] * keys
@@ -250,7 +257,7 @@ def _gather(view: ViewVersion, plan: _ViewPlan, found: _Found, rows: ViewRows) -
     starts, ends, null_counts = at.tolist(), (at + sizes).tolist(), nulls.tolist()
     for index, feature in enumerate(program.features):
         memory, offsets = arena[starts[index] : ends[index]], None
-        reference = f"{plan.view}:{feature.name}"
+        reference = f"{rows.view}:{feature.name}"
         if storage_of(feature.type) is Storage.HEAP:
             memory, offsets = _copy_from_heap(reference, memory, valid[index])
         columns.append(Column(reference, feature, rows, memory, valid[index], null_counts[index], offsets))

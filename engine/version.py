@@ -44,11 +44,11 @@ class BaseGeneration:
 class ViewVersion:
     """One view's rows: its segments, newest first, and the tables that the kernels read them by."""
 
-    def __init__(self, raw: bytes, record: catalog.ViewRecord, base: BaseGeneration, overlays: Sequence[Segment]):
-        self.raw = raw
+    def __init__(self, record: catalog.ViewRecord, base: BaseGeneration, segments: Sequence[Segment], raw: bytes = b""):
         self.record = record
         self.base = base
-        self.segments = (*overlays, base.segment)
+        self.segments = tuple(segments)
+        self.raw = raw
         self.chunks, self.segment_starts = chunk_table(self.segments)
         longest = max(RowLayout(segment.record.view_schema).stride for segment in self.segments)
         self.zero_row = np.zeros(longest, np.uint8)
@@ -117,7 +117,7 @@ def read_version(store: Path, live: LiveEnvironment, previous: StoreVersion | No
         same_base = old is not None and old.record.base == record.base
         base = old.base if old is not None and same_base else BaseGeneration(store, record.base)
         overlays = [read_segment(transaction, overlay, live.segments, live.path) for overlay in record.overlays]
-        views[name] = ViewVersion(value, record, base, overlays)
+        views[name] = ViewVersion(record, base, (*overlays, base.segment), value)
     return StoreVersion(
         id=transaction.id(),
         store=catalog.store_in(raw),

@@ -1,0 +1,81 @@
+"""Tell where a row comes from: every row of a key that the store still holds, newest first, and what wrote it.
+
+For people at a terminal: it goes segment by segment, and is not made for speed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.catalog import Origin
+from engine.kernels import finding, gathering
+from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE_BIT
+from engine.lookup import Entities, FoundRows, KeyColumns, find_rows, gather_columns, judge_rows
+from engine.version import BaseGeneration, StoreVersion, ViewVersion
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One row of a key: what wrote it, where it lies, and its values, None for a tombstone. `place` is "overlay",
+    "base", or "kept" for a generation that is only there for going back."""
+
+    origin: Origin
+    place: str
+    segment: str
+    event_time: datetime
+    values: Mapping[str, Any] | None
+
+
+def explain(store: Path, version: StoreVersion, view: str, entities: Entities) -> list[list[StoredRow]]:
+    """For each key, its rows in a view from the newest to the oldest; the first is the one that lookups see.
+
+    Overlays that were merged hold only the newest of their rows; kept generations are looked into as well.
+
+    Raises:
+        LookupInvalid, UnknownFeature: the view or the keys do not fit the store.
+    """
+    current = version.view(view)
+    keys = KeyColumns(entities)
+    histories: list[list[StoredRow]] = [[] for _ in range(keys.count)]
+    places = ["overlay"] * (len(current.segments) - 1) + ["base"]
+    for place, segment in zip(places, current.segments, strict=True):
+        _add_rows(histories, ViewVersion(current.record, current.base, (segment,)), keys, place)
+    for kept in current.record.kept:
+        generation = BaseGeneration(store, kept)
+        _add_rows(histories, ViewVersion(current.record, generation, (generation.segment,)), keys, "kept")
+    return histories
+
+
+def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColumns, place: str) -> None:
+    """Add the rows that the only segment of a view has."""
+    (segment,) = view.segments
+    found = find_rows(view, keys)
+    at = [(int(address), int(chunk)) for address, chunk in zip(found.address, found.chunk, strict=True)]
+    values = _values(view, found)
+    for key, (address, chunk_number) in enumerate(at):
+        if address == finding.NOT_FOUND:
+            continue
+        chunk = segment.chunks[chunk_number]
+        row = chunk.row_at(address)
+        event_time = int(chunk.rows[row, ROW_EVENT_TIME : ROW_EVENT_TIME + 8].copy().view(np.int64)[0])
+        tombstone = bool(chunk.rows[row, ROW_PRESENCE] >> TOMBSTONE_BIT & 1)
+        histories[key].append(
+            StoredRow(
+                origin=segment.record.origins[chunk.origin_of(row)],
+                place=place,
+                segment=segment.record.id,
+                event_time=datetime.fromtimestamp(event_time / 1e6, UTC),
+                values=None if tombstone else {name: column[key] for name, column in values.items()},
+            )
+        )
+
+
+def _values(view: ViewVersion, found: FoundRows) -> dict[str, list[Any]]:
+    names = tuple(feature.name for feature in view.record.view_schema.features)
+    rows = judge_rows(view, found, gathering.NO_EVENT_TIME, "serve")
+    columns = gather_columns(view, names, found, rows)
+    return {name: column.to_arrow().to_pylist() for name, column in zip(names, columns, strict=True)}
