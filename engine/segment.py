@@ -154,7 +154,8 @@ def chunk_table(segments: Sequence[Segment]) -> tuple[npt.NDArray[np.int64], npt
     """The chunk table of segments, newest first, and where each one's chunks begin in it."""
     rows = [chunk.table_row(position) for position, segment in enumerate(segments) for chunk in segment.chunks]
     starts = np.cumsum([0, *(len(segment.chunks) for segment in segments)], dtype=np.int64)
-    return np.array(rows, np.int64).reshape(-1, finding.CHUNK_COLUMNS), starts
+    # A kernel reads the first row of the table for a key that was not found, so there is one even without chunks.
+    return np.array(rows or [[0] * finding.CHUNK_COLUMNS], np.int64), starts
 
 
 def chunk_checksum(value: npt.NDArray[np.uint8]) -> int:

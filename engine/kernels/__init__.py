@@ -1,0 +1,35 @@
+"""The compiled part of a lookup: hash, find, judge, gather."""
+
+import numpy as np
+import pyarrow as pa
+
+from engine.kernels import finding, gathering, hashing
+from engine.kernels.memory import address_of
+
+
+def warm() -> None:
+    """Compile every kernel of a lookup, or load it from the cache, for the types that a lookup calls it with.
+
+    It is done before worker processes fork, so that none of them spends its first request, nor memory of its own, on it.
+    """
+    first, second = (hashes.view(np.int64) for hashes in hashing.key_hashes([pa.array(["key"])]))
+    hashing.key_hashes([pa.array([1])])
+    address, chunk = np.empty(1, np.int64), np.empty(1, np.int64)
+    no_segments = np.zeros(1, np.int64)
+    chunks = np.zeros((1, finding.CHUNK_COLUMNS), np.int64)
+    finding.find(first, second, chunks, no_segments, address, chunk)
+    zero_row = np.zeros(64, np.uint8)
+    status, event_time = np.empty(1, np.uint8), np.empty(1, np.int64)
+    gathering.resolve(address, address_of(zero_row), 0, False, status, event_time)
+    instructions = np.zeros((1, 1, gathering.PROGRAM_COLUMNS), np.int64)
+    outputs = np.array([[16] + [0] * (gathering.OUTPUT_COLUMNS - 1)], np.int64)
+    references, valid = np.zeros(gathering.COLUMN_ALIGNMENT, np.uint8), np.empty((1, 1), np.uint8)
+    nulls, at = np.empty(1, np.int64), np.empty(1, np.int64)
+    gathering.gather(address, chunk, chunks, instructions, outputs, address_of(references), valid, nulls, at)
+    offsets = np.empty(2, np.int64)
+    gathering.heap_offsets(address_of(references), valid[0], offsets)
+    gathering.copy_heap(address_of(references), offsets, address_of(zero_row))
+    list_offsets, string_offsets = np.empty(2, np.int32), np.empty(1, np.int32)
+    ends = offsets.astype(np.int32)
+    gathering.string_list_sizes(address_of(zero_row), ends, list_offsets)
+    gathering.copy_string_lists(address_of(zero_row), ends, list_offsets, string_offsets, address_of(references))

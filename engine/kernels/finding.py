@@ -107,11 +107,12 @@ def find(first: Any, second: Any, chunks: Any, segments: Any, address: Any, chun
         chunks: the chunk table.
         segments: int64[segments + 1], where each segment's chunks begin, newest segment first.
         address: int64[keys], becomes the row's address, or NOT_FOUND.
-        chunk_of: int64[keys], becomes the row's chunk; undefined where nothing was found.
+        chunk_of: int64[keys], becomes the row's chunk; where nothing was found, some chunk or -1.
     """
     for start in range(0, first.size, BLOCK):
         end = min(start + BLOCK, first.size)
         address[start:end] = NOT_FOUND
+        chunk_of[start:end] = -1
         for segment in range(segments.size - 1):
             chunk_range = (segments[segment], segments[segment + 1])
             if chunk_range[0] < chunk_range[1]:
