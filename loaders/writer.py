@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,18 @@ from aiohttp import web
 from watchfiles import Change, awatch
 
 from engine.control import error_document, listen_unix, writer_socket_path
-from engine.errors import GenerationNotKept, LookupInvalid, NotPublished, ShoalError
+from engine.errors import LookupInvalid, ShoalError
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
-from loaders.apply import follow_again, roll_back
 from loaders.compaction import fold, should_fold
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, catch_up
+from loaders.reload import ReloadRequest, reload_view, views_to_reload
 from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
 
 _DEBOUNCE_MS = 50
 _STEP_MS = 10
-
-
-class ReloadRequest(pydantic.BaseModel):
-    """The body of `POST /reload`: all views, or one; and for one, the kept generation to go back to."""
-
-    model_config = pydantic.ConfigDict(extra="forbid")
-    view: str | None = None
-    snapshot: str | None = None
-    accept_schema_change: bool = False
 
 
 class LogObserver:
@@ -117,7 +108,9 @@ class WriterProcess:
                     log.error("%s: %s", self._root, error)
                     views = []
                 for view in views:
-                    self._start_catching_up(view)
+                    if view not in self._catching_up:
+                        self._catching_up.add(view)
+                        self._start(self._catch_up(self._root, view))
             try:
                 await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
             except TimeoutError:
@@ -126,18 +119,11 @@ class WriterProcess:
     def _take_over_services(self, root: ExportRoot) -> None:
         self._writer.commit_root(str(root), root.services())
 
-    def _start_catching_up(self, view: str) -> None:
-        if view in self._catching_up:
-            return
-        self._catching_up.add(view)
-        task = asyncio.create_task(self._catch_up(view))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _catch_up(self, view: str) -> None:
+    async def _catch_up(self, root: ExportRoot, view: str) -> None:
         try:
             async with self._lock(view):
-                await self._apply_news(view, accept_schema_change=False)
+                await asyncio.to_thread(catch_up, self._writer, root, view, self._observer)
+                self._fold_if_due(view)
         except ShoalError:
             pass  # It is noted in the store and the log; the next poll tries again.
         except Exception:
@@ -145,23 +131,15 @@ class WriterProcess:
         finally:
             self._catching_up.discard(view)
 
-    async def _apply_news(self, view: str, *, accept_schema_change: bool) -> list[Applied]:
-        if self._root is None:
-            raise NotPublished("the server was started without an export root; start it with --from ROOT")
-        applied = await asyncio.to_thread(
-            catch_up,
-            self._writer,
-            self._root,
-            view,
-            self._observer,
-            accept_schema_change=accept_schema_change,
-        )
+    def _fold_if_due(self, view: str) -> None:
         record = self._writer.record(view)
         if record is not None and should_fold(record) and view not in self._writer.folding:
-            task = asyncio.create_task(self._fold(view))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return applied
+            self._start(self._fold(view))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _fold(self, view: str) -> None:
         try:
@@ -189,29 +167,14 @@ class WriterProcess:
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             raise LookupInvalid(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}") from None
-        if order.snapshot is not None and order.view is None:
-            raise LookupInvalid("a snapshot belongs to a view; name the view too")
-        views = [order.view] if order.view is not None else self._root.views() if self._root else []
         answers = []
-        for view in views:
+        for view in views_to_reload(self._root, order):
             async with self._lock(view):
-                answers.append(await self._reload_view(view, order))
+                answers.append(
+                    await asyncio.to_thread(reload_view, self._writer, self._root, view, order, self._observer)
+                )
+                self._fold_if_due(view)
         return web.json_response({"views": answers})
-
-    async def _reload_view(self, view: str, order: ReloadRequest) -> dict[str, Any]:
-        applied: list[Applied] = []
-        if order.snapshot is not None:
-            await asyncio.to_thread(roll_back, self._writer, view, order.snapshot)
-        else:
-            if order.view is not None:
-                self._check_known(view)
-                await asyncio.to_thread(follow_again, self._writer, view)
-            applied = await self._apply_news(view, accept_schema_change=order.accept_schema_change)
-        return reload_report(self._writer, view, applied)
-
-    def _check_known(self, view: str) -> None:
-        if self._writer.record(view) is None and (self._root is None or view not in self._root.views()):
-            raise NotPublished(f"neither the store nor {self._root} has a view {view!r}")
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(
@@ -222,20 +185,6 @@ class WriterProcess:
                 "folding": sorted(self._writer.folding),
             }
         )
-
-
-def reload_report(writer: StoreWriter, view: str, applied: list[Applied]) -> dict[str, Any]:
-    """What a reload answers for one view."""
-    record = writer.record(view)
-    if record is None:
-        raise GenerationNotKept(f"nothing of view {view!r} is loaded")
-    return {
-        "view": view,
-        "generation": record.base.id,
-        "applied_seq": record.applied_seq,
-        "pinned": record.pinned,
-        "applied": [{"kind": entry.kind, "seq": entry.seq, "rows": entry.rows} for entry in applied],
-    }
 
 
 def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> None:

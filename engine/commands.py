@@ -1,0 +1,315 @@
+"""The commands `shoal lookup` and `shoal status`: they read a store directly, with or without a server."""
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from engine.durations import parse_duration
+from engine.errors import LookupInvalid
+from engine.explain import StoredRow, explain
+from engine.feature_store import FeatureStore
+from engine.kernels.gathering import Status
+from engine.lookup import Stale
+from engine.processes import describe_server
+from engine.result import LookupResult
+from engine.status import describe_version
+from engine.version import StoreVersion
+
+STORE = click.option(
+    "--store", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The directory of the store."
+)
+
+
+def _duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:
+    try:
+        return parse_duration(value) if value is not None else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command("lookup", short_help="Look up features of some keys, and where they come from.")
+@STORE
+@click.option("--features", metavar="VIEW:FEATURE,…", help="What to look up; VIEW:* is all of a view.")
+@click.option("--service", metavar="NAME", help="Look up the features of this feature service instead.")
+@click.option(
+    "--key", "keys", multiple=True, required=True, metavar="KEY=VALUE", help="A join key; given again, another row."
+)
+@click.option("--max-age", callback=_duration, metavar="AGE", help="Accept rows up to this age, instead of the TTL.")
+@click.option("--stale", type=click.Choice(get_args(Stale)), default="null", show_default=True, help="Of older rows.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--explain", "explained", is_flag=True, help="Show what wrote each row, and what it was before.")
+def lookup_command(
+    store: Path,
+    features: str | None,
+    service: str | None,
+    keys: tuple[str, ...],
+    max_age: timedelta | None,
+    stale: Stale,
+    form: str,
+    as_json: bool,
+    explained: bool,
+) -> None:
+    """Look up features of some keys: values, statuses, event times and ages.
+
+    Reads the store directly, whether it is being served or not.
+    """
+    if (features is None) == (service is None):
+        raise click.UsageError("give either --features or --service")
+    opened = FeatureStore.open(store)
+    version = opened.version()
+    entities = _entities(version, keys)
+    asked = service if service is not None else [part.strip() for part in (features or "").split(",") if part.strip()]
+    result = opened.lookup(asked, entities, max_age=max_age, stale=stale)
+    rows = _rows(result, entities, time.time())
+    histories: dict[str, list[list[StoredRow]]] = {}
+    if explained:
+        histories = {view: explain(store, version, view, entities) for view in result.views}
+    if as_json or form == "json":
+        document: dict[str, Any] = {"version": result.version, "rows": rows}
+        if explained:
+            document["history"] = _history_document(histories)
+        click.echo(json.dumps(document, indent=2, default=_json_value))
+    elif form == "csv":
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _csv_value(value) for name, value in row.items()} for row in rows)
+    else:
+        _print_table(result.version, rows)
+        _print_histories(version, entities, histories)
+
+
+def _entities(version: StoreVersion, keys: Sequence[str]) -> dict[str, list[str] | list[int]]:
+    """The entities that `--key` options mean: a name given several times is a column of values."""
+    integers = {
+        key.name for view in version.views.values() for key in view.record.view_schema.join_keys if key.type == "int64"
+    }
+    given: dict[str, list[Any]] = {}
+    for item in keys:
+        name, separator, value = item.partition("=")
+        if not separator:
+            raise LookupInvalid(f"--key {item!r} has no value; write it as join_key=value")
+        if name in integers:
+            try:
+                given.setdefault(name, []).append(int(value))
+            except ValueError:
+                raise LookupInvalid(f"--key {item!r}: {name} is int64, {value!r} is no whole number") from None
+        else:
+            given.setdefault(name, []).append(value)
+    # A key that is given once holds for every row, as in the HTTP interface.
+    return {name: values if len(values) > 1 else values * _row_count(given) for name, values in given.items()}
+
+
+def _row_count(given: dict[str, list[Any]]) -> int:
+    return max(len(values) for values in given.values())
+
+
+def _rows(result: LookupResult, entities: dict[str, Any], now: float) -> list[dict[str, Any]]:
+    """One row a key and feature."""
+    values = {column.reference: column.to_arrow().to_pylist() for column in result.columns}
+    rows = []
+    for key in range(result.keys):
+        identity = {name: column[key] for name, column in entities.items()}
+        for column in result.columns:
+            has_row = not _is_missing(column.rows.status[key])
+            seconds = int(column.rows.event_time[key]) / 1e6
+            rows.append(
+                {
+                    **identity,
+                    "feature": column.reference,
+                    "value": values[column.reference][key],
+                    "status": Status(column.status[key]).name,
+                    "event_timestamp": datetime.fromtimestamp(seconds, UTC) if has_row else None,
+                    "age_seconds": round(now - seconds, 3) if has_row else None,
+                }
+            )
+    return rows
+
+
+def _is_missing(status: int) -> bool:
+    return status == Status.NOT_FOUND
+
+
+def _print_table(version: int, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=f"version {version}", title_justify="left", box=None, pad_edge=False)
+    for name in rows[0] if rows else ():
+        table.add_column("age" if name == "age_seconds" else name, overflow="fold")
+    for row in rows:
+        cells = {**row, "age_seconds": age(row["age_seconds"])}
+        table.add_row(*(_text(value) for value in cells.values()))
+    _console().print(table)
+
+
+def _print_histories(
+    version: StoreVersion, entities: dict[str, Any], histories: dict[str, list[list[StoredRow]]]
+) -> None:
+    for view, keys in histories.items():
+        names = [key.name for key in version.view(view).record.view_schema.join_keys]
+        by_key = {
+            tuple(f"{name}={entities[name][number]}" for name in names): history for number, history in enumerate(keys)
+        }
+        for key, history in by_key.items():
+            click.echo(f"\n{view} {' '.join(key)}" + ("" if history else ": nothing of this key is stored"))
+            for position, row in enumerate(history):
+                when = "now" if position == 0 else "before"
+                origin = f"{row.origin.kind} {row.origin.seq} ({row.origin.id[:8]})"
+                click.echo(f"  {when:<6} {origin}, event time {_text(row.event_time)}, in {row.place} {row.segment}")
+                older = history[position + 1] if position + 1 < len(history) else None
+                click.echo(f"         {_change(row, older)}")
+
+
+def _change(row: StoredRow, older: StoredRow | None) -> str:
+    """A stored row in words: all of it if nothing older is there, else what it changed."""
+    if row.values is None:
+        return "tombstone: the key vanished from the source"
+    before = older.values if older and older.values is not None else None
+    if before is None:
+        return ", ".join(f"{name}={_text(value)}" for name, value in row.values.items())
+    changed = [
+        f"{name}: {_text(before.get(name))} → {_text(value)}"
+        for name, value in row.values.items()
+        if value != before.get(name)
+    ]
+    return ", ".join(changed) or "the same values, a newer event time"
+
+
+def _history_document(histories: dict[str, list[list[StoredRow]]]) -> dict[str, Any]:
+    return {
+        view: [
+            [
+                {
+                    "origin": row.origin.model_dump(),
+                    "place": row.place,
+                    "segment": row.segment,
+                    "event_timestamp": row.event_time,
+                    "tombstone": row.values is None,
+                    "values": row.values,
+                }
+                for row in history
+            ]
+            for history in keys
+        ]
+        for view, keys in histories.items()
+    }
+
+
+@click.command("status", short_help="Show what a store holds, how fresh it is, and who serves it.")
+@STORE
+@click.option("--json", "as_json", is_flag=True, help="Print it all as JSON.")
+def status_command(store: Path, as_json: bool) -> None:
+    """Show what a store holds, how fresh it is, and who serves it.
+
+    Ends with 1 if a view does not move on.
+    """
+    status = describe_version(FeatureStore.open(store).version()) | {"server": describe_server(store)}
+    if as_json:
+        click.echo(json.dumps(status, indent=2))
+    else:
+        _print_status(status)
+    if any(view["trouble"] for view in status["views"]):
+        sys.exit(1)
+
+
+def _print_status(status: dict[str, Any]) -> None:
+    click.echo(f"version {status['version']}, loaded from {status['root']}")
+    loaded = [view for view in status["views"] if "base" in view]
+    table = Table(box=None, pad_edge=False)
+    for name in ("view", "seq", "base", "rows", "overlays", "overlay rows", "bytes", "freshness", "lag", "applied at"):
+        table.add_column(name, justify="left" if name in ("view", "base", "applied at") else "right")
+    for view in loaded:
+        base, overlays = view["base"], view["overlays"]
+        table.add_row(
+            view["name"],
+            str(view["applied_seq"]),
+            base["id"] + (" (pinned)" if view["pinned"] else ""),
+            f"{base['rows']:,}",
+            str(len(overlays)),
+            f"{sum(overlay['rows'] + overlay['tombstones'] for overlay in overlays):,}",
+            size(view["bytes"]),
+            age(view["freshness_seconds"]),
+            age(view["lag_seconds"]),
+            view["applied_at"],
+        )
+    _console().print(table)
+    for view in status["views"]:
+        if trouble := view["trouble"]:
+            click.echo(
+                f"\ntrouble with {view['name']} since {trouble['since']}: {trouble['code']}: {trouble['message']}"
+            )
+    server = status["server"]
+    if server is None:
+        click.echo("\nno server runs on this store")
+        return
+    click.echo(f"\nserved at {server['address']}")
+    processes = Table(box=None, pad_edge=False)
+    for name in ("process", "pid", "RSS", "PSS", "uptime"):
+        processes.add_column(name, justify="left" if name == "process" else "right")
+    for process in server["processes"]:
+        numbers = (str(process["pid"]), size(process["rss"]), size(process["pss"]), age(process["uptime_seconds"]))
+        processes.add_row(process["role"], *numbers)
+    _console().print(processes)
+
+
+def _console() -> Console:
+    # Output that goes to a file or a pipe is not folded to a terminal's width.
+    return Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+
+
+def age(seconds: float | None) -> str:
+    """A duration as people read it: two units at most."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.3g}s"
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    parts, rest = [], int(seconds)
+    for unit, length in units:
+        if rest >= length:
+            parts.append(f"{rest // length}{unit}")
+            rest %= length
+    return " ".join(parts[:2])
+
+
+def size(count: int) -> str:
+    """A number of bytes as people read it."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _csv_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return json.dumps(value, default=_json_value)
+    return _text(value) if isinstance(value, datetime | bytes) else value
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return value.hex()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,176 @@
+"""The commands `shoal load`, `shoal reload` and `shoal verify`."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from engine.commands import STORE, size
+from engine.control import WriterClient
+from engine.errors import ShoalError, StoreLocked, StoreNotFound
+from engine.export_root import ExportRoot
+from loaders.compaction import fold, should_fold
+from loaders.follow import ApplyDelta, LoadSnapshot
+from loaders.load import Applied, load
+from loaders.reload import ReloadRequest, reload_view, views_to_reload
+from loaders.store_writer import StoreWriter
+from loaders.verify import verify
+
+ACCEPT_SCHEMA_CHANGE = click.option(
+    "--accept-schema-change", is_flag=True, help="Load a snapshot even if its features changed in a way refused else."
+)
+
+
+class TerminalObserver:
+    """Shows how loading goes on stderr: a bar a step on a terminal, a line a step elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "TerminalObserver":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
+        manifest = step.manifest
+        name = manifest.snapshot_id if isinstance(step, LoadSnapshot) else f"delta {manifest.seq}"
+        task = self._task = self._bars.add_task(
+            f"{manifest.view.name} {name}", total=manifest.rows + manifest.tombstones
+        )
+        return lambda rows: self._bars.advance(task, rows)
+
+    def finished(self, applied: Applied) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        if not self._quiet:
+            changes = f"{applied.rows:,} rows" + (f", {applied.tombstones:,} tombstones" if applied.tombstones else "")
+            self._console.print(f"{applied.view}: {applied.kind} {applied.seq}: {changes} in {applied.seconds:.2f} s")
+
+    def failed(self, view: str, error: ShoalError) -> None:
+        # The error itself ends the command; here it is told for the views before the last.
+        if not self._quiet:
+            self._console.print(f"{view}: {error}", style="red")
+
+
+@click.command("load", short_help="Bring a store up to date with an export root.")
+@STORE
+@click.option("--from", "root_path", required=True, type=click.Path(path_type=Path), help="The export root.")
+@click.option("--view", "views", multiple=True, metavar="NAME", help="Only this view; may be given again.")
+@ACCEPT_SCHEMA_CHANGE
+@click.option("--json", "as_json", is_flag=True, help="Print what was applied as JSON.")
+def load_command(
+    store: Path, root_path: Path, views: tuple[str, ...], accept_schema_change: bool, as_json: bool
+) -> None:
+    """Bring a store up to date with an export root: snapshots, then deltas.
+
+    What is there already is not loaded again; a load that died goes on where it stopped.
+    """
+    root = ExportRoot(root_path)
+    root.check_exists()
+    applied: list[Applied] = []
+    with StoreWriter(store) as writer, TerminalObserver(quiet=as_json) as observer:
+        try:
+            applied = load(writer, root, observer, views=views, accept_schema_change=accept_schema_change)
+        finally:
+            for view, version in writer.version().views.items():
+                if should_fold(version.record):
+                    fold(writer, view)
+        version_id = writer.version().id
+    if as_json:
+        click.echo(json.dumps({"version": version_id, "applied": [asdict(entry) for entry in applied]}, indent=2))
+    elif not applied:
+        click.echo(f"{store} has everything that {root} has (version {version_id})")
+    else:
+        click.echo(f"{store} is at version {version_id}: {len(applied)} entries applied")
+
+
+@click.command("reload", short_help="Look for news at once, or go back to a kept generation.")
+@STORE
+@click.option("--view", metavar="NAME", help="Only this view; it goes on along the log if it was rolled back.")
+@click.option("--snapshot", metavar="ID", help="Go back to this kept generation of the view, and stay there.")
+@click.option("--from", "root_path", type=click.Path(path_type=Path), help="The export root, if no server runs.")
+@ACCEPT_SCHEMA_CHANGE
+@click.option("--json", "as_json", is_flag=True, help="Print where the views stand as JSON.")
+def reload_command(
+    store: Path,
+    view: str | None,
+    snapshot: str | None,
+    root_path: Path | None,
+    accept_schema_change: bool,
+    as_json: bool,
+) -> None:
+    """Look for news at once, or go back to a kept generation (`shoal status --json` lists them).
+
+    Asks the server if one runs on the store, and does it itself otherwise.
+    """
+    request = ReloadRequest(view=view, snapshot=snapshot, accept_schema_change=accept_schema_change)
+    if not (store / "live").is_dir():
+        raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
+    try:
+        with StoreWriter(store) as writer, TerminalObserver(quiet=as_json) as observer:
+            known = writer.version().store.root
+            path = root_path if root_path is not None else Path(known) if known else None
+            root = ExportRoot(path) if path else None
+            answers = [reload_view(writer, root, name, request, observer) for name in views_to_reload(root, request)]
+    except StoreLocked:
+        client = WriterClient(store)
+        answer = asyncio.run(client.reload(view, snapshot=snapshot, accept_schema_change=accept_schema_change))
+        answers = answer["views"]
+    if as_json:
+        click.echo(json.dumps({"views": answers}, indent=2))
+        return
+    for answer in answers:
+        click.echo(_where(answer))
+
+
+def _where(answer: dict[str, Any]) -> str:
+    pinned = ", pinned: `shoal reload --view` lets it go on" if answer["pinned"] else ""
+    return (
+        f"{answer['view']}: at seq {answer['applied_seq']} on {answer['generation']}, "
+        f"{len(answer['applied'])} entries applied{pinned}"
+    )
+
+
+@click.command("verify", short_help="Check all of an export root or of a store.")
+@click.argument("path", metavar="ROOT|STORE", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print every check as JSON.")
+def verify_command(path: Path, as_json: bool) -> None:
+    """Check all of an export root or of a store: checksums, order, counts, lineage.
+
+    Ends with 1 if anything is bad.
+    """
+    checks = []
+    for checked in verify(path):
+        checks.append(checked)
+        if not as_json:
+            found = checked.problem or f"{checked.rows:,} rows, {size(checked.bytes)}"
+            click.echo(f"{'BAD ' if checked.problem else 'ok  '} {checked.what}: {found}")
+    bad = sum(1 for checked in checks if checked.problem)
+    if as_json:
+        click.echo(json.dumps({"bad": bad, "checks": [asdict(checked) for checked in checks]}, indent=2))
+    else:
+        click.echo(f"{len(checks)} checks, {bad} bad")
+    if bad:
+        sys.exit(1)

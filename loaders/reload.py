@@ -1,0 +1,67 @@
+"""Reload a view by order: look for news at once, go back to a kept generation, or go on again after that."""
+
+from typing import Any
+
+import pydantic
+
+from engine.errors import LookupInvalid, NotPublished
+from engine.export_root import ExportRoot
+from loaders.apply import follow_again, roll_back
+from loaders.load import Applied, Observer, catch_up
+from loaders.store_writer import StoreWriter
+
+
+class ReloadRequest(pydantic.BaseModel):
+    """What to reload: all views, or one; and for one, the kept generation to go back to."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    view: str | None = None
+    snapshot: str | None = None
+    accept_schema_change: bool = False
+
+
+def views_to_reload(root: ExportRoot | None, request: ReloadRequest) -> list[str]:
+    """The views that a request is about.
+
+    Raises:
+        LookupInvalid: it names a snapshot without a view.
+    """
+    if request.view is not None:
+        return [request.view]
+    if request.snapshot is not None:
+        raise LookupInvalid("a snapshot belongs to a view; name the view too")
+    return root.views() if root else []
+
+
+def reload_view(
+    writer: StoreWriter, root: ExportRoot | None, view: str, request: ReloadRequest, observer: Observer
+) -> dict[str, Any]:
+    """Reload one view, and say where it stands then.
+
+    With a snapshot named it goes back to that generation and stays. Named itself, it goes on along the log. As one of
+    all views it catches up, unless it was told to stay.
+
+    Raises:
+        NotPublished: neither the root nor the store has the view, or there is no root to load from.
+        GenerationNotKept: this node has no such generation.
+        ShoalError: what is published cannot be applied; the last version stands.
+    """
+    applied: list[Applied] = []
+    if request.snapshot is not None:
+        roll_back(writer, view, request.snapshot)
+    else:
+        if root is None:
+            raise NotPublished("there is no export root to load from; give one with --from ROOT")
+        if writer.record(view) is None and view not in root.views():
+            raise NotPublished(f"neither the store nor {root} has a view {view!r}")
+        if request.view is not None:
+            follow_again(writer, view)
+        applied = catch_up(writer, root, view, observer, accept_schema_change=request.accept_schema_change)
+    record = writer.version().view(view).record
+    return {
+        "view": view,
+        "generation": record.base.id,
+        "applied_seq": record.applied_seq,
+        "pinned": record.pinned,
+        "applied": [{"kind": entry.kind, "seq": entry.seq, "rows": entry.rows} for entry in applied],
+    }
