@@ -1,0 +1,35 @@
+# Each target sets up what it needs: a fresh clone, Python 3.11 with venv, and Java 17 are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check bench bench-small clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Shoal needs Python 3.11 or newer; name one with PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	  { echo "python3 -m venv failed; install it: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m demo
+
+test: setup check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m perf
+
+bench-small: setup
+	$(BIN)/python -m perf --small
+
+clean:
+	rm -rf .venv build *.egg-info demo/data
