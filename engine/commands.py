@@ -65,6 +65,8 @@ def lookup_command(
     """
     if (features is None) == (service is None):
         raise click.UsageError("give either --features or --service")
+    if explained and form == "csv":
+        raise click.UsageError("--explain has no place in CSV; take --format table or json")
     opened = FeatureStore.open(store)
     version = opened.version()
     entities = _entities(version, keys)

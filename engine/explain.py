@@ -77,5 +77,5 @@ def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColu
 def _values(view: ViewVersion, found: FoundRows) -> dict[str, list[Any]]:
     names = tuple(feature.name for feature in view.record.view_schema.features)
     rows = judge_rows(view, found, gathering.NO_EVENT_TIME, "serve")
-    columns = gather_columns(view, names, found, rows)
+    columns = gather_columns(view, names, found, rows).columns
     return {name: column.to_arrow().to_pylist() for name, column in zip(names, columns, strict=True)}

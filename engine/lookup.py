@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from engine.column import ViewRows
 from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
 from engine.kernels import finding, gathering
 from engine.kernels.hashing import key_hashes
 from engine.kernels.memory import address_of
-from engine.layout import Storage, storage_of
-from engine.result import Column, LookupResult, ViewRows
+from engine.result import HeapValues, LookupResult, ViewColumns
 from engine.schema import JoinKey, arrow_type
-from engine.version import StoreVersion, ViewVersion
+from engine.version import LookupPlan, StoreVersion, ViewVersion
 
 Stale = Literal["serve", "null", "fail"]
 """What becomes of rows older than the age asked for: served all the same, answered as null, or the lookup fails."""
@@ -29,15 +29,7 @@ Entities = Mapping[str, Any]
 """Join key → a scalar, repeated for every row, or a list, NumPy array or Arrow array of values."""
 
 _MAX_HEAP_COLUMN = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class _ViewPlan:
-    """What one request wants of one view: the features and where in the answer they go."""
-
-    view: str
-    names: tuple[str, ...]
-    positions: tuple[int, ...]
+_KEPT_PLANS = 256
 
 
 def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> list[str]:
@@ -90,34 +82,41 @@ def lookup(
         LookupInvalid, UnknownFeature: the request does not fit the store.
         StaleFeatures: rows are older than accepted, and `stale` is "fail".
     """
-    references = resolve_features(version, features)
+    plan = _plan(version, features)
     keys = KeyColumns(entities)
-    columns: list[Column | None] = [None] * len(references)
-    views: dict[str, ViewRows] = {}
-    for plan in _plans(references):
-        view = version.view(plan.view)
+    parts = []
+    for view_name, names in plan.features.items():
+        view = version.view(view_name)
         found = find_rows(view, keys)
         age = max_age if max_age is not None else view.record.view_schema.ttl
         oldest = now - age // timedelta(microseconds=1) if age is not None else gathering.NO_EVENT_TIME
-        rows = views[plan.view] = judge_rows(view, found, oldest, stale)
-        for position, column in zip(plan.positions, gather_columns(view, plan.names, found, rows), strict=True):
-            columns[position] = column
-    return LookupResult(
-        version=version.id,
-        keys=keys.count,
-        views=views,
-        columns=[column for column in columns if column is not None],
-    )
+        rows = judge_rows(view, found, oldest, stale)
+        parts.append(gather_columns(view, names, found, rows))
+    return LookupResult(version=version.id, keys=keys.count, parts=parts, order=plan.order)
 
 
-def _plans(references: Sequence[str]) -> list[_ViewPlan]:
-    by_view: dict[str, tuple[list[str], list[int]]] = {}
-    for position, reference in enumerate(references):
+def _plan(version: StoreVersion, features: str | Sequence[str]) -> LookupPlan:
+    """The plan of a request, made once per version for all requests that ask for the same."""
+    asked = features if isinstance(features, str) else tuple(features)
+    plan = version.plans.get(asked)
+    if plan is None:
+        if len(version.plans) >= _KEPT_PLANS:
+            version.plans.clear()
+        plan = version.plans[asked] = _make_plan(resolve_features(version, features))
+    return plan
+
+
+def _make_plan(references: Sequence[str]) -> LookupPlan:
+    names: dict[str, list[str]] = {}
+    places = []
+    for reference in references:
         view, _, name = reference.partition(":")
-        names, positions = by_view.setdefault(view, ([], []))
-        names.append(name)
-        positions.append(position)
-    return [_ViewPlan(view, tuple(names), tuple(positions)) for view, (names, positions) in by_view.items()]
+        of_view = names.setdefault(view, [])
+        places.append((view, len(of_view)))
+        of_view.append(name)
+    part_of = {view: part for part, view in enumerate(names)}
+    order = tuple((part_of[view], column) for view, column in places)
+    return LookupPlan({view: tuple(of_view) for view, of_view in names.items()}, order)
 
 
 class KeyColumns:
@@ -233,15 +232,15 @@ def judge_rows(view: ViewVersion, found: FoundRows, oldest: int, stale: Stale) -
     return ViewRows(name, status, event_time)
 
 
-def gather_columns(view: ViewVersion, names: tuple[str, ...], found: FoundRows, rows: ViewRows) -> list[Column]:
-    """Gather features of found rows into columns."""
+def gather_columns(view: ViewVersion, names: tuple[str, ...], found: FoundRows, rows: ViewRows) -> ViewColumns:
+    """Gather features of found rows."""
     program = view.program(names)
     features, keys = len(program.features), found.address.size
     alignment = gathering.COLUMN_ALIGNMENT
     sizes = program.outputs[:, gathering.WIDTH] * keys
-    arena = np.empty(int(((sizes + alignment - 1) // alignment).sum()) * alignment, np.uint8)
+    arena = np.empty(int((-(-sizes // alignment)).sum()) * alignment, np.uint8)
     valid = np.empty((features, keys), np.uint8)
-    nulls, at = np.empty(features, np.int64), np.empty(features, np.int64)
+    nulls, starts = np.empty(features, np.int64), np.empty(features, np.int64)
     gathering.gather(
         found.address,
         found.chunk,
@@ -251,26 +250,18 @@ def gather_columns(view: ViewVersion, names: tuple[str, ...], found: FoundRows, 
         address_of(arena),
         valid,
         nulls,
-        at,
+        starts,
     )
-    columns = []
-    starts, ends, null_counts = at.tolist(), (at + sizes).tolist(), nulls.tolist()
-    for index, feature in enumerate(program.features):
-        memory, offsets = arena[starts[index] : ends[index]], None
-        reference = f"{rows.view}:{feature.name}"
-        if storage_of(feature.type) is Storage.HEAP:
-            memory, offsets = _copy_from_heap(reference, memory, valid[index])
-        columns.append(Column(reference, feature, rows, memory, valid[index], null_counts[index], offsets))
-    return columns
+    heap = {index: _copy_from_heap(address_of(arena) + int(starts[index]), valid[index]) for index in program.in_heap}
+    return ViewColumns(rows, program.features, arena, starts, starts + sizes, valid, nulls, heap)
 
 
-def _copy_from_heap(
-    reference: str, references: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+def _copy_from_heap(references: int, valid: npt.NDArray[np.uint8]) -> HeapValues:
+    """Copy the values that a gathered column, at address `references`, refers to."""
     offsets = np.empty(valid.size + 1, np.int64)
-    size = gathering.heap_offsets(address_of(references), valid, offsets)
+    size = gathering.heap_offsets(references, valid, offsets)
     if size > _MAX_HEAP_COLUMN:
-        raise LookupInvalid(f"the values of {reference} take {size} bytes, an answer holds 2 GiB; ask in parts")
+        raise LookupInvalid(f"one feature's values take {size} bytes, an answer holds 2 GiB of each; ask in parts")
     data = np.empty(size, np.uint8)
-    gathering.copy_heap(address_of(references), offsets, address_of(data))
-    return data, offsets.astype(np.int32)
+    gathering.copy_heap(references, offsets, address_of(data))
+    return HeapValues(data, offsets.astype(np.int32))

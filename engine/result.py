@@ -1,6 +1,7 @@
 """The answer to a lookup: columns, statuses and event times, in memory of its own.
 
-Columns stay as the kernels gathered them until somebody asks for a form: Arrow, a NumPy matrix or Python objects.
+What the kernels gathered stays as it is until somebody asks for a form of it: single columns, Arrow, a NumPy matrix or
+Python objects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,131 +13,79 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.errors import LookupInvalid
-from engine.kernels import gathering
-from engine.kernels.gathering import Status
-from engine.kernels.memory import address_of
+from engine.column import Column, ViewRows
 from engine.schema import Feature, arrow_type, embedding_size
-
-_NUMPY_TYPES: dict[str, npt.DTypeLike] = {
-    "bool": np.bool_,
-    "int32": np.int32,
-    "int64": np.int64,
-    "float32": np.float32,
-    "float64": np.float64,
-    "timestamp": np.dtype("M8[us]"),
-}
 
 
 @dataclass(frozen=True)
-class ViewRows:
-    """What was found of one view: `status`, uint8[keys] of Status, and `event_time`, int64[keys] microseconds since
-    1970, NaT (the least int64) where there is no row."""
+class HeapValues:
+    """The values of a variable-length feature: their bytes, one after the other, and int32[keys + 1] offsets."""
 
-    view: str
-    status: npt.NDArray[np.uint8]
-    event_time: npt.NDArray[np.int64]
-
-    @property
-    def event_timestamps(self) -> npt.NDArray[np.datetime64]:
-        """The event times as datetime64[us]."""
-        return self.event_time.view("M8[us]")
+    data: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int32]
 
 
-class Column:
-    """One feature of all keys.
+@dataclass(frozen=True)
+class ViewColumns:
+    """The features of one view, as they were gathered.
 
-    A fixed-width feature has `values`: [keys], or float32[keys, N] for an embedding, NaN where a float is null and zero
-    where another is. `valid` is uint8[keys], 1 where there is a value; `nulls` counts the zeros in it.
+    Feature i has its values in `arena` from byte starts[i] to ends[i], or in `heap`; `valid` is uint8[features, keys],
+    1 where there is a value, and `nulls`, int64[features], counts its zeros.
     """
 
-    def __init__(
-        self,
-        reference: str,
-        feature: Feature,
-        rows: ViewRows,
-        memory: npt.NDArray[np.uint8],
-        valid: npt.NDArray[np.uint8],
-        nulls: int,
-        offsets: npt.NDArray[np.int32] | None = None,
-    ) -> None:
-        self.reference = reference
-        self.feature = feature
-        self.rows = rows
-        self.valid = valid
-        self.nulls = nulls
-        self._memory = memory
-        self._offsets = offsets
+    rows: ViewRows
+    features: Sequence[Feature]
+    arena: npt.NDArray[np.uint8]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    valid: npt.NDArray[np.uint8]
+    nulls: npt.NDArray[np.int64]
+    heap: Mapping[int, HeapValues]
 
     @cached_property
-    def values(self) -> npt.NDArray[Any]:
-        """The values of a fixed-width feature.
+    def columns(self) -> list[Column]:
+        """The features one by one."""
+        starts, ends, nulls = self.starts.tolist(), self.ends.tolist(), self.nulls.tolist()
+        columns = []
+        for index, feature in enumerate(self.features):
+            reference = f"{self.rows.view}:{feature.name}"
+            heap = self.heap.get(index)
+            memory = heap.data if heap else self.arena[starts[index] : ends[index]]
+            offsets = heap.offsets if heap else None
+            columns.append(Column(reference, feature, self.rows, memory, self.valid[index], nulls[index], offsets))
+        return columns
 
-        Raises:
-            LookupInvalid: the feature is a string, bytes or a variable list.
-        """
-        size = embedding_size(self.feature.type)
-        if size:
-            return self._memory.view(np.float32).reshape(-1, size)
-        if self.feature.type not in _NUMPY_TYPES:
-            raise LookupInvalid(f"{self.reference} is {self.feature.type}, not of fixed width; ask for Arrow or JSON")
-        return self._memory.view(_NUMPY_TYPES[self.feature.type])
+    def is_float32_matrix(self, order: Sequence[tuple[int, int]]) -> bool:
+        """Whether all features are float32 and asked for in the order in which they were gathered."""
+        in_order = all(column == place for place, (_, column) in enumerate(order))
+        return in_order and all(feature.type == "float32" for feature in self.features)
 
-    @property
-    def status(self) -> npt.NDArray[np.uint8]:
-        """uint8[keys]: the row's Status, NULL_VALUE where the row is there but this value is not."""
-        if not self.nulls:
-            return self.rows.status
-        null_in_row = (self.valid == 0) & (self.rows.status == Status.PRESENT)
-        return np.where(null_in_row, np.uint8(Status.NULL_VALUE), self.rows.status)
-
-    def to_arrow(self) -> pa.Array:
-        """The column as an Arrow array of `arrow_type(feature.type)`, without copying fixed-width values."""
-        keys, target = self.valid.size, arrow_type(self.feature.type)
-        validity = pa.py_buffer(np.packbits(self.valid, bitorder="little")) if self.nulls else None
-        if self._offsets is not None:
-            return self._heap_to_arrow(target, validity, self._offsets)
-        if embedding_size(self.feature.type):
-            items = pa.Array.from_buffers(pa.float32(), self._memory.size // 4, [None, pa.py_buffer(self._memory)])
-            return pa.FixedSizeListArray.from_arrays(items, type=target, mask=self._null_mask())
-        data = np.packbits(self._memory, bitorder="little") if self.feature.type == "bool" else self._memory
-        return pa.Array.from_buffers(target, keys, [validity, pa.py_buffer(data)], self.nulls)
-
-    def _null_mask(self) -> pa.Array | None:
-        return pa.array(self.valid == 0) if self.nulls else None
-
-    def _heap_to_arrow(
-        self, target: pa.DataType, validity: pa.Buffer | None, offsets: npt.NDArray[np.int32]
-    ) -> pa.Array:
-        keys, data = self.valid.size, pa.py_buffer(self._memory)
-        if not pa.types.is_list(target):
-            return pa.Array.from_buffers(target, keys, [validity, pa.py_buffer(offsets), data], self.nulls)
-        if pa.types.is_string(target.value_type):
-            list_offsets = np.empty(keys + 1, np.int32)
-            size = gathering.string_list_sizes(address_of(self._memory), offsets, list_offsets)
-            string_offsets, strings = np.empty(int(list_offsets[-1]) + 1, np.int32), np.empty(size, np.uint8)
-            gathering.copy_string_lists(
-                address_of(self._memory), offsets, list_offsets, string_offsets, address_of(strings)
-            )
-            buffers = [None, pa.py_buffer(string_offsets), pa.py_buffer(strings)]
-            items = pa.Array.from_buffers(pa.string(), string_offsets.size - 1, buffers)
-        else:
-            width = target.value_type.bit_width // 8
-            list_offsets = offsets // np.int32(width)
-            items = pa.Array.from_buffers(target.value_type, int(list_offsets[-1]), [None, data])
-        buffers = [validity, pa.py_buffer(list_offsets)]
-        return pa.Array.from_buffers(target, keys, buffers, self.nulls, children=[items])
+    def as_matrix(self, keys: int) -> npt.NDArray[np.float32]:
+        """float32[keys, features] of features that are all float32; nulls are NaN already."""
+        return np.ascontiguousarray(self.arena.view(np.float32).reshape(len(self.features), -1)[:, :keys].T)
 
 
 @dataclass(frozen=True)
 class LookupResult:
-    """The answer to a lookup: `columns` in the order asked, all of `keys` rows, and `version`, the store's version that
-    all of them were read from."""
+    """The answer to a lookup, of `keys` rows, all read from the store's version `version`.
+
+    `parts` are the views asked of; `order` says, for each feature in the order asked, which part's column it is.
+    """
 
     version: int
     keys: int
-    views: Mapping[str, ViewRows]
-    columns: Sequence[Column]
+    parts: Sequence[ViewColumns]
+    order: Sequence[tuple[int, int]]
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """The features in the order asked."""
+        return [self.parts[part].columns[column] for part, column in self.order]
+
+    @property
+    def views(self) -> dict[str, ViewRows]:
+        """What was found of each view."""
+        return {part.rows.view: part.rows for part in self.parts}
 
     def __getitem__(self, reference: str) -> Column:
         """The column of a feature asked for as `view:feature`; raises KeyError."""
@@ -160,6 +109,8 @@ class LookupResult:
         Raises:
             LookupInvalid: a feature is a string, bytes or a variable list.
         """
+        if dtype == np.float32 and len(self.parts) == 1 and self.parts[0].is_float32_matrix(self.order):
+            return self.parts[0].as_matrix(self.keys)
         widths = [embedding_size(column.feature.type) or 1 for column in self.columns]
         matrix = np.empty((self.keys, sum(widths)), dtype)
         position = 0

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from engine import catalog
 from engine.environment import LiveEnvironment, generation_path, open_generation
 from engine.errors import StoreDamaged, UnknownFeature
-from engine.layout import RowLayout
+from engine.layout import RowLayout, Storage, storage_of
 from engine.schema import Feature, FeatureService
 from engine.segment import Chunk, Segment, chunk_table, output_row
 
@@ -29,6 +29,16 @@ class Program:
     features: tuple[Feature, ...]
     instructions: npt.NDArray[np.int64]
     outputs: npt.NDArray[np.int64]
+    in_heap: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LookupPlan:
+    """What a request wants: features by view, and for each feature in the order asked its view's position and its own
+    position in that view."""
+
+    features: Mapping[str, tuple[str, ...]]
+    order: tuple[tuple[int, int], ...]
 
 
 class BaseGeneration:
@@ -75,7 +85,9 @@ class ViewVersion:
                 raise UnknownFeature(f"view {schema.name!r} has no feature {name!r}; it has {known}")
         features = tuple(schema.features[schema.feature_index[name]] for name in names)
         instructions = np.array([segment.instructions(features) for segment in self.segments], np.int64)
-        return Program(features, instructions, np.array([output_row(feature) for feature in features], np.int64))
+        outputs = np.array([output_row(feature) for feature in features], np.int64)
+        in_heap = (number for number, feature in enumerate(features) if storage_of(feature.type) is Storage.HEAP)
+        return Program(features, instructions, outputs, tuple(in_heap))
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ class StoreVersion:
     services: Mapping[str, FeatureService]
     troubles: Mapping[str, catalog.Trouble]
     transaction: lmdb.Transaction = field(repr=False)
+    plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict, repr=False)
 
     def view(self, name: str) -> ViewVersion:
         """One view; raises UnknownFeature if the store has none of this name."""

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import orjson
 
+from engine.column import Column, ViewRows
 from engine.encoders.json_values import Fragments, dumps, nullable, times_of, values_of
 from engine.errors import AmbiguousFeature
-from engine.result import Column, LookupResult, ViewRows
+from engine.result import LookupResult
 
 MEDIA_TYPE = "application/json"
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from engine.column import Column, ViewRows
 from engine.errors import LookupInvalid
 from engine.kernels.gathering import Status
-from engine.result import Column, ViewRows
 from engine.schema import embedding_size
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z

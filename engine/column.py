@@ -1,0 +1,124 @@
+"""One feature of all keys of an answer, as the kernels gathered it, and as Arrow."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.errors import LookupInvalid
+from engine.kernels import gathering
+from engine.kernels.gathering import Status
+from engine.kernels.memory import address_of
+from engine.schema import Feature, arrow_type, embedding_size
+
+_NUMPY_TYPES: dict[str, npt.DTypeLike] = {
+    "bool": np.bool_,
+    "int32": np.int32,
+    "int64": np.int64,
+    "float32": np.float32,
+    "float64": np.float64,
+    "timestamp": np.dtype("M8[us]"),
+}
+
+
+@dataclass(frozen=True)
+class ViewRows:
+    """What was found of one view: `status`, uint8[keys] of Status, and `event_time`, int64[keys] microseconds since
+    1970, NaT (the least int64) where there is no row."""
+
+    view: str
+    status: npt.NDArray[np.uint8]
+    event_time: npt.NDArray[np.int64]
+
+    @property
+    def event_timestamps(self) -> npt.NDArray[np.datetime64]:
+        """The event times as datetime64[us]."""
+        return self.event_time.view("M8[us]")
+
+
+class Column:
+    """One feature of all keys.
+
+    A fixed-width feature has `values`: [keys], or float32[keys, N] for an embedding, NaN where a float is null and zero
+    where another is. `valid` is uint8[keys], 1 where there is a value; `nulls` counts the zeros in it.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        feature: Feature,
+        rows: ViewRows,
+        memory: npt.NDArray[np.uint8],
+        valid: npt.NDArray[np.uint8],
+        nulls: int,
+        offsets: npt.NDArray[np.int32] | None = None,
+    ) -> None:
+        self.reference = reference
+        self.feature = feature
+        self.rows = rows
+        self.valid = valid
+        self.nulls = nulls
+        self._memory = memory
+        self._offsets = offsets
+
+    @cached_property
+    def values(self) -> npt.NDArray[Any]:
+        """The values of a fixed-width feature.
+
+        Raises:
+            LookupInvalid: the feature is a string, bytes or a variable list.
+        """
+        size = embedding_size(self.feature.type)
+        if size:
+            return self._memory.view(np.float32).reshape(-1, size)
+        if self.feature.type not in _NUMPY_TYPES:
+            raise LookupInvalid(f"{self.reference} is {self.feature.type}, not of fixed width; ask for Arrow or JSON")
+        return self._memory.view(_NUMPY_TYPES[self.feature.type])
+
+    @property
+    def status(self) -> npt.NDArray[np.uint8]:
+        """uint8[keys]: the row's Status, NULL_VALUE where the row is there but this value is not."""
+        if not self.nulls:
+            return self.rows.status
+        null_in_row = (self.valid == 0) & (self.rows.status == Status.PRESENT)
+        return np.where(null_in_row, np.uint8(Status.NULL_VALUE), self.rows.status)
+
+    def to_arrow(self) -> pa.Array:
+        """The column as an Arrow array of `arrow_type(feature.type)`, without copying fixed-width values."""
+        keys, target = self.valid.size, arrow_type(self.feature.type)
+        validity = pa.py_buffer(np.packbits(self.valid, bitorder="little")) if self.nulls else None
+        if self._offsets is not None:
+            return self._heap_to_arrow(target, validity, self._offsets)
+        if embedding_size(self.feature.type):
+            items = pa.Array.from_buffers(pa.float32(), self._memory.size // 4, [None, pa.py_buffer(self._memory)])
+            return pa.FixedSizeListArray.from_arrays(items, type=target, mask=self._null_mask())
+        data = np.packbits(self._memory, bitorder="little") if self.feature.type == "bool" else self._memory
+        return pa.Array.from_buffers(target, keys, [validity, pa.py_buffer(data)], self.nulls)
+
+    def _null_mask(self) -> pa.Array | None:
+        return pa.array(self.valid == 0) if self.nulls else None
+
+    def _heap_to_arrow(
+        self, target: pa.DataType, validity: pa.Buffer | None, offsets: npt.NDArray[np.int32]
+    ) -> pa.Array:
+        keys, data = self.valid.size, pa.py_buffer(self._memory)
+        if not pa.types.is_list(target):
+            return pa.Array.from_buffers(target, keys, [validity, pa.py_buffer(offsets), data], self.nulls)
+        if pa.types.is_string(target.value_type):
+            list_offsets = np.empty(keys + 1, np.int32)
+            size = gathering.string_list_sizes(address_of(self._memory), offsets, list_offsets)
+            string_offsets, strings = np.empty(int(list_offsets[-1]) + 1, np.int32), np.empty(size, np.uint8)
+            gathering.copy_string_lists(
+                address_of(self._memory), offsets, list_offsets, string_offsets, address_of(strings)
+            )
+            buffers = [None, pa.py_buffer(string_offsets), pa.py_buffer(strings)]
+            items = pa.Array.from_buffers(pa.string(), string_offsets.size - 1, buffers)
+        else:
+            width = target.value_type.bit_width // 8
+            list_offsets = offsets // np.int32(width)
+            items = pa.Array.from_buffers(target.value_type, int(list_offsets[-1]), [None, data])
+        buffers = [validity, pa.py_buffer(list_offsets)]
+        return pa.Array.from_buffers(target, keys, buffers, self.nulls, children=[items])
