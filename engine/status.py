@@ -1,92 +1,81 @@
-"""What a store holds and who serves it, as plain data: for `GET /v1/status`, `shoal status` and the metrics."""
+"""What a store's version is made of and how fresh it is, as plain documents: for /v1/views, /v1/status and the CLI."""
 
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-import psutil
-
-from engine.catalog import SegmentRecord, ViewRecord
-from engine.version import StoreVersion
-
-SERVER_FILE = "server.json"
+from engine.catalog import SegmentRecord, Trouble
+from engine.version import StoreVersion, ViewVersion
 
 
-def store_status(version: StoreVersion, now: datetime) -> dict[str, Any]:
-    """The views of a version: what they are made of, where they stand and how fresh they are."""
+def describe_views(version: StoreVersion) -> dict[str, Any]:
+    """The schemas of all views, and the feature services."""
+    schemas = [version.views[name].record.view_schema for name in sorted(version.views)]
+    return {
+        "version": version.id,
+        "views": [
+            {
+                "name": schema.name,
+                "join_keys": [key.model_dump() for key in schema.join_keys],
+                "features": [feature.model_dump() for feature in schema.features],
+                "ttl_seconds": schema.ttl.total_seconds() if schema.ttl else None,
+            }
+            for schema in schemas
+        ],
+        "services": [service.model_dump() for _, service in sorted(version.services.items())],
+    }
+
+
+def describe_version(version: StoreVersion) -> dict[str, Any]:
+    """Where each view stands. A view that could not be loaded yet has no more than its trouble.
+
+    `rows` and `bytes` are those stored, so they count a row once in the base and once in each overlay that has it.
+    """
+    names = sorted({*version.views, *version.troubles})
     return {
         "version": version.id,
         "root": version.store.root,
-        "views": {name: _view_status(view.record, now) for name, view in sorted(version.views.items())},
-        "services": sorted(version.services),
-        "troubles": {
-            view: {"code": trouble.code, "message": trouble.message, "since": _iso(trouble.since)}
-            for view, trouble in sorted(version.troubles.items())
-        },
+        "views": [_describe_view(name, version.views.get(name), version.troubles.get(name)) for name in names],
     }
 
 
-def _view_status(record: ViewRecord, now: datetime) -> dict[str, Any]:
+def freshness_seconds(watermark: datetime | None) -> float | None:
+    """The age of the newest event that a view has seen."""
+    return (datetime.now(UTC) - watermark).total_seconds() if watermark else None
+
+
+def _describe_view(name: str, view: ViewVersion | None, trouble: Trouble | None) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": name, "trouble": trouble.model_dump(mode="json") if trouble else None}
+    if view is None:
+        return document
+    record = view.record
     segments = (record.base, *record.overlays)
-    return {
-        "applied_seq": record.applied_seq,
-        "pinned": record.pinned,
-        "published_at": _iso(record.published_at),
-        "applied_at": _iso(record.applied_at),
-        "watermark": _iso(record.watermark),
-        "freshness_seconds": _seconds(now, record.watermark),
-        "lag_seconds": _seconds(record.applied_at, record.published_at),
-        "rows": record.base.rows,
-        "overlay_rows": sum(overlay.rows + overlay.tombstones for overlay in record.overlays),
+    return document | {
+        "base": _describe_segment(record.base),
+        "overlays": [_describe_segment(overlay) for overlay in record.overlays],
+        "kept": [kept.id for kept in record.kept],
+        "rows": sum(segment.rows for segment in segments),
         "bytes": sum(segment.bytes for segment in segments),
-        "base": _segment_status(record.base),
-        "overlays": [_segment_status(overlay) for overlay in record.overlays],
-        "kept": [_segment_status(base) for base in record.kept],
+        "applied_seq": record.applied_seq,
+        "watermark": _instant(record.watermark),
+        "freshness_seconds": freshness_seconds(record.watermark),
+        "lag_seconds": (record.applied_at - record.published_at).total_seconds(),
+        "published_at": _instant(record.published_at),
+        "applied_at": _instant(record.applied_at),
+        "pinned": record.pinned,
     }
 
 
-def _segment_status(record: SegmentRecord) -> dict[str, Any]:
+def _describe_segment(segment: SegmentRecord) -> dict[str, Any]:
     return {
-        "id": record.id,
-        "first_seq": record.first_seq,
-        "last_seq": record.last_seq,
-        "rows": record.rows,
-        "tombstones": record.tombstones,
-        "bytes": record.bytes,
+        "id": segment.id,
+        "first_seq": segment.first_seq,
+        "last_seq": segment.last_seq,
+        "rows": segment.rows,
+        "tombstones": segment.tombstones,
+        "bytes": segment.bytes,
+        "created_at": _instant(segment.created_at),
     }
 
 
-def server_status(store: Path) -> dict[str, Any] | None:
-    """The processes that serve a store on this machine, with their memory in bytes; None if none do.
-
-    PSS, the proportional set size, counts a page that n processes share as 1/n: the sum over workers is what they take.
-    """
-    try:
-        document = orjson.loads((store / "run" / SERVER_FILE).read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        return None
-    supervisor = _process("supervisor", document["pid"])
-    if supervisor is None:
-        return None
-    children = [("writer", document.get("writer")), *(("worker", pid) for pid in document.get("workers", ()))]
-    processes = [supervisor, *(_process(role, pid) for role, pid in children if pid)]
-    return {"address": document.get("address"), "processes": [process for process in processes if process]}
-
-
-def _process(role: str, pid: int) -> dict[str, Any] | None:
-    try:
-        process = psutil.Process(pid)
-        memory = process.memory_full_info()
-        uptime = (datetime.now(UTC) - datetime.fromtimestamp(process.create_time(), UTC)).total_seconds()
-    except psutil.Error:
-        return None
-    return {"role": role, "pid": pid, "rss": memory.rss, "pss": memory.pss, "uptime_seconds": round(uptime, 1)}
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None
-
-
-def _seconds(later: datetime, earlier: datetime | None) -> float | None:
-    return round((later - earlier) / timedelta(seconds=1), 3) if earlier else None
+def _instant(moment: datetime | None) -> str | None:
+    return moment.isoformat().replace("+00:00", "Z") if moment else None

@@ -10,7 +10,7 @@ from engine.kernels.memory import address_of
 def warm() -> None:
     """Compile every kernel of a lookup, or load it from the cache, for the types that a lookup calls it with.
 
-    It is done before worker processes fork, so that none of them spends its first request, nor memory of its own, on it.
+    It is done before worker processes fork, so that none spends its first request, or memory of its own, on it.
     """
     first, second = (hashes.view(np.int64) for hashes in hashing.key_hashes([pa.array(["key"])]))
     hashing.key_hashes([pa.array([1])])

@@ -1,0 +1,106 @@
+"""What a running server leaves in the store for other processes to find.
+
+    <store>/run/server.json    who serves the store, and where: for `shoal status` and the workers
+    <store>/run/server.lock    held by the supervisor and its children for as long as any of them lives
+    <store>/run/metrics/       the workers' counters (see `engine.server.metrics`)
+    <store>/run/writer.sock    see `engine.control`
+
+None of it is part of the data: without a running server it may go.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.errors import ServerRunning
+
+_LOCK_SECONDS = 5.0
+_LOCK_POLL_SECONDS = 0.05
+
+
+class ServerRecord(BaseModel):
+    """A running server: its supervisor's process and when that started (seconds since 1970), where it listens (an
+    http:// address, or unix: and a path), and the processes that it runs now."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    pid: int
+    started_at: float
+    address: str
+    workers: tuple[int, ...] = ()
+    writer: int | None = None
+
+
+def run_path(store: Path) -> Path:
+    """The directory of all this."""
+    return store / "run"
+
+
+def read_server_record(store: Path) -> ServerRecord | None:
+    """The server that runs on a store; None if none does, even where a killed one left its record."""
+    try:
+        record = ServerRecord.model_validate_json(_record_path(store).read_bytes())
+        alive = abs(psutil.Process(record.pid).create_time() - record.started_at) < 1
+    except (FileNotFoundError, ValidationError, psutil.Error):
+        return None
+    return record if alive else None
+
+
+def write_server_record(store: Path, record: ServerRecord) -> None:
+    """Replace the record, atomically."""
+    path = _record_path(store)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(record.model_dump_json())
+    temporary.replace(path)
+
+
+def remove_server_record(store: Path) -> None:
+    """The server ends."""
+    _record_path(store).unlink(missing_ok=True)
+
+
+@contextmanager
+def serving(store: Path) -> Iterator[None]:
+    """The right to serve a store. Children inherit it over a fork, so that a supervisor that was killed is succeeded
+    only when its children are gone too, which is waited for.
+
+    Raises:
+        ServerRunning: another server has it.
+    """
+    run_path(store).mkdir(parents=True, exist_ok=True)
+    with (run_path(store) / "server.lock").open("w") as lock:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                record = read_server_record(store)
+                if record is not None or time.monotonic() > deadline:
+                    who = f"process {record.pid} at {record.address}" if record else "another server"
+                    raise ServerRunning(f"{store} is served by {who}; stop it first") from None
+                time.sleep(_LOCK_POLL_SECONDS)
+        yield
+
+
+def clear_metrics(store: Path) -> Path:
+    """The directory of the workers' counters, empty."""
+    path = run_path(store) / "metrics"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def _record_path(store: Path) -> Path:
+    return run_path(store) / "server.json"
+
+
+def started_at() -> float:
+    """When this process started, in seconds since 1970."""
+    return psutil.Process(os.getpid()).create_time()

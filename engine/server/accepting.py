@@ -1,0 +1,114 @@
+"""Take connections from a listening socket that all workers share, so that each worker gets its part of them.
+
+The kernel wakes every worker for a connection and gives it to the first that comes, which tends to be the same one
+again and again: of 64 connections made in a row one of two workers took 63, and kept them, being keep-alive. So a
+worker that has more connections than another leaves that one a moment to come first. The numbers stand in memory that
+the workers share; each writes its own place, and nobody waits for anybody: a worker that hangs costs the others that
+moment.
+"""
+
+import asyncio
+import logging
+import mmap
+import socket
+from collections.abc import Callable
+
+log = logging.getLogger("shoal.worker")
+
+_HEAD_START_SECONDS = 0.002
+_EXHAUSTED_SECONDS = 0.5
+
+
+class ConnectionCounts:
+    """How many connections each worker has; made before the workers are forked."""
+
+    def __init__(self, workers: int) -> None:
+        self._counts = memoryview(mmap.mmap(-1, 4 * workers)).cast("i")
+
+    def __setitem__(self, worker: int, count: int) -> None:
+        self._counts[worker] = count
+
+    def least(self) -> int:
+        """The number of connections of the worker that has fewest."""
+        return min(self._counts)
+
+
+class Acceptor:
+    """Accepts connections for one worker until `close`.
+
+    Args:
+        listener: the shared socket, non-blocking.
+        protocol: makes the protocol of a new connection.
+        connections: how many connections this worker has.
+        counts: where all workers note that, and `worker`, this one's place there.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        connections: Callable[[], int],
+        counts: ConnectionCounts,
+        worker: int,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._protocol = protocol
+        self._connections = connections
+        self._counts = counts
+        self._worker = worker
+        self._greeting: set[asyncio.Task[None]] = set()
+        self._waiting: asyncio.TimerHandle | None = None
+        self._count()
+        self._listen()
+
+    def close(self) -> None:
+        """Accept no more."""
+        self._loop.remove_reader(self._listener)
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._listener.close()
+
+    def _listen(self) -> None:
+        self._waiting = None
+        self._loop.add_reader(self._listener, self._offered)
+
+    def _offered(self) -> None:
+        if self._count() > self._counts.least():
+            self._pause(_HEAD_START_SECONDS, self._accept_and_listen)
+        else:
+            self._accept()
+
+    def _count(self) -> int:
+        mine = self._connections() + len(self._greeting)
+        self._counts[self._worker] = mine
+        return mine
+
+    def _accept_and_listen(self) -> None:
+        self._listen()
+        self._accept()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # Another worker was first, or the client has gone.
+        except OSError as error:
+            log.error("connections cannot be accepted: %s", error)
+            self._pause(_EXHAUSTED_SECONDS, self._listen)
+            return
+        connection.setblocking(False)
+        greeting = self._loop.create_task(self._greet(connection))
+        self._greeting.add(greeting)
+        greeting.add_done_callback(self._greeting.discard)
+        self._count()
+
+    def _pause(self, seconds: float, then: Callable[[], None]) -> None:
+        self._loop.remove_reader(self._listener)
+        self._waiting = self._loop.call_later(seconds, then)
+
+    async def _greet(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol, connection)
+        except OSError:
+            connection.close()  # The client has gone already.

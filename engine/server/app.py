@@ -1,0 +1,165 @@
+"""The HTTP application of one worker: its endpoints, and what all of them have in common.
+
+    POST /v1/lookup             features in JSON, Arrow or NumPy
+    POST /get-online-features   the same for Feast's clients
+    GET  /v1/views              schemas and feature services
+    GET  /v1/status             where each view stands, and the processes
+    POST /v1/reload             forwarded to the writer
+    GET  /health, /ready        for load balancers
+    GET  /metrics               for Prometheus
+
+Every answer carries the header X-Shoal-Version once a store is open.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from engine.control import WriterClient
+from engine.encoders import json_feast
+from engine.encoders.negotiation import choose_format
+from engine.errors import ShoalError
+from engine.processes import describe_server
+from engine.server.metrics import Metrics
+from engine.server.requests import FeastRequest, LookupRequest, ReloadRequest, check_keys, read_body
+from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_feast_error, answer_json
+from engine.server.served_store import ServedStore
+from engine.settings import ServerSettings
+from engine.status import describe_version, describe_views
+
+log = logging.getLogger("shoal.worker")
+
+_FEAST_PATH = "/get-online-features"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Application:
+    """One worker's endpoints. `draining` is set once the worker was told to stop; `in_flight` counts requests whose
+    answer is not made yet."""
+
+    def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics) -> None:
+        self._settings = settings
+        self._served = served
+        self._metrics = metrics
+        self._writer = WriterClient(settings.store)
+        self.draining = False
+        self.in_flight = 0
+
+    def build(self) -> web.Application:
+        """The aiohttp application."""
+
+        @web.middleware
+        async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._answer(request, handler)
+
+        app = web.Application(middlewares=[answer], client_max_size=self._settings.max_body_bytes)
+        app.router.add_post("/v1/lookup", self._lookup)
+        app.router.add_post(_FEAST_PATH, self._lookup_for_feast)
+        app.router.add_get("/v1/views", self._views)
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_post("/v1/reload", self._reload)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/metrics", self._expose_metrics)
+        return app
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Around every request: errors become answers, and every answer is counted and gets its headers."""
+        started = time.perf_counter()
+        self.in_flight += 1
+        try:
+            response = await handler(request)
+        except ShoalError as error:
+            response = _refuse(request, type(error).__name__, str(error), error.http_status)
+        except web.HTTPException as error:
+            message = f"{request.method} {request.path}: {error.reason}"
+            response = _refuse(request, type(error).__name__, message, error.status)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            response = _refuse(request, "InternalError", "the server met something unexpected; its log says what", 500)
+        finally:
+            self.in_flight -= 1
+        version = None if VERSION_HEADER in response.headers else self._served.version()
+        if version is not None:
+            response.headers[VERSION_HEADER] = str(version.id)
+        if self.draining:
+            response.force_close()
+        resource = request.match_info.route.resource
+        endpoint = resource.canonical if resource else "other"
+        self._metrics.count_request(endpoint, response.status, time.perf_counter() - started)
+        return response
+
+    # --- lookups -----------------------------------------------------------------------------------------------
+
+    async def _lookup(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, LookupRequest, self._settings.max_body_bytes)
+        check_keys(asked.entities, self._settings.max_keys)
+        encoding = choose_format(request.headers.get("Accept", ""))
+        # From here on nothing waits: the version that is read is held only until its rows are copied.
+        result = self._served.open().lookup(asked.wanted, asked.entities, max_age=asked.max_age, stale=asked.stale)
+        self._metrics.count_lookup(result)
+        return answer_bytes(encoding.encode(result), encoding.media_type, result.version)
+
+    async def _lookup_for_feast(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, FeastRequest, self._settings.max_body_bytes)
+        check_keys(asked.entities, self._settings.max_keys)
+        store = self._served.open()
+        result = store.lookup(asked.wanted, asked.entities)
+        self._metrics.count_lookup(result)
+        views = [view.record.view_schema for name, view in store.version().views.items() if name in result.views]
+        used = {key.name for view in views for key in view.join_keys}
+        join_keys = {name: values for name, values in asked.entities.items() if name in used}
+        content = json_feast.encode(result, join_keys, full_feature_names=asked.full_feature_names)
+        return answer_bytes(content, json_feast.MEDIA_TYPE, result.version)
+
+    # --- the store ---------------------------------------------------------------------------------------------
+
+    async def _views(self, request: web.Request) -> web.Response:
+        version = self._served.open().version()
+        return answer_json(describe_views(version), version.id)
+
+    async def _status(self, request: web.Request) -> web.Response:
+        """Also of a store that is not open: then only the processes are known."""
+        # The kernel may take its time to add up the memory of processes.
+        server = await asyncio.to_thread(describe_server, self._settings.store)
+        version = self._served.version()
+        document: dict[str, Any] = describe_version(version) if version else {"version": None, "views": []}
+        return answer_json({"server": server} | document, version.id if version else None)
+
+    async def _reload(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, ReloadRequest, self._settings.max_body_bytes)
+        return answer_json(
+            await self._writer.reload(
+                asked.view, snapshot=asked.snapshot, accept_schema_change=asked.accept_schema_change
+            )
+        )
+
+    # --- the worker --------------------------------------------------------------------------------------------
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return answer_json({"status": "alive"})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        if self.draining:
+            return answer_error("Draining", "the server is stopping", 503)
+        try:
+            version = self._served.open().version()
+        except ShoalError as error:
+            return answer_error(type(error).__name__, str(error), 503)
+        return answer_json({"status": "ready", "version": version.id}, version.id)
+
+    async def _expose_metrics(self, request: web.Request) -> web.Response:
+        content, content_type = self._metrics.exposition(self._served.version(), request.headers.get("Accept", ""))
+        return answer_bytes(content, content_type)
+
+
+def _refuse(request: web.Request, code: str, message: str, status: int) -> web.Response:
+    answer = answer_feast_error if request.path == _FEAST_PATH else answer_error
+    return answer(code, message, status)

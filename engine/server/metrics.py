@@ -1,0 +1,133 @@
+"""What the server tells Prometheus.
+
+Counters and histograms of all workers add up, in files that they share (prometheus_client's multiprocess mode), so that
+any worker answers for all. What concerns the store is read from its newest version when asked. The directory of those
+files must be in the environment as PROMETHEUS_MULTIPROC_DIR before this module is first imported.
+"""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+from engine.catalog import ViewRecord
+from engine.kernels.gathering import Status
+from engine.result import LookupResult
+from engine.status import freshness_seconds
+from engine.version import StoreVersion
+
+_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0, 16.0)
+
+_VIEW_GAUGES: tuple[tuple[str, str, Callable[[ViewRecord], float | None]], ...] = (
+    ("shoal_view_applied_seq", "Last entry of the view's log that is applied", lambda view: view.applied_seq),
+    ("shoal_view_freshness_seconds", "Age of the newest event applied", lambda view: freshness_seconds(view.watermark)),
+    (
+        "shoal_view_apply_age_seconds",
+        "Time since an entry was applied",
+        lambda view: (datetime.now(UTC) - view.applied_at).total_seconds(),
+    ),
+    (
+        "shoal_view_rows",
+        "Rows stored, in the base and in overlays",
+        lambda view: sum(segment.rows for segment in (view.base, *view.overlays)),
+    ),
+    (
+        "shoal_view_bytes",
+        "Bytes stored, in the base and in overlays",
+        lambda view: sum(segment.bytes for segment in (view.base, *view.overlays)),
+    ),
+    ("shoal_view_overlays", "Overlays over the base", lambda view: len(view.overlays)),
+    ("shoal_view_pinned", "1 if the view was told to stay at its base", lambda view: view.pinned),
+)
+
+
+class Metrics:
+    """The counters of this worker, and the exposition of all."""
+
+    def __init__(self) -> None:
+        self._requests = Histogram(
+            "shoal_request_duration_seconds",
+            "Time from a request's head to its answer, without sending that",
+            ["endpoint", "status"],
+            buckets=_BUCKETS,
+            registry=None,
+        )
+        self._keys = Counter("shoal_lookup_keys", "Keys looked up", registry=None)
+        self._values = Counter("shoal_lookup_values", "Values answered", ["view", "status"], registry=None)
+        self._version = Gauge(
+            "shoal_worker_version",
+            "Store version that a worker would answer from",
+            multiprocess_mode="liveall",
+            registry=None,
+        )
+
+    def count_request(self, endpoint: str, status: int, seconds: float) -> None:
+        """One request was answered."""
+        self._requests.labels(endpoint, status).observe(seconds)
+
+    def count_lookup(self, result: LookupResult) -> None:
+        """One lookup was answered."""
+        self._keys.inc(result.keys)
+        for view, counts in _values_by_status(result).items():
+            for status in Status:
+                if counts[status]:
+                    self._values.labels(view, status.name).inc(int(counts[status]))
+
+    def set_version(self, version: StoreVersion | None) -> None:
+        """This worker is at a version."""
+        self._version.set(version.id if version else 0)
+
+    def exposition(self, version: StoreVersion | None, accept: str) -> tuple[bytes, str]:
+        """All workers' metrics in the format that an Accept header prefers, and its content type."""
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(_StoreCollector(version))
+        encode, content_type = choose_encoder(accept)
+        return encode(registry), content_type
+
+
+class _StoreCollector:
+    """The gauges of one version of the store."""
+
+    def __init__(self, version: StoreVersion | None) -> None:
+        self._version = version
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        version = self._version
+        yield GaugeMetricFamily("shoal_store_version", "Newest store version", version.id if version else 0)
+        if version is None:
+            return
+        for name, documentation, measure in _VIEW_GAUGES:
+            family = GaugeMetricFamily(name, documentation, labels=["view"])
+            for view, content in version.views.items():
+                value = measure(content.record)
+                if value is not None:
+                    family.add_metric([view], value)
+            yield family
+        family = GaugeMetricFamily("shoal_view_trouble", "1 if the view does not move on", labels=["view"])
+        for view in {*version.views, *version.troubles}:
+            family.add_metric([view], view in version.troubles)
+        yield family
+
+
+def _values_by_status(result: LookupResult) -> dict[str, npt.NDArray[np.intp]]:
+    """How many values of each view have each Status."""
+    counts = {}
+    for view, rows in result.views.items():
+        columns = [column for column in result.columns if column.rows is rows]
+        by_row = np.bincount(rows.status, minlength=max(Status) + 1)
+        if by_row[Status.OUTSIDE_MAX_AGE]:
+            # Their values may have been served or nulled, so that the nulls alone do not tell what was.
+            every_status = np.concatenate([column.status for column in columns])
+            counts[view] = np.bincount(every_status, minlength=by_row.size)
+            continue
+        by_value = by_row * len(columns)
+        nulls_in_rows = sum(column.nulls for column in columns) - by_value[Status.NOT_FOUND]
+        by_value[Status.PRESENT] -= nulls_in_rows
+        by_value[Status.NULL_VALUE] = nulls_in_rows
+        counts[view] = by_value
+    return counts

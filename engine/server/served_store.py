@@ -1,0 +1,52 @@
+"""The store as a worker serves it: from before it exists, and for as long as it can be read."""
+
+import logging
+from pathlib import Path
+
+from engine.errors import ShoalError, StoreNotFound
+from engine.feature_store import FeatureStore
+from engine.version import StoreVersion
+
+log = logging.getLogger("shoal.worker")
+
+
+class ServedStore:
+    """Opens the store as soon as there is one. `refresh` is to be called every second, which also keeps a worker
+    without requests from holding on to an old version."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._store: FeatureStore | None = None
+        self._failure: ShoalError = StoreNotFound(f"{path} is not open yet; try again in a second")
+
+    def refresh(self) -> None:
+        """Open the store if that was not possible yet, and move on to its newest version."""
+        try:
+            if self._store is None:
+                self._store = FeatureStore.open(self._path)
+                log.info("opened %s", self._path)
+            self._store.version()
+        except ShoalError as error:
+            if str(error) != str(self._failure):
+                log.warning("%s", error)
+            self._failure = error
+
+    def open(self) -> FeatureStore:
+        """The store, ready for lookups.
+
+        Raises:
+            StoreNotFound: there is none yet, or nothing was loaded into it.
+            StoreDamaged: it cannot be read.
+        """
+        if self._store is None:
+            raise self._failure
+        if not self._store.version().views:
+            raise StoreNotFound(f"nothing was loaded into {self._path} yet; `shoal load` does")
+        return self._store
+
+    def version(self) -> StoreVersion | None:
+        """The newest version, if one can be read."""
+        try:
+            return self._store.version() if self._store else None
+        except ShoalError:
+            return None

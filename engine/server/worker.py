@@ -1,0 +1,81 @@
+"""One worker process: its event loop, its part of the connections, its signs of life, and its end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+
+import uvloop
+from aiohttp import web
+
+from engine.server.accepting import Acceptor, ConnectionCounts
+from engine.server.app import Application
+from engine.server.metrics import Metrics
+from engine.server.served_store import ServedStore
+from engine.settings import ServerSettings
+
+log = logging.getLogger("shoal.worker")
+
+_REFRESH_SECONDS = 1.0
+_DRAIN_POLL_SECONDS = 0.02
+
+
+def work(
+    settings: ServerSettings,
+    listener: socket.socket,
+    counts: ConnectionCounts,
+    place: int,
+    beat: Callable[[], None],
+) -> None:
+    """A worker's main function: serves until SIGTERM, then finishes what is under way."""
+    asyncio.set_event_loop_policy(None)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listener, counts, place, beat))
+
+
+async def _serve(
+    settings: ServerSettings,
+    listener: socket.socket,
+    counts: ConnectionCounts,
+    place: int,
+    beat: Callable[[], None],
+) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    served, metrics = ServedStore(settings.store), Metrics()
+    application = Application(settings, served, metrics)
+    runner = web.AppRunner(
+        application.build(),
+        handle_signals=False,
+        access_log=logging.getLogger("shoal.access") if settings.access_log else None,
+    )
+    await runner.setup()
+    server = runner.server
+    assert server is not None
+    served.refresh()
+    keeping_up = asyncio.create_task(_keep_up(served, metrics, beat))
+    acceptor = Acceptor(listener, server, lambda: len(server.connections), counts, place)
+    await stop.wait()
+    application.draining = True
+    acceptor.close()
+    # aiohttp drops what arrives on a connection once it closes it, so that a body still on its way must come first. How
+    # long that may take is the supervisor's to say.
+    while application.in_flight:
+        await asyncio.sleep(_DRAIN_POLL_SECONDS)
+    await runner.cleanup()
+    keeping_up.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await keeping_up
+
+
+async def _keep_up(served: ServedStore, metrics: Metrics, beat: Callable[[], None]) -> None:
+    while True:
+        beat()
+        try:
+            served.refresh()
+            metrics.set_version(served.version())
+        except Exception:
+            log.exception("the store cannot be refreshed")
+        await asyncio.sleep(_REFRESH_SECONDS)

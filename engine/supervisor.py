@@ -1,0 +1,295 @@
+"""The supervisor: starts the writer and the workers, replaces those that die or fall silent, and lets them drain.
+
+It serves nothing and opens no store. Children are forked, so that they share what was imported and compiled; each opens
+the store for itself.
+
+Signals: SIGTERM and SIGINT drain (a second one ends all at once), SIGHUP makes the writer look for news.
+
+Two pipes tie the processes together. Only the supervisor holds the writing end of the first: when that closes, however
+the supervisor died, its children end. Into the second the workers write their process ids as signs of life.
+"""
+
+import gc
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from engine.run_directory import (
+    ServerRecord,
+    remove_server_record,
+    started_at,
+    write_server_record,
+)
+
+log = logging.getLogger("shoal.supervisor")
+
+Beat = Callable[[], None]
+"""Gives the supervisor a sign of life."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_TICK_SECONDS = 0.25
+_QUICK_DEATH_SECONDS = 10.0
+_FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 30.0
+_WRITER_STOP_SECONDS = 10.0
+_PID = struct.Struct("=i")
+
+
+@dataclass
+class _Child:
+    """A place for one process, which different processes fill one after the other."""
+
+    name: str
+    main: Callable[[], None]
+    beats: bool
+    pid: int | None = None
+    started: float = 0.0
+    last_sign: float = 0.0
+    delay: float = 0.0
+    due: float = 0.0
+
+
+class Supervisor:
+    """Runs `workers` processes of `work(place, beat)`, place 0 … workers - 1, and one of `write`, if given.
+
+    Args:
+        store: the store whose run directory gets the server's record.
+        listener: the socket that the workers accept from.
+        address: what the record says of it.
+        silent_seconds: a worker that does not beat for so long is killed and replaced.
+        drain_seconds: how long workers may go on once they were told to stop.
+        bury: told the process id of every worker that is gone.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        listener: socket.socket,
+        address: str,
+        *,
+        workers: int,
+        work: Callable[[int, Beat], None],
+        write: Callable[[], None] | None,
+        silent_seconds: float,
+        drain_seconds: float,
+        bury: Callable[[int], None],
+    ) -> None:
+        self._store = store
+        self._listener = listener
+        self._record = ServerRecord(pid=os.getpid(), started_at=started_at(), address=address)
+        self._written: ServerRecord | None = None
+        self._silent_seconds = silent_seconds
+        self._drain_seconds = drain_seconds
+        self._bury = bury
+        self._lifeline = os.pipe()
+        self._signs = os.pipe()
+        for end in self._signs:
+            os.set_blocking(end, False)
+        self._workers = [
+            _Child(f"worker {place}", partial(work, place, self._beat), beats=True) for place in range(workers)
+        ]
+        self._writer = _Child("writer", write, beats=False) if write else None
+
+    def run(self) -> None:
+        """Supervise until told to stop; then every child is gone."""
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        # What is there now stays for ever: the collector would only make every child copy its pages.
+        gc.collect()
+        gc.freeze()
+        try:
+            while not self._tick():
+                pass
+            self._drain()
+        finally:
+            self._kill(self._children)
+            remove_server_record(self._store)
+            for end in (*self._lifeline, *self._signs):
+                os.close(end)
+            gc.unfreeze()
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+
+    @property
+    def _children(self) -> list[_Child]:
+        return [*self._workers, *([self._writer] if self._writer else [])]
+
+    # --- while it serves -------------------------------------------------------------------------------------
+
+    def _tick(self) -> bool:
+        """Set right what is not, then wait a little for a signal; returns whether it was one to stop."""
+        self._reap(replace=True)
+        self._kill_silent()
+        for child in self._children:
+            if child.pid is None and child.due <= time.monotonic():
+                self._start(child)
+        self._write_record()
+        received = signal.sigtimedwait(_SIGNALS, _TICK_SECONDS)
+        if received is None or received.si_signo == signal.SIGCHLD:
+            return False
+        if received.si_signo == signal.SIGHUP:
+            self._forward_reload()
+            return False
+        log.info("%s: draining for up to %g s", signal.Signals(received.si_signo).name, self._drain_seconds)
+        return True
+
+    def _start(self, child: _Child) -> None:
+        child.started = child.last_sign = time.monotonic()
+        try:
+            child.pid = self._fork(child)
+        except OSError as error:
+            child.due = child.started + _LONGEST_DELAY_SECONDS
+            log.error("%s cannot be started: %s; again in %g s", child.name, error, _LONGEST_DELAY_SECONDS)
+        else:
+            log.info("%s started, pid %d", child.name, child.pid)
+
+    def _reap(self, *, replace: bool) -> None:
+        """Notice which children are gone, and when their successors are due."""
+        for child in self._children:
+            if child.pid is None:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if not pid:
+                continue
+            child.pid = None
+            if child.beats:
+                self._bury(pid)
+            if not replace:
+                continue
+            now = time.monotonic()
+            quick = now - child.started < _QUICK_DEATH_SECONDS
+            child.delay = min(max(2 * child.delay, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS) if quick else 0.0
+            child.due = now + child.delay
+            manner = _manner_of_death(status)
+            log.error("%s, pid %d, %s; it is replaced in %.1f s", child.name, pid, manner, child.delay)
+
+    def _kill_silent(self) -> None:
+        signs = set()
+        with suppress(BlockingIOError):
+            while data := os.read(self._signs[0], 4096):
+                signs |= {pid for (pid,) in _PID.iter_unpack(data)}
+        now = time.monotonic()
+        for child in self._workers:
+            if child.pid in signs:
+                child.last_sign = now
+            elif child.pid is not None and now - child.last_sign > self._silent_seconds:
+                log.error("%s, pid %d, gave no sign of life for %g s", child.name, child.pid, self._silent_seconds)
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _forward_reload(self) -> None:
+        if self._writer is None or self._writer.pid is None:
+            log.warning("SIGHUP: there is no writer process to reload")
+        else:
+            os.kill(self._writer.pid, signal.SIGHUP)
+
+    def _write_record(self) -> None:
+        record = self._record.model_copy(
+            update={
+                "workers": tuple(child.pid for child in self._workers if child.pid is not None),
+                "writer": self._writer.pid if self._writer else None,
+            }
+        )
+        if record != self._written:
+            try:
+                write_server_record(self._store, record)
+            except OSError as error:
+                log.error("the server's record cannot be written: %s", error)
+            self._written = record
+
+    # --- at the end ------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Workers finish what is under way; then the writer, which they may still need, stops too."""
+        self._listener.close()
+        if self._stop(self._workers, self._drain_seconds) and self._writer:
+            self._stop([self._writer], _WRITER_STOP_SECONDS)
+
+    def _stop(self, children: Iterable[_Child], seconds: float) -> bool:
+        """Ask children to end, and kill those that did not in time; returns False if a signal cut that short."""
+        children = [child for child in children if child.pid is not None]
+        for child in children:
+            self._signal(child, signal.SIGTERM)
+        deadline = time.monotonic() + seconds
+        while any(child.pid for child in children):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                names = ", ".join(child.name for child in children if child.pid)
+                log.error("%s did not stop in %g s", names, seconds)
+                self._kill(children)
+                break
+            received = signal.sigtimedwait(_SIGNALS, min(left, _TICK_SECONDS))
+            if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):
+                log.warning("%s again: ending at once", signal.Signals(received.si_signo).name)
+                return False
+            self._reap(replace=False)
+        return True
+
+    def _kill(self, children: Iterable[_Child]) -> None:
+        for child in children:
+            if child.pid is not None:
+                self._signal(child, signal.SIGKILL)
+                os.waitpid(child.pid, 0)
+                child.pid = None
+
+    @staticmethod
+    def _signal(child: _Child, number: signal.Signals) -> None:
+        assert child.pid is not None
+        os.kill(child.pid, number)
+
+    # --- in the child ----------------------------------------------------------------------------------------
+
+    def _fork(self, child: _Child) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            self._become(child)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            log.exception("%s cannot go on", child.name)
+        finally:
+            sys.stderr.flush()
+            # What else the supervisor would do at its exit is none of the child's business.
+            os._exit(code)
+
+    def _become(self, child: _Child) -> None:
+        # A terminal sends SIGINT to the whole group; whether and when to stop is for the supervisor to say.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        os.close(self._lifeline[1])
+        os.close(self._signs[0])
+        if not child.beats:
+            # The address would seem to be served for as long as the writer has it open.
+            self._listener.close()
+        threading.Thread(target=self._end_with_supervisor, name="lifeline", daemon=True).start()
+        child.main()
+
+    def _end_with_supervisor(self) -> None:
+        os.read(self._lifeline[0], 1)
+        os._exit(1)
+
+    def _beat(self) -> None:
+        # A full pipe has plenty of signs already.
+        with suppress(BlockingIOError):
+            os.write(self._signs[1], _PID.pack(os.getpid()))
+
+
+def _manner_of_death(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
