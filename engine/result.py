@@ -62,7 +62,11 @@ class ViewColumns:
 
     def as_matrix(self, keys: int) -> npt.NDArray[np.float32]:
         """float32[keys, features] of features that are all float32; nulls are NaN already."""
-        return np.ascontiguousarray(self.arena.view(np.float32).reshape(len(self.features), -1)[:, :keys].T)
+        return np.ascontiguousarray(
+            self.arena.view(np.float32)
+            .reshape(len(self.features), self.arena.size // 4 // len(self.features))[:, :keys]
+            .T
+        )
 
 
 @dataclass(frozen=True)
