@@ -2,11 +2,15 @@
 
 import os
 import sys
+from functools import partial
+from pathlib import Path
 
 import click
 
-from engine.commands import lookup_command, status_command
+from engine.commands import STORE, lookup_command, status_command
 from engine.errors import ShoalError
+from engine.export_root import ExportRoot
+from engine.settings import ServerSettings, server_settings
 from loaders.commands import load_command, reload_command, verify_command
 from spark_export.command import export_command
 
@@ -17,6 +21,40 @@ def shoal() -> None:
     """Online feature store serving engine: many worker processes, one shared memory-mapped store."""
 
 
+def _help(setting: str) -> str:
+    """A setting's own description, so that it stands in one place."""
+    return f"{ServerSettings.model_fields[setting].description}".capitalize() + "."
+
+
+@click.command("serve", short_help="Serve a store over HTTP, and apply what is published meanwhile.")
+@STORE
+@click.option("--from", "root_path", type=click.Path(path_type=Path), help="The export root to follow.")
+@click.option("--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to look behind file events.")
+@click.option("--host", help=_help("host"))
+@click.option("--port", type=int, help=_help("port"))
+@click.option("--unix", "unix_socket", type=click.Path(path_type=Path), help=_help("unix_socket"))
+@click.option("--workers", type=int, help=_help("workers"))
+@click.option("--drain-seconds", type=float, help=_help("drain_seconds"))
+@click.option("--silent-seconds", type=float, help=_help("silent_seconds"))
+@click.option("--max-body-bytes", type=int, help=_help("max_body_bytes"))
+@click.option("--max-keys", type=int, help=_help("max_keys"))
+@click.option("--access-log", is_flag=True, default=None, help=_help("access_log"))
+def serve_command(store: Path, root_path: Path | None, poll: float, **options: object) -> None:
+    """Serve a store from many worker processes over one memory map.
+
+    One writer process follows the export root: by file events, and by looking every few seconds. The store need not
+    exist yet. SIGTERM drains, SIGHUP looks for news, a child that dies comes back.
+    """
+    settings = server_settings(store=store, **{name: value for name, value in options.items() if value is not None})
+
+    from engine.server import run
+    from loaders.writer import run_writer
+
+    root = ExportRoot(root_path) if root_path is not None else None
+    run(settings, partial(run_writer, store, root, poll_seconds=poll))
+
+
+shoal.add_command(serve_command)
 for command in (export_command, load_command, lookup_command, reload_command, status_command, verify_command):
     shoal.add_command(command)
 
