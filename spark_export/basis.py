@@ -1,0 +1,64 @@
+"""What a run continues: the view's newest entry, and the state to compare with, or the reason for a full snapshot."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from engine.export_root import ExportRoot
+from engine.manifest import Manifest
+from spark_export.publication import state_directories, state_directory
+from spark_export.views import ViewDefinition
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a run continues.
+
+    Either there is a `state` to compare with, or a `reason` to publish a snapshot. `superseded` are the states that
+    nobody needs any more once this run has published.
+    """
+
+    previous: Manifest | None
+    state: Path | None
+    reason: str | None
+    superseded: tuple[Path, ...]
+
+    @property
+    def next_seq(self) -> int:
+        return self.previous.seq + 1 if self.previous else 1
+
+
+def find_basis(root: ExportRoot, view: ViewDefinition, *, full: bool) -> Basis:
+    """Find what a run of a view continues.
+
+    Raises:
+        SchemaChangeRefused: the view changed in a way that stored rows cannot follow.
+        ManifestInvalid: the newest entry breaks the contract of the export root.
+    """
+    # Before the log is read: a state that is older than the newest entry, and not that entry's, is no longer needed,
+    # while one that appears from now on may be of an exporter that continues this one.
+    states = state_directories(root, view.name)
+    published = root.sequence_numbers(view.name)
+    if not published:
+        return Basis(None, None, "first export", tuple(states))
+    previous = root.entry(view.name, published[-1])
+    view.schema.check_succeeds(previous.view)
+    state = state_directory(root, previous)
+    reason = _reason_for_snapshot(view, previous, state, full=full)
+    superseded = tuple(path for path in states if path != state)
+    return Basis(previous, None if reason else state, reason, superseded)
+
+
+def _reason_for_snapshot(view: ViewDefinition, previous: Manifest, state: Path | None, *, full: bool) -> str | None:
+    if full:
+        return "asked for"
+    if previous.view.features != view.schema.features:
+        return "the features changed"
+    parts = list(state.glob("part-*.parquet")) if state else []
+    if not parts:
+        return f"the state of seq {previous.seq} is missing"
+    compared = {feature.name for feature in view.features} & set(pq.read_schema(parts[0]).names)
+    if compared != {feature.name for feature in view.tolerant_features}:
+        return "the tolerances changed"
+    return None

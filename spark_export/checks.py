@@ -1,0 +1,108 @@
+"""What every row of a source must hold to be published, checked by Spark while it reads the rows anyway."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from engine.errors import SourceError
+from engine.layout import MAX_HEAP_VALUE
+from engine.manifest import EVENT_TIMESTAMP
+from engine.schema import Feature, embedding_size
+from spark_export.instants import instant, to_micros
+from spark_export.views import ViewDefinition
+
+_FIRST_INSTANT = to_micros(datetime.min.replace(tzinfo=UTC))
+_LAST_INSTANT = to_micros(datetime.max.replace(tzinfo=UTC))
+
+
+@dataclass(frozen=True)
+class Check:
+    """A demand on one column, where a row breaks it, and how to tell what such a row holds (string columns)."""
+
+    column: str
+    demand: str
+    broken: Column
+    found: Column
+
+
+def checks(view: ViewDefinition) -> list[Check]:
+    """All demands on a view's rows, which are as `spark_export.source.fit` gives them."""
+    return list(_checks(view))
+
+
+def flaw(demands: list[Check]) -> Column:
+    """int: the position of the first demand that a row breaks; null for a sound row."""
+    return F.coalesce(*(F.when(check.broken, F.lit(position)) for position, check in enumerate(demands)))
+
+
+def source_error(view: ViewDefinition, rows: DataFrame, demands: list[Check], broken: int, count: int) -> SourceError:
+    """The error to raise when `count` rows break the demand at position `broken`; reads one of them as the example."""
+    check = demands[broken]
+    shown = [F.col(key.name).cast("string") for key in view.join_keys]
+    found = (
+        rows.where(flaw(demands) == broken).select(check.found, F.col(EVENT_TIMESTAMP).cast("string"), *shown).first()
+    )
+    example = ""
+    if found is not None:
+        names = ("event time", *(key.name for key in view.join_keys))
+        example = f", such as the one with {', '.join(map('{} {}'.format, names, found[1:]))}, which has {found[0]}"
+    return SourceError(
+        f"view {view.name!r}: column {check.column!r} of its source {check.demand}, but {count} row(s) break that"
+        f"{example}; nothing was published; mend the source, or leave such rows out by a sql source"
+    )
+
+
+def _checks(view: ViewDefinition) -> Iterator[Check]:
+    for key in view.join_keys:
+        column = F.col(key.name)
+        yield Check(key.name, "is a join key and must not be null", column.isNull(), F.lit("null"))
+        if key.type == "string":
+            yield from _string_checks(key.name, column)
+    if view.timestamp_field is not None:
+        yield from _event_time_checks(view.timestamp_field)
+    for feature in view.features:
+        yield from _value_checks(feature)
+
+
+def _value_checks(feature: Feature) -> Iterator[Check]:
+    name, column = feature.name, F.col(feature.name)
+    size, length = F.array_size(column), embedding_size(feature.type)
+    if feature.type == "string":
+        yield from _string_checks(name, column)
+    elif feature.type == "bytes":
+        yield _size_check(name, F.octet_length(column))
+    elif length or feature.type.startswith("list<"):
+        yield Check(name, "must not hold null elements", F.exists(column, _is_null), F.lit("one"))
+    if length:
+        yield Check(name, f"must have exactly {length} elements", size != length, size.cast("string"))
+    elif feature.type == "list<string>":
+        joined = F.array_join(column, "\n")
+        yield Check(name, "must be UTF-8", ~F.is_valid_utf8(joined), F.lit("other bytes"))
+        # Beside its bytes it takes 4 for its length and for the end of each string; `joined` counts the separators.
+        yield _size_check(name, F.octet_length(joined) + 3 * size + 5)
+    elif feature.type.startswith("list<"):
+        yield _size_check(name, (8 if feature.type == "list<int64>" else 4) * size)
+
+
+def _event_time_checks(name: str) -> Iterator[Check]:
+    column = F.col(EVENT_TIMESTAMP)
+    yield Check(name, "is the event time and must not be null", column.isNull(), F.lit("null"))
+    outside = ~column.between(instant(_FIRST_INSTANT), instant(_LAST_INSTANT))
+    yield Check(name, "must lie in the years 1 to 9999", outside, column.cast("string"))
+
+
+def _string_checks(name: str, column: Column) -> Iterator[Check]:
+    yield Check(name, "must be UTF-8", ~F.is_valid_utf8(column), F.lit("other bytes"))
+    yield _size_check(name, F.octet_length(column))
+
+
+def _size_check(name: str, size: Column) -> Check:
+    demand = f"must not take more than {MAX_HEAP_VALUE} bytes"
+    return Check(name, demand, size > MAX_HEAP_VALUE, size.cast("string"))
+
+
+def _is_null(element: Column) -> Column:
+    return element.isNull()

@@ -1,0 +1,68 @@
+"""The command `shoal export`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from engine.export_root import ExportRoot
+from spark_export.report import Report
+from spark_export.views import load_views
+
+
+@click.command("export")
+@click.option("--views", "views_path", required=True, type=click.Path(path_type=Path), help="The views.yaml to export.")
+@click.option("--to", "root_path", required=True, type=click.Path(path_type=Path), help="The export root; made if new.")
+@click.option("--view", "view_names", multiple=True, metavar="NAME", help="Only this view; may be given again.")
+@click.option("--full", is_flag=True, help="Publish full snapshots, even where a delta would do.")
+@click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as one JSON list.")
+def export_command(
+    views_path: Path, root_path: Path, view_names: tuple[str, ...], full: bool, master: str | None, as_json: bool
+) -> None:
+    """Publish what changed in the views' sources.
+
+    The first export of a view is a snapshot of all its rows; later ones are deltas with what is new, changed or gone
+    since the export before. A view in which nothing changed is not published.
+
+    Started by spark-submit, the export runs in the session that it sets up.
+    """
+    views_file = load_views(views_path)
+
+    # Spark is imported only now: no other command needs it, nor an export whose views.yaml is wrong.
+    from spark_export.session import spark_session
+
+    spark = spark_session(master)
+
+    from spark_export.exporter import export_each
+
+    reports: list[Report] = []
+    try:
+        for report in export_each(
+            views_file, ExportRoot(root_path), view_names=view_names or None, full=full, spark=spark
+        ):
+            reports.append(report)
+            if not as_json:
+                click.echo(_sentence(report))
+    finally:
+        if as_json:
+            click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
+
+
+def _sentence(report: Report) -> str:
+    counts = {
+        "new": report.new,
+        "changed": report.changed,
+        "refreshed": report.refreshed,
+        "removed": report.removed,
+        "late": report.late,
+        "unchanged": report.unchanged,
+        "duplicates": report.duplicates,
+    }
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "no rows"
+    if report.kind is None:
+        outcome = f"nothing to publish, still at seq {report.seq}"
+    else:
+        reason = f" ({report.reason})" if report.reason else ""
+        outcome = f"{report.kind} {report.seq}{reason}, {report.bytes / 1e6:,.1f} MB"
+    return f"{report.view}: {outcome}: {told}; {report.seconds:.1f} s"

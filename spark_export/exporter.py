@@ -1,0 +1,75 @@
+"""Publish what changed in the sources of views: for each view and run one entry, or none if nothing changed."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from pyspark.sql import SparkSession
+
+from engine.errors import DefinitionError, ManifestInvalid, SparkFailed
+from engine.export_root import ExportRoot
+from engine.schema import FeatureService
+from spark_export.publication import writing
+from spark_export.report import Report
+from spark_export.session import export_session
+from spark_export.spark_errors import raised_as
+from spark_export.view_export import export_view
+from spark_export.views import ViewDefinition, ViewsFile
+
+
+def export(
+    views_file: ViewsFile,
+    root: ExportRoot,
+    *,
+    view_names: Iterable[str] | None = None,
+    full: bool = False,
+    spark: SparkSession,
+) -> list[Report]:
+    """Export views, in the order of the file, and then the feature services.
+
+    Args:
+        view_names: which views; None for all.
+        full: publish snapshots even where a delta would do.
+
+    Raises:
+        DefinitionError: a name in `view_names` is not in the file.
+        SourceError: a source does not fit its view; nothing of that view, and no later view, was published.
+        SchemaChangeRefused: a view changed in a way that stored rows cannot follow.
+        PublicationLost: another exporter published the same seq first.
+        RootNotWritable, SparkFailed: the file system, or Spark, gave up.
+    """
+    return list(export_each(views_file, root, view_names=view_names, full=full, spark=spark))
+
+
+def export_each(
+    views_file: ViewsFile,
+    root: ExportRoot,
+    *,
+    view_names: Iterable[str] | None = None,
+    full: bool = False,
+    spark: SparkSession,
+) -> Iterator[Report]:
+    """Do as `export` does, and give each report as soon as its view is published."""
+    session = export_session(spark)
+    for view in _chosen(views_file, view_names):
+        with raised_as(SparkFailed, f"view {view.name!r}: Spark gave up"):
+            report = export_view(view, root, session, full=full)
+        yield report
+    _publish_services(views_file, root)
+
+
+def _chosen(views_file: ViewsFile, names: Iterable[str] | None) -> list[ViewDefinition]:
+    defined = {view.name: view for view in views_file.views}
+    wanted = set(defined if names is None else names)
+    if unknown := sorted(wanted - set(defined)):
+        raise DefinitionError(f"no view {unknown[0]!r} is defined; there are {', '.join(defined)}")
+    return [view for view in views_file.views if view.name in wanted]
+
+
+def _publish_services(views_file: ViewsFile, root: ExportRoot) -> None:
+    published: tuple[FeatureService, ...] | None = None
+    # A damaged list is mended by publishing it again.
+    with suppress(ManifestInvalid):
+        published = root.services()
+    if published != views_file.services:
+        with writing(root):
+            root.publish_services(views_file.services)

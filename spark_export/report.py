@@ -1,0 +1,35 @@
+"""What one export of one view did."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one export of one view did.
+
+    `kind` is None if nothing had to be published; `seq` is then the view's newest. `reason` says why a snapshot, or a
+    delta without rows, was published. Of the `rows_read`, `duplicates` lost to a newer row of their key; every other
+    row is one of `new`, `changed`, `refreshed` (shipped again lest its TTL lapse), `late` (changed, but older than
+    what was shipped: not shipped) or `unchanged`. `removed` keys are no longer in the source. A snapshot is compared
+    with nothing: all its rows are `new`. `bytes` counts the published files, `seconds` the whole run.
+    """
+
+    view: str
+    seq: int
+    kind: Literal["snapshot", "delta"] | None
+    reason: str | None
+    rows_read: int
+    duplicates: int
+    new: int
+    changed: int
+    refreshed: int
+    removed: int
+    late: int
+    unchanged: int
+    bytes: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return asdict(self)

@@ -1,0 +1,104 @@
+"""Read a view's source, and bring it to the columns and types that are published.
+
+No type is converted in a way that could lose or invent something; a source that needs more says so in its own query.
+"""
+
+import difflib
+import re
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from engine.errors import SourceError
+from engine.manifest import EVENT_TIMESTAMP
+from engine.schema import embedding_size
+from spark_export.instants import instant
+from spark_export.spark_errors import raised_as
+from spark_export.views import ViewDefinition
+
+_FITTING_TYPES = {
+    "bool": ("boolean",),
+    "int32": ("int", "smallint", "tinyint"),
+    "int64": ("bigint", "int", "smallint", "tinyint"),
+    "float32": ("float",),
+    "float64": ("double", "float"),
+    "string": ("string",),
+    "bytes": ("binary",),
+    "timestamp": ("timestamp", "timestamp_ntz", "date"),
+    "list<int64>": ("array<bigint>", "array<int>", "array<smallint>", "array<tinyint>"),
+    "list<float32>": ("array<float>",),
+    "list<string>": ("array<string>",),
+}
+"""Feature type → the Spark types that hold nothing else: first the one that is published, then those widened to it."""
+
+_LISTED = 20
+
+
+def spark_type(feature_type: str) -> str:
+    """The Spark type in which a feature of this type is published, as DDL."""
+    return _fitting_types(feature_type)[0]
+
+
+def open_source(view: ViewDefinition, spark: SparkSession) -> DataFrame:
+    """A view's source as it is.
+
+    Raises:
+        SourceError: Spark cannot read it.
+    """
+    source = view.source
+    with raised_as(SourceError, f"view {view.name!r}: its source ({source}) cannot be read"):
+        if source.path is not None:
+            # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
+            path = f"file://{source.path}" if source.path.startswith("/") else source.path
+            return spark.read.format(source.format).options(**source.options).load(path)
+        return spark.table(source.table) if source.table is not None else spark.sql(source.sql or "")
+
+
+def lineage(view: ViewDefinition, source: DataFrame) -> tuple[str, ...]:
+    """What an entry is made from: the source, how many files that is, and the first of them by name."""
+    files = sorted(source.inputFiles())
+    counted = (f"{len(files)} file{'s' * (len(files) > 1)}", *files[:_LISTED]) if files else ()
+    return (str(view.source), *counted)
+
+
+def fit(view: ViewDefinition, source: DataFrame, run_time: int) -> DataFrame:
+    """The source's event time, join keys and features, under their own names and in the types that are published.
+
+    A view without a timestamp_field has the event time `run_time` (microseconds since the epoch) in every row.
+
+    Raises:
+        SourceError: a column is missing, or of a type that does not fit the definition.
+    """
+    if view.timestamp_field is None:
+        columns = [instant(run_time)]
+    else:
+        columns = [_column(view, source, view.timestamp_field, "timestamp")]
+    columns = [columns[0].alias(EVENT_TIMESTAMP)]
+    columns += [_column(view, source, key.name, key.type).alias(key.name) for key in view.join_keys]
+    columns += [_column(view, source, feature.name, feature.type).alias(feature.name) for feature in view.features]
+    return source.select(columns)
+
+
+def _column(view: ViewDefinition, source: DataFrame, name: str, wanted: str) -> Column:
+    found = [field.dataType for field in source.schema if field.name == name]
+    if not found:
+        closest = difflib.get_close_matches(name, source.columns, n=1)
+        more = ", …" if len(source.columns) > _LISTED else ""
+        raise SourceError(
+            f"view {view.name!r}: its source ({view.source}) has no column {name!r}; it has "
+            f"{', '.join(source.columns[:_LISTED])}{more}"
+            + (f"; did you mean {closest[0]!r}?" if closest else "; correct views.yaml or the source")
+        )
+    fitting = _fitting_types(wanted)
+    # A collation says how strings compare, not which they are; hashes are of the string itself.
+    found_type = re.sub(r" collate \w+", "", found[0].simpleString())
+    if found_type not in fitting:
+        raise SourceError(
+            f"view {view.name!r}: column {name!r} of its source is {found_type}, but {wanted} takes "
+            f"{' or '.join(fitting)}; correct the type in views.yaml, or cast the column in a sql source"
+        )
+    return F.col(f"`{name}`").cast(fitting[0])
+
+
+def _fitting_types(feature_type: str) -> tuple[str, ...]:
+    return _FITTING_TYPES["list<float32>" if embedding_size(feature_type) else feature_type]

@@ -1,0 +1,33 @@
+"""What Spark says when something fails, cut down to the sentence that a user can act on."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from py4j.protocol import Py4JError, Py4JJavaError
+from pyspark.errors import PySparkException
+
+from engine.errors import ShoalError
+
+SPARK_ERRORS = (PySparkException, Py4JError)
+
+
+_DECORATION = re.compile(r"^[\w.$]+(?:Exception|Error): (?=\[)|\s*SQLSTATE: \w+;?")
+
+
+def brief(error: Exception) -> str:
+    """The first sentence of what Spark said, and its root cause."""
+    text = str(error.java_exception) if isinstance(error, Py4JJavaError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+    first = _DECORATION.sub("", lines[0])
+    return f"{first} ({causes[-1]})" if causes else first
+
+
+@contextmanager
+def raised_as(kind: type[ShoalError], what: str) -> Iterator[None]:
+    """Raise what Spark raises as an error of Shoal: `what`, and what Spark said."""
+    try:
+        yield
+    except SPARK_ERRORS as error:
+        raise kind(f"{what}: {brief(error)}") from error

@@ -1,0 +1,162 @@
+"""One export of one view: read the source, judge its rows, publish what has to be shipped."""
+
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal
+
+from pyspark.sql import DataFrame, SparkSession
+
+from engine.errors import SourceError
+from engine.export_root import ExportRoot
+from engine.manifest import Manifest, PublishedFile
+from spark_export import shipment
+from spark_export.basis import Basis, find_basis
+from spark_export.checks import checks, flaw, source_error
+from spark_export.instants import to_micros
+from spark_export.ledger import Tally, Verdict, judge, read_ledger, read_state, tally, with_hashes
+from spark_export.publication import Staging, remove_states, staging
+from spark_export.report import Report
+from spark_export.source import fit, lineage, open_source
+from spark_export.views import ViewDefinition
+
+_IN_SOURCE = (Verdict.NEW, Verdict.CHANGED, Verdict.REFRESHED, Verdict.UNCHANGED, Verdict.LATE, Verdict.DUPLICATE)
+
+
+def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, full: bool) -> Report:
+    """Publish what changed in a view's source; raises as `spark_export.exporter.export` does."""
+    started = time.monotonic()
+    basis = find_basis(root, view, full=full)
+    source = open_source(view, spark)
+    run_time = _run_time(view, basis)
+    # A query may be costly, or give other rows the next time, so its result is kept; files and tables are read twice.
+    with (
+        _kept(fit(view, source, run_time), keep=view.source.sql is not None) as fitted,
+        staging(root, view.name, uuid.uuid4().hex) as stage,
+    ):
+        rows = with_hashes(view, fitted)
+        ledger, found = _judge(view, rows, basis, run_time, stage)
+        kind, reason = _what_to_publish(view, basis, found)
+        files: tuple[PublishedFile, ...] = ()
+        if kind is not None:
+            files = _write_parts(view, rows, ledger, found, kind, stage)
+            stage.publish(
+                Manifest(
+                    kind=kind,
+                    id=stage.run,
+                    seq=basis.next_seq,
+                    parent=basis.previous.id if basis.previous else None,
+                    view=view.schema,
+                    rows=found.shipped,
+                    tombstones=found.counts[Verdict.REMOVED],
+                    files=files,
+                    watermark=_watermark(basis, found),
+                    published_at=datetime.now(UTC),
+                    job=f"{spark.sparkContext.applicationId} {spark.sparkContext.sparkUser()}@{socket.gethostname()}",
+                    inputs=lineage(view, source),
+                    state=f"{basis.next_seq:012d}-{stage.run[:8]}",
+                )
+            )
+            remove_states(basis.superseded)
+    return Report(
+        view=view.name,
+        seq=basis.next_seq if kind else basis.next_seq - 1,
+        kind=kind,
+        reason=reason,
+        rows_read=sum(found.counts[verdict] for verdict in _IN_SOURCE),
+        duplicates=found.counts[Verdict.DUPLICATE],
+        new=found.counts[Verdict.NEW],
+        changed=found.counts[Verdict.CHANGED],
+        refreshed=found.counts[Verdict.REFRESHED],
+        removed=found.counts[Verdict.REMOVED],
+        late=found.counts[Verdict.LATE],
+        unchanged=found.counts[Verdict.UNCHANGED],
+        bytes=sum(file.bytes for file in files),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _judge(
+    view: ViewDefinition, rows: DataFrame, basis: Basis, run_time: int, stage: Staging
+) -> tuple[DataFrame, Tally]:
+    """Write the ledger of this run; raises SourceError if the source holds a row that cannot be published."""
+    demands = checks(view)
+    state = None
+    if basis.state is not None:
+        state = read_state(view, rows.sparkSession, f"file://{basis.state}", run_time)
+    directory = f"file://{stage.ledger}"
+    judge(view, rows, flaw(demands), state, run_time).write.parquet(directory)
+    ledger = read_ledger(view, rows.sparkSession, directory)
+    found = tally(ledger)
+    if found.flaws:
+        broken, count = min(found.flaws.items())
+        raise source_error(view, rows, demands, broken, count)
+    return ledger, found
+
+
+def _what_to_publish(
+    view: ViewDefinition, basis: Basis, found: Tally
+) -> tuple[Literal["snapshot", "delta"] | None, str | None]:
+    """The kind of entry, None for none, and the reason where rows alone do not explain it."""
+    if basis.state is None or basis.previous is None:
+        return "snapshot", basis.reason
+    if found.shipped or found.counts[Verdict.REMOVED]:
+        return "delta", None
+    if view.ttl != basis.previous.view.ttl:
+        return "delta", "the ttl changed"
+    return None, None
+
+
+def _write_parts(
+    view: ViewDefinition,
+    rows: DataFrame,
+    ledger: DataFrame,
+    found: Tally,
+    kind: Literal["snapshot", "delta"],
+    stage: Staging,
+) -> tuple[PublishedFile, ...]:
+    expected = found.shipped + found.counts[Verdict.REMOVED]
+    if not expected:
+        return ()
+    if kind == "snapshot":
+        to_ship = shipment.snapshot_rows(view, rows)
+    else:
+        to_ship = shipment.delta_rows(view, rows, ledger, found)
+    shipment.write(view, to_ship, f"file://{stage.parts}", duplicates=found.counts[Verdict.DUPLICATE] > 0)
+    files = stage.files()
+    written = sum(file.rows for file in files)
+    if written != expected:
+        raise SourceError(
+            f"view {view.name!r}: its source ({view.source}) changed while it was read: {expected} rows were to be "
+            f"shipped at first, {written} the second time; nothing was published; run the export again"
+        )
+    return files
+
+
+def _run_time(view: ViewDefinition, basis: Basis) -> int:
+    """Microseconds since the epoch. Where it is the event time of rows, a clock set back must not make them late."""
+    now = datetime.now(UTC)
+    if view.timestamp_field is None and basis.previous and basis.previous.watermark:
+        now = max(now, basis.previous.watermark)
+    return to_micros(now)
+
+
+def _watermark(basis: Basis, found: Tally) -> datetime | None:
+    seen = (found.watermark, basis.previous.watermark if basis.previous else None)
+    return max((moment for moment in seen if moment), default=None)
+
+
+@contextmanager
+def _kept(rows: DataFrame, *, keep: bool) -> Iterator[DataFrame]:
+    """The rows; if `keep`, Spark makes them once and holds them in memory and on disk while this lasts."""
+    if not keep:
+        yield rows
+        return
+    rows.persist()
+    try:
+        yield rows
+    finally:
+        rows.unpersist()

@@ -1,0 +1,247 @@
+"""views.yaml: which feature views there are, where their rows come from, and which feature services name them.
+
+    views:
+      - name: docs
+        join_keys: [{name: doc_id, type: string}]
+        features:
+          - {name: clicks_7d, type: int64}
+          - {name: ctr, type: float32, tolerance: 0.001}
+        timestamp_field: event_timestamp
+        ttl: 7d
+        source: {path: data/docs, format: parquet}
+    services:
+      - {name: ranker_v1, features: ["docs:*"]}
+
+A view as the store knows it, without its source, is an `engine.schema.ViewSchema`.
+"""
+
+import difflib
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from engine.errors import DefinitionError
+from engine.schema import Feature, FeatureService, JoinKey, Name, ViewSchema
+from spark_export.yaml_document import Place, YamlDocument
+
+NUMERIC_TYPES = ("int32", "int64", "float32", "float64")
+DEFAULT_SHARDS = 8
+
+_DURATION = re.compile(r"([1-9][0-9]{0,6})([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_SHOWN_CHARACTERS = 60
+
+
+def _wrong(message: str, *at: str | int) -> PydanticCustomError:
+    """An error about the value that `at` leads to, from the model that raises it."""
+    return PydanticCustomError("definition", "{message}", {"message": message, "at": at})
+
+
+def _duration(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise _wrong(f"{value!r} is no duration; give a whole number and one of s, m, h, d, w, such as 7d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+class Source(BaseModel):
+    """Where a view's rows come from: files (`path`), a catalog's table (`table`) or a query (`sql`).
+
+    A path has a format that Spark reads (parquet, orc, csv, json, delta, …), and options of that format's reader.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str | None = Field(default=None, min_length=1)
+    format: str = Field(default="parquet", min_length=1)
+    options: dict[str, bool | int | float | str] = {}
+    table: str | None = Field(default=None, min_length=1)
+    sql: str | None = Field(default=None, min_length=1)
+
+    @field_validator("path")
+    @classmethod
+    def _relative_to_the_file(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is None or info.context is None or _URI.match(path):
+            return path
+        return os.path.normpath(os.path.join(info.context["directory"], path))
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        given = [name for name in ("path", "table", "sql") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise _wrong(f"a source is one of path, table and sql, but {' and '.join(given) or 'none'} is given")
+        for name in ("format", "options"):
+            if name in self.model_fields_set and self.path is None:
+                raise _wrong(f"{name!r} belongs to a path, not to {given[0]}; remove it", name)
+        return self
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"{self.format} {self.path}"
+        return f"table {self.table}" if self.table is not None else f"sql {self.sql}"
+
+
+class FeatureDefinition(Feature):
+    """A feature, and how far its value may stand from the one last shipped before its row counts as changed."""
+
+    tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _is_measurable(self) -> Self:
+        if self.tolerance is not None and self.type not in NUMERIC_TYPES:
+            raise _wrong(
+                f"a tolerance needs one of the types {', '.join(NUMERIC_TYPES)}, not {self.type}; remove it",
+                "tolerance",
+            )
+        return self
+
+
+class ViewDefinition(BaseModel):
+    """A feature view: its schema, and how the exporter reads and publishes its rows.
+
+    `timestamp_field` names the source's column of event times; without it a row's event time is the time of the run
+    that ships it. `shards` is the number of hash ranges, and so of files, in which an entry's rows are published.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Name
+    join_keys: tuple[JoinKey, ...] = Field(min_length=1)
+    features: tuple[FeatureDefinition, ...] = Field(min_length=1)
+    timestamp_field: str | None = Field(default=None, min_length=1)
+    ttl: Annotated[timedelta, BeforeValidator(_duration)] | None = None
+    source: Source
+    shards: int = Field(default=DEFAULT_SHARDS, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        # Letter case does not count, because Spark does not tell columns apart by it.
+        seen: set[str] = set()
+        for member in ("join_keys", "features"):
+            for position, column in enumerate(getattr(self, member)):
+                if column.name.lower() in seen:
+                    raise _wrong(f"the view has two columns {column.name!r}; rename one", member, position, "name")
+                seen.add(column.name.lower())
+        return self
+
+    @property
+    def tolerant_features(self) -> tuple[FeatureDefinition, ...]:
+        """The features that have a tolerance."""
+        return tuple(feature for feature in self.features if feature.tolerance is not None)
+
+    @property
+    def schema(self) -> ViewSchema:  # type: ignore[override]  # hides a deprecated method of BaseModel
+        """The view as it is published."""
+        features = tuple(Feature(name=feature.name, type=feature.type) for feature in self.features)
+        return ViewSchema(name=self.name, join_keys=self.join_keys, features=features, ttl=self.ttl)
+
+
+class ViewsFile(BaseModel):
+    """All of a views.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    views: tuple[ViewDefinition, ...] = Field(min_length=1)
+    services: tuple[FeatureService, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Self:
+        for member in ("views", "services"):
+            names: set[str] = set()
+            for position, named in enumerate(getattr(self, member)):
+                if named.name in names:
+                    raise _wrong(f"{member[:-1]} {named.name!r} is defined twice; rename one", member, position, "name")
+                names.add(named.name)
+        known = {view.name: {"*"} | {feature.name for feature in view.features} for view in self.views}
+        for position, service in enumerate(self.services):
+            for number, reference in enumerate(service.features):
+                view, _, feature = reference.partition(":")
+                at = ("services", position, "features", number)
+                if view not in known:
+                    raise _wrong(f"{reference!r} names no view of this file; it has {', '.join(known)}", *at)
+                if feature not in known[view]:
+                    raise _wrong(
+                        f"{reference!r} names no feature of view {view!r}{_closest(feature, known[view])}", *at
+                    )
+        return self
+
+
+def load_views(path: str | os.PathLike[str]) -> ViewsFile:
+    """Read a views.yaml; relative paths in it are relative to the file.
+
+    Raises:
+        DefinitionError: it cannot be read, or something in it is wrong; the message names the file and the line.
+    """
+    document = YamlDocument(Path(path))
+    try:
+        return ViewsFile.model_validate(document.data, context={"directory": document.path.absolute().parent})
+    except ValidationError as error:
+        found = [(_place(details), details) for details in error.errors()]
+        # What is wrong inside a list makes the list itself wrong; only the first cause is worth telling.
+        causes = [(document.line(place), details) for place, details in found if not _is_around(place, found)]
+        line, first = min(causes, key=lambda cause: cause[0])
+        others = f" (and {len(causes) - 1} more)" if len(causes) > 1 else ""
+        raise DefinitionError(f"{document.path}:{line}: {_explain(first)}{others}") from None
+
+
+def _place(details: ErrorDetails) -> Place:
+    return (*details["loc"], *details.get("ctx", {}).get("at", ()))
+
+
+def _is_around(place: Place, found: list[tuple[Place, ErrorDetails]]) -> bool:
+    return any(len(other) > len(place) and other[: len(place)] == place for other, _ in found)
+
+
+def _explain(details: ErrorDetails) -> str:
+    """What is wrong, in the words of the file rather than of the library that found it."""
+    name = next((step for step in reversed(details["loc"]) if isinstance(step, str)), "the file")
+    match details["type"]:
+        case "definition":
+            return details["msg"]
+        case "value_error":
+            return f"{name}: {details['msg'].removeprefix('Value error, ')}"
+        case "missing":
+            return f"{name!r} is missing; add it"
+        case "tuple_type":
+            return f"{name}: expected a list, found {_shown(details)}"
+        case "model_type" | "dict_type":
+            return f"{name}: expected a mapping of names to values, found {_shown(details)}"
+        case "too_short":
+            return f"{name}: expected at least one entry, found none"
+        case "extra_forbidden":
+            return f"unknown key {name!r}{_closest(name, _known_keys())}"
+        case "string_pattern_mismatch" if name == "name":
+            return f"{_shown(details)} is no name; use a letter, then letters, digits and underscores (at most 128)"
+        case "string_pattern_mismatch":
+            return f"{_shown(details)} names no feature; write view:feature, or view:* for all of a view's features"
+        case _:
+            return f"{name}: {details['msg'][:1].lower()}{details['msg'][1:]}, but it is {_shown(details)}"
+
+
+def _shown(details: ErrorDetails) -> str:
+    text = repr(details["input"])
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _known_keys() -> set[str]:
+    models = (ViewsFile, ViewDefinition, JoinKey, FeatureDefinition, Source, FeatureService)
+    return {key for model in models for key in model.model_fields}
+
+
+def _closest(name: str, known: set[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else "; remove it"
