@@ -20,7 +20,7 @@ def encode(result: LookupResult) -> bytes:
     Raises:
         LookupInvalid: a feature is a string, bytes or a variable list.
     """
-    types = {column.feature.type for column in result.columns}
+    types = {feature.type for part in result.parts for feature in part.features}
     exact = all(name in ("float32", "bool") or embedding_size(name) for name in types)
     file = io.BytesIO()
     np.lib.format.write_array(file, result.to_numpy(np.float32 if exact else np.float64), allow_pickle=False)

@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from engine.catalog import ViewRecord
 from engine.kernels.gathering import Status
-from engine.result import LookupResult
+from engine.result import LookupResult, ViewColumns
 from engine.status import freshness_seconds
 from engine.version import StoreVersion
 
@@ -72,10 +72,11 @@ class Metrics:
     def count_lookup(self, result: LookupResult) -> None:
         """One lookup was answered."""
         self._keys.inc(result.keys)
-        for view, counts in _values_by_status(result).items():
+        for part in result.parts:
+            counts = _values_by_status(part).tolist()
             for status in Status:
                 if counts[status]:
-                    self._values.labels(view, status.name).inc(int(counts[status]))
+                    self._values.labels(part.rows.view, status.name).inc(counts[status])
 
     def set_version(self, version: StoreVersion | None) -> None:
         """This worker is at a version."""
@@ -114,20 +115,12 @@ class _StoreCollector:
         yield family
 
 
-def _values_by_status(result: LookupResult) -> dict[str, npt.NDArray[np.intp]]:
-    """How many values of each view have each Status."""
-    counts = {}
-    for view, rows in result.views.items():
-        columns = [column for column in result.columns if column.rows is rows]
-        by_row = np.bincount(rows.status, minlength=max(Status) + 1)
-        if by_row[Status.OUTSIDE_MAX_AGE]:
-            # Their values may have been served or nulled, so that the nulls alone do not tell what was.
-            every_status = np.concatenate([column.status for column in columns])
-            counts[view] = np.bincount(every_status, minlength=by_row.size)
-            continue
-        by_value = by_row * len(columns)
-        nulls_in_rows = sum(column.nulls for column in columns) - by_value[Status.NOT_FOUND]
-        by_value[Status.PRESENT] -= nulls_in_rows
-        by_value[Status.NULL_VALUE] = nulls_in_rows
-        counts[view] = by_value
+def _values_by_status(part: ViewColumns) -> npt.NDArray[np.intp]:
+    """How many values of one view have each Status."""
+    features, status = len(part.features), part.rows.status
+    counts = np.bincount(status, minlength=max(Status) + 1) * features
+    if part.nulls.any():
+        values_in_rows = int(np.add.reduce(part.valid, axis=0, dtype=np.intp)[status == Status.PRESENT].sum())
+        counts[Status.NULL_VALUE] = counts[Status.PRESENT] - values_in_rows
+        counts[Status.PRESENT] = values_in_rows
     return counts
