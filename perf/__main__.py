@@ -1,0 +1,42 @@
+"""Run the benchmarks: `python -m perf`, or `python -m perf --small` to see that they run."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from perf import scale as scales
+from perf.cases import in_process
+from perf.report import Finding, print_table, write_lines
+from perf.scale import Scale
+
+CASES: dict[str, Callable[[Scale], list[Finding]]] = {
+    "in-process": in_process.run,
+    "in-process-many-rows": in_process.run_many_rows,
+}
+
+
+@click.command()
+@click.option("--small", is_flag=True, help="Small sizes, for function only: the figures mean nothing.")
+@click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)), help="Only this; may be given again.")
+@click.option("--data", type=click.Path(path_type=Path), help="Keep the data sets here, for the next run.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path(__file__).with_name("results"), show_default=True
+)
+def main(small: bool, names: tuple[str, ...], data: Path | None, results: Path) -> None:
+    """Measure Shoal beside what a user would take instead, answers checked first, all in one run."""
+    with tempfile.TemporaryDirectory(prefix="shoal-perf-") as temporary:
+        directory = data or Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        scale = scales.small(directory) if small else scales.full(directory)
+        findings = []
+        for name in names or CASES:
+            click.echo(f"{name} …", err=True)
+            findings += CASES[name](scale)
+    print_table(findings)
+    click.echo(write_lines(findings, results, small=small))
+
+
+if __name__ == "__main__":
+    main()

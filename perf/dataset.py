@@ -1,0 +1,169 @@
+"""Data for benchmarks whose every value can be computed without any store: feature j of document i is a formula.
+
+So an answer is checked against arithmetic, not against another copy of the code that made it.
+"""
+
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.export_root import ExportRoot, file_checksum
+from engine.kernels.hashing import key_hashes
+from engine.keys import KEY_HASH, KEY_HASH_2
+from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
+from engine.schema import ViewSchema
+
+KEY_BLOCK = 1 << 20
+ROW_GROUP = 1 << 17
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`rows` documents with `features` float32 features each, under a string key `doc_<i>`."""
+
+    rows: int
+    features: int
+    view: str = "docs"
+
+    @property
+    def schema(self) -> ViewSchema:
+        """The view."""
+        return ViewSchema.model_validate(
+            {
+                "name": self.view,
+                "join_keys": [{"name": "doc_id", "type": "string"}],
+                "features": [{"name": f"f{number}", "type": "float32"} for number in range(self.features)],
+            }
+        )
+
+    @property
+    def references(self) -> list[str]:
+        """All features, as a request names them."""
+        return [f"{self.view}:f{number}" for number in range(self.features)]
+
+
+def document_keys(documents: npt.NDArray[np.int64]) -> list[str]:
+    """The keys of documents."""
+    return [f"doc_{document}" for document in documents.tolist()]
+
+
+def values(documents: npt.NDArray[np.int64], feature: int, change: int = 0) -> npt.NDArray[np.float32]:
+    """float32[documents], feature number `feature` of documents, as of the `change`-th change of them."""
+    mixed = (documents * 1_000_003 + feature * 7_919 + change * 104_729) % 16_777_213
+    return (mixed / 16_777_216).astype(np.float32)
+
+
+def matrix(documents: npt.NDArray[np.int64], features: int, change: int = 0) -> npt.NDArray[np.float32]:
+    """float32[documents, features], all features of documents."""
+    return np.stack([values(documents, feature, change) for feature in range(features)], axis=1)
+
+
+def publish_snapshot(root: ExportRoot, data: Dataset, *, files: int) -> Manifest:
+    """Publish all documents as a snapshot."""
+    return _publish(root, data, np.arange(data.rows, dtype=np.int64), "snapshot", 0, files)
+
+
+def publish_delta(root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], change: int) -> Manifest:
+    """Publish the `change`-th change of some documents as a delta."""
+    return _publish(root, data, documents, "delta", change, max(1, documents.size // 1_000_000))
+
+
+def _publish(
+    root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], kind: str, change: int, files: int
+) -> Manifest:
+    published = root.sequence_numbers(data.view)
+    parent = root.entry(data.view, published[-1]) if published else None
+    now = datetime.now(UTC)
+    draft = Manifest(
+        kind="delta" if kind == "delta" else "snapshot",
+        id=uuid.uuid4().hex,
+        seq=parent.seq + 1 if parent else 1,
+        parent=parent.id if parent else None,
+        view=data.schema,
+        rows=0,
+        tombstones=0,
+        files=(),
+        watermark=now,
+        published_at=now,
+        job="perf",
+        inputs=("perf.dataset",),
+    )
+    directory = root.directory(draft)
+    directory.mkdir(parents=True, exist_ok=True)
+    first, second = _hashes(documents)
+    order = np.lexsort((second, first))
+    written = []
+    for number, part in enumerate(np.array_split(order, files)):
+        path = directory / f"part-{number:05d}.parquet"
+        _write_file(path, data, documents[part], first[part], second[part], change, now, delta=kind == "delta")
+        written.append(
+            PublishedFile(
+                path=path.name,
+                rows=part.size,
+                bytes=os.path.getsize(path),
+                checksum=file_checksum(path),
+                min_key_hash=int(first[part[0]]),
+                max_key_hash=int(first[part[-1]]),
+            )
+        )
+    content = draft.model_dump() | {"rows": documents.size, "files": written, "published_at": datetime.now(UTC)}
+    manifest = Manifest.model_validate(content)
+    root.publish(manifest)
+    return manifest
+
+
+def _hashes(documents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    blocks = [documents[start : start + KEY_BLOCK] for start in range(0, documents.size, KEY_BLOCK)]
+    pairs = [key_hashes([pa.array(document_keys(block))]) for block in blocks]
+    return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
+
+
+def _write_file(
+    path: Path,
+    data: Dataset,
+    documents: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+    second: npt.NDArray[np.int64],
+    change: int,
+    now: datetime,
+    *,
+    delta: bool,
+) -> None:
+    event_time = int(now.timestamp() * 1e6)
+    writer = None
+    for start in range(0, documents.size, ROW_GROUP):
+        part = documents[start : start + ROW_GROUP]
+        columns = {
+            KEY_HASH: pa.array(first[start : start + ROW_GROUP]),
+            KEY_HASH_2: pa.array(second[start : start + ROW_GROUP]),
+            EVENT_TIMESTAMP: pa.array(np.full(part.size, event_time)).cast(pa.timestamp("us", tz="UTC")),
+        }
+        if delta:
+            columns[TOMBSTONE] = pa.array(np.zeros(part.size, np.bool_))
+        columns["doc_id"] = pa.array(document_keys(part))
+        for number in range(data.features):
+            columns[f"f{number}"] = pa.array(values(part, number, change))
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="lz4", use_dictionary=False)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def random_documents(data: Dataset, keys: int, count: int, seed: int = 1) -> list[npt.NDArray[np.int64]]:
+    """`count` requests' documents, `keys` each, drawn evenly."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, data.rows, keys) for _ in range(count)]
+
+
+def key_lists(requests: Sequence[npt.NDArray[np.int64]]) -> list[list[str]]:
+    """The keys of each request."""
+    return [document_keys(documents) for documents in requests]
