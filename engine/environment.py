@@ -44,6 +44,14 @@ class Environment:
         self.env = env
 
 
+class ReadTransaction:
+    """A read transaction: while it is held, its environment stays open and no page that it shows is used again."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.lmdb = environment.env.begin(buffers=True)
+
+
 class LiveEnvironment(Environment):
     """The mutable environment of a store, with its two databases: the catalog and the overlays' chunks."""
 

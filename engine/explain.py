@@ -43,10 +43,12 @@ def explain(store: Path, version: StoreVersion, view: str, entities: Entities) -
     histories: list[list[StoredRow]] = [[] for _ in range(keys.count)]
     places = ["overlay"] * (len(current.segments) - 1) + ["base"]
     for place, segment in zip(places, current.segments, strict=True):
-        _add_rows(histories, ViewVersion(current.record, current.base, (segment,)), keys, place)
+        _add_rows(histories, ViewVersion(current.record, current.base, (segment,), current.transaction), keys, place)
     for kept in current.record.kept:
         generation = BaseGeneration(store, kept)
-        _add_rows(histories, ViewVersion(current.record, generation, (generation.segment,)), keys, "kept")
+        _add_rows(
+            histories, ViewVersion(current.record, generation, (generation.segment,), current.transaction), keys, "kept"
+        )
     return histories
 
 

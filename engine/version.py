@@ -1,9 +1,10 @@
 """One version of a store, as one read transaction shows it: every view's segments, ready for the kernels.
 
-A version owns the transaction and the environments that its addresses point into; whoever computes on those addresses
-holds the version meanwhile. What leaves it is a copy.
+A view's version owns the transactions and environments that its addresses point into; whoever computes on those
+addresses holds it meanwhile. What leaves it is a copy.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import catalog
-from engine.environment import LiveEnvironment, generation_path, open_generation
+from engine.environment import LiveEnvironment, ReadTransaction, generation_path, open_generation
 from engine.errors import StoreDamaged, UnknownFeature
 from engine.layout import RowLayout, Storage, storage_of
 from engine.schema import Feature, FeatureService
@@ -46,23 +47,44 @@ class BaseGeneration:
 
     def __init__(self, store: Path, record: catalog.SegmentRecord) -> None:
         path = generation_path(store, record.view_schema.name, record.id)
-        self._environment = open_generation(path)
-        self._transaction = self._environment.env.begin(buffers=True)
-        self.segment = read_segment(self._transaction, record, None, path)
+        self._transaction = ReadTransaction(open_generation(path))
+        self.segment = read_segment(self._transaction, record, None)
 
 
 class ViewVersion:
-    """One view's rows: its segments, newest first, and the tables that the kernels read them by."""
+    """One view's rows: its segments, newest first, and the tables that the kernels read them by.
 
-    def __init__(self, record: catalog.ViewRecord, base: BaseGeneration, segments: Sequence[Segment], raw: bytes = b""):
+    Args:
+        transaction: what the overlays were read in.
+        raw: the record as it stands in the catalog.
+    """
+
+    def __init__(
+        self,
+        record: catalog.ViewRecord,
+        base: BaseGeneration,
+        segments: Sequence[Segment],
+        transaction: ReadTransaction,
+        raw: bytes = b"",
+    ) -> None:
         self.record = record
         self.base = base
         self.segments = tuple(segments)
+        self.transaction = transaction
         self.raw = raw
         self.chunks, self.segment_starts = chunk_table(self.segments)
         longest = max(RowLayout(segment.record.view_schema).stride for segment in self.segments)
         self.zero_row = np.zeros(longest, np.uint8)
         self._programs: dict[tuple[str, ...], Program] = {}
+
+    def carried_over(self, transaction: ReadTransaction) -> "ViewVersion":
+        """The same rows as a later transaction shows them, where the view's record is the same.
+
+        Chunks are never rewritten and fill pages of their own, so those of equal records stay where they are.
+        """
+        later = copy.copy(self)
+        later.transaction = transaction
+        return later
 
     def program(self, names: tuple[str, ...]) -> Program:
         """The program for features of this view, made once per version.
@@ -99,7 +121,6 @@ class StoreVersion:
     views: Mapping[str, ViewVersion]
     services: Mapping[str, FeatureService]
     troubles: Mapping[str, catalog.Trouble]
-    transaction: lmdb.Transaction = field(repr=False)
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict, repr=False)
 
     def view(self, name: str) -> ViewVersion:
@@ -117,38 +138,34 @@ def read_version(store: Path, live: LiveEnvironment, previous: StoreVersion | No
     Raises:
         StoreDamaged: a record, a chunk or a generation is missing or wrong.
     """
-    transaction = live.env.begin(buffers=True)
-    raw = catalog.read_raw(transaction, live.catalog)
+    transaction = ReadTransaction(live)
+    raw = catalog.read_raw(transaction.lmdb, live.catalog)
     views = {}
     for name, value in catalog.raw_views(raw).items():
         old = previous.views.get(name) if previous else None
         if old is not None and old.raw == value:
-            # Chunks are never rewritten and fill pages of their own, so those of equal records stay where they are.
-            views[name] = old
+            views[name] = old.carried_over(transaction)
             continue
         record = catalog.decode_view(value)
         same_base = old is not None and old.record.base == record.base
         base = old.base if old is not None and same_base else BaseGeneration(store, record.base)
-        overlays = [read_segment(transaction, overlay, live.segments, live.path) for overlay in record.overlays]
-        views[name] = ViewVersion(record, base, (*overlays, base.segment), value)
+        overlays = [read_segment(transaction, overlay, live.segments) for overlay in record.overlays]
+        views[name] = ViewVersion(record, base, (*overlays, base.segment), transaction, value)
     return StoreVersion(
-        id=transaction.id(),
+        id=transaction.lmdb.id(),
         store=catalog.store_in(raw),
         views=views,
         services=catalog.services_in(raw),
         troubles=catalog.troubles_in(raw),
-        transaction=transaction,
     )
 
 
-def read_segment(
-    transaction: lmdb.Transaction, record: catalog.SegmentRecord, db: lmdb._Database | None, path: Path
-) -> Segment:
+def read_segment(transaction: ReadTransaction, record: catalog.SegmentRecord, db: lmdb._Database | None) -> Segment:
     """A segment's chunks, as views of the map that end with the transaction; raises StoreDamaged."""
-    chunks = []
+    path, chunks = transaction.environment.path, []
     for number in range(record.chunks):
         key = catalog.chunk_key(record.id, number)
-        value = transaction.get(key, db=db)
+        value = transaction.lmdb.get(key, db=db)
         if value is None:
             raise StoreDamaged(f"{path} has no chunk {key.decode()}, though the catalog names it; load the view again")
         chunks.append(Chunk(value, f"{path} chunk {key.decode()}"))
