@@ -62,8 +62,15 @@ class LiveEnvironment(Environment):
         self.segments = env.open_db(b"segments", create=writable)
 
     def last_transaction(self) -> int:
-        """The id of the last committed transaction; costs about a microsecond."""
-        return int(self.env.info()["last_txnid"])
+        """The id of the last committed transaction, which is the one that a read transaction begun now would show.
+
+        It costs less than a microsecond. `info()["last_txnid"]` costs more, and names a commit while it is still on its
+        way to the disk: for good, if its writer dies there.
+        """
+        transaction = self.env.begin()
+        last = transaction.id()
+        transaction.abort()
+        return last
 
 
 _live: "WeakValueDictionary[Path, LiveEnvironment]" = WeakValueDictionary()
