@@ -114,9 +114,12 @@ def open_generation(path: Path) -> Environment:
     with _opening:
         generation = _generations.get(path)
         if generation is None:
-            if not (path / "data.mdb").is_file():
-                raise StoreDamaged(f"generation {path} is missing, though the catalog names it; load the view again")
-            size = (path / "data.mdb").stat().st_size
+            try:
+                size = (path / "data.mdb").stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                raise StoreDamaged(
+                    f"generation {path} is missing, though the catalog names it; load the view again"
+                ) from None
             generation = _generations[path] = Environment(path, _open(path, readonly=True, map_size=size, lock=False))
         return generation
 
