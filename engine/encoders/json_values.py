@@ -20,6 +20,8 @@ _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 _FLOATS = ("float32", "float64")
 _STATUS_NAMES = np.array([None, *(status.name for status in Status)], object)
 _FIRST_TIME, _LAST_TIME = np.array(["0001-01-01", "9999-12-31T23:59:59.999999"], "M8[us]")
+_LAST_NUMPY_TIME = np.datetime64("9999-12-30T22:00:00", "us")
+"""orjson writes later ones only as Python's datetime; 9999-12-31 is what many sources have for "never"."""
 
 
 def dumps(document: Any) -> bytes:
@@ -44,16 +46,22 @@ def values_of(column: Column) -> Any:
         return [None if value is None else base64.b64encode(value).decode() for value in values]
     if column.feature.type in ("bool", "int32", "int64"):
         return nullable(column.values, column.valid.view(np.bool_))
+    if column.feature.type == "list<float32>":
+        # As Python floats they would be written with all the digits of a float64.
+        return column.to_arrow().to_numpy(zero_copy_only=False).tolist()
     return column.to_arrow().to_pylist()
 
 
 def nullable(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> Any:
     """Values that are null where `valid` is false."""
-    if valid.all():
-        return values
+    return values if valid.all() else _objects(values, valid)
+
+
+def _objects(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> list[Any]:
     objects = values.astype(object)
     objects[~valid] = None
-    return objects.tolist()
+    as_list: list[Any] = objects.tolist()
+    return as_list
 
 
 def times_of(times: npt.NDArray[np.datetime64], valid: npt.NDArray[np.bool_], name: str) -> Any:
@@ -68,6 +76,8 @@ def times_of(times: npt.NDArray[np.datetime64], valid: npt.NDArray[np.bool_], na
             f"{name} holds the time {times[beyond][0]}, JSON can say only the years 1 to 9999; mend its source, or ask "
             f"for Arrow"
         )
+    if (times > _LAST_NUMPY_TIME).any():
+        return _objects(times, valid)
     return nullable(times, valid)
 
 
