@@ -29,11 +29,13 @@ class RowGroup:
 
 @dataclass
 class EntryReader:
-    """The rows of one entry, in the order of their hashes. A file's checksum is checked when it is first opened."""
+    """The rows of one entry, read once in the order of their hashes, from any row group on. A file's checksum is checked
+    when it is first opened."""
 
     root: ExportRoot
     manifest: Manifest
     _open: dict[str, pq.ParquetFile] = field(default_factory=dict)
+    _last_hash: int | None = None
 
     def row_groups(self) -> list[RowGroup]:
         """All row groups in order; raises FileDamaged where a file's footer is not what the manifest says."""
@@ -87,6 +89,10 @@ class EntryReader:
         if self.manifest.kind == "delta":
             tombstones = batch.column(TOMBSTONE).to_numpy(zero_copy_only=False)
         first, second = (batch.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2))
+        if self._last_hash is not None and first[0] <= self._last_hash:
+            # Each row group may become a chunk, and a hash is looked for in one chunk only.
+            raise FileDamaged(f"{path}: row group {group.number} begins at or before the hash that the last one ends at")
+        self._last_hash = int(first[-1])
         same = first[1:] == first[:-1]
         if np.any(first[1:] < first[:-1]) or np.any(same & (second[1:] <= second[:-1])):
             raise FileDamaged(f"{path}: its rows are not in the order of their hashes, or a key stands twice")
