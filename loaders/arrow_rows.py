@@ -152,7 +152,8 @@ def _describe(column: pa.Array, column_type: str, source: npt.NDArray[np.int64])
         source[ITEM_WIDTH] = 1
         return
     items = column.values
-    if items.null_count:
+    # What lies under a null list is nobody's; a fixed-size list has nulls there.
+    if items.null_count and column.flatten().null_count:
         raise ValueError("a list feature holds a null item; drop such items, or the whole list, at the source")
     if pa.types.is_string(items.type):
         source[STRING_OFFSETS] = items.buffers()[1].address + 4 * items.offset
