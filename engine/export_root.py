@@ -172,6 +172,8 @@ class ExportRoot:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise NotPublished(f"view {view!r}: {directory} is not published (it has no {MANIFEST})") from None
+        except OSError as error:
+            raise ManifestInvalid(f"{path} cannot be read: {error}") from error
         manifest = unseal(data, Manifest, str(path))
         if manifest.view.name != view:
             raise ManifestInvalid(f"{path} is of view {manifest.view.name!r}, expected {view!r}")

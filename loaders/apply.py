@@ -182,8 +182,8 @@ def _overlay(manifest: Manifest, chunks: Sequence[ChunkBuilder]) -> NewOverlay:
 def _delta_chunks(reader: EntryReader, version: ViewVersion) -> list[ChunkBuilder]:
     layout = RowLayout(reader.manifest.view)
     chunks = []
-    for group in reader.row_groups():
-        batch = _without_late_rows(reader.read(group), version)
+    for group, published in reader.batches():
+        batch = _without_late_rows(published, version)
         if batch.num_rows:
             chunk = ChunkBuilder(layout, batch.num_rows, with_origins=False)
             encode_published(chunk, 0, batch, reader, group)

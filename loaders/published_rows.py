@@ -29,8 +29,8 @@ class RowGroup:
 
 @dataclass
 class EntryReader:
-    """The rows of one entry, read once in the order of their hashes, from any row group on. A file's checksum is checked
-    when it is first opened."""
+    """The rows of one entry, read once, in the order of their hashes, from any row group on. A file's checksum is
+    checked when it is first opened."""
 
     root: ExportRoot
     manifest: Manifest
@@ -61,21 +61,29 @@ class EntryReader:
         Raises:
             FileDamaged: anything about it differs from what the manifest and the contract say.
         """
-        parquet = self._file(group.file)
         path = self.root.directory(self.manifest) / group.file.path
         wanted = published_schema(self.manifest.view, delta=self.manifest.kind == "delta")
         try:
-            table = parquet.read_row_group(group.number, columns=wanted.names)
+            table = self._file(group.file).read_row_group(group.number, columns=wanted.names)
+            batch = _conform(table, wanted, str(path))
         except (pa.ArrowException, OSError) as error:
             raise FileDamaged(f"{path}: row group {group.number} cannot be read: {error}") from error
-        batch = _conform(table, wanted, str(path))
         self._check(batch, group, str(path))
         return batch
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows."""
+    def batches(self) -> Iterator[tuple[RowGroup, pa.RecordBatch]]:
+        """All rows; raises FileDamaged at the end if more or fewer are tombstones than the manifest says."""
+        tombstones = 0
         for group in self.row_groups():
-            yield self.read(group)
+            batch = self.read(group)
+            if self.manifest.kind == "delta":
+                tombstones += batch.column(TOMBSTONE).true_count
+            yield group, batch
+        if tombstones != self.manifest.tombstones:
+            raise FileDamaged(
+                f"{self.root.directory(self.manifest)} has {tombstones} tombstones, its manifest says "
+                f"{self.manifest.tombstones}"
+            )
 
     def _file(self, file: PublishedFile) -> pq.ParquetFile:
         if file.path not in self._open:
@@ -89,13 +97,13 @@ class EntryReader:
         if self.manifest.kind == "delta":
             tombstones = batch.column(TOMBSTONE).to_numpy(zero_copy_only=False)
         first, second = (batch.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2))
-        if self._last_hash is not None and first[0] <= self._last_hash:
-            # Each row group may become a chunk, and a hash is looked for in one chunk only.
-            raise FileDamaged(f"{path}: row group {group.number} begins at or before the hash that the last one ends at")
-        self._last_hash = int(first[-1])
         same = first[1:] == first[:-1]
         if np.any(first[1:] < first[:-1]) or np.any(same & (second[1:] <= second[:-1])):
             raise FileDamaged(f"{path}: its rows are not in the order of their hashes, or a key stands twice")
+        if self._last_hash is not None and first[0] <= self._last_hash:
+            # Each row group may become a chunk, and a hash is looked for in one chunk only.
+            raise FileDamaged(f"{path}: row group {group.number} does not begin behind the hash that the last ended at")
+        self._last_hash = int(first[-1])
         if first[0] < group.file.min_key_hash or first[-1] > group.file.max_key_hash:
             raise FileDamaged(f"{path}: it holds a key hash outside the range that its manifest says")
         alive = pa.array(~tombstones)
@@ -117,7 +125,11 @@ def _conform(table: pa.Table, wanted: pa.Schema, path: str) -> pa.RecordBatch:
         found = table.schema.field(column.name).type
         if not _same_type(found, column.type):
             raise FileDamaged(f"{path}: column {column.name!r} is {found}, its manifest says {column.type}")
-    batch = table.select(wanted.names).cast(wanted).combine_chunks().to_batches()[0]
+    batches = table.select(wanted.names).cast(wanted).combine_chunks().to_batches()
+    if len(batches) != 1:
+        raise FileDamaged(f"{path}: a column of one row group takes more than 2 GiB; write smaller row groups")
+    batch = batches[0]
+    batch.validate(full=True)
     for name in (KEY_HASH, KEY_HASH_2, EVENT_TIMESTAMP, TOMBSTONE):
         if name in wanted.names and batch.column(name).null_count:
             raise FileDamaged(f"{path}: column {name!r} has nulls")

@@ -64,7 +64,7 @@ def verify_root(root: ExportRoot) -> Iterator[Checked]:
 
 
 def _check_entry(root: ExportRoot, manifest: Manifest) -> tuple[int, int]:
-    rows = sum(batch.num_rows for batch in EntryReader(root, manifest).batches())
+    rows = sum(batch.num_rows for _, batch in EntryReader(root, manifest).batches())
     return rows, sum(file.bytes for file in manifest.files)
 
 
