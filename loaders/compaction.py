@@ -72,7 +72,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
     builder = GenerationBuilder(writer.store, view, f"{record.applied_seq:012d}-fold-{uuid.uuid4().hex[:8]}")
     try:
         merge = Merge(version.segments, record.view_schema, drop_tombstones=True)
-        for chunk in merge.chunks(max(1, CHUNK_BYTES // (merge.layout.stride + 8))):
+        for chunk in merge.chunks(CHUNK_BYTES):
             builder.add(chunk)
             progress(chunk.rows)
         base = SegmentRecord(
@@ -110,7 +110,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
 
 
 def _new_overlay(merge: Merge, merged: Sequence[SegmentRecord], record: ViewRecord) -> NewOverlay:
-    chunks = list(merge.chunks(max(1, CHUNK_BYTES // (merge.layout.stride + 8))))
+    chunks = list(merge.chunks(CHUNK_BYTES))
     sealed = [chunk.finish() for chunk in chunks]
     rows, tombstones = sum(chunk.rows for chunk in chunks), sum(chunk.tombstones for chunk in chunks)
     newest, oldest = merged[0], merged[-1]

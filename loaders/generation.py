@@ -4,6 +4,7 @@ A generation is built aside, chunk by chunk, each committed and on disk before t
 the chunk that it died in. Only a complete one gets its name, and only then may the catalog mention it.
 """
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from loaders.published_rows import EntryReader, RowGroup
 from loaders.segment_writer import ChunkBuilder
 
 CHUNK_BYTES = 128 << 20
-"""Rows are cut into chunks of about so many bytes."""
+"""Rows are cut into chunks of about so many bytes, their variable-length values included."""
 
 _MAP_SIZE = 4 << 40
 _BUILDING = ".building-"
@@ -111,12 +112,13 @@ def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: 
         StoreFull: the disk has no room; freeing some and calling again goes on.
     """
     layout = RowLayout(reader.manifest.view)
-    plans = chunk_plans(reader.row_groups(), max(1, CHUNK_BYTES // (layout.stride + 8)))
-    progress(sum(chunk["rows"] for chunk in builder.chunks))
-    remaining = plans[len(builder.chunks) :]
-    groups = (group for plan in remaining for group in plan)
-    batches = read_ahead(reader.read, groups)
-    for plan in remaining:
+    groups = reader.row_groups()
+    written = sum(chunk["rows"] for chunk in builder.chunks)
+    progress(written)
+    ends = itertools.accumulate(group.rows for group in groups)
+    remaining = [group for group, end in zip(groups, ends, strict=True) if end > written]
+    batches = read_ahead(reader.read, remaining)
+    for plan in chunk_plans(remaining, layout.stride + 8):
         chunk = ChunkBuilder(layout, sum(group.rows for group in plan), with_origins=False)
         row = 0
         for group in plan:
@@ -137,16 +139,16 @@ def encode_published(
         raise FileDamaged(f"{reader.root.directory(reader.manifest) / group.file.path}: {error}") from error
 
 
-def chunk_plans(groups: Iterable[RowGroup], rows_per_chunk: int) -> list[list[RowGroup]]:
-    """Row groups gathered into chunks of at least `rows_per_chunk` rows (but for the last), in order."""
+def chunk_plans(groups: Iterable[RowGroup], row_bytes: int) -> list[list[RowGroup]]:
+    """Row groups gathered into chunks of at least CHUNK_BYTES (but for the last), in order."""
     plans: list[list[RowGroup]] = []
-    rows = rows_per_chunk
+    size = CHUNK_BYTES
     for group in groups:
-        if rows >= rows_per_chunk:
+        if size >= CHUNK_BYTES:
             plans.append([])
-            rows = 0
+            size = 0
         plans[-1].append(group)
-        rows += group.rows
+        size += max(row_bytes * group.rows, group.bytes)
     return plans
 
 

@@ -59,9 +59,12 @@ class Merge:
         self._fields = np.array([self.layout.offsets, widths], np.int64).T.copy()
         self.origins, self._origin_numbers = _joint_origins(segments)
 
-    def chunks(self, rows_per_chunk: int) -> Iterator[ChunkBuilder]:
-        """The merged rows, in chunks of about so many rows; none if nothing is left."""
-        for low, high in self._ranges(rows_per_chunk):
+    def chunks(self, chunk_bytes: int) -> Iterator[ChunkBuilder]:
+        """The merged rows, in chunks of about so many bytes; none if nothing is left."""
+        records = [segment.record for segment in self._segments]
+        rows = sum(record.rows + record.tombstones for record in records)
+        row_bytes = max(self.layout.stride + 8, sum(record.bytes for record in records) // max(rows, 1))
+        for low, high in self._ranges(max(1, chunk_bytes // row_bytes)):
             picked, chunk_of = self._pick(low, high)
             if picked.size:
                 yield self._copy(picked, chunk_of)

@@ -20,11 +20,12 @@ from loaders.arrow_rows import published_schema
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one file of an entry."""
+    """One row group of one file of an entry; `bytes` is what its values take, before compression."""
 
     file: PublishedFile
     number: int
     rows: int
+    bytes: int
 
 
 @dataclass
@@ -50,9 +51,9 @@ class EntryReader:
                 raise FileDamaged(f"{path} is not readable as Parquet: {error}") from error
             if metadata.num_rows != file.rows:
                 raise FileDamaged(f"{path} has {metadata.num_rows} rows, its manifest says {file.rows}")
-            groups += [
-                RowGroup(file, number, metadata.row_group(number).num_rows) for number in range(metadata.num_row_groups)
-            ]
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                groups.append(RowGroup(file, number, group.num_rows, group.total_byte_size))
         return [group for group in groups if group.rows]
 
     def read(self, group: RowGroup) -> pa.RecordBatch:
