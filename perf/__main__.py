@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from perf import scale as scales
-from perf.cases import in_process
+from perf.cases import http, in_process
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
 
 CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "in-process": in_process.run,
+    "http": http.run,
     "in-process-many-rows": in_process.run_many_rows,
 }
 

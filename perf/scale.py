@@ -19,7 +19,7 @@ class Scale:
 
 def full(directory: Path) -> Scale:
     """The sizes that the bars are stated for."""
-    return Scale(directory, 1_000_000, 20_000_000, 10_000_000, 5, 300, small=False)
+    return Scale(directory, 1_000_000, 20_000_000, 10_000_000, 5, 2_000, small=False)
 
 
 def small(directory: Path) -> Scale:

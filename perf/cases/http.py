@@ -1,0 +1,166 @@
+"""Requests over HTTP, one worker against one worker: Shoal, Feast's Python server on Redis, and aiohttp's own floor."""
+
+import io
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from perf import servers
+from perf.dataset import Dataset, document_keys, matrix, random_documents, values
+from perf.measure import alternate, ratio
+from perf.report import Finding
+from perf.scale import Scale
+from perf.servers import Server, ask, put_under_load
+from perf.stores import loaded
+
+FEATURES = 50
+FEAST_PATH = "/get-online-features"
+FEAST_DEFAULT = ("--no-access-log",)
+FEAST_FASTEST = ("--no-access-log", "--max-requests", "1000000", "--registry_ttl_sec", "3600")
+FEAST_SHARE = 50
+"""A round asks a Feast server for so many times fewer requests, since it takes so much longer for each."""
+
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to ask Shoal: path, Accept, and how to read the answer."""
+
+    path: str
+    accept: str
+    read: Callable[[bytes], Matrix]
+
+
+def read_feast(body: bytes) -> Matrix:
+    """float32[keys, features] of a Feast-shaped answer; entities come first and are left out."""
+    results = orjson.loads(body)["results"][-FEATURES:]
+    return np.array([result["values"] for result in results], np.float32).T
+
+
+def read_npy(body: bytes) -> Matrix:
+    """float32[keys, features] of an npy answer."""
+    content: Matrix = np.load(io.BytesIO(body))
+    return content
+
+
+def read_arrow(body: bytes) -> Matrix:
+    """float32[keys, features] of an Arrow stream."""
+    table = pa.ipc.open_stream(body).read_all()
+    return np.stack([column.to_numpy() for column in table.columns], axis=1)
+
+
+FORMS: Mapping[str, Form] = {
+    "Feast JSON": Form(FEAST_PATH, "application/json", read_feast),
+    "npy": Form("/v1/lookup", "application/x-npy", read_npy),
+    "Arrow": Form("/v1/lookup", "application/vnd.apache.arrow.stream", read_arrow),
+}
+
+
+def run(scale: Scale) -> list[Finding]:
+    """500 keys and 1 key, 50 features, in each form."""
+    data = Dataset(scale.rows, FEATURES)
+    findings = []
+    with ExitStack() as stack:
+        shoal = stack.enter_context(servers.shoal(loaded(scale.directory, data)))
+        feasts = stack.enter_context(_feasts(scale, data)) if not scale.small else {}
+        for keys in (500, 1):
+            findings += _compare(scale, data, keys, shoal, feasts)
+    return findings
+
+
+def _compare(scale: Scale, data: Dataset, keys: int, shoal: Server, feasts: Mapping[str, Server]) -> list[Finding]:
+    requests = random_documents(data, keys, scale.requests // 2)
+    bodies = scale.directory / f"bodies-{keys}.jsonl"
+    lines = [
+        orjson.dumps({"features": data.references, "entities": {"doc_id": document_keys(documents)}})
+        for documents in requests
+    ]
+    bodies.write_bytes(b"\n".join(lines))
+    count = scale.requests // 2
+    wall: dict[str, Callable[[], float]] = {}
+    cpu: dict[str, list[float]] = {}
+
+    def add(name: str, server: Server, path: str, accept: str, number: int) -> None:
+        def subject() -> float:
+            outcome = put_under_load(server, bodies, count=number, path=path, accept=accept)
+            cpu.setdefault(name, []).append(outcome.cpu_per_request)
+            return outcome.seconds_per_request
+
+        wall[name] = subject
+
+    with ExitStack() as stack:
+        for name, form in FORMS.items():
+            answer = ask(shoal, lines[0], path=form.path, accept=form.accept)
+            _check(name, form.read(answer), requests[0])
+            floor_body = scale.directory / f"floor-{keys}-{name.replace(' ', '-')}"
+            floor_body.write_bytes(answer)
+            floor = stack.enter_context(servers.floor(floor_body))
+            add(f"shoal {name}", shoal, form.path, form.accept, count)
+            add(f"floor {name}", floor, form.path, form.accept, count)
+        for name, feast in feasts.items():
+            _check(name, read_feast(ask(feast, lines[0], path=FEAST_PATH)), requests[0])
+            add(name, feast, FEAST_PATH, "application/json", max(3, count // FEAST_SHARE if keys > 1 else count // 5))
+        costs = alternate(wall, scale.rounds)
+    return _findings(f"HTTP, {keys} x {FEATURES} of {data.rows:,}", keys, costs, cpu, list(feasts))
+
+
+def _findings(
+    case: str, keys: int, costs: dict[str, list[float]], cpu: dict[str, list[float]], feasts: list[str]
+) -> list[Finding]:
+    findings = []
+    for name in costs:
+        milliseconds = 1e3 * float(np.median(cpu[name][1:]))
+        findings.append(Finding(case, f"{name}: CPU a request", milliseconds, "ms"))
+        findings.append(Finding(case, f"{name}: requests/s", 1 / float(np.median(costs[name])), "1/s"))
+    counted = {name: rounds[1:] for name, rounds in cpu.items()}
+    floor_bars = {"Feast JSON": None, "npy": 1.7, "Arrow": 1.7} if keys > 1 else dict.fromkeys(FORMS, 1.5)
+    for name, bar in floor_bars.items():
+        of_floor = ratio(counted, f"shoal {name}", f"floor {name}")
+        findings.append(Finding(case, f"shoal {name} / floor, CPU", of_floor, "x", at_most=bar))
+    feast_bars = {"Feast JSON": 150, "npy": 500, "Arrow": 500} if keys > 1 else dict.fromkeys(FORMS, 12)
+    for feast in feasts:
+        for name, least in feast_bars.items():
+            times = ratio(costs, feast, f"shoal {name}")
+            findings.append(Finding(case, f"shoal {name} / {feast}, requests/s", times, "x", at_least=least))
+    return findings
+
+
+def _check(name: str, found: Matrix, documents: npt.NDArray[np.int64]) -> None:
+    if not np.array_equal(found, matrix(documents, FEATURES)):
+        raise AssertionError(f"{name} answers wrongly")
+
+
+@contextmanager
+def _feasts(scale: Scale, data: Dataset) -> Iterator[dict[str, Server]]:
+    """Feast's Python server, as it comes and as its documentation says it is fastest, on one loaded Redis."""
+    repo = scale.directory / "feast"
+    documents = _documents_file(scale.directory, data)
+    with ExitStack() as stack:
+        port = stack.enter_context(servers.redis(scale.directory))
+        script = Path(servers.__file__).parent / "peers" / "feast_repo.py"
+        where = ["--documents", str(documents), "--redis", f"127.0.0.1:{port}"]
+        subprocess.run([str(servers.PEERS / "python"), str(script), str(repo), *where], check=True)
+        yield {
+            "Feast": stack.enter_context(servers.feast(repo, FEAST_DEFAULT)),
+            "Feast, tuned": stack.enter_context(servers.feast(repo, FEAST_FASTEST)),
+        }
+
+
+def _documents_file(directory: Path, data: Dataset) -> Path:
+    path = directory / f"documents-{data.rows}x{data.features}.parquet"
+    if not path.exists():
+        documents = np.arange(data.rows, dtype=np.int64)
+        columns = {"doc_id": pa.array(document_keys(documents))}
+        columns["event_timestamp"] = pa.array(np.full(data.rows, 1_760_000_000_000_000)).cast(pa.timestamp("us", "UTC"))
+        columns |= {f"f{number}": pa.array(values(documents, number)) for number in range(data.features)}
+        pq.write_table(pa.table(columns), path)
+    return path

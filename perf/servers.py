@@ -1,0 +1,160 @@
+"""Servers under test, as real processes on ports of their own, and the load that another process puts on them."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engine.run_directory import read_server_record
+
+PEERS = Path(__file__).parent.parent / ".venv-peers" / "bin"
+"""The environment of peers whose dependencies do not go with Shoal's; `make bench` installs it."""
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it listens, and the processes whose CPU is its cost."""
+
+    port: int
+    workers: tuple[psutil.Process, ...]
+
+    def cpu_seconds(self) -> float:
+        """The CPU that its workers' threads have used so far, by the scheduler's account, in nanoseconds' precision."""
+        tasks = (task for process in self.workers for task in Path(f"/proc/{process.pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a load found: `load` as `perf.http_load` prints it, and the server's CPU seconds per request."""
+
+    load: dict[str, Any]
+    cpu_per_request: float
+
+    @property
+    def seconds_per_request(self) -> float:
+        """Wall time of the run per request, over all connections."""
+        return float(self.load["seconds"] / self.load["requests"])
+
+
+def put_under_load(
+    server: Server,
+    bodies: Path,
+    *,
+    count: int,
+    path: str = "/v1/lookup",
+    accept: str = "application/json",
+    connections: int = 1,
+    rate: float | None = None,
+) -> Outcome:
+    """Send `count` requests from a process of its own.
+
+    Raises:
+        AssertionError: a request failed.
+    """
+    arguments = ["--port", server.port, "--path", path, "--accept", accept, "--bodies", bodies]
+    arguments += ["--connections", connections, "--count", count]
+    if rate is not None:
+        arguments += ["--rate", rate]
+    before = server.cpu_seconds()
+    run = subprocess.run(
+        [sys.executable, "-m", "perf.http_load", *map(str, arguments)], capture_output=True, check=True, text=True
+    )
+    load = json.loads(run.stdout)
+    if load["failures"]:
+        raise AssertionError(f"{load['failures']} of {count} requests to port {server.port} failed")
+    return Outcome(load, (server.cpu_seconds() - before) / load["requests"])
+
+
+@contextmanager
+def shoal(store: Path, *, workers: int = 1, root: Path | None = None) -> Iterator[Server]:
+    """`shoal serve` on a store."""
+    port = free_port()
+    command = [sys.executable, "-m", "cli", "serve", "--store", str(store), "--port", str(port)]
+    command += ["--workers", str(workers)] + (["--from", str(root)] if root else [])
+    with _running(command, f"http://127.0.0.1:{port}/ready"):
+        record = read_server_record(store)
+        assert record is not None
+        yield Server(port, tuple(psutil.Process(pid) for pid in record.workers))
+
+
+@contextmanager
+def floor(body: Path) -> Iterator[Server]:
+    """aiohttp, answering the bytes of a file to everything."""
+    port = free_port()
+    with _running([sys.executable, "-m", "perf.floor", "--port", str(port), "--body", str(body)], port) as process:
+        yield Server(port, (psutil.Process(process.pid),))
+
+
+@contextmanager
+def redis(directory: Path) -> Iterator[int]:
+    """A Redis server without persistence; yields its port."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(directory)]
+    with _running(command, port):
+        yield port
+
+
+@contextmanager
+def feast(repo: Path, options: Sequence[str]) -> Iterator[Server]:
+    """Feast's Python feature server with one worker."""
+    port = free_port()
+    command = [str(PEERS / "feast"), "--chdir", str(repo), "serve", "--port", str(port), "--workers", "1", *options]
+    with _running(command, f"http://127.0.0.1:{port}/health") as process:
+        children = psutil.Process(process.pid).children(recursive=True)
+        yield Server(port, (psutil.Process(process.pid), *children))
+
+
+@contextmanager
+def _running(command: Sequence[str], ready: str | int) -> "Iterator[subprocess.Popen[bytes]]":
+    """A process that is ready when a URL answers 200, or a port takes connections; its output is shown if it fails."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(ready):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                raise RuntimeError(f"{command[0]} did not start: {process.communicate()[0].decode()[-2000:]}")
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _answers(ready: str | int) -> bool:
+    try:
+        if isinstance(ready, int):
+            socket.create_connection(("127.0.0.1", ready), timeout=1).close()
+            return True
+        with urllib.request.urlopen(ready, timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def ask(server: Server, body: bytes, *, path: str = "/v1/lookup", accept: str = "application/json") -> bytes:
+    """One request's answer."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}{path}", body, {"Accept": accept, "Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        content: bytes = answer.read()
+        return content
