@@ -34,6 +34,8 @@ def load_snapshot(
 ) -> None:
     """Build a snapshot's base generation, going on with an unfinished build of it, and make it the view's base.
 
+    One that is kept from before is taken as it is.
+
     Raises:
         SchemaChangeRefused: the schema does not succeed the store's, and the change was not accepted.
         FileDamaged: a file is not what its manifest says; the last version stands.
@@ -44,6 +46,13 @@ def load_snapshot(
     if old is not None and not accept_schema_change:
         manifest.view.check_succeeds(old.view_schema)
     clear_unfinished(writer.store, view, but=generation_id)
+
+    def take_kept(record: ViewRecord | None) -> ViewRecord | None:
+        kept = next((base for base in record.kept if base.id == generation_id), None) if record else None
+        return _on_base(writer, manifest, kept, record) if kept else None
+
+    if writer.commit_view(view, take_kept) is not None:
+        return
     builder = GenerationBuilder(writer.store, view, generation_id)
     try:
         build_from_entry(builder, EntryReader(root, manifest), progress)
@@ -64,7 +73,7 @@ def load_snapshot(
 
         def swap(record: ViewRecord | None) -> ViewRecord:
             builder.complete()
-            return _at_entry(manifest, base, (), _kept_after(writer, record, base))
+            return _on_base(writer, manifest, base, record)
 
         writer.commit_view(view, swap)
     finally:
@@ -149,10 +158,11 @@ def _at_entry(
     )
 
 
-def _kept_after(writer: StoreWriter, record: ViewRecord | None, base: SegmentRecord) -> tuple[SegmentRecord, ...]:
-    """The bases that stay for going back once `base` takes over."""
+def _on_base(writer: StoreWriter, manifest: Manifest, base: SegmentRecord, record: ViewRecord | None) -> ViewRecord:
+    """A view that stands at a snapshot; bases before it stay for going back."""
     earlier = (record.base, *record.kept) if record else ()
-    return tuple(other for other in earlier if other.id != base.id)[: writer.kept_generations]
+    kept = tuple(other for other in earlier if other.id != base.id)
+    return _at_entry(manifest, base, (), kept[: writer.kept_generations])
 
 
 def _origin(manifest: Manifest) -> Origin:

@@ -5,12 +5,11 @@ grow geometrically with age and a row is rewritten once per tier, not once per d
 and Saxe, as log-structured merge trees use it).
 """
 
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from engine.catalog import SegmentRecord, ViewRecord
-from loaders.generation import CHUNK_BYTES, GenerationBuilder
+from loaders.generation import CHUNK_BYTES, GenerationBuilder, fold_id, is_fold
 from loaders.merge import Merge
 from loaders.store_writer import NewOverlay, StoreWriter, overlay_id
 
@@ -69,7 +68,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
     record = version.record
     if record.overlays:
         writer.folding[view] = record.overlays[0].id
-    builder = GenerationBuilder(writer.store, view, f"{record.applied_seq:012d}-fold-{uuid.uuid4().hex[:8]}")
+    builder = GenerationBuilder(writer.store, view, fold_id(record.applied_seq))
     try:
         merge = Merge(version.segments, record.view_schema, drop_tombstones=True)
         for chunk in merge.chunks(CHUNK_BYTES):
@@ -98,7 +97,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
                 return None
             builder.complete()
             # A base that was itself folded is no state that anybody published: only snapshots stay for going back.
-            kept = current.kept if "-fold-" in record.base.id else (record.base, *current.kept)
+            kept = current.kept if is_fold(record.base.id) else (record.base, *current.kept)
             newer = current.overlays[: len(current.overlays) - folded]
             update = {"base": base, "overlays": newer, "kept": kept[: writer.kept_generations]}
             return current.model_copy(update=update)

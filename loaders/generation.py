@@ -7,6 +7,7 @@ the chunk that it died in. Only a complete one gets its name, and only then may 
 import itertools
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ CHUNK_BYTES = 128 << 20
 
 _MAP_SIZE = 4 << 40
 _BUILDING = ".building-"
+_FOLD = "-fold-"
 _PROGRESS = b"progress"
 
 Progress = Callable[[int], None]
@@ -37,12 +39,17 @@ Progress = Callable[[int], None]
 
 
 class GenerationBuilder:
-    """A generation in the making, in a directory of its own beside its later place."""
+    """A generation in the making, in a directory of its own beside its later place.
+
+    One that was completed, but that the catalog did not come to name, is taken up again.
+    """
 
     def __init__(self, store: Path, view: str, generation_id: str) -> None:
         self.path = generation_path(store, view, generation_id)
         self.id = generation_id
         self._building = self.path.with_name(_BUILDING + generation_id)
+        if self.path.exists():
+            os.rename(self.path, self._building)
         self._building.mkdir(parents=True, exist_ok=True)
         self._env = lmdb.open(str(self._building), map_size=_MAP_SIZE, lock=False)
         self.chunks = _progress(self._env)
@@ -67,8 +74,6 @@ class GenerationBuilder:
         """Give the generation its name, for the catalog to refer to; to be called while no other commit can happen, as
         each removes what the catalog does not name."""
         self._env.close()
-        if self.path.exists():
-            shutil.rmtree(self.path)
         os.rename(self._building, self.path)
         sync_directory(self.path.parent)
 
@@ -164,10 +169,29 @@ def read_ahead(read: Callable[[RowGroup], pa.RecordBatch], groups: Iterable[RowG
             yield following.result()
 
 
-def clear_unfinished(store: Path, view: str, *, but: str | None = None) -> None:
-    """Remove builds of a view that nobody will resume: all, or all but that of one generation."""
-    directory = generations_path(store, view)
-    if directory.is_dir():
-        for entry in directory.iterdir():
-            if entry.name.startswith(_BUILDING) and entry.name != f"{_BUILDING}{but}":
-                shutil.rmtree(entry)
+def fold_id(seq: int) -> str:
+    """A new id for the generation that holds all of a view's rows as of `seq`, made on this node."""
+    return f"{seq:012d}{_FOLD}{uuid.uuid4().hex[:8]}"
+
+
+def is_fold(generation_id: str) -> bool:
+    """Whether a generation was made on this node, and is no snapshot that anybody published."""
+    return _FOLD in generation_id
+
+
+def clear_unfinished(store: Path, view: str, *, but: str) -> None:
+    """Remove builds of a view's snapshots that nobody will resume: all but that of one generation."""
+    for entry in _unfinished(generations_path(store, view)):
+        if entry.name != _BUILDING + but and not is_fold(entry.name):
+            shutil.rmtree(entry)
+
+
+def clear_dead_folds(store: Path, view: str) -> None:
+    """Remove the folds of a view that a writer left when it died; to be called before a new one begins any."""
+    for entry in _unfinished(generations_path(store, view)):
+        if is_fold(entry.name):
+            shutil.rmtree(entry)
+
+
+def _unfinished(directory: Path) -> list[Path]:
+    return list(directory.glob(f"{_BUILDING}*")) if directory.is_dir() else []

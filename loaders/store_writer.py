@@ -24,7 +24,7 @@ from engine.environment import generation_path, generations_path, open_live
 from engine.errors import ShoalError, StoreLocked
 from engine.schema import FeatureService
 from engine.version import StoreVersion, read_version
-from loaders.generation import store_full_named
+from loaders.generation import clear_dead_folds, store_full_named
 
 LOCK = "writer.lock"
 
@@ -56,6 +56,7 @@ class StoreWriter:
         self._committing = threading.RLock()
         self._version = read_version(store, self._live, None)
         for view, version in self._version.views.items():
+            clear_dead_folds(store, view)
             self._remove_unreferenced(view, version.record)
 
     def __enter__(self) -> Self:
