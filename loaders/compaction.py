@@ -42,8 +42,9 @@ def merge_overlays(writer: StoreWriter, view: str) -> bool:
     version = writer.version().view(view)
     records = list(version.record.overlays)
     ids = [record.id for record in records]
-    if writer.folding.get(view) in ids:
-        records = records[: ids.index(writer.folding[view])]
+    newest_folded = writer.folding.get(view)
+    if newest_folded in ids:
+        records = records[: ids.index(newest_folded)]
     count = overlays_to_merge(records)
     if not count:
         return False

@@ -68,6 +68,7 @@ class WriterProcess:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._catching_up: set[str] = set()
+        self._folding: set[str] = set()
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; SIGHUP looks for news at once."""
@@ -133,7 +134,8 @@ class WriterProcess:
 
     def _fold_if_due(self, view: str) -> None:
         record = self._writer.record(view)
-        if record is not None and should_fold(record) and view not in self._writer.folding:
+        if record is not None and should_fold(record) and view not in self._folding:
+            self._folding.add(view)
             self._start(self._fold(view))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -149,6 +151,8 @@ class WriterProcess:
             log.error("%s: folding failed: %s", view, error)
         except Exception:
             log.exception("%s: folding met something unexpected; the last version stands", view)
+        finally:
+            self._folding.discard(view)
 
     def _lock(self, view: str) -> asyncio.Lock:
         return self._locks.setdefault(view, asyncio.Lock())
@@ -182,7 +186,7 @@ class WriterProcess:
                 "pid": os.getpid(),
                 "root": str(self._root) if self._root else None,
                 "catching_up": sorted(self._catching_up),
-                "folding": sorted(self._writer.folding),
+                "folding": sorted(self._folding),
             }
         )
 
