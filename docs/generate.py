@@ -1,0 +1,35 @@
+"""Write docs/cli.md from the commands themselves: `python docs/generate.py`."""
+
+from pathlib import Path
+
+import click
+
+from cli import shoal
+
+CLI_PAGE = Path(__file__).with_name("cli.md")
+
+_HEAD = """# The command line
+
+Written by `python docs/generate.py` from the commands themselves. What they find goes to stdout, with `--json` as one JSON
+document; progress and errors go to stderr.
+
+| exit code | means |
+|---:|---|
+| 0 | done |
+| 1 | it failed, or what was checked is bad: one line on stderr says what and how to mend it |
+| 2 | the command line, a definition or a request is wrong |
+| 3 | `export`: another exporter published first; run it again |
+"""
+
+
+def cli_page() -> str:
+    """The whole page."""
+    parts = [_HEAD]
+    for name, command in sorted(shoal.commands.items()):
+        context = click.Context(command, info_name=f"shoal {name}", max_content_width=100, terminal_width=100)
+        parts.append(f"## shoal {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    CLI_PAGE.write_text(cli_page())

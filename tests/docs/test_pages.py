@@ -1,0 +1,30 @@
+"""The pages of docs/ say what is: the command line's is generated, the others name every endpoint, metric and member."""
+
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.insert(0, str(DOCS))
+
+import generate  # noqa: E402
+
+
+def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
+    assert generate.CLI_PAGE.read_text() == generate.cli_page(), "run `python docs/generate.py`"
+
+
+def test_every_endpoint_and_metric_has_its_place_in_the_page_of_the_http_interface() -> None:
+    page = (DOCS / "http.md").read_text()
+    server = DOCS.parent / "engine" / "server"
+    endpoints = set(re.findall(r'add_(?:get|post)\("([^"]+)"', (server / "app.py").read_text()))
+    metrics = set(re.findall(r'"(shoal_[a-z_]+)"', (server / "metrics.py").read_text()))
+    assert endpoints
+    assert metrics
+    assert {name for name in endpoints | metrics if name not in page} == set()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
