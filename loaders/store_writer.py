@@ -89,8 +89,8 @@ class StoreWriter:
         """Replace a view's record by what `change` makes of the newest one, and store a new overlay with it.
 
         `change` runs while no other commit can, and may give a generation its name. Where it returns None nothing is
-        written. Overlays and generations that the new record does not name are
-        removed; a version still in use keeps what it needs of them. A trouble noted for the view is over.
+        written. Overlays and generations that the new record does not name are removed; a version still in use keeps
+        what it needs of them. A trouble noted for the view is over if the view moved; merging or folding moves nothing.
 
         Raises:
             StoreFull: there is no room; the last version stands.
@@ -109,7 +109,8 @@ class StoreWriter:
                     for number in range(gone.chunks):
                         transaction.delete(chunk_key(gone.id, number), db=self._live.segments)
                 catalog.write_view(transaction, self._live.catalog, view, new)
-                catalog.write_trouble(transaction, self._live.catalog, view, None)
+                if old is None or (old.applied_entry, old.pinned) != (new.applied_entry, new.pinned):
+                    catalog.write_trouble(transaction, self._live.catalog, view, None)
             self._live.env.reader_check()
             self._remove_unreferenced(view, new)
             return new
