@@ -12,9 +12,9 @@ from engine.catalog import Origin, SegmentRecord, ViewRecord
 from engine.errors import ForeignDelta, GenerationNotKept
 from engine.export_root import ExportRoot
 from engine.kernels import finding
-from engine.kernels.memory import load_i64
+from engine.kernels.memory import load_i64, load_u8
 from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.layout import ROW_EVENT_TIME, RowLayout
+from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, RowLayout
 from engine.manifest import EVENT_TIMESTAMP, Manifest
 from engine.version import ViewVersion
 from loaders.generation import (
@@ -84,6 +84,8 @@ def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> No
     """Lay a delta over a view: its rows and tombstones become the newest overlay.
 
     A row with an older event time than the one in the store stays out: the newest event time wins, then the newest seq.
+    A key that vanished has no row in the store, however late it comes back: a tombstone is forgotten once it is folded,
+    and what is served must not depend on when that is.
 
     Raises:
         SchemaChangeRefused: the schema does not succeed the store's.
@@ -212,7 +214,7 @@ def _without_late_rows(batch: pa.RecordBatch, version: ViewVersion) -> pa.Record
 
 @njit(nogil=True, cache=True)
 def mark_on_time(address: Any, event_time: Any, on_time: Any) -> None:
-    """Mark the rows whose event time is not older than that of the row found at their address, if one was."""
+    """Mark the rows whose event time is not older than that of the living row found at their address, if one was."""
     for row in range(address.size):
-        found = address[row] != finding.NOT_FOUND
-        on_time[row] = not found or event_time[row] >= load_i64(address[row] + ROW_EVENT_TIME)
+        alive = address[row] != finding.NOT_FOUND and load_u8(address[row] + ROW_PRESENCE) & 1 == 0
+        on_time[row] = not alive or event_time[row] >= load_i64(address[row] + ROW_EVENT_TIME)
