@@ -11,8 +11,8 @@ log = logging.getLogger("shoal.worker")
 
 
 class ServedStore:
-    """Opens the store as soon as there is one. `refresh` is to be called every second, which also keeps a worker
-    without requests from holding on to an old version."""
+    """Opens the store as soon as there is one. `refresh` is to be called every second, lest a worker without requests
+    hold on to an old version."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,6 +38,9 @@ class ServedStore:
             StoreNotFound: there is none yet, or nothing was loaded into it.
             StoreDamaged: it cannot be read.
         """
+        if self._store is None:
+            # All workers become ready at the same moment: /ready, answered by one, speaks for the others.
+            self.refresh()
         if self._store is None:
             raise self._failure
         if not self._store.version().views:

@@ -1,0 +1,44 @@
+"""A real server for tests: `python -m tests.server.serve SETTINGS WRITER`, both JSON.
+
+The writer is null, {"root": DIRECTORY} for the real one, or {"log": FILE} for one that only notes the signals it gets.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine.export_root import ExportRoot
+from engine.server import run
+from engine.settings import server_settings
+from loaders.writer import run_writer
+
+
+def note_signals(log: Path) -> None:
+    """Append a line for the start and for every signal, until SIGTERM."""
+    numbers = {signal.SIGHUP, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    received = None
+    while received != signal.SIGTERM:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {signal.Signals(received).name if received else 'started'}\n")
+        received = signal.sigwait(numbers)
+
+
+def writer_for(store: Path, choice: dict[str, str] | None) -> Callable[[], None] | None:
+    if choice is None:
+        return None
+    if "log" in choice:
+        return partial(note_signals, Path(choice["log"]))
+    return partial(run_writer, store, ExportRoot(choice["root"]), poll_seconds=0.5)
+
+
+if __name__ == "__main__":
+    settings: dict[str, Any] = json.loads(sys.argv[1])
+    checked = server_settings(**settings)
+    run(checked, writer_for(checked.store, json.loads(sys.argv[2])))

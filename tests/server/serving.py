@@ -1,0 +1,153 @@
+"""Start real servers, and talk to them over real sockets."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import psutil
+
+from engine.control import unix_address
+from engine.run_directory import ServerRecord, read_server_record
+
+Seen = TypeVar("Seen")
+PATIENCE_SECONDS = 30.0
+
+
+def eventually(look: Callable[[], Seen | None], what: str) -> Seen:
+    """What `look` sees, once it sees something true."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if seen := look():
+            return seen
+        time.sleep(0.02)
+    raise AssertionError(f"not seen in {PATIENCE_SECONDS:g} s: {what}")
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet has."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def version(self) -> int:
+        return int(self.headers["x-shoal-version"])
+
+    @property
+    def error(self) -> tuple[str, str]:
+        error = self.json["error"]
+        return error["code"], error["message"]
+
+
+class Connection:
+    """One keep-alive connection."""
+
+    def __init__(self, address: str) -> None:
+        if address.startswith("unix:"):
+            self._http = http.client.HTTPConnection("localhost", timeout=PATIENCE_SECONDS)
+            self._http.sock = socket.socket(socket.AF_UNIX)
+            self._http.sock.settimeout(PATIENCE_SECONDS)
+            with unix_address(Path(address.removeprefix("unix:"))) as path:
+                self._http.sock.connect(path)
+        else:
+            self._http = http.client.HTTPConnection(address.removeprefix("http://"), timeout=PATIENCE_SECONDS)
+            self._http.connect()
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """Send a request; a body that is not bytes is sent as JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        self._http.request(method, path, data, headers)
+        response = self._http.getresponse()
+        content = response.read()
+        return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, content)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class Server:
+    """A server in processes of its own."""
+
+    def __init__(self, store: Path, writer: dict[str, str] | None = None, **settings: Any) -> None:
+        self.store = store
+        self.log_path = store.parent / f"{store.name}.log"
+        settings = {"store": str(store), "port": 0, "workers": 2, "drain_seconds": 20.0} | settings
+        with self.log_path.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.server.serve", json.dumps(settings), json.dumps(writer)], stderr=log
+            )
+
+    def __enter__(self) -> Self:
+        eventually(self._answers, f"an answer from the server; its log is\n{self.log}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE_SECONDS)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log
+        record = read_server_record(self.store)
+        return record is not None and record.pid == self.process.pid and self.ask("GET", "/health").status == 200
+
+    @property
+    def record(self) -> ServerRecord:
+        record = read_server_record(self.store)
+        assert record is not None, self.log
+        return record
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        connection = Connection(self.record.address)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        """Send a request on a connection of its own."""
+        with self.connection() as connection:
+            return connection.ask(method, path, body, **headers)
+
+    def lookup(self, features: Any, entities: dict[str, Any], **more: Any) -> Answer:
+        return self.ask("POST", "/v1/lookup", {"features": features, "entities": entities} | more)
+
+    def await_ready(self) -> None:
+        eventually(lambda: self.ask("GET", "/ready").status == 200, f"a server that is ready; its log is\n{self.log}")
+
+    def raw_socket(self) -> socket.socket:
+        """A connection for bytes that no client would send."""
+        host, _, port = self.record.address.removeprefix("http://").rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE_SECONDS)
