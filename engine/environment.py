@@ -7,14 +7,19 @@ An environment closes when the last object that refers to it goes: whoever holds
 environment too. A process that forked with an environment open cannot use it, so a process that forks opens none.
 """
 
+import errno
+import os
+import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import lmdb
 
-from engine.errors import StoreDamaged, StoreLocked, StoreNotFound
+from engine.errors import StoreDamaged, StoreFull, StoreLocked, StoreNotFound
 
 LIVE_MAP_SIZE = 256 << 30
 """Address space, not disk: a map that never has to grow never has to move."""
@@ -124,8 +129,23 @@ def open_generation(path: Path) -> Environment:
         return generation
 
 
+@contextmanager
+def store_full_named(path: Path) -> Iterator[None]:
+    """Turn the ways in which LMDB and the system say that there is no room into StoreFull."""
+    try:
+        yield
+    except lmdb.MapFullError as error:
+        raise StoreFull(f"{path}: the map is full: {error}") from error
+    except (lmdb.Error, OSError) as error:
+        if not any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.exists())).free
+        raise StoreFull(f"{path}: the disk is full ({free >> 20} MiB free); free some room and load again") from error
+
+
 def _open(path: Path, **options: Any) -> lmdb.Environment:
     try:
-        return lmdb.open(str(path), readahead=False, **options)
+        with store_full_named(path):
+            return lmdb.open(str(path), readahead=False, **options)
     except lmdb.Error as error:
         raise StoreDamaged(f"{path} cannot be opened: {error}") from error

@@ -10,7 +10,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
@@ -18,8 +17,8 @@ import orjson
 import pyarrow as pa
 
 from engine.catalog import chunk_key
-from engine.environment import generation_path, generations_path
-from engine.errors import FileDamaged, StoreFull
+from engine.environment import generation_path, generations_path, store_full_named
+from engine.errors import FileDamaged
 from engine.export_root import sync_directory
 from engine.layout import RowLayout
 from loaders.arrow_rows import encode
@@ -48,10 +47,11 @@ class GenerationBuilder:
         self.path = generation_path(store, view, generation_id)
         self.id = generation_id
         self._building = self.path.with_name(_BUILDING + generation_id)
-        if self.path.exists():
-            os.rename(self.path, self._building)
-        self._building.mkdir(parents=True, exist_ok=True)
-        self._env = lmdb.open(str(self._building), map_size=_MAP_SIZE, lock=False)
+        with store_full_named(self.path):
+            if self.path.exists():
+                os.rename(self.path, self._building)
+            self._building.mkdir(parents=True, exist_ok=True)
+            self._env = lmdb.open(str(self._building), map_size=_MAP_SIZE, lock=False)
         self.chunks = _progress(self._env)
         """What each chunk written so far holds: its rows and bytes."""
 
@@ -74,8 +74,9 @@ class GenerationBuilder:
         """Give the generation its name, for the catalog to refer to; to be called while no other commit can happen, as
         each removes what the catalog does not name."""
         self._env.close()
-        os.rename(self._building, self.path)
-        sync_directory(self.path.parent)
+        with store_full_named(self.path):
+            os.rename(self._building, self.path)
+            sync_directory(self.path.parent)
 
     def close(self) -> None:
         """Leave the build as it is, to be resumed."""
@@ -91,22 +92,6 @@ def _progress(env: lmdb.Environment) -> list[dict[str, int]]:
     with env.begin() as transaction:
         chunks: list[dict[str, int]] = orjson.loads(transaction.get(_PROGRESS) or b"[]")
         return chunks
-
-
-@contextmanager
-def store_full_named(path: Path) -> Iterator[None]:
-    """Turn LMDB's ways to say that there is no room into StoreFull."""
-    try:
-        yield
-    except lmdb.MapFullError as error:
-        raise StoreFull(f"{path}: the map is full: {error}") from error
-    except lmdb.Error as error:
-        if "No space left" in str(error):
-            free = shutil.disk_usage(path.parent).free
-            raise StoreFull(
-                f"{path}: the disk is full ({free >> 20} MiB free); free some room and load again"
-            ) from error
-        raise
 
 
 def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: Progress) -> None:

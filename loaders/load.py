@@ -1,11 +1,12 @@
 """Bring views of a store up to date with an export root."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from engine.errors import NotPublished, ShoalError
+from engine.errors import NotPublished, ShoalError, StoreFull
 from engine.export_root import ExportRoot
 from loaders.apply import apply_delta, load_snapshot
 from loaders.compaction import merge_overlays
@@ -60,8 +61,10 @@ def catch_up(
             applied.append(_take(writer, root, step, observer, accept_schema_change))
             observer.finished(applied[-1])
     except ShoalError as error:
-        writer.note_trouble(view, error)
         observer.failed(view, error)
+        # Where there is no room for the data there may be none for the note either.
+        with suppress(StoreFull):
+            writer.note_trouble(view, error)
         raise
 
 

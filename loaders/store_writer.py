@@ -9,6 +9,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +21,11 @@ import numpy.typing as npt
 
 from engine import catalog
 from engine.catalog import SegmentRecord, Trouble, ViewRecord, chunk_key
-from engine.environment import generation_path, generations_path, open_live
+from engine.environment import generation_path, generations_path, open_live, store_full_named
 from engine.errors import ShoalError, StoreLocked
 from engine.schema import FeatureService
 from engine.version import StoreVersion, read_version
-from loaders.generation import clear_dead_folds, store_full_named
+from loaders.generation import clear_dead_folds
 
 LOCK = "writer.lock"
 
@@ -49,12 +50,14 @@ class StoreWriter:
         self.kept_generations = kept_generations
         self.folding: dict[str, str] = {}
         """View → the newest overlay that is being folded into a new base: it and older ones must stay as they are."""
-        (store / "run").mkdir(parents=True, exist_ok=True)
-        self._lock_file = _lock(store / "run" / LOCK)
-        self._live = open_live(store, writable=True)
-        self._live.env.reader_check()
         self._committing = threading.RLock()
-        self._version = read_version(store, self._live, None)
+        with store_full_named(store), ExitStack() as unless_open:
+            (store / "run").mkdir(parents=True, exist_ok=True)
+            self._lock_file = unless_open.enter_context(_lock(store / "run" / LOCK))
+            self._live = open_live(store, writable=True)
+            self._live.env.reader_check()
+            self._version = read_version(store, self._live, None)
+            unless_open.pop_all()
         for view, version in self._version.views.items():
             clear_dead_folds(store, view)
             self._remove_unreferenced(view, version.record)
@@ -169,7 +172,11 @@ def _lock(path: Path) -> TextIO:
             f"{path.parent.parent} is being written by process {holder}; if that is a server, it applies what comes by "
             f"itself, and `shoal reload` asks it to do so now"
         ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    except OSError:
+        file.close()
+        raise
     return file
