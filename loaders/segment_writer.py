@@ -4,6 +4,7 @@ Where its rows come from is not known here: `loaders.arrow_rows` encodes publish
 ones.
 """
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from engine.layout import (
 )
 from engine.segment import chunk_checksum
 
-MIN_CHUNK_BYTES = 4096
+MIN_CHUNK_BYTES = mmap.PAGESIZE
 """A smaller LMDB value would share its page with others, and move when they change."""
 
 
