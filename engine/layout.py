@@ -26,7 +26,6 @@ ROW_PRESENCE = 16
 HEAP_LENGTH_BITS = 24
 MAX_HEAP_VALUE = (1 << HEAP_LENGTH_BITS) - 1
 """The longest string, bytes or list value, in bytes; a heap reference is offset << 24 | length."""
-MAX_HEAP = 1 << (63 - HEAP_LENGTH_BITS)
 
 ROWS_PER_BUCKET = 4
 """The directory has at most one bucket per so many rows (and at least half as many)."""
@@ -164,7 +163,8 @@ class ChunkHeader:
         )
         if self.rows < 1 or self.total > size or any(start + length > self.total for start, length in needed):
             raise StoreDamaged(f"{origin}: its sections do not fit into its {size} bytes; load the view again")
-        if self.min_hash > self.max_hash or (self.max_hash - self.min_hash) >> self.shift >= self.buckets:
+        hashes = self.max_hash - self.min_hash
+        if hashes < 0 or self.shift > 63 or hashes >> self.shift >= self.buckets:
             raise StoreDamaged(f"{origin}: its directory does not span its hashes; load the view again")
 
 
