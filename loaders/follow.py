@@ -6,7 +6,7 @@ Pure reading: nothing is written here, and the same root and record give the sam
 from dataclasses import dataclass
 
 from engine.catalog import ViewRecord
-from engine.errors import DeltaGap, ForeignDelta, NotPublished
+from engine.errors import DeltaGap, ForeignDelta, NotPublished, ShoalError
 from engine.export_root import ExportRoot
 from engine.manifest import Manifest
 
@@ -57,6 +57,17 @@ def next_step(root: ExportRoot, view: str, record: ViewRecord | None) -> Step | 
     return ApplyDelta(entry)
 
 
+def way_around(root: ExportRoot, view: str, seq: int, error: ShoalError) -> LoadSnapshot | None:
+    """The newest snapshot, if it is newer than the entry `seq`, which cannot be applied: it holds what that one held."""
+    try:
+        snapshot = root.newest_snapshot(view)
+    except ShoalError:
+        return None
+    if snapshot is None or snapshot.seq <= seq:
+        return None
+    return LoadSnapshot(snapshot, f"entry {seq} cannot be applied: {error}")
+
+
 def _without_next(root: ExportRoot, view: str, record: ViewRecord) -> Step | None:
     published = root.sequence_numbers(view)
     if not published or published[-1] < record.applied_seq:
@@ -73,6 +84,9 @@ def _without_next(root: ExportRoot, view: str, record: ViewRecord) -> Step | Non
                 f"root was made anew: load into a new store directory"
             )
         return None
+    if root.has_entry(view, record.applied_seq + 1):
+        # It was published while the log was being listed.
+        return next_step(root, view, record)
     snapshot = root.newest_snapshot(view)
     if snapshot is not None and snapshot.seq > record.applied_seq:
         return LoadSnapshot(snapshot, f"entry {record.applied_seq + 1} is gone from the log")

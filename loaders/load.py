@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from engine.errors import NotPublished, ShoalError, StoreFull
+from engine.errors import (
+    FileDamaged,
+    LineageError,
+    ManifestInvalid,
+    NotPublished,
+    SchemaChangeRefused,
+    ShoalError,
+    StoreFull,
+)
 from engine.export_root import ExportRoot
 from loaders.apply import apply_delta, load_snapshot
 from loaders.compaction import merge_overlays
-from loaders.follow import ApplyDelta, LoadSnapshot, next_step
+from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
 from loaders.store_writer import StoreWriter
 
 
@@ -45,21 +53,17 @@ def catch_up(
 ) -> list[Applied]:
     """Apply whatever a view's log has beyond the store, one entry at a time; a pinned view stays where it is.
 
+    A newer snapshot leads around an entry that cannot be applied.
+
     Raises:
         ShoalError: an entry cannot be applied; those before it are, and the trouble is noted in the store.
     """
     applied: list[Applied] = []
     try:
-        while True:
-            record = writer.record(view)
-            if record is not None and record.pinned:
-                return applied
-            step = next_step(root, view, record)
-            if step is None:
-                writer.clear_trouble(view)
-                return applied
-            applied.append(_take(writer, root, step, observer, accept_schema_change))
-            observer.finished(applied[-1])
+        while step := _advance(writer, root, view, observer, accept_schema_change):
+            applied.append(step)
+            observer.finished(step)
+        return applied
     except ShoalError as error:
         observer.failed(view, error)
         # Where there is no room for the data there may be none for the note either.
@@ -101,6 +105,25 @@ def load(
     if failures:
         raise failures[0]
     return applied
+
+
+def _advance(writer: StoreWriter, root: ExportRoot, view: str, observer: Observer, accept: bool) -> Applied | None:
+    record = writer.record(view)
+    if record is not None and record.pinned:
+        return None
+    seq = record.applied_seq + 1 if record else 0
+    try:
+        step = next_step(root, view, record)
+        if step is None:
+            writer.clear_trouble(view)
+            return None
+        seq = step.manifest.seq
+        return _take(writer, root, step, observer, accept)
+    except (ManifestInvalid, FileDamaged, LineageError, SchemaChangeRefused) as error:
+        detour = way_around(root, view, seq, error)
+        if detour is None:
+            raise
+        return _take(writer, root, detour, observer, accept)
 
 
 def _take(
