@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.errors import ServerRunning
+from engine.errors import ServerRunning, SettingsInvalid
 
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
@@ -72,9 +72,14 @@ def serving(store: Path) -> Iterator[None]:
 
     Raises:
         ServerRunning: another server has it.
+        SettingsInvalid: the store's directory cannot be written to.
     """
-    run_path(store).mkdir(parents=True, exist_ok=True)
-    with (run_path(store) / "server.lock").open("w") as lock:
+    try:
+        run_path(store).mkdir(parents=True, exist_ok=True)
+        lock_file = (run_path(store) / "server.lock").open("w")
+    except OSError as error:
+        raise SettingsInvalid(f"store is {str(store)!r}, which cannot be written to: {error}") from error
+    with lock_file as lock:
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:

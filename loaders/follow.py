@@ -58,7 +58,7 @@ def next_step(root: ExportRoot, view: str, record: ViewRecord | None) -> Step | 
 
 
 def way_around(root: ExportRoot, view: str, seq: int, error: ShoalError) -> LoadSnapshot | None:
-    """The newest snapshot, if it is newer than the entry `seq`, which cannot be applied: it holds what that one held."""
+    """The newest snapshot, if it is newer than the entry `seq` that cannot be applied: it holds what that one held."""
     try:
         snapshot = root.newest_snapshot(view)
     except ShoalError:

@@ -1,0 +1,58 @@
+"""Settings are checked once, and what is wrong is named."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import ServerRunning, SettingsInvalid
+from engine.run_directory import (
+    ServerRecord,
+    read_server_record,
+    remove_server_record,
+    serving,
+    started_at,
+    write_server_record,
+)
+from engine.settings import server_settings
+
+
+def test_defaults_serve_this_machine_only() -> None:
+    settings = server_settings(store="/srv/shoal")
+    assert (settings.host, settings.port, settings.max_keys) == ("127.0.0.1", 8080, 100_000)
+    assert settings.workers >= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "the setting 'store' is missing"),
+        ({"store": "s", "port": 70000}, "port is 70000: Input should be less than or equal to 65535"),
+        ({"store": "s", "workers": 0}, "workers is 0: Input should be greater than or equal to 1"),
+        ({"store": "s", "drain": 1}, "there is no setting 'drain'; there are store, host, port"),
+    ],
+)
+def test_wrong_settings(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsInvalid, match=message):
+        server_settings(**values)
+
+
+def test_a_store_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsInvalid, match="cannot be written to"), serving(tmp_path / "file" / "store"):
+        pass
+
+
+def test_the_record_of_a_process_that_is_gone_counts_for_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        record = ServerRecord(pid=os.getpid(), started_at=started_at(), address="http://127.0.0.1:1", workers=(1, 2))
+        write_server_record(tmp_path, record)
+        assert read_server_record(tmp_path) == record
+        with pytest.raises(ServerRunning, match=f"is served by process {os.getpid()} at http://127.0.0.1:1"):
+            with serving(tmp_path):
+                pass
+        write_server_record(tmp_path, record.model_copy(update={"started_at": record.started_at - 60}))
+        assert read_server_record(tmp_path) is None
+        remove_server_record(tmp_path)
+        assert read_server_record(tmp_path) is None
