@@ -49,9 +49,9 @@ def test_the_record_of_a_process_that_is_gone_counts_for_nothing(tmp_path: Path)
         record = ServerRecord(pid=os.getpid(), started_at=started_at(), address="http://127.0.0.1:1", workers=(1, 2))
         write_server_record(tmp_path, record)
         assert read_server_record(tmp_path) == record
-        with pytest.raises(ServerRunning, match=f"is served by process {os.getpid()} at http://127.0.0.1:1"):
-            with serving(tmp_path):
-                pass
+        owner = f"is served by process {os.getpid()} at http://127.0.0.1:1"
+        with pytest.raises(ServerRunning, match=owner), serving(tmp_path):
+            pass
         write_server_record(tmp_path, record.model_copy(update={"started_at": record.started_at - 60}))
         assert read_server_record(tmp_path) is None
         remove_server_record(tmp_path)
