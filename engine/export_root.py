@@ -100,6 +100,8 @@ class ExportRoot:
             data = (self.path / SERVICES).read_bytes()
         except FileNotFoundError:
             return ()
+        except OSError as error:
+            raise ManifestInvalid(f"{self.path / SERVICES} cannot be read: {error}") from error
         return unseal(data, FeatureServices, str(self.path / SERVICES)).services
 
     def directory(self, manifest: Manifest) -> Path:

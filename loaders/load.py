@@ -80,7 +80,8 @@ def load(
     views: Sequence[str] = (),
     accept_schema_change: bool = False,
 ) -> list[Applied]:
-    """Catch up with a root: the views named, or all. One view's failure does not keep the others from loading.
+    """Catch up with a root: the views named, or all. Neither one view's failure nor that of the feature services keeps
+    the others from loading.
 
     Raises:
         NotPublished: the root, or a view that was named, does not exist, or there is no view at all.
@@ -94,9 +95,12 @@ def load(
             raise NotPublished(f"{root} has no view {view!r}; it has {known}")
     if not published:
         raise NotPublished(f"{root} has no views; `shoal export --to {root}` publishes some")
-    writer.commit_root(str(root), root.services())
     applied: list[Applied] = []
-    failures = []
+    failures: list[ShoalError] = []
+    try:
+        writer.commit_root(str(root), root.services())
+    except ShoalError as error:
+        failures.append(error)
     for view in views or published:
         try:
             applied += catch_up(writer, root, view, observer, accept_schema_change=accept_schema_change)
