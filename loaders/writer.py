@@ -67,11 +67,16 @@ class WriterProcess:
         self._woken = asyncio.Event()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._news: set[str] = set()
         self._catching_up: set[str] = set()
         self._folding: set[str] = set()
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT; SIGHUP looks for news at once."""
+        """Work until SIGTERM or SIGINT; SIGHUP looks for news at once.
+
+        Raises:
+            Exception: whatever broke off the following of the root; only a new process can take it up.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -81,7 +86,10 @@ class WriterProcess:
         await web.SockSite(runner, listen_unix(writer_socket_path(self._writer.store))).start()
         watch = asyncio.create_task(self._watch())
         follow = asyncio.create_task(self._follow())
-        await self._stop.wait()
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({stop, follow}, return_when=asyncio.FIRST_COMPLETED)
+        if follow.done():
+            follow.result()
         for task in (watch, follow):
             task.cancel()
         await runner.cleanup()
@@ -102,13 +110,8 @@ class WriterProcess:
         while True:
             self._woken.clear()
             if self._root is not None:
-                try:
-                    await asyncio.to_thread(self._take_over_services, self._root)
-                    views = await asyncio.to_thread(self._root.views)
-                except (ShoalError, OSError) as error:
-                    log.error("%s: %s", self._root, error)
-                    views = []
-                for view in views:
+                for view in await asyncio.to_thread(self._look, self._root):
+                    self._news.add(view)
                     if view not in self._catching_up:
                         self._catching_up.add(view)
                         self._start(self._catch_up(self._root, view))
@@ -117,20 +120,31 @@ class WriterProcess:
             except TimeoutError:
                 continue
 
-    def _take_over_services(self, root: ExportRoot) -> None:
-        self._writer.commit_root(str(root), root.services())
+    def _look(self, root: ExportRoot) -> list[str]:
+        """Take over the feature services; the views that may have news."""
+        try:
+            self._writer.commit_root(str(root), root.services())
+        except ShoalError as error:
+            log.error("%s: %s", root, error)
+        try:
+            return root.views()
+        except OSError as error:
+            log.error("%s: %s", root, error)
+            return []
 
     async def _catch_up(self, root: ExportRoot, view: str) -> None:
-        try:
-            async with self._lock(view):
-                await asyncio.to_thread(catch_up, self._writer, root, view, self._observer)
-                self._fold_if_due(view)
-        except ShoalError:
-            pass  # It is noted in the store and the log; the next poll tries again.
-        except Exception:
-            log.exception("%s: the writer met something unexpected; the last version stands", view)
-        finally:
-            self._catching_up.discard(view)
+        # What is published while the last entry is being looked for may be missed by it, and makes another round.
+        while view in self._news:
+            self._news.discard(view)
+            try:
+                async with self._lock(view):
+                    await asyncio.to_thread(catch_up, self._writer, root, view, self._observer)
+                    self._fold_if_due(view)
+            except ShoalError:
+                pass  # It is noted in the store and the log; the next poll tries again.
+            except Exception:
+                log.exception("%s: the writer met something unexpected; the last version stands", view)
+        self._catching_up.discard(view)
 
     def _fold_if_due(self, view: str) -> None:
         record = self._writer.record(view)
@@ -201,10 +215,15 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> 
 
 
 async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float) -> None:
-    await WriterProcess(writer, root, poll_seconds).run()
+    code = 1
+    try:
+        await WriterProcess(writer, root, poll_seconds).run()
+        code = 0
+    except Exception:
+        log.exception("the writer cannot go on")
     # A load under way in a thread would hold up the exit for its whole length; the next writer goes on with it.
     logging.shutdown()
-    os._exit(0)
+    os._exit(code)
 
 
 def _is_publication(change: Change, path: str) -> bool:
