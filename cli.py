@@ -16,7 +16,7 @@ from spark_export.command import export_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="shoal")
+@click.version_option(package_name="shoal", prog_name="shoal")
 def shoal() -> None:
     """Online feature store serving engine: many worker processes, one shared memory-mapped store."""
 
@@ -62,7 +62,7 @@ for command in (export_command, load_command, lookup_command, reload_command, st
 def main() -> None:
     """Run the command line; an error that Shoal foresaw is one line on stderr and its exit code."""
     try:
-        shoal()
+        shoal(prog_name="shoal")
     except ShoalError as error:
         click.echo(f"shoal: {error}", err=True)
         sys.exit(error.exit_code)

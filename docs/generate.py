@@ -10,8 +10,8 @@ CLI_PAGE = Path(__file__).with_name("cli.md")
 
 _HEAD = """# The command line
 
-Written by `python docs/generate.py` from the commands themselves. What they find goes to stdout, with `--json` as one JSON
-document; progress and errors go to stderr.
+Written by `python docs/generate.py` from the commands themselves. What they find goes to stdout, with `--json` as one
+JSON document; progress and errors go to stderr.
 
 | exit code | means |
 |---:|---|

@@ -1,4 +1,4 @@
-"""The pages of docs/ say what is: the command line's is generated, the others name every endpoint, metric and member."""
+"""The pages of docs/ say what is: the command line's is generated, the others name all endpoints and metrics."""
 
 import re
 import sys
