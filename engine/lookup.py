@@ -7,7 +7,7 @@ memory.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,8 @@ def lookup(
         LookupInvalid, UnknownFeature: the request does not fit the store.
         StaleFeatures: rows are older than accepted, and `stale` is "fail".
     """
+    if stale not in get_args(Stale):
+        raise LookupInvalid(f"stale is {stale!r}; it is one of {', '.join(get_args(Stale))}")
     plan = _plan(version, features)
     keys = KeyColumns(entities)
     parts = []
@@ -89,7 +91,9 @@ def lookup(
         view = version.view(view_name)
         found = find_rows(view, keys)
         age = max_age if max_age is not None else view.record.view_schema.ttl
-        oldest = now - age // timedelta(microseconds=1) if age is not None else gathering.NO_EVENT_TIME
+        oldest = gathering.NO_EVENT_TIME
+        if age is not None:
+            oldest = max(oldest, now - age // timedelta(microseconds=1))
         rows = judge_rows(view, found, oldest, stale)
         parts.append(gather_columns(view, names, found, rows))
     return LookupResult(version=version.id, keys=keys.count, parts=parts, order=plan.order)
@@ -129,12 +133,13 @@ class KeyColumns:
         for name, values in entities.items():
             if _is_scalar(values):
                 continue
-            if first_list is not None and len(values) != self.count:
+            length = _length(name, values)
+            if first_list is not None and length != self.count:
                 raise LookupInvalid(
-                    f"entity {name!r} has {len(values)} values, but {first_list!r} has {self.count}; lists must be of "
-                    f"one length (a scalar is repeated)"
+                    f"entity {name!r} has {length} values, but {first_list!r} has {self.count}; lists must be of one "
+                    f"length (a scalar is repeated)"
                 )
-            first_list, self.count = name, len(values)
+            first_list, self.count = name, length
         self._made: dict[JoinKey, pa.Array] = {}
 
     def of(self, view: ViewVersion) -> list[pa.Array]:
@@ -160,6 +165,15 @@ class KeyColumns:
 
 def _is_scalar(values: Any) -> bool:
     return values is None or isinstance(values, str | int | float | bytes | np.generic)
+
+
+def _length(name: str, values: Any) -> int:
+    try:
+        return len(values)
+    except TypeError:
+        raise LookupInvalid(
+            f"entity {name!r} is of type {type(values).__name__}; give a scalar, a list, or a NumPy or Arrow array"
+        ) from None
 
 
 def _key_array(key: JoinKey, values: Any) -> pa.Array:

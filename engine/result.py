@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from engine.column import Column, ViewRows
+from engine.errors import LookupInvalid
 from engine.schema import Feature, arrow_type, embedding_size
 
 
@@ -111,8 +112,10 @@ class LookupResult:
         columns, a bool is 0 or 1, a timestamp seconds since 1970.
 
         Raises:
-            LookupInvalid: a feature is a string, bytes or a variable list.
+            LookupInvalid: a feature is a string, bytes or a variable list, or the type asked for is no float.
         """
+        if not np.issubdtype(dtype, np.floating):
+            raise LookupInvalid(f"a matrix of {np.dtype(dtype)} has no NaN for absent values; ask for a float type")
         if dtype == np.float32 and len(self.parts) == 1 and self.parts[0].is_float32_matrix(self.order):
             return self.parts[0].as_matrix(self.keys)
         widths = [embedding_size(column.feature.type) or 1 for column in self.columns]
