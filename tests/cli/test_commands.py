@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.export_root import ExportRoot
-from tests.stores import NOW, TIMESTAMP, publish_delta, publish_snapshot, schema
+from tests.stores import NOW, TIMESTAMP, load, publish_delta, publish_snapshot, schema
 
 DOCS = schema("docs", clicks="int64", title="string", tags="list<string>")
 USERS = schema("users", key="int64", ttl=timedelta(days=30), score="float32")
@@ -38,8 +38,8 @@ def root(tmp_path: Path) -> ExportRoot:
 
 @pytest.fixture
 def store(root: ExportRoot, tmp_path: Path) -> Path:
-    """A store loaded by the command."""
-    shoal("load", "--store", tmp_path / "store", "--from", root)
+    """A store with all of it."""
+    load(tmp_path / "store", root)
     return tmp_path / "store"
 
 
@@ -77,11 +77,10 @@ def test_lookup_tells_present_missing_and_too_old_apart(store: Path) -> None:
 
 
 def test_lookup_serves_old_rows_to_who_accepts_them(store: Path) -> None:
-    done = shoal(
-        "lookup", "--store", store, "--features", "users:score", "--key", "users_id=4", "--stale", "serve", "--json"
-    )
-    assert json.loads(done.stdout)["rows"][0]["value"] == 2.0
-    shoal("lookup", "--store", store, "--features", "users:*", "--key", "users_id=4", "--stale", "fail", code=1)
+    lookup = ["lookup", "--store", store, "--features", "users:score", "--key", "users_id=4", "--json"]
+    assert json.loads(shoal(*lookup, "--stale", "serve").stdout)["rows"][0]["value"] == 2.0
+    assert json.loads(shoal(*lookup, "--max-age", "5000d").stdout)["rows"][0]["status"] == "PRESENT"
+    shoal(*lookup, "--stale", "fail", code=1)
 
 
 def test_lookup_writes_csv_that_a_csv_reader_understands(store: Path) -> None:
@@ -128,7 +127,7 @@ def test_a_lookup_in_no_store_makes_none(tmp_path: Path) -> None:
 
 def test_reload_goes_back_to_a_kept_generation_and_on_again(root: ExportRoot, store: Path) -> None:
     newest = publish_snapshot(root, DOCS, [{"docs_id": "d1", "clicks": 1000}])
-    shoal("load", "--store", store, "--from", root)
+    load(store, root)
     status = json.loads(shoal("status", "--store", store, "--json").stdout)
     (kept,) = next(view["kept"] for view in status["views"] if view["name"] == "docs")
     back = json.loads(shoal("reload", "--store", store, "--view", "docs", "--snapshot", kept, "--json").stdout)
