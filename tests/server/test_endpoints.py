@@ -4,9 +4,7 @@ import gzip
 import io
 import json
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,31 +12,11 @@ import pyarrow as pa
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.export_root import ExportRoot
 from tests import stores
-from tests.every_type import ITEMS, RECENT, SERVICE, USERS, item_rows, recent_rows, user_rows
-from tests.server.serving import Answer, Server, eventually
+from tests.every_type import item_rows
+from tests.server.serving import Server, eventually
 
 KEYS = ["extremes", "empties", "item-0", "item-1", "none"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> ExportRoot:
-    root = ExportRoot(tmp_path_factory.mktemp("endpoints") / "root")
-    stores.publish_snapshot(root, ITEMS, item_rows(20))
-    stores.publish_snapshot(root, USERS, user_rows(10))
-    stores.publish_snapshot(root, RECENT, recent_rows())
-    root.publish_services((SERVICE,))
-    return root
-
-
-@pytest.fixture(scope="module")
-def server(root: ExportRoot) -> Iterator[Server]:
-    store = Path(str(root)).parent / "store"
-    with Server(store, {"root": str(root)}, max_body_bytes=20_000, max_keys=50) as server:
-        server.await_ready()
-        eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 3, "three views")
-        yield server
 
 
 # --- lookups -------------------------------------------------------------------------------------------------------
@@ -241,73 +219,6 @@ def test_a_client_that_leaves_in_the_middle_does_no_harm(server: Server) -> None
     assert " failed" not in server.log
 
 
-# --- Feast ---------------------------------------------------------------------------------------------------------
-
-
-def feast(server: Server, **body: Any) -> Answer:
-    return server.ask("POST", "/get-online-features", body)
-
-
-def test_feast_lookup(server: Server) -> None:
-    entities = {"users_id": [3, 99], "items_id": ["empties", "none"], "unused": ["x", "y"]}
-    answer = feast(
-        server,
-        features=["users:score", "items:large"],
-        entities=entities,
-        full_feature_names=False,
-        include_feature_view_version_metadata=False,
-    )
-    assert answer.status == 200
-    epoch, time = "1970-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
-    found, times = ["PRESENT", "NOT_FOUND"], [time, epoch]
-    assert answer.json == {
-        "metadata": {"feature_names": ["users_id", "items_id", "score", "large"]},
-        "results": [
-            {"values": [3, 99], "statuses": ["PRESENT"] * 2, "event_timestamps": [epoch] * 2},
-            {"values": ["empties", "none"], "statuses": ["PRESENT"] * 2, "event_timestamps": [epoch] * 2},
-            {"values": [0.75, None], "statuses": found, "event_timestamps": times},
-            {"values": [-(2**63), None], "statuses": found, "event_timestamps": times},
-        ],
-    }
-
-
-def test_feast_service_and_full_names(server: Server) -> None:
-    entities = {"users_id": [1], "items_id": ["empties"]}
-    answer = feast(server, feature_service="ranking", entities=entities, full_feature_names=True)
-    assert answer.json["metadata"]["feature_names"] == [
-        "users_id",
-        "items_id",
-        "items__single",
-        "users__score",
-        "users__text",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "kind", "message"),
-    [
-        ({"features": ["nope:x"], "entities": USER}, 404, "FeastObjectNotFoundException", "no view 'nope'"),
-        ({"features": ["users:score"]}, 400, "FeastError", "the field 'entities' is missing"),
-        ({"features": ["users:score"], "entities": {"users_id": 1}}, 400, "FeastError", "entities.users_id is 1"),
-        ({"entities": USER}, 400, "FeastError", "give either features"),
-        (
-            {"features": ["users:text", "items:text"], "entities": USER | {"items_id": ["a"]}},
-            400,
-            "FeatureNameCollisionError",
-            "set full_feature_names",
-        ),
-    ],
-)
-def test_feast_errors_can_be_raised_by_its_client(
-    server: Server, body: dict[str, Any], status: int, kind: str, message: str
-) -> None:
-    answer = feast(server, **body)
-    detail = json.loads(answer.json)
-    assert answer.status == status
-    assert (detail["module"], detail["class"]) == ("feast.errors", kind)
-    assert message in detail["message"]
-
-
 # --- the store and its server ----------------------------------------------------------------------------------------
 
 
@@ -346,7 +257,7 @@ def test_health_and_readiness(server: Server) -> None:
 def test_every_answer_names_the_version(server: Server) -> None:
     for path in ("/health", "/ready", "/metrics", "/v1/views", "/v1/status", "/nope"):
         assert server.ask("GET", path).version > 0
-    assert feast(server).version > 0
+    assert server.ask("POST", "/get-online-features", {}).version > 0
     assert server.ask("POST", "/v1/reload", {"view": 1}).version > 0
 
 

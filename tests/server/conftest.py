@@ -1,0 +1,30 @@
+"""One server with two workers and a writer that follows an export root, for all tests that only ask it something."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.export_root import ExportRoot
+from tests import stores
+from tests.every_type import ITEMS, RECENT, SERVICE, USERS, item_rows, recent_rows, user_rows
+from tests.server.serving import Server, eventually
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> ExportRoot:
+    root = ExportRoot(tmp_path_factory.mktemp("endpoints") / "root")
+    stores.publish_snapshot(root, ITEMS, item_rows(20))
+    stores.publish_snapshot(root, USERS, user_rows(10))
+    stores.publish_snapshot(root, RECENT, recent_rows())
+    root.publish_services((SERVICE,))
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(root: ExportRoot) -> Iterator[Server]:
+    store = Path(str(root)).parent / "store"
+    with Server(store, {"root": str(root)}, max_body_bytes=20_000, max_keys=50) as server:
+        server.await_ready()
+        eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 3, "three views")
+        yield server
