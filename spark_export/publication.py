@@ -145,8 +145,10 @@ def _is_published(root: ExportRoot, manifest: Manifest) -> bool:
 
 
 def _take_away(manifest: Manifest, directory: Path, state: Path) -> None:
+    """Take away what a run moved. What cannot be removed stays unseen; the error that led here is what counts."""
     for file in manifest.files:
-        (directory / file.path).unlink(missing_ok=True)
+        with suppress(OSError):
+            (directory / file.path).unlink()
     with suppress(OSError):
         directory.rmdir()
     shutil.rmtree(state, ignore_errors=True)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 _INSTALL_SPARK = "pip install 'shoal[spark]'"
 _INSTALL_JAVA = "apt-get install openjdk-17-jre-headless"
 
-_OWN_SESSION = {
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-    # A few per core of a small machine; adaptive execution merges them when there is little data.
+_OWN_SESSION = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
+_OWN_LOCAL_SESSION = {
+    "spark.driver.host": "localhost",
+    "spark.driver.bindAddress": "127.0.0.1",
+    # A few per core of one machine; adaptive execution merges them when there is little data.
     "spark.sql.shuffle.partitions": "32",
 }
-_OWN_LOCAL_SESSION = {"spark.driver.host": "localhost", "spark.driver.bindAddress": "127.0.0.1"}
 
 _EXPORT_SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
@@ -44,7 +44,7 @@ def spark_session(master: str | None = None) -> "SparkSession":
     (`local[*]` if None), whose JVM writes nothing to the terminal.
 
     Raises:
-        SparkFailed: pyspark or Java is missing or too old, or Spark does not start.
+        SparkFailed: pyspark or Java is missing or too old, Spark does not start, or it runs on another master already.
     """
     try:
         import pyspark
@@ -58,7 +58,11 @@ def spark_session(master: str | None = None) -> "SparkSession":
         warnings.simplefilter("ignore", FutureWarning)
         if pyspark.SparkContext._active_spark_context is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
             _start(master or "local[*]")
-        return SparkSession.builder.getOrCreate()
+        session = SparkSession.builder.getOrCreate()
+    found = session.sparkContext.master
+    if master not in (None, found):
+        raise SparkFailed(f"Spark runs on {found} already, so it cannot be started on {master}; leave --master out")
+    return session
 
 
 def export_session(spark: "SparkSession") -> "SparkSession":

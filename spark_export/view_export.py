@@ -86,10 +86,9 @@ def _judge(
     demands = checks(view)
     state = None
     if basis.state is not None:
-        state = read_state(view, rows.sparkSession, f"file://{basis.state}", run_time)
-    directory = f"file://{stage.ledger}"
-    judge(view, rows, flaw(demands), state, run_time).write.parquet(directory)
-    ledger = read_ledger(view, rows.sparkSession, directory)
+        state = read_state(view, rows.sparkSession, basis.state, run_time)
+    judge(view, rows, flaw(demands), state, run_time).write.parquet(f"file://{stage.ledger}")
+    ledger = read_ledger(view, rows.sparkSession, stage.ledger)
     found = tally(ledger)
     if found.flaws:
         broken, count = min(found.flaws.items())

@@ -34,6 +34,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from engine.durations import parse_duration
 from engine.errors import DefinitionError
 from engine.schema import Feature, FeatureService, JoinKey, Name, ViewSchema
 from spark_export.yaml_document import Place, YamlDocument
@@ -41,8 +42,6 @@ from spark_export.yaml_document import Place, YamlDocument
 NUMERIC_TYPES = ("int32", "int64", "float32", "float64")
 DEFAULT_SHARDS = 8
 
-_DURATION = re.compile(r"([1-9][0-9]{0,6})([smhdw])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _SHOWN_CHARACTERS = 60
 
@@ -53,12 +52,7 @@ def _wrong(message: str, *at: str | int) -> PydanticCustomError:
 
 
 def _duration(value: object) -> timedelta:
-    if isinstance(value, timedelta):
-        return value
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if not match:
-        raise _wrong(f"{value!r} is no duration; give a whole number and one of s, m, h, d, w, such as 7d")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return value if isinstance(value, timedelta) else parse_duration(str(value))
 
 
 class Source(BaseModel):

@@ -1,0 +1,71 @@
+"""The rules of change detection in plain Python: over whole rows, in memory, without hashes and without Spark."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from tests.spark_export.lab import KEY, TIMESTAMP, Row, plain
+
+
+@dataclass
+class Expected:
+    """What a run should publish, by key, and the counts that it should report."""
+
+    rows: dict[str, Row]
+    tombstones: dict[str, datetime]
+    counts: Counter[str]
+
+
+@dataclass
+class Model:
+    """A view with the join key `doc_id`, and what was shipped of it so far."""
+
+    features: Sequence[str]
+    tolerances: Mapping[str, float]
+    ttl: timedelta
+    shipped: dict[str, Row] = field(default_factory=dict)
+    gone: dict[str, datetime] = field(default_factory=dict)
+
+    def export(self, source: Sequence[Row], now: datetime, *, full: bool) -> Expected:
+        """Do one run."""
+        newest: dict[str, Row] = {}
+        for row in source:
+            if row[KEY] not in newest or row[TIMESTAMP] > newest[row[KEY]][TIMESTAMP]:
+                newest[row[KEY]] = row
+        counts = Counter(duplicates=len(source) - len(newest), rows_read=len(source))
+        if full:
+            self.shipped, self.gone = dict(newest), {}
+            counts["new"] = len(newest)
+            return Expected(newest, {}, counts)
+        # Of a key that was gone before its TTL ended nothing older can be served, so it need not be remembered.
+        self.gone = {key: moment for key, moment in self.gone.items() if moment >= now - self.ttl}
+        rows: dict[str, Row] = {}
+        for key, row in newest.items():
+            verdict = self._verdict(key, row, now)
+            counts[verdict] += 1
+            if verdict in ("new", "changed", "refreshed"):
+                rows[key] = row
+        tombstones = {key: row[TIMESTAMP] for key, row in self.shipped.items() if key not in newest}
+        counts["removed"] = len(tombstones)
+        self.gone = {key: moment for key, moment in (self.gone | tombstones).items() if key not in rows}
+        self.shipped = {key: row for key, row in (self.shipped | rows).items() if key not in tombstones}
+        return Expected(rows, tombstones, counts)
+
+    def _verdict(self, key: str, row: Row, now: datetime) -> str:
+        if key in self.gone:
+            return "new" if row[TIMESTAMP] >= self.gone[key] else "late"
+        if key not in self.shipped:
+            return "new"
+        before = self.shipped[key]
+        if not all(self._is_same(name, row.get(name), before.get(name)) for name in self.features):
+            return "changed" if row[TIMESTAMP] >= before[TIMESTAMP] else "late"
+        if row[TIMESTAMP] > before[TIMESTAMP] and now - before[TIMESTAMP] > self.ttl / 2:
+            return "refreshed"
+        return "unchanged"
+
+    def _is_same(self, name: str, new: Any, old: Any) -> bool:
+        if plain(new) == plain(old):
+            return True
+        return name in self.tolerances and None not in (new, old) and abs(new - old) <= self.tolerances[name]

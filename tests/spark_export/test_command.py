@@ -1,0 +1,102 @@
+"""`shoal export` as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from engine.errors import DefinitionError, SourceError
+from spark_export.command import export_command
+from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, ago
+
+ROWS = [{KEY: f"d{i}", "n": i, TIMESTAMP: ago(hours=9)} for i in range(1500)]
+PROGRAM = "from spark_export.command import export_command; export_command()"
+
+
+def _run(lab: Lab, *arguments: str) -> Result:
+    command = ["--views", str(lab.views_path), "--to", str(lab.root), *arguments]
+    return CliRunner().invoke(export_command, command)
+
+
+def _process(lab: Lab, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", PROGRAM, "--views", str(lab.views_path), "--to", str(lab.root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
+@pytest.fixture
+def two_views(lab: Lab) -> Lab:
+    """The view `docs`, which can be exported, a second, `broken`, which cannot, and a service."""
+    lab.define({"n": "int64"})
+    lab.put(ROWS)
+    definition = """\
+- name: broken
+  join_keys: [{name: doc_id, type: string}]
+  features: [{name: absent, type: int64}]
+  source: {path: source}
+services: [{name: ranker, features: ["docs:*"]}]
+"""
+    lab.views_path.write_text(lab.views_path.read_text() + definition)
+    return lab
+
+
+def test_it_tells_a_person_what_it_did(two_views: Lab) -> None:
+    first = _run(two_views, "--view", VIEW)
+    assert first.exit_code == 0, first.exception
+    assert first.output.startswith("docs: snapshot 1 (first export), ")
+    assert "MB: 1,500 new; " in first.output
+    (service,) = two_views.root.services()
+    assert service.name == "ranker"
+
+    two_views.put([ROWS[0] | {"n": 7}, *ROWS[2:]])
+    assert "MB: 1 changed, 1 removed, 1,498 unchanged; " in _run(two_views, "--view", VIEW).output
+    assert "docs: nothing to publish, still at seq 2: 1,499 unchanged; " in _run(two_views, "--view", VIEW).output
+    assert "docs: snapshot 3 (asked for), " in _run(two_views, "--view", VIEW, "--full").output
+
+
+def test_a_view_that_fails_does_not_hide_those_published_before_it(two_views: Lab) -> None:
+    result = _run(two_views, "--json")
+    assert isinstance(result.exception, SourceError)
+    assert "view 'broken': " in str(result.exception)
+    (report,) = json.loads(result.output)
+    assert (report["view"], report["seq"], report["kind"], report["new"]) == (VIEW, 1, "snapshot", 1500)
+    # Services name what nodes can be asked for, so they wait until every view is there.
+    assert two_views.root.services() == ()
+
+
+def test_a_view_that_is_not_defined(lab: Lab) -> None:
+    lab.define({"n": "int64"})
+    result = _run(lab, "--view", "dogs")
+    assert isinstance(result.exception, DefinitionError)
+    assert str(result.exception) == "no view 'dogs' is defined; there are docs"
+
+
+def test_a_process_of_its_own_prints_nothing_but_its_reports(lab: Lab) -> None:
+    lab.define({"n": "int64"})
+    lab.put(ROWS)
+    process = _process(lab, "--json", "--master", "local[2]")
+    assert process.stderr == ""
+    (report,) = json.loads(process.stdout)
+    assert report["new"] == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("preparation", "environment", "message"),
+    [
+        ("", {"JAVA_HOME": "/nowhere"}, "there is no /nowhere/bin/java; apt-get install openjdk-17-jre-headless"),
+        ("import sys; sys.modules['pyspark'] = None; ", {}, "an export needs pyspark"),
+    ],
+)
+def test_what_is_missing_is_named(
+    lab: Lab, tmp_path: Path, preparation: str, environment: dict[str, Any], message: str
+) -> None:
+    program = f"{preparation}from spark_export.session import spark_session; spark_session()"
+    process = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+    assert "engine.errors.SparkFailed" in process.stderr
+    assert message in process.stderr

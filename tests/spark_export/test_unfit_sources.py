@@ -1,0 +1,127 @@
+"""A source that does not fit its view: one error says what, where and how to mend it, and nothing is published."""
+
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.errors import SourceError
+from tests.spark_export.lab import KEY, NOW, TIMESTAMP, Lab, Row
+
+FEATURES = {"n": "int64", "emb": "float32[2]", "tags": "list<string>", "raw": "bytes", "title": "string"}
+GOOD: Row = {KEY: "good", TIMESTAMP: NOW, "n": 1, "emb": [0.5, 1.0], "tags": ["a"], "raw": b"x", "title": "t"}
+TOO_LONG = 2**24
+
+ROWS: dict[str, tuple[Row, str]] = {
+    "null key": ({KEY: None}, "column 'doc_id' of its source is a join key and must not be null"),
+    "null event time": ({TIMESTAMP: None}, "column 'event_timestamp' of its source is the event time and must not be"),
+    "far event time": (
+        {TIMESTAMP: 253402300800000000},
+        "must lie in the years 1 to 9999, but 1 row(s) break that, such as the one with event time +10000-01-01",
+    ),
+    "short list": ({"emb": [1.0]}, "must have exactly 2 elements, but 1 row(s) break that, such as the one with"),
+    "null in a list": ({"emb": [1.0, None]}, "column 'emb' of its source must not hold null elements"),
+    "null in strings": ({"tags": ["a", None]}, "column 'tags' of its source must not hold null elements"),
+    "long string": ({"title": "x" * TOO_LONG}, f"'title' of its source must not take more than {TOO_LONG - 1} bytes"),
+    "long bytes": ({"raw": b"x" * TOO_LONG}, f"which has {TOO_LONG}; nothing was published"),
+    "long strings": ({"tags": ["x" * (TOO_LONG - 8)]}, "column 'tags' of its source must not take more than"),
+    "bad text": ({"title": b"a\xff"}, "column 'title' of its source must be UTF-8"),
+}
+
+COLUMNS: dict[str, tuple[str, pa.DataType, str]] = {
+    "string for int64": ("n", pa.string(), "column 'n' of its source is string, but int64 takes bigint or int"),
+    "float for int64": ("n", pa.float64(), "column 'n' of its source is double, but int64 takes"),
+    "unsigned": ("n", pa.uint64(), "column 'n' of its source is decimal(20,0), but int64 takes"),
+    "doubles for an embedding": ("emb", pa.list_(pa.float64()), "is array<double>, but float32[2] takes array<float>"),
+    "number for a key": (KEY, pa.int64(), "column 'doc_id' of its source is bigint, but string takes string"),
+    "number for a time": (TIMESTAMP, pa.int64(), "is bigint, but timestamp takes timestamp or timestamp_ntz or date"),
+    "string for bytes": ("raw", pa.string(), "column 'raw' of its source is string, but bytes takes binary"),
+}
+
+SOURCES: dict[str, tuple[dict[str, Any], str]] = {
+    "no such path": ({"path": "nowhere"}, "nowhere) cannot be read: [PATH_NOT_FOUND] Path does not exist"),
+    "no such format": ({"path": "source", "format": "nonsense"}, "Failed to find the data source: nonsense"),
+    "no such table": (
+        {"table": "nowhere.nothing"},
+        "(table nowhere.nothing) cannot be read: [TABLE_OR_VIEW",
+    ),
+    "bad query": ({"sql": "SELEKT 1"}, "(sql SELEKT 1) cannot be read: [PARSE_SYNTAX_ERROR]"),
+}
+
+
+def _refuses(lab: Lab, message: str) -> None:
+    before = lab.files()
+    with pytest.raises(SourceError, match=re.escape(message)) as raised:
+        lab.export()
+    assert str(raised.value).startswith("view 'docs': ")
+    assert lab.files() == before
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_row_that_cannot_be_published(lab: Lab, case: str) -> None:
+    values, message = ROWS[case]
+    lab.define(FEATURES)
+    bad = GOOD | {KEY: "bad"} | values
+    types: dict[str, pa.DataType] = {"emb": pa.list_(pa.float32()), "title": pa.binary()}
+    if isinstance(bad[TIMESTAMP], int):
+        # No datetime goes that far, so both are given as microseconds.
+        rows = [GOOD | {TIMESTAMP: 0, "title": b"t"}, bad | {"title": b"t"}]
+    else:
+        rows = [row | {"title": _bytes(row["title"])} for row in (GOOD, bad)]
+    lab.put(rows, **types)
+    # A file may claim to hold text and hold something else.
+    table = pq.read_table(lab.source / "rows.parquet")
+    title = pa.StringArray.from_buffers(len(rows), *table["title"].combine_chunks().buffers()[1:])
+    pq.write_table(table.set_column(table.schema.names.index("title"), "title", title), lab.source / "rows.parquet")
+    _refuses(lab, message)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_a_column_of_a_type_that_does_not_fit(lab: Lab, case: str) -> None:
+    column, of, message = COLUMNS[case]
+    lab.define(FEATURES)
+    lab.put([{name: value for name, value in GOOD.items() if name != column}], **{column: of})
+    _refuses(lab, message)
+
+
+def test_a_column_that_is_missing(lab: Lab) -> None:
+    lab.define({"clicks_7d": "int64"})
+    lab.put([GOOD | {"clicks_7d": 1}])
+    lab.define({"clicks_7": "int64"})
+    _refuses(lab, "has no column 'clicks_7'; it has event_timestamp, doc_id, clicks_7d; did you mean 'clicks_7d'?")
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_a_source_that_spark_cannot_read(lab: Lab, case: str) -> None:
+    source, message = SOURCES[case]
+    lab.define(FEATURES, source=source)
+    lab.put([GOOD])
+    _refuses(lab, message)
+
+
+def test_what_was_published_before_stays_when_the_next_run_fails(lab: Lab) -> None:
+    lab.define(FEATURES)
+    lab.put([GOOD, GOOD | {KEY: "other"}])
+    lab.export()
+    served = lab.served()
+    lab.put([GOOD | {"n": 2}, GOOD | {KEY: "other", "emb": [1.0, 2.0, 3.0]}], emb=pa.list_(pa.float32()))
+    _refuses(lab, "doc_id other, which has 3; nothing was published")
+    assert lab.served() == served
+    lab.put([GOOD | {"n": 2}, GOOD | {KEY: "other"}])
+    assert lab.export().changed == 1
+
+
+def test_a_source_that_changes_while_it_is_read(lab: Lab) -> None:
+    lab.define({"n": "int64"}, source={"table": "unsteady"})
+    lab.spark.sql("SELECT 'a' AS doc_id, 1L AS n, now() AS event_timestamp").createOrReplaceTempView("unsteady")
+    lab.export()
+    # Every reading finds other keys.
+    query = "SELECT concat(id, ' at ', now()) AS doc_id, id AS n, now() AS event_timestamp FROM range(3)"
+    lab.spark.sql(query).createOrReplaceTempView("unsteady")
+    _refuses(lab, "(table unsteady) changed while it was read: 4 rows were to be shipped at first, 1 the second time")

@@ -1,0 +1,138 @@
+"""views.yaml: what a right one means, and where a wrong one is wrong."""
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from engine.errors import DefinitionError
+from engine.schema import Feature, JoinKey, ViewSchema
+from spark_export.views import DEFAULT_SHARDS, load_views
+
+GOOD = """\
+views:
+  - name: docs
+    join_keys: [{name: doc_id, type: string}]
+    features:
+      - {name: clicks_7d, type: int64}
+      - {name: ctr, type: float32, tolerance: 0.001}
+      - {name: emb, type: "float32[64]"}
+    timestamp_field: event_timestamp
+    ttl: 7d
+    source: {path: data/docs, format: csv, options: {header: true}}
+    shards: 4
+
+  - name: users
+    join_keys:
+      - {name: region, type: string}
+      - {name: user_id, type: int64}
+    features: [{name: age, type: int32}]
+    source: {table: db.users}
+
+services:
+  - {name: ranker_v1, features: ["docs:clicks_7d", "users:*"]}
+"""
+
+
+def test_a_right_file(tmp_path: Path) -> None:
+    (tmp_path / "views.yaml").write_text(GOOD)
+    loaded = load_views(tmp_path / "views.yaml")
+    docs, users = loaded.views
+    assert docs.schema == ViewSchema(
+        name="docs",
+        join_keys=(JoinKey(name="doc_id", type="string"),),
+        features=(
+            Feature(name="clicks_7d", type="int64"),
+            Feature(name="ctr", type="float32"),
+            Feature(name="emb", type="float32[64]"),
+        ),
+        ttl=timedelta(days=7),
+    )
+    assert [feature.tolerance for feature in docs.features] == [None, 0.001, None]
+    assert (docs.timestamp_field, docs.shards) == ("event_timestamp", 4)
+    assert (docs.source.path, docs.source.options) == (str(tmp_path / "data/docs"), {"header": True})
+    assert str(docs.source) == f"csv {tmp_path}/data/docs"
+    assert (users.ttl, users.timestamp_field, users.shards) == (None, None, DEFAULT_SHARDS)
+    assert str(users.source) == "table db.users"
+    assert loaded.services[0].features == ("docs:clicks_7d", "users:*")
+
+
+@pytest.mark.parametrize("path", ["/data/docs", "s3a://bucket/docs", "hdfs:///docs", "file:///data/docs"])
+def test_a_path_that_is_not_relative_is_left_as_it_is(tmp_path: Path, path: str) -> None:
+    (tmp_path / "views.yaml").write_text(GOOD.replace("data/docs", path))
+    assert load_views(tmp_path / "views.yaml").views[0].source.path == path
+
+
+WRONG: list[tuple[str, str, int, str]] = [
+    (
+        "type: int64}\n      - {name: ctr",
+        "type: int46}\n      - {name: ctr",
+        5,
+        "type: unknown type 'int46'; use one of",
+    ),
+    ("float32[64]", "float32[0]", 7, "type: unknown type 'float32[0]'"),
+    ("float32, tolerance", "string, tolerance", 6, "a tolerance needs one of the types int32, int64, float32, float64"),
+    ("tolerance: 0.001", "tolerance: -1", 6, "tolerance: input should be greater than 0, but it is -1"),
+    ("tolerance: 0.001", "tolerance: .inf", 6, "tolerance: input should be a finite number"),
+    ("name: ctr", "name: 7ctr", 6, "'7ctr' is no name; use a letter, then letters, digits and underscores"),
+    ("name: ctr", "name: no", 6, "name: input should be a valid string, but it is False"),
+    ("name: ctr", "name: Doc_ID", 6, "the view has two columns 'Doc_ID'; rename one"),
+    ("{name: ctr, type: float32, ", "{name: ctr, ", 6, "'type' is missing; add it"),
+    ("ttl: 7d", "ttl: 7 days", 9, "ttl: '7 days' is no duration"),
+    ("ttl: 7d", "ttl: 0d", 9, "ttl: '0d' is no duration"),
+    ("ttl: 7d", "tll: 7d", 9, "unknown key 'tll'; did you mean 'ttl'?"),
+    ("ttl: 7d", "ttl: 7d\n    ttl: 8d", 10, "the key 'ttl' is given twice, first in line 9; remove one"),
+    ("ttl: 7d", "ttl: [7d", 10, "not valid YAML: "),
+    ("ttl: 7d", "ttl: *week", 9, "not valid YAML: found undefined alias"),
+    ("shards: 4", "shards: 0", 11, "shards: input should be greater than or equal to 1, but it is 0"),
+    ("{path: data/docs, ", "{table: docs, ", 10, "'format' belongs to a path, not to table; remove it"),
+    ("{table: db.users}", "{table: db.users, sql: SELECT 1}", 18, "one of path, table and sql, but table and sql is"),
+    ("{table: db.users}", "{}", 18, "a source is one of path, table and sql, but none is given"),
+    ("{table: db.users}", "db.users", 18, "source: expected a mapping of names to values, found 'db.users'"),
+    ("    source: {table: db.users}\n", "", 13, "'source' is missing; add it"),
+    ("name: user_id, type: int64", "name: user_id, type: int32", 16, "type: input should be 'string' or 'int64'"),
+    ("name: users", "name: docs", 13, "view 'docs' is defined twice; rename one"),
+    ("docs:clicks_7d", "docs:cliks_7d", 21, "names no feature of view 'docs'; did you mean 'clicks_7d'?"),
+    ("docs:clicks_7d", "dogs:clicks_7d", 21, "'dogs:clicks_7d' names no view of this file; it has docs, users"),
+    ("docs:clicks_7d", "docs", 21, "'docs' names no feature; write view:feature, or view:*"),
+    (
+        "services:\n",
+        "services:\n  - {name: ranker_v1, features: ['docs:*']}\n",
+        22,
+        "service 'ranker_v1' is defined twice",
+    ),
+    ("services:\n", "services: 3\nx:\n", 20, "services: expected a list, found 3 (and 1 more)"),
+    (GOOD, "views: []", 1, "views: expected at least one entry, found none"),
+    (GOOD, "- 1", 1, "the file: expected a mapping of names to values, found [1]"),
+    (GOOD, "views: &all [*all]", 1, ""),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), WRONG, ids=[wrong[1][:30] for wrong in WRONG])
+def test_a_wrong_file(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
+    assert GOOD.count(old) >= 1
+    path = tmp_path / "views.yaml"
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(DefinitionError) as raised:
+        load_views(path)
+    assert str(raised.value).startswith(f"{path}:{line}: ")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match=r"cannot read .*none\.yaml: No such file or directory"):
+        load_views(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    with pytest.raises(DefinitionError, match=r"empty\.yaml is empty; it must define views"):
+        load_views(tmp_path / "empty.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"views: \xff\xfe")
+    with pytest.raises(DefinitionError, match=r"binary\.yaml is not UTF-8 text"):
+        load_views(tmp_path / "binary.yaml")
+
+
+def test_definitions_and_the_command_load_without_pyspark() -> None:
+    program = "import sys; sys.modules['pyspark'] = None; import spark_export.views, spark_export.command"
+    subprocess.run([sys.executable, "-c", program], check=True)
