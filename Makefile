@@ -14,8 +14,12 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
 	@touch $@
 
-demo: setup
-	$(BIN)/python -m demo
+# DEMO=--small runs a short one.
+demo:
+	@command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
+	  { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
+	@$(MAKE) --no-print-directory setup
+	$(BIN)/python -m demo $(DEMO)
 
 test: setup check
 	$(BIN)/python -m pytest
