@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.catalog import Origin, SegmentRecord
+from engine.catalog import Origin, SegmentRecord, StoreRecord, ViewRecord
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import RowLayout
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
 from engine.schema import ViewSchema
 from engine.segment import Chunk, Segment
+from engine.version import StoreVersion, ViewVersion
 from loaders.arrow_rows import encode, published_schema
 from loaders.segment_writer import ChunkBuilder
 from tests.stores import NOW, TIMESTAMP, Row
@@ -74,3 +75,22 @@ def record(view: ViewSchema, rows: Iterable[Row | None], chunks: Sequence[Chunk]
         watermark=None,
         created_at=datetime.now(UTC),
     )
+
+
+def version(view: ViewSchema, segments: Sequence[Segment]) -> StoreVersion:
+    """A version of a store whose only view has these segments, newest first, under its newest schema."""
+    newest = segments[0].record
+    view_record = ViewRecord(
+        view_schema=view,
+        base=segments[-1].record,
+        overlays=tuple(part.record for part in segments[:-1]),
+        applied_seq=newest.last_seq,
+        applied_entry=newest.last_entry,
+        published_at=NOW,
+        applied_at=NOW,
+        watermark=None,
+    )
+    # Its chunks lie in this process's own memory: there is no environment and no transaction that could end.
+    nothing: Any = None
+    at_version = ViewVersion(view_record, nothing, segments, nothing)
+    return StoreVersion(id=1, store=StoreRecord(), views={view.name: at_version}, services={}, troubles={})
