@@ -13,8 +13,9 @@ import numpy as np
 
 from engine.catalog import Origin
 from engine.kernels import finding, gathering
+from engine.key_columns import Entities, KeyColumns
 from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE_BIT
-from engine.lookup import Entities, FoundRows, KeyColumns, find_rows, gather_columns, judge_rows
+from engine.lookup import FoundRows, find_rows, gather_columns, judge_rows
 from engine.version import BaseGeneration, StoreVersion, ViewVersion
 
 

@@ -4,29 +4,25 @@ Nothing here is done per value, and nothing waits: the whole of it runs on one v
 memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from engine.column import ViewRows
 from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
 from engine.kernels import finding, gathering
 from engine.kernels.hashing import key_hashes
 from engine.kernels.memory import address_of
+from engine.key_columns import Entities, KeyColumns
 from engine.result import HeapValues, LookupResult, ViewColumns
-from engine.schema import JoinKey, arrow_type
 from engine.version import LookupPlan, StoreVersion, ViewVersion
 
 Stale = Literal["serve", "null", "fail"]
 """What becomes of rows older than the age asked for: served all the same, answered as null, or the lookup fails."""
-
-Entities = Mapping[str, Any]
-"""Join key → a scalar, repeated for every row, or a list, NumPy array or Arrow array of values."""
 
 _MAX_HEAP_COLUMN = 2**31 - 1
 _KEPT_PLANS = 256
@@ -82,21 +78,30 @@ def lookup(
         LookupInvalid, UnknownFeature: the request does not fit the store.
         StaleFeatures: rows are older than accepted, and `stale` is "fail".
     """
-    if stale not in get_args(Stale):
-        raise LookupInvalid(f"stale is {stale!r}; it is one of {', '.join(get_args(Stale))}")
+    check_stale(stale)
     plan = _plan(version, features)
     keys = KeyColumns(entities)
     parts = []
     for view_name, names in plan.features.items():
         view = version.view(view_name)
         found = find_rows(view, keys)
-        age = max_age if max_age is not None else view.record.view_schema.ttl
-        oldest = gathering.NO_EVENT_TIME
-        if age is not None:
-            oldest = max(oldest, now - age // timedelta(microseconds=1))
-        rows = judge_rows(view, found, oldest, stale)
+        rows = judge_rows(view, found, oldest_accepted(view, now, max_age), stale)
         parts.append(gather_columns(view, names, found, rows))
     return LookupResult(version=version.id, keys=keys.count, parts=parts, order=plan.order)
+
+
+def check_stale(stale: Stale) -> None:
+    """Raises LookupInvalid if `stale` is none of the things that can become of rows."""
+    if stale not in get_args(Stale):
+        raise LookupInvalid(f"stale is {stale!r}; it is one of {', '.join(get_args(Stale))}")
+
+
+def oldest_accepted(view: ViewVersion, now: int, max_age: timedelta | None) -> int:
+    """The least event time, in microseconds since 1970, that is not too old."""
+    age = max_age if max_age is not None else view.record.view_schema.ttl
+    if age is None:
+        return gathering.NO_EVENT_TIME
+    return max(gathering.NO_EVENT_TIME, now - age // timedelta(microseconds=1))
 
 
 def _plan(version: StoreVersion, features: str | Sequence[str]) -> LookupPlan:
@@ -121,92 +126,6 @@ def _make_plan(references: Sequence[str]) -> LookupPlan:
     part_of = {view: part for part, view in enumerate(names)}
     order = tuple((part_of[view], column) for view, column in places)
     return LookupPlan({view: tuple(of_view) for view, of_view in names.items()}, order)
-
-
-class KeyColumns:
-    """The entities of a request, each made an Arrow array of the type that a view wants when it wants it."""
-
-    def __init__(self, entities: Entities) -> None:
-        self._entities = entities
-        self.count = 1
-        first_list = None
-        for name, values in entities.items():
-            if _is_scalar(values):
-                continue
-            length = _length(name, values)
-            if first_list is not None and length != self.count:
-                raise LookupInvalid(
-                    f"entity {name!r} has {length} values, but {first_list!r} has {self.count}; lists must be of one "
-                    f"length (a scalar is repeated)"
-                )
-            first_list, self.count = name, length
-        self._made: dict[JoinKey, pa.Array] = {}
-
-    def of(self, view: ViewVersion) -> list[pa.Array]:
-        """A view's join keys in order; of one row if all are scalars, else of `count` rows."""
-        join_keys = view.record.view_schema.join_keys
-        scalar = all(_is_scalar(self._entities.get(key.name)) for key in join_keys)
-        columns = [self._column(key, view.record.view_schema.name) for key in join_keys]
-        if scalar or all(len(column) == self.count for column in columns):
-            return columns
-        return [column if len(column) == self.count else pa.repeat(column[0], self.count) for column in columns]
-
-    def _column(self, key: JoinKey, view: str) -> pa.Array:
-        if key not in self._made:
-            if key.name not in self._entities:
-                given = ", ".join(self._entities) or "none"
-                raise LookupInvalid(
-                    f"view {view!r} is looked up by {key.name!r}, which is not among the entities ({given})"
-                )
-            values = self._entities[key.name]
-            self._made[key] = _key_array(key, [values] if _is_scalar(values) else values)
-        return self._made[key]
-
-
-def _is_scalar(values: Any) -> bool:
-    return values is None or isinstance(values, str | int | float | bytes | np.generic)
-
-
-def _length(name: str, values: Any) -> int:
-    try:
-        return len(values)
-    except TypeError:
-        raise LookupInvalid(
-            f"entity {name!r} is of type {type(values).__name__}; give a scalar, a list, or a NumPy or Arrow array"
-        ) from None
-
-
-def _key_array(key: JoinKey, values: Any) -> pa.Array:
-    """The values of a join key as one contiguous Arrow array without nulls."""
-    wanted = arrow_type(key.type)
-    try:
-        if isinstance(values, pa.ChunkedArray):
-            values = values.combine_chunks()
-        # The type is found first, since a conversion would take the float 1.5 for the key 1.
-        column = values if isinstance(values, pa.Array) else pa.array(values)
-        if column.type != wanted:
-            if len(column) and not _fits(column.type, wanted):
-                raise LookupInvalid(
-                    f"entity {key.name!r} must be {key.type}, but holds {column.type}, such as {column[0].as_py()!r}"
-                )
-            column = column.cast(wanted)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
-        raise LookupInvalid(f"entity {key.name!r} must be {key.type}: {error}") from None
-    if column.null_count:
-        position = column.is_null().to_pylist().index(True)
-        raise LookupInvalid(f"entity {key.name!r} is null in row {position}; leave such rows out of the request")
-    return column
-
-
-def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether values of a type can be keys of another; nulls can, and are refused by themselves."""
-    if pa.types.is_dictionary(given):
-        given = given.value_type
-    if pa.types.is_null(given):
-        return True
-    if pa.types.is_int64(wanted):
-        return bool(pa.types.is_integer(given))
-    return bool(pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_string_view(given))
 
 
 @dataclass(frozen=True)

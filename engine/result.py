@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from engine.column import Column, ViewRows
 from engine.errors import LookupInvalid
+from engine.kernels.gathering import Status
 from engine.schema import Feature, arrow_type, embedding_size
 
 
@@ -56,18 +57,27 @@ class ViewColumns:
             columns.append(Column(reference, feature, self.rows, memory, self.valid[index], nulls[index], offsets))
         return columns
 
-    def is_float32_matrix(self, order: Sequence[tuple[int, int]]) -> bool:
-        """Whether all features are float32 and asked for in the order in which they were gathered."""
-        in_order = all(column == place for place, (_, column) in enumerate(order))
-        return in_order and all(feature.type == "float32" for feature in self.features)
+    def value_counts(self) -> npt.NDArray[np.int64]:
+        """How many values have each Status."""
+        status = self.rows.status
+        counts = np.bincount(status, minlength=max(Status) + 1) * len(self.features)
+        if self.nulls.any():
+            values_in_rows = int(np.add.reduce(self.valid, axis=0, dtype=np.intp)[status == Status.PRESENT].sum())
+            counts[Status.NULL_VALUE] = counts[Status.PRESENT] - values_in_rows
+            counts[Status.PRESENT] = values_in_rows
+        return counts
 
-    def as_matrix(self, keys: int) -> npt.NDArray[np.float32]:
-        """float32[keys, features] of features that are all float32; nulls are NaN already."""
-        return np.ascontiguousarray(
-            self.arena.view(np.float32)
-            .reshape(len(self.features), self.arena.size // 4 // len(self.features))[:, :keys]
-            .T
-        )
+
+@dataclass(frozen=True)
+class MatrixResult:
+    """The answer to a lookup of numbers: `matrix` [keys, columns] in the order asked, NaN where a value is absent, all
+    read from the store's version `version`. `value_counts` has, for each view, how many values have each Status."""
+
+    version: int
+    keys: int
+    matrix: npt.NDArray[np.floating]
+    views: Mapping[str, ViewRows]
+    value_counts: Mapping[str, npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,11 @@ class LookupResult:
     def columns(self) -> list[Column]:
         """The features in the order asked."""
         return [self.parts[part].columns[column] for part, column in self.order]
+
+    @property
+    def value_counts(self) -> dict[str, npt.NDArray[np.int64]]:
+        """For each view, how many values have each Status."""
+        return {part.rows.view: part.value_counts() for part in self.parts}
 
     @property
     def views(self) -> dict[str, ViewRows]:
@@ -116,8 +131,6 @@ class LookupResult:
         """
         if not np.issubdtype(dtype, np.floating):
             raise LookupInvalid(f"a matrix of {np.dtype(dtype)} has no NaN for absent values; ask for a float type")
-        if dtype == np.float32 and len(self.parts) == 1 and self.parts[0].is_float32_matrix(self.order):
-            return self.parts[0].as_matrix(self.keys)
         widths = [embedding_size(column.feature.type) or 1 for column in self.columns]
         matrix = np.empty((self.keys, sum(widths)), dtype)
         position = 0

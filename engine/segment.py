@@ -10,8 +10,9 @@ import xxhash
 
 from engine.catalog import SegmentRecord
 from engine.errors import StoreDamaged
-from engine.kernels import finding, gathering
+from engine.kernels import finding, gathering, matrix
 from engine.kernels.gathering import Operation
+from engine.kernels.matrix import Number
 from engine.kernels.memory import address_of
 from engine.layout import CHECKSUM_OFFSET, ChunkHeader, RowLayout, Storage, storage_of, width_of
 from engine.schema import Feature, embedding_size
@@ -29,6 +30,16 @@ _WIDENINGS = {
     ("float32", "float64"): Operation.FLOAT32_TO_FLOAT64,
 }
 _HEAP_SLOT = 16
+
+NUMBERS = {
+    "bool": Number.BOOL,
+    "int32": Number.INT32,
+    "int64": Number.INT64,
+    "float32": Number.FLOAT32,
+    "float64": Number.FLOAT64,
+    "timestamp": Number.MICROSECONDS,
+}
+"""The types that make one column of a matrix; an embedding makes as many as it is long."""
 
 
 class Chunk:
@@ -122,6 +133,23 @@ class Segment:
         layout = RowLayout(self.record.view_schema)
         return [self._instruction(layout, feature) for feature in features]
 
+    def numbers(self, features: Sequence[Feature], columns: Sequence[int]) -> list[list[int]]:
+        """How each of `features`, all numeric, gets into its column of a matrix (see `engine.kernels.matrix`)."""
+        layout = RowLayout(self.record.view_schema)
+        rows = []
+        for feature, column in zip(features, columns, strict=True):
+            row = [0] * matrix.PROGRAM_COLUMNS
+            row[matrix.COLUMN] = column
+            row[matrix.WIDTH] = matrix_width(feature)
+            index = layout.schema.feature_index.get(feature.name)
+            if index is not None:
+                stored = layout.schema.features[index].type
+                row[matrix.KIND] = int(NUMBERS.get(stored, Number.FLOATS))
+                row[matrix.OFFSET] = layout.offsets[index]
+                row[matrix.PRESENCE_BIT] = index + 1
+            rows.append(row)
+        return rows
+
     def _instruction(self, layout: RowLayout, feature: Feature) -> list[int]:
         instruction = [int(Operation.ABSENT)] + [0] * (gathering.PROGRAM_COLUMNS - 1)
         index = layout.schema.feature_index.get(feature.name)
@@ -135,6 +163,11 @@ class Segment:
                 instruction[gathering.OFFSET] = layout.offsets[index]
                 instruction[gathering.PRESENCE_BIT] = index + 1
         return instruction
+
+
+def matrix_width(feature: Feature) -> int:
+    """The columns that a feature takes in a matrix; 0 if it is not numeric."""
+    return 1 if feature.type in NUMBERS else embedding_size(feature.type) or 0
 
 
 def output_row(feature: Feature) -> list[int]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from engine import catalog
 from engine.environment import LiveEnvironment, ReadTransaction, generation_path, open_generation
 from engine.errors import StoreDamaged, UnknownFeature
+from engine.kernels import matrix
 from engine.layout import RowLayout, Storage, storage_of
 from engine.schema import Feature, FeatureService
 from engine.segment import Chunk, Segment, chunk_table, output_row
@@ -31,6 +32,24 @@ class Program:
     instructions: npt.NDArray[np.int64]
     outputs: npt.NDArray[np.int64]
     in_heap: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MatrixProgram:
+    """How features of a view get into a matrix: see `engine.kernels.matrix`."""
+
+    instructions: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int64]
+    presence: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """What a request for a matrix wants: its shape and type, and each view's program."""
+
+    columns: int
+    dtype: np.dtype[np.floating]
+    programs: Mapping[str, MatrixProgram]
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,14 @@ class ViewVersion:
         later.transaction = transaction
         return later
 
+    def feature(self, name: str) -> Feature:
+        """One feature of this view; raises UnknownFeature if it has none of this name."""
+        schema = self.record.view_schema
+        if name not in schema.feature_index:
+            known = ", ".join(feature.name for feature in schema.features)
+            raise UnknownFeature(f"view {schema.name!r} has no feature {name!r}; it has {known}")
+        return schema.features[schema.feature_index[name]]
+
     def program(self, names: tuple[str, ...]) -> Program:
         """The program for features of this view, made once per version.
 
@@ -100,16 +127,33 @@ class ViewVersion:
         return program
 
     def _make_program(self, names: tuple[str, ...]) -> Program:
-        schema = self.record.view_schema
-        for name in names:
-            if name not in schema.feature_index:
-                known = ", ".join(feature.name for feature in schema.features)
-                raise UnknownFeature(f"view {schema.name!r} has no feature {name!r}; it has {known}")
-        features = tuple(schema.features[schema.feature_index[name]] for name in names)
+        features = tuple(self.feature(name) for name in names)
         instructions = np.array([segment.instructions(features) for segment in self.segments], np.int64)
         outputs = np.array([output_row(feature) for feature in features], np.int64)
         in_heap = (number for number, feature in enumerate(features) if storage_of(feature.type) is Storage.HEAP)
         return Program(features, instructions, outputs, tuple(in_heap))
+
+    def matrix_program(self, features: Sequence[Feature], columns: Sequence[int], *, float32: bool) -> MatrixProgram:
+        """The program for numeric features of this view and the columns where they go."""
+        instructions = np.array([segment.numbers(features, columns) for segment in self.segments], np.int64)
+        spans = np.zeros((len(self.segments), matrix.SPAN_COLUMNS), np.int64)
+        bits = instructions[:, :, matrix.PRESENCE_BIT]
+        presence = np.zeros((len(self.segments), int(bits.max()) // 8 + 1), np.uint8)
+        for number, rows in enumerate(instructions):
+            for bit in bits[number]:
+                presence[number, bit // 8] |= 1 << bit % 8
+            if float32 and _is_one_run(rows):
+                spans[number] = rows[0, matrix.OFFSET], rows[0, matrix.COLUMN], rows[:, matrix.WIDTH].sum()
+        return MatrixProgram(instructions, spans, presence)
+
+
+def _is_one_run(rows: npt.NDArray[np.int64]) -> bool:
+    """Whether features are float32 that stand side by side both in a segment's rows and in the matrix."""
+    floats = np.isin(rows[:, matrix.KIND], (matrix.Number.FLOAT32, matrix.Number.FLOATS))
+    widths = rows[:-1, matrix.WIDTH]
+    in_rows = np.diff(rows[:, matrix.OFFSET]) == 4 * widths
+    in_matrix = np.diff(rows[:, matrix.COLUMN]) == widths
+    return bool(floats.all() and in_rows.all() and in_matrix.all())
 
 
 @dataclass(frozen=True)
@@ -122,6 +166,7 @@ class StoreVersion:
     services: Mapping[str, FeatureService]
     troubles: Mapping[str, catalog.Trouble]
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict, repr=False)
+    matrix_plans: dict[str | tuple[str, ...], MatrixPlan] = field(default_factory=dict, repr=False)
 
     def view(self, name: str) -> ViewVersion:
         """One view; raises UnknownFeature if the store has none of this name."""

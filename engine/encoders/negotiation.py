@@ -3,21 +3,27 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from engine.encoders import arrow_stream, json_lookup, npy
 from engine.errors import LookupInvalid, NotAcceptable
-from engine.result import LookupResult
+from engine.feature_store import FeatureStore
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format of answers: its media type and its encoder."""
+    """A format of answers: its media type, the method of `FeatureStore` that finds what it needs, and its encoder."""
 
     media_type: str
-    encode: Callable[[LookupResult], bytes]
+    look_up: Callable[..., Any]
+    encode: Callable[[Any], bytes]
 
 
-FORMATS = tuple(Format(module.MEDIA_TYPE, module.encode) for module in (json_lookup, arrow_stream, npy))
+FORMATS = (
+    Format(json_lookup.MEDIA_TYPE, FeatureStore.lookup, json_lookup.encode),
+    Format(arrow_stream.MEDIA_TYPE, FeatureStore.lookup, arrow_stream.encode),
+    Format(npy.MEDIA_TYPE, FeatureStore.lookup_matrix, npy.encode),
+)
 """The formats of /v1/lookup; the first is the default."""
 
 

@@ -1,27 +1,25 @@
-"""The answer as one NumPy matrix (see `LookupResult.to_numpy`) in the .npy format, for rankers that want nothing else.
-
-It is float32 if that holds every value of the features exactly, which it does for float32, float32[N] and bool, and
-float64 otherwise; so it is the features asked for that decide, never their values. An int64 beyond 2^53 is rounded.
-"""
+"""The answer as one NumPy matrix (see `engine.matrix_lookup`) in the .npy format."""
 
 import io
+from functools import lru_cache
 
 import numpy as np
 
-from engine.result import LookupResult
-from engine.schema import embedding_size
+from engine.result import MatrixResult
 
 MEDIA_TYPE = "application/x-npy"
 
 
-def encode(result: LookupResult) -> bytes:
-    """The answer as a .npy file.
+def encode(result: MatrixResult) -> bytes:
+    """The answer as a .npy file."""
+    return b"".join((_head(result.matrix.shape, result.matrix.dtype), result.matrix.data))
 
-    Raises:
-        LookupInvalid: a feature is a string, bytes or a variable list.
-    """
-    types = {feature.type for part in result.parts for feature in part.features}
-    exact = all(name in ("float32", "bool") or embedding_size(name) for name in types)
+
+@lru_cache(maxsize=256)
+def _head(shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> bytes:
+    """What stands before the numbers of a matrix in C order."""
     file = io.BytesIO()
-    np.lib.format.write_array(file, result.to_numpy(np.float32 if exact else np.float64), allow_pickle=False)
+    empty = np.empty(0, dtype)
+    header = np.lib.format.header_data_from_array_1_0(empty) | {"shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
     return file.getvalue()

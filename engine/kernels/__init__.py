@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from engine.kernels import finding, gathering, hashing
+from engine.kernels import finding, gathering, hashing, matrix
 from engine.kernels.memory import address_of
 
 
@@ -26,6 +26,11 @@ def warm() -> None:
     references, valid = np.zeros(gathering.COLUMN_ALIGNMENT, np.uint8), np.empty((1, 1), np.uint8)
     nulls, at = np.empty(1, np.int64), np.empty(1, np.int64)
     gathering.gather(address, chunk, chunks, instructions, outputs, address_of(references), valid, nulls, at)
+    no_features = np.zeros((1, 0, matrix.PROGRAM_COLUMNS), np.int64)
+    spans, presence = np.zeros((1, matrix.SPAN_COLUMNS), np.int64), np.zeros((1, 1), np.uint8)
+    for dtype in (np.float32, np.float64):
+        numbers, counts = np.empty((1, 0), dtype), np.zeros(matrix.STATUSES, np.int64)
+        matrix.gather_matrix(address, chunk, chunks, no_features, spans, presence, status, numbers, counts)
     offsets = np.empty(2, np.int64)
     gathering.heap_offsets(address_of(references), valid[0], offsets)
     gathering.copy_heap(address_of(references), offsets, address_of(zero_row))

@@ -103,7 +103,8 @@ class Application:
         check_keys(asked.entities, self._settings.max_keys)
         encoding = choose_format(request.headers.get("Accept", ""))
         # From here on nothing waits: the version that is read is held only until its rows are copied.
-        result = self._served.open().lookup(asked.wanted, asked.entities, max_age=asked.max_age, stale=asked.stale)
+        store = self._served.open()
+        result = encoding.look_up(store, asked.wanted, asked.entities, max_age=asked.max_age, stale=asked.stale)
         self._metrics.count_lookup(result)
         return answer_bytes(encoding.encode(result), encoding.media_type, result.version)
 

@@ -8,15 +8,13 @@ files must be in the environment as PROMETHEUS_MULTIPROC_DIR before this module 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-import numpy as np
-import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 
 from engine.catalog import ViewRecord
 from engine.kernels.gathering import Status
-from engine.result import LookupResult, ViewColumns
+from engine.result import LookupResult, MatrixResult
 from engine.status import freshness_seconds
 from engine.version import StoreVersion
 
@@ -69,14 +67,14 @@ class Metrics:
         """One request was answered."""
         self._requests.labels(endpoint, status).observe(seconds)
 
-    def count_lookup(self, result: LookupResult) -> None:
+    def count_lookup(self, result: LookupResult | MatrixResult) -> None:
         """One lookup was answered."""
         self._keys.inc(result.keys)
-        for part in result.parts:
-            counts = _values_by_status(part).tolist()
+        for view, by_status in result.value_counts.items():
+            counts = by_status.tolist()
             for status in Status:
                 if counts[status]:
-                    self._values.labels(part.rows.view, status.name).inc(counts[status])
+                    self._values.labels(view, status.name).inc(counts[status])
 
     def set_version(self, version: StoreVersion | None) -> None:
         """This worker is at a version."""
@@ -113,14 +111,3 @@ class _StoreCollector:
         for view in {*version.views, *version.troubles}:
             family.add_metric([view], view in version.troubles)
         yield family
-
-
-def _values_by_status(part: ViewColumns) -> npt.NDArray[np.intp]:
-    """How many values of one view have each Status."""
-    features, status = len(part.features), part.rows.status
-    counts = np.bincount(status, minlength=max(Status) + 1) * features
-    if part.nulls.any():
-        values_in_rows = int(np.add.reduce(part.valid, axis=0, dtype=np.intp)[status == Status.PRESENT].sum())
-        counts[Status.NULL_VALUE] = counts[Status.PRESENT] - values_in_rows
-        counts[Status.PRESENT] = values_in_rows
-    return counts

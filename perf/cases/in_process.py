@@ -17,7 +17,7 @@ from perf.stores import loaded
 KEYS = 500
 FEATURES = 50
 
-Lookup = Callable[[list[str]], npt.NDArray[np.float32]]
+Lookup = Callable[[list[str]], npt.NDArray[np.floating]]
 """Keys → float32[keys, features]."""
 
 
@@ -74,7 +74,7 @@ def _subject(lookup: Lookup, keys: list[list[str]]) -> Subject:
 def shoal_lookup(store: Path, data: Dataset) -> Lookup:
     """Shoal's own."""
     opened, references = FeatureStore.open(store), data.references
-    return lambda keys: opened.lookup(references, {"doc_id": keys}).to_numpy()
+    return lambda keys: opened.lookup_matrix(references, {"doc_id": keys}).matrix
 
 
 def lmdb_lookup(directory: Path, data: Dataset) -> Lookup:

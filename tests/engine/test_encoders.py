@@ -149,7 +149,7 @@ def test_arrow_stream_holds_every_type(store: FeatureStore) -> None:
     ],
 )
 def test_npy_is_as_wide_as_its_features_need(store: FeatureStore, names: list[str], dtype: type) -> None:
-    result = store.lookup([f"items:{name}" for name in names], {"items_id": KEYS})
+    result = store.lookup_matrix([f"items:{name}" for name in names], {"items_id": KEYS})
     matrix = np.load(io.BytesIO(npy.encode(result)))
     assert matrix.dtype == dtype
     assert matrix.flags.c_contiguous
@@ -168,7 +168,7 @@ def numbers(key: str, name: str) -> list[float]:
 
 def test_npy_refuses_what_is_no_number(store: FeatureStore) -> None:
     with pytest.raises(LookupInvalid, match="items:text is string"):
-        npy.encode(store.lookup(["items:single", "items:text"], {"items_id": KEYS}))
+        npy.encode(store.lookup_matrix(["items:single", "items:text"], {"items_id": KEYS}))
 
 
 @pytest.mark.parametrize("stale", ["null", "serve"])
@@ -193,7 +193,7 @@ def test_no_keys(store: FeatureStore) -> None:
     assert set(map(tuple, orjson.loads(json_lookup.encode(result))["features"].values())) == {()}
     assert all(not result["values"] for result in orjson.loads(json_feast.encode(result, entities))["results"])
     assert pa.ipc.open_stream(arrow_stream.encode(result)).read_all().num_rows == 0
-    numeric = store.lookup(["items:single", "items:vector"], entities)
+    numeric = store.lookup_matrix(["items:single", "items:vector"], entities)
     assert np.load(io.BytesIO(npy.encode(numeric))).shape == (0, 4)
 
 

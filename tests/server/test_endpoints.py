@@ -198,7 +198,7 @@ def test_formats_that_answers_do_not_come_in(server: Server) -> None:
     assert answer.status == 400
     assert answer.error == (
         "LookupInvalid",
-        "users:text is string, not of fixed width; ask for Arrow or JSON",
+        "users:text is string, which has no place in a matrix; ask for Arrow or JSON",
     )
 
 

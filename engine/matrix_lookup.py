@@ -1,0 +1,91 @@
+"""Answer a lookup of numbers with one matrix: as `engine.lookup`, but gathered row by row, not column by column."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import numpy as np
+
+from engine.errors import LookupInvalid
+from engine.kernels import matrix
+from engine.key_columns import Entities, KeyColumns
+from engine.lookup import Stale, check_stale, find_rows, judge_rows, oldest_accepted, resolve_features
+from engine.result import MatrixResult
+from engine.schema import Feature, embedding_size
+from engine.segment import matrix_width
+from engine.version import MatrixPlan, StoreVersion
+
+_KEPT_PLANS = 256
+
+
+def lookup_matrix(
+    version: StoreVersion,
+    features: str | Sequence[str],
+    entities: Entities,
+    *,
+    now: int,
+    max_age: timedelta | None = None,
+    stale: Stale = "null",
+) -> MatrixResult:
+    """Look up numeric features of many keys as one matrix; arguments and errors are those of `lookup`.
+
+    It is float32 if that holds every value of the features exactly, which it does for float32, float32[N] and bool, and
+    float64 otherwise: the features asked for decide, never their values. An int64 beyond 2^53 is rounded.
+
+    Raises:
+        LookupInvalid: also where a feature is a string, bytes or a variable list.
+    """
+    check_stale(stale)
+    plan = _matrix_plan(version, features)
+    keys = KeyColumns(entities)
+    result = np.empty((keys.count, plan.columns), plan.dtype)
+    views, value_counts = {}, {}
+    for view_name, program in plan.programs.items():
+        view = version.view(view_name)
+        found = find_rows(view, keys)
+        rows = views[view_name] = judge_rows(view, found, oldest_accepted(view, now, max_age), stale)
+        counts = value_counts[view_name] = np.zeros(matrix.STATUSES, np.int64)
+        matrix.gather_matrix(
+            found.address,
+            found.chunk,
+            view.chunks,
+            program.instructions,
+            program.spans,
+            program.presence,
+            rows.status,
+            result,
+            counts,
+        )
+    return MatrixResult(version.id, keys.count, result, views, value_counts)
+
+
+def _matrix_plan(version: StoreVersion, features: str | Sequence[str]) -> MatrixPlan:
+    """The plan of a request, made once per version for all requests that ask for the same."""
+    asked = features if isinstance(features, str) else tuple(features)
+    plan = version.matrix_plans.get(asked)
+    if plan is None:
+        if len(version.matrix_plans) >= _KEPT_PLANS:
+            version.matrix_plans.clear()
+        plan = version.matrix_plans[asked] = _make_matrix_plan(version, resolve_features(version, features))
+    return plan
+
+
+def _make_matrix_plan(version: StoreVersion, references: Sequence[str]) -> MatrixPlan:
+    by_view: dict[str, tuple[list[Feature], list[int]]] = {}
+    column = 0
+    for reference in references:
+        view, _, name = reference.partition(":")
+        feature = version.view(view).feature(name)
+        width = matrix_width(feature)
+        if not width:
+            raise LookupInvalid(f"{reference} is {feature.type}, which has no place in a matrix; ask for Arrow or JSON")
+        features, columns = by_view.setdefault(view, ([], []))
+        features.append(feature)
+        columns.append(column)
+        column += width
+    types = {feature.type for features, _ in by_view.values() for feature in features}
+    float32 = all(name in ("float32", "bool") or embedding_size(name) for name in types)
+    programs = {
+        view: version.view(view).matrix_program(features, columns, float32=float32)
+        for view, (features, columns) in by_view.items()
+    }
+    return MatrixPlan(column, np.dtype(np.float32 if float32 else np.float64), programs)
