@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 from demo.client import ARROW, JSON, Client, body
-from engine.schema import arrow_type
 from spark_export.views import FeatureDefinition, ViewDefinition
 
 _SHOWN = 3
@@ -36,8 +35,9 @@ def verify_values(client: Client, view: ViewDefinition, table: pa.Table) -> Veri
     answer = client.lookup(body(keys, features=references, stale="serve"), ARROW).table()
     total = Verified()
     for feature, reference in zip(view.features, references, strict=True):
-        expected = table.column(feature.name).cast(arrow_type(feature.type)).to_pylist()
-        total += _compare(reference, feature, keys, expected, answer.column(reference).to_pylist())
+        found = answer.column(reference)
+        expected = table.column(feature.name).cast(found.type).to_pylist()
+        total += _compare(reference, feature, keys, expected, found.to_pylist())
     return total
 
 
@@ -58,7 +58,7 @@ def verify_ages(client: Client, view: ViewDefinition, table: pa.Table) -> Verifi
     if view.ttl is None or view.timestamp_field is None:
         return Verified()
     oldest = datetime.now(UTC) - view.ttl
-    times = table.column(view.timestamp_field).cast(arrow_type("timestamp")).to_pylist()
+    times = table.column(view.timestamp_field).cast(pa.timestamp("us", tz="UTC")).to_pylist()
     keys = _keys(view, table)
     answer = client.lookup(body(keys, features=[f"{view.name}:{view.features[0].name}"]), JSON).json()
     old, wrong = 0, []
