@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from engine.errors import ShoalError
-from engine.export_root import ExportRoot, file_checksum
+from engine.export_root import MANIFEST, ExportRoot, file_checksum
 from engine.kernels.hashing import key_hashes
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
@@ -52,6 +54,20 @@ def publish_delta(
 ) -> Manifest:
     """Publish a delta as the view's next entry; a tombstone is a row of which only join keys and TIMESTAMP count."""
     return _publish(root, view, "delta", rows, tombstones, files)
+
+
+def sealed(content: Row) -> bytes:
+    """Any JSON content as a document of an export root, with the checksum that it ought to have."""
+    checksum = xxhash.xxh3_64_hexdigest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
+    return orjson.dumps(content | {"checksum": checksum})
+
+
+def falsify(root: ExportRoot, manifest: Manifest, **changes: Any) -> None:
+    """Have an entry that is published say something else, under a checksum that is right."""
+    content = sealed(manifest.model_dump(mode="json") | changes)
+    (root.path / manifest.view.name / "deltas" / f"{manifest.seq:012d}" / MANIFEST).write_bytes(content)
+    if manifest.kind == "snapshot":
+        (root.directory(manifest) / MANIFEST).write_bytes(content)
 
 
 class Silence:
