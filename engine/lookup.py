@@ -87,7 +87,7 @@ def lookup(
         found = find_rows(view, keys)
         rows = judge_rows(view, found, oldest_accepted(view, now, max_age), stale)
         parts.append(gather_columns(view, names, found, rows))
-    return LookupResult(version=version.id, keys=keys.count, parts=parts, order=plan.order)
+    return LookupResult(version=version.id, keys=keys.count, parts=parts, plan=plan)
 
 
 def check_stale(stale: Stale) -> None:
@@ -125,7 +125,7 @@ def _make_plan(references: Sequence[str]) -> LookupPlan:
         of_view.append(name)
     part_of = {view: part for part, view in enumerate(names)}
     order = tuple((part_of[view], column) for view, column in places)
-    return LookupPlan({view: tuple(of_view) for view, of_view in names.items()}, order)
+    return LookupPlan(tuple(references), {view: tuple(of_view) for view, of_view in names.items()}, order)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def gather_columns(view: ViewVersion, names: tuple[str, ...], found: FoundRows, 
         starts,
     )
     heap = {index: _copy_from_heap(address_of(arena) + int(starts[index]), valid[index]) for index in program.in_heap}
-    return ViewColumns(rows, program.features, arena, starts, starts + sizes, valid, nulls, heap)
+    return ViewColumns(rows, program, arena, starts, starts + sizes, valid, nulls, heap)
 
 
 def _copy_from_heap(references: int, valid: npt.NDArray[np.uint8]) -> HeapValues:

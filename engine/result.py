@@ -16,7 +16,8 @@ import pyarrow as pa
 from engine.column import Column, ViewRows
 from engine.errors import LookupInvalid
 from engine.kernels.gathering import Status
-from engine.schema import Feature, arrow_type, embedding_size
+from engine.schema import arrow_type, embedding_size
+from engine.version import LookupPlan, Program
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ViewColumns:
     """
 
     rows: ViewRows
-    features: Sequence[Feature]
+    program: Program
     arena: npt.NDArray[np.uint8]
     starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
@@ -49,7 +50,7 @@ class ViewColumns:
         """The features one by one."""
         starts, ends, nulls = self.starts.tolist(), self.ends.tolist(), self.nulls.tolist()
         columns = []
-        for index, feature in enumerate(self.features):
+        for index, feature in enumerate(self.program.features):
             reference = f"{self.rows.view}:{feature.name}"
             heap = self.heap.get(index)
             memory = heap.data if heap else self.arena[starts[index] : ends[index]]
@@ -60,7 +61,7 @@ class ViewColumns:
     def value_counts(self) -> npt.NDArray[np.int64]:
         """How many values have each Status."""
         status = self.rows.status
-        counts = np.bincount(status, minlength=max(Status) + 1) * len(self.features)
+        counts = np.bincount(status, minlength=max(Status) + 1) * len(self.program.features)
         if self.nulls.any():
             values_in_rows = int(np.add.reduce(self.valid, axis=0, dtype=np.intp)[status == Status.PRESENT].sum())
             counts[Status.NULL_VALUE] = counts[Status.PRESENT] - values_in_rows
@@ -84,18 +85,18 @@ class MatrixResult:
 class LookupResult:
     """The answer to a lookup, of `keys` rows, all read from the store's version `version`.
 
-    `parts` are the views asked of; `order` says, for each feature in the order asked, which part's column it is.
+    `parts` are the views asked of, in the order of `plan`.
     """
 
     version: int
     keys: int
     parts: Sequence[ViewColumns]
-    order: Sequence[tuple[int, int]]
+    plan: LookupPlan
 
     @cached_property
     def columns(self) -> list[Column]:
         """The features in the order asked."""
-        return [self.parts[part].columns[column] for part, column in self.order]
+        return [self.parts[part].columns[column] for part, column in self.plan.order]
 
     @property
     def value_counts(self) -> dict[str, npt.NDArray[np.int64]]:

@@ -29,6 +29,7 @@ class Program:
     """How a list of features is gathered from a view: see `engine.kernels.gathering`."""
 
     features: tuple[Feature, ...]
+    types: tuple[str, ...]
     instructions: npt.NDArray[np.int64]
     outputs: npt.NDArray[np.int64]
     in_heap: tuple[int, ...]
@@ -54,9 +55,10 @@ class MatrixPlan:
 
 @dataclass(frozen=True)
 class LookupPlan:
-    """What a request wants: features by view, and for each feature in the order asked its view's position and its own
-    position in that view."""
+    """What a request wants: references in the order asked, features by view, and for each reference its view's position
+    and its own position in that view."""
 
+    references: tuple[str, ...]
     features: Mapping[str, tuple[str, ...]]
     order: tuple[tuple[int, int], ...]
 
@@ -131,7 +133,7 @@ class ViewVersion:
         instructions = np.array([segment.instructions(features) for segment in self.segments], np.int64)
         outputs = np.array([output_row(feature) for feature in features], np.int64)
         in_heap = (number for number, feature in enumerate(features) if storage_of(feature.type) is Storage.HEAP)
-        return Program(features, instructions, outputs, tuple(in_heap))
+        return Program(features, tuple(feature.type for feature in features), instructions, outputs, tuple(in_heap))
 
     def matrix_program(self, features: Sequence[Feature], columns: Sequence[int], *, float32: bool) -> MatrixProgram:
         """The program for numeric features of this view and the columns where they go."""

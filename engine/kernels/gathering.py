@@ -35,7 +35,8 @@ WIDTH = 0
 NULL_PATTERN = 1
 OUTPUT_COLUMNS = 2
 
-COLUMN_ALIGNMENT = 64
+COLUMN_ALIGNMENT = 8
+"""As in the body of an Arrow IPC message, so that gathered columns can be sent as they are."""
 
 
 class Operation(IntEnum):
