@@ -141,10 +141,9 @@ class Segment:
             row = [0] * matrix.PROGRAM_COLUMNS
             row[matrix.COLUMN] = column
             row[matrix.WIDTH] = matrix_width(feature)
-            index = layout.schema.feature_index.get(feature.name)
+            index = _source(layout, feature)
             if index is not None:
-                stored = layout.schema.features[index].type
-                row[matrix.KIND] = int(NUMBERS.get(stored, Number.FLOATS))
+                row[matrix.KIND] = int(NUMBERS.get(layout.schema.features[index].type, Number.FLOATS))
                 row[matrix.OFFSET] = layout.offsets[index]
                 row[matrix.PRESENCE_BIT] = index + 1
             rows.append(row)
@@ -152,17 +151,23 @@ class Segment:
 
     def _instruction(self, layout: RowLayout, feature: Feature) -> list[int]:
         instruction = [int(Operation.ABSENT)] + [0] * (gathering.PROGRAM_COLUMNS - 1)
-        index = layout.schema.feature_index.get(feature.name)
+        index = _source(layout, feature)
         if index is not None:
             stored = layout.schema.features[index].type
-            operation = (
-                _COPIES[storage_of(stored)] if stored == feature.type else _WIDENINGS.get((stored, feature.type))
-            )
-            if operation is not None:
-                instruction[gathering.OPERATION] = int(operation)
-                instruction[gathering.OFFSET] = layout.offsets[index]
-                instruction[gathering.PRESENCE_BIT] = index + 1
+            operation = _COPIES[storage_of(stored)] if stored == feature.type else _WIDENINGS[stored, feature.type]
+            instruction[gathering.OPERATION] = int(operation)
+            instruction[gathering.OFFSET] = layout.offsets[index]
+            instruction[gathering.PRESENCE_BIT] = index + 1
         return instruction
+
+
+def _source(layout: RowLayout, feature: Feature) -> int | None:
+    """The position of the stored feature that one is read from; None where it has only its name in common with one."""
+    index = layout.schema.feature_index.get(feature.name)
+    if index is None:
+        return None
+    stored = layout.schema.features[index].type
+    return index if stored == feature.type or (stored, feature.type) in _WIDENINGS else None
 
 
 def matrix_width(feature: Feature) -> int:
