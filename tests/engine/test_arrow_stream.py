@@ -17,22 +17,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     directory = tmp_path_factory.mktemp("arrow")
     root = ExportRoot(directory / "root")
     docs = schema("docs", a="float32", b="int64", c="int32", d="float64", e="timestamp", text="string")
-    publish_snapshot(
-        root,
-        docs,
-        [
-            {
-                "docs_id": f"d{i}",
-                "a": i / 3,
-                "b": i,
-                "c": -i,
-                "d": None if i % 10 == 9 else i / 7,
-                "e": NOW,
-                "text": "x",
-            }
-            for i in range(700)
-        ],
-    )
+    rows = [{"docs_id": f"d{i}", "a": i / 3, "b": i, "c": -i, "d": i / 7, "e": NOW, "text": "x"} for i in range(5000)]
+    for row in rows[9::10]:
+        del row["d"]
+    publish_snapshot(root, docs, rows)
     publish_snapshot(root, schema("users", x="float32", y="float32"), [{"users_id": "u", "x": 1.5}])
     load(directory / "store", root)
     return FeatureStore.open(directory / "store")
