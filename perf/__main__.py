@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from perf import scale as scales
-from perf.cases import http, in_process
+from perf.cases import http, in_process, loading, shapes
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
 
@@ -15,6 +15,12 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "in-process": in_process.run,
     "http": http.run,
     "in-process-many-rows": in_process.run_many_rows,
+    "overlays": shapes.run_overlays,
+    "views": shapes.run_views,
+    "arrivals": shapes.run_arrivals,
+    "load": loading.run,
+    "freshness": loading.run_freshness,
+    "start": loading.run_starts,
 }
 
 

@@ -83,8 +83,8 @@ def shoal(store: Path, *, workers: int = 1, root: Path | None = None) -> Iterato
     command = [sys.executable, "-m", "cli", "serve", "--store", str(store), "--port", str(port)]
     command += ["--workers", str(workers)] + (["--from", str(root)] if root else [])
     with _running(command, f"http://127.0.0.1:{port}/ready"):
-        record = read_server_record(store)
-        assert record is not None
+        while (record := read_server_record(store)) is None or len(record.workers) < workers:
+            time.sleep(0.01)
         yield Server(port, tuple(psutil.Process(pid) for pid in record.workers))
 
 

@@ -1,6 +1,6 @@
 """A matrix holds what the columns of the same lookup hold, whatever the types, the order and the segments."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from engine.export_root import ExportRoot
 from engine.kernels.gathering import Status
 from tests.stores import Row, load, publish_delta, publish_snapshot, schema
 
-NUMBERS = {"a": "float32", "b": "float32", "c": "float32", "flag": "bool", "e": "float32[3]"}
-WIDE = {"i": "int32", "l": "int64", "d": "float64", "t": "timestamp"}
+NUMBERS: Any = {"a": "float32", "b": "float32", "c": "float32", "flag": "bool", "e": "float32[3]"}
+WIDE: Any = {"i": "int32", "l": "int64", "d": "float64", "t": "timestamp"}
 KEYS = [f"d{number}" for number in range(60)]
 
 
@@ -87,16 +87,14 @@ def test_no_keys_make_a_matrix_without_rows(store: FeatureStore) -> None:
 
 
 def test_old_rows_are_absent_served_or_refused_as_asked(store: FeatureStore) -> None:
-    from datetime import timedelta
-
-    old = {"max_age": timedelta(seconds=1)}
-    result = store.lookup_matrix(["docs:a"], {"docs_id": KEYS[:2]}, **old)  # type: ignore[arg-type]
+    second = timedelta(seconds=1)
+    result = store.lookup_matrix(["docs:a"], {"docs_id": KEYS[:2]}, max_age=second)
     assert np.isnan(result.matrix).all()
     assert result.value_counts["docs"][Status.OUTSIDE_MAX_AGE] == 2
-    served = store.lookup_matrix(["docs:b"], {"docs_id": KEYS[1:3]}, stale="serve", **old)  # type: ignore[arg-type]
+    served = store.lookup_matrix(["docs:b"], {"docs_id": KEYS[1:3]}, stale="serve", max_age=second)
     assert served.matrix[:, 0].tolist() == [np.float32(1 / 3), np.float32(2 / 3)]
     with pytest.raises(StaleFeatures):
-        store.lookup_matrix(["docs:a"], {"docs_id": KEYS}, stale="fail", **old)  # type: ignore[arg-type]
+        store.lookup_matrix(["docs:a"], {"docs_id": KEYS}, stale="fail", max_age=second)
 
 
 def test_what_is_no_number_is_refused_by_name(store: FeatureStore) -> None:

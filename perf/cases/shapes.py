@@ -1,0 +1,122 @@
+"""Lookups of other shapes: overlays over the base, several views in one request, and an even stream of arrivals."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from engine import FeatureStore
+from engine.export_root import ExportRoot
+from loaders.load import catch_up
+from loaders.store_writer import StoreWriter
+from perf import servers
+from perf.dataset import Dataset, document_keys, key_lists, publish_delta, publish_snapshot, random_documents
+from perf.measure import alternate, ratio, seconds_each
+from perf.report import Finding
+from perf.scale import Scale
+from perf.servers import put_under_load
+from perf.stores import Silence, loaded
+
+FEATURES = 50
+KEYS = 500
+OVERLAY_SHARES = (0.1, 0.025, 0.006, 0.0015, 0.0004, 0.0001)
+"""Sizes, oldest first, that the tiers leave as they are."""
+
+
+def run_overlays(scale: Scale) -> list[Finding]:
+    """The same lookups with six overlays and with none."""
+    data = Dataset(scale.rows, FEATURES)
+    with_none = loaded(scale.directory, data)
+    with_six = _with_overlays(scale.directory, data)
+    keys = key_lists(random_documents(data, KEYS, scale.requests))
+    stores = {"none": FeatureStore.open(with_none), "six": FeatureStore.open(with_six)}
+    overlays = len(stores["six"].version().view(data.view).record.overlays)
+    subjects = {
+        name: lambda store=store: seconds_each(
+            lambda number: store.lookup_matrix(data.references, {"doc_id": keys[number]}), len(keys)
+        )
+        for name, store in stores.items()
+    }
+    costs = alternate(subjects, scale.rounds)
+    case = f"in process, {KEYS} x {FEATURES} of {data.rows:,}, {overlays} overlays against none"
+    return [
+        *(Finding(case, name, 1e6 * float(np.median(costs[name])), "us") for name in costs),
+        Finding(case, "with / without", ratio(costs, "six", "none"), "x", at_most=1.5),
+    ]
+
+
+def _with_overlays(directory: Path, data: Dataset) -> Path:
+    root, store = ExportRoot(directory / "overlays-root"), directory / "overlays-store"
+    shutil.rmtree(root.path, ignore_errors=True)
+    shutil.rmtree(store, ignore_errors=True)
+    publish_snapshot(root, data, files=2)
+    generator = np.random.default_rng(5)
+    for change, share in enumerate(OVERLAY_SHARES, 1):
+        count = max(1, int(data.rows * share))
+        publish_delta(root, data, generator.choice(data.rows, count, replace=False).astype(np.int64), change)
+    with StoreWriter(store) as writer:
+        catch_up(writer, root, data.view, Silence())
+    return store
+
+
+def run_views(scale: Scale) -> list[Finding]:
+    """A user, documents and pairs of both in one request, against the three asked for by themselves."""
+    views = {name: Dataset(scale.rows, 20, view=name) for name in ("user", "docs", "pair")}
+    store = scale.directory / "views-store"
+    root = ExportRoot(scale.directory / "views-root")
+    if not store.exists():
+        for data in views.values():
+            publish_snapshot(root, data, files=2)
+        with StoreWriter(store) as writer:
+            for name in views:
+                catch_up(writer, root, name, Silence())
+    opened = FeatureStore.open(store)
+    keys = key_lists(random_documents(views["docs"], KEYS, scale.requests))
+    together = [reference for data in views.values() for reference in data.references]
+
+    def ask(references: list[str]) -> float:
+        return seconds_each(lambda number: opened.lookup_matrix(references, {"doc_id": keys[number]}), len(keys))
+
+    subjects = {
+        "together": lambda: ask(together),
+        "apart": lambda: sum(ask(data.references) for data in views.values()),
+    }
+    costs = alternate(subjects, scale.rounds)
+    case = f"in process, three views of 20 features, {KEYS} keys each"
+    return [
+        *(Finding(case, name, 1e6 * float(np.median(costs[name])), "us") for name in costs),
+        Finding(case, "together / sum of its parts", ratio(costs, "together", "apart"), "x", at_most=1.3),
+    ]
+
+
+def run_arrivals(scale: Scale) -> list[Finding]:
+    """100 keys x 20 features, arriving at 60% of what two workers can do, whatever they do."""
+    data = Dataset(scale.rows, 20)
+    bodies = scale.directory / "bodies-arrivals.jsonl"
+    requests = random_documents(data, 100, 500)
+    lines = [
+        orjson.dumps({"features": data.references, "entities": {"doc_id": document_keys(documents)}})
+        for documents in requests
+    ]
+    bodies.write_bytes(b"\n".join(lines))
+    findings = []
+    with servers.shoal(loaded(scale.directory, data), workers=2) as server:
+        for accept in ("application/json", "application/x-npy"):
+            count = 200 if scale.small else 10_000
+            at_most = put_under_load(server, bodies, count=count, accept=accept, connections=8)
+            rate = 0.6 * at_most.load["requests_per_second"]
+            runs = [
+                put_under_load(server, bodies, count=count, accept=accept, connections=32, rate=rate).load
+                for _ in range(scale.rounds)
+            ]
+            p50, p95, p99 = (float(np.median([run[name] for run in runs])) for name in ("p50", "p95", "p99"))
+            case = f"HTTP, 100 x 20, {accept.partition('/')[2]}, open loop at 60% of two workers"
+            findings += [
+                Finding(case, "requests/s", rate, "1/s"),
+                Finding(case, "p50", 1e3 * p50, "ms"),
+                Finding(case, "p95", 1e3 * p95, "ms", at_most=10.0),
+                Finding(case, "p99", 1e3 * p99, "ms"),
+                Finding(case, "p99 / p50", p99 / p50, "x", at_most=4.0),
+            ]
+    return findings
