@@ -148,7 +148,7 @@ def _print_table(version: int, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = {**row, "age_seconds": age(row["age_seconds"])}
         table.add_row(*(_text(value) for value in cells.values()))
-    _console().print(table)
+    _print(table)
 
 
 def _print_histories(
@@ -241,7 +241,7 @@ def _print_status(status: dict[str, Any]) -> None:
             age(view["lag_seconds"]),
             view["applied_at"],
         )
-    _console().print(table)
+    _print(table)
     for view in status["views"]:
         if trouble := view["trouble"]:
             click.echo(
@@ -258,12 +258,15 @@ def _print_status(status: dict[str, Any]) -> None:
     for process in server["processes"]:
         numbers = (str(process["pid"]), size(process["rss"]), size(process["pss"]), age(process["uptime_seconds"]))
         processes.add_row(process["role"], *numbers)
-    _console().print(processes)
+    _print(processes)
 
 
-def _console() -> Console:
-    # Output that goes to a file or a pipe is not folded to a terminal's width.
-    return Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+def _print(table: Table) -> None:
+    # Output that goes to a file or a pipe is not folded to a terminal's width, nor filled up to it.
+    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def age(seconds: float | None) -> str:

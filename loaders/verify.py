@@ -5,11 +5,12 @@ A check goes on behind what it finds, so that one run names everything that has 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine.catalog import SegmentRecord
 from engine.environment import generations_path
-from engine.errors import NotPublished, ShoalError
+from engine.errors import NotPublished, ShoalError, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.feature_store import FeatureStore
 from engine.manifest import Manifest
@@ -55,7 +56,7 @@ def verify_root(root: ExportRoot) -> Iterator[Checked]:
                 yield Checked(what, 0, 0, str(error))
                 previous = None
                 continue
-            yield _checked(f"{what} ({manifest.kind})", lambda manifest=manifest: _check_entry(root, manifest))  # type: ignore[misc]
+            yield _checked(f"{what} ({manifest.kind})", partial(_check_entry, root, manifest))
             if previous is not None and (previous.seq + 1 != manifest.seq or previous.id != manifest.parent):
                 yield Checked(
                     what, 0, 0, f"it does not continue seq {previous.seq}: what lies between is missing or foreign"
@@ -70,33 +71,28 @@ def _check_entry(root: ExportRoot, manifest: Manifest) -> tuple[int, int]:
 
 def verify_store(path: Path) -> Iterator[Checked]:
     """Check each segment of each view, and that what lies in the store is what its catalog names."""
-    store = FeatureStore.open(path)
-    version = store.version()
+    version = FeatureStore.open(path).version()
     for view, at_version in version.views.items():
-        record = at_version.record
-        named = (*record.overlays, record.base)
-        for segment_record, segment in zip(named, at_version.segments, strict=True):
-            yield _check_segment(f"{view} {segment_record.id}", segment_record, lambda segment=segment: segment)  # type: ignore[misc]
-        for kept in record.kept:
-            yield _check_segment(
-                f"{view} {kept.id} (kept)",
-                kept,
-                lambda kept=kept: BaseGeneration(path, kept).segment,  # type: ignore[misc]
-            )
+        for segment in at_version.segments:
+            yield _checked(f"{view} {segment.record.id}", partial(_check_segment, segment))
+        for kept in at_version.record.kept:
+            yield _checked(f"{view} {kept.id} (kept)", partial(_check_generation, path, kept))
         yield from _check_directories(path, view, at_version)
 
 
-def _check_segment(what: str, record: SegmentRecord, read: Callable[[], Segment]) -> Checked:
-    def check() -> tuple[int, int]:
-        chunks = read().chunks
-        for chunk in chunks:
-            chunk.verify()
-        rows = sum(chunk.header.rows for chunk in chunks)
-        if rows != record.rows + record.tombstones:
-            raise ShoalError(f"it has {rows} rows, the catalog says {record.rows} and {record.tombstones} tombstones")
-        return rows, record.bytes
+def _check_segment(segment: Segment) -> tuple[int, int]:
+    record = segment.record
+    for chunk in segment.chunks:
+        chunk.verify()
+    rows = sum(chunk.header.rows for chunk in segment.chunks)
+    if rows != record.rows + record.tombstones:
+        raise StoreDamaged(f"it has {rows} rows, the catalog says {record.rows} and {record.tombstones} tombstones")
+    return rows, record.bytes
 
-    return _checked(what, check)
+
+def _check_generation(path: Path, record: SegmentRecord) -> tuple[int, int]:
+    generation = BaseGeneration(path, record)  # Held until its chunks are checked: they lie in its map.
+    return _check_segment(generation.segment)
 
 
 def _check_directories(path: Path, view: str, version: ViewVersion) -> Iterator[Checked]:

@@ -211,6 +211,7 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> 
     Raises:
         StoreLocked: the store has a writer already.
     """
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     asyncio.run(_run(StoreWriter(store), root, poll_seconds))
 
 

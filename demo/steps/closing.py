@@ -36,6 +36,7 @@ def commands_about(departure: Departure, setting: Setting) -> list[Command]:
         [shoal, "lookup", "--store", store, "--service", SERVICE, *options],
         [shoal, "status", "--store", store],
         [shoal, "verify", str(setting.workspace.root)],
+        [shoal, "verify", str(setting.workspace.store)],
         [shoal, "reload", "--store", store],
     ]
     for command in commands:

@@ -160,8 +160,12 @@ def test_status_ends_with_1_while_a_view_does_not_move_on(root: ExportRoot, stor
 
 def test_verify_finds_what_is_bad(root: ExportRoot, store: Path) -> None:
     assert "0 bad" in shoal("verify", root).stdout
-    assert "0 bad" in shoal("verify", store).stdout
-    part = next(root.path.glob("docs/snapshots/*/part-*.parquet"))
+    publish_snapshot(root, DOCS, [{"docs_id": "d1"}])
+    load(store, root)
+    kept = shoal("verify", store).stdout
+    assert "0 bad" in kept
+    assert "(kept)" in kept
+    part = next(root.path.glob("docs/snapshots/*-*/part-*.parquet"))
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)

@@ -1,6 +1,7 @@
 """A matrix holds what the columns of the same lookup hold, whatever the types, the order and the segments."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
