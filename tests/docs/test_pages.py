@@ -1,13 +1,11 @@
 """The pages of docs/ say what is: the command line's is generated, the others name all endpoints and metrics."""
 
 import re
-import sys
 from pathlib import Path
 
-DOCS = Path(__file__).parents[2] / "docs"
-sys.path.insert(0, str(DOCS))
+import generate
 
-import generate  # noqa: E402
+DOCS = Path(generate.__file__).parent
 
 
 def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
