@@ -49,7 +49,8 @@ def export_each(
     spark: SparkSession,
 ) -> Iterator[Report]:
     """Do as `export` does, and give each report as soon as its view is published."""
-    session = export_session(spark)
+    with raised_as(SparkFailed, "Spark does not answer"):
+        session = export_session(spark)
     for view in _chosen(views_file, view_names):
         with raised_as(SparkFailed, f"view {view.name!r}: Spark gave up"):
             report = export_view(view, root, session, full=full)

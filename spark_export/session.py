@@ -51,6 +51,8 @@ def spark_session(master: str | None = None) -> "SparkSession":
         from pyspark.sql import DataFrame, SparkSession
     except ImportError as error:
         raise SparkFailed(f"an export needs pyspark, which is not importable ({error}); {_INSTALL_SPARK}") from error
+    from spark_export.spark_errors import raised_as
+
     if not hasattr(DataFrame, "repartitionById"):
         raise SparkFailed(f"an export needs pyspark 4.1 or newer, found {pyspark.__version__}; {_INSTALL_SPARK}")
     with warnings.catch_warnings():
@@ -58,7 +60,8 @@ def spark_session(master: str | None = None) -> "SparkSession":
         warnings.simplefilter("ignore", FutureWarning)
         if pyspark.SparkContext._active_spark_context is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
             _start(master or "local[*]")
-        session = SparkSession.builder.getOrCreate()
+        with raised_as(SparkFailed, f"Spark does not answer{f' on {master}' if master else ''}"):
+            session = SparkSession.builder.getOrCreate()
     found = session.sparkContext.master
     if master not in (None, found):
         raise SparkFailed(f"Spark runs on {found} already, so it cannot be started on {master}; leave --master out")
@@ -99,5 +102,6 @@ def _start(master: str) -> None:
             SparkContext(conf=conf, gateway=gateway)
         except (PySparkException, Py4JError) as error:
             output.seek(0)
-            said = output.read().decode(errors="replace").strip().splitlines()[-3:]
-            raise SparkFailed(f"Spark did not start on {master}: {brief(error)} {' / '.join(said)}") from error
+            lines = output.read().decode(errors="replace").splitlines()
+            said = next((line.strip() for line in lines if "Exception" in line or "Error" in line), "")
+            raise SparkFailed(f"Spark did not start on {master}: {said or brief(error)}") from error

@@ -4,8 +4,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pytest
 
 from engine.manifest import EVENT_TIMESTAMP
+from spark_export import shipment
 from tests.spark_export.lab import KEY, NOW, TIMESTAMP, Lab, ago
 
 
@@ -111,6 +113,16 @@ def test_without_a_timestamp_field_a_row_is_as_old_as_the_run_that_ships_it(lab:
     assert second[("a",)] == first[("a",)]
     assert second[("b",)] > first[("b",)]
     assert lab.newest().watermark == second[("b",)]
+
+
+def test_more_changed_keys_than_are_sent_around_are_joined(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipment, "_BROADCAST_KEYS", 10)
+    lab.define({"n": "int64"})
+    for day in (2, 1):
+        lab.put([{KEY: f"d{i}", "n": day, TIMESTAMP: ago(days=day)} for i in range(50)])
+        lab.export()
+    assert lab.newest().rows == 50
+    assert {row["n"] for row in lab.served().values()} == {1}
 
 
 def test_a_query_is_run_once(lab: Lab) -> None:
