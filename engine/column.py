@@ -1,7 +1,6 @@
 """One feature of all keys of an answer, as the kernels gathered it, and as Arrow."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,19 +63,20 @@ class Column:
         self._memory = memory
         self._offsets = offsets
 
-    @cached_property
+    @property
     def values(self) -> npt.NDArray[Any]:
         """The values of a fixed-width feature.
 
         Raises:
             LookupInvalid: the feature is a string, bytes or a variable list.
         """
+        dtype = _NUMPY_TYPES.get(self.feature.type)
+        if dtype is not None:
+            return self._memory.view(dtype)
         size = embedding_size(self.feature.type)
-        if size:
-            return self._memory.view(np.float32).reshape(-1, size)
-        if self.feature.type not in _NUMPY_TYPES:
+        if size is None:
             raise LookupInvalid(f"{self.reference} is {self.feature.type}, not of fixed width; ask for Arrow or JSON")
-        return self._memory.view(_NUMPY_TYPES[self.feature.type])
+        return self._memory.view(np.float32).reshape(-1, size)
 
     @property
     def status(self) -> npt.NDArray[np.uint8]:

@@ -6,7 +6,7 @@ changes are found is the exporter's business and stands in `spark_export.views`.
 
 import re
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Literal, Self
 
 import pyarrow as pa
@@ -37,6 +37,7 @@ WIDENINGS = {("int32", "int64"), ("int32", "float64"), ("float32", "float64")}
 """Type changes that keep every stored value exactly: (old, new)."""
 
 
+@cache
 def embedding_size(feature_type: str) -> int | None:
     """The length of a fixed-size list type such as `float32[64]`; None for every other type."""
     match = _EMBEDDING.fullmatch(feature_type)

@@ -9,6 +9,7 @@ bytes are base64, and a key without a row has the event time 1970-01-01T00:00:00
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def encode(result: LookupResult, join_keys: Mapping[str, list[Any]], *, full_fea
         AmbiguousFeature: two names in the answer are the same.
         LookupInvalid: a time is beyond what RFC 3339 can say.
     """
-    names = [*join_keys, *(_name(column, full_feature_names) for column in result.columns)]
+    names = [*join_keys, *_names(result.plan.references, full_feature_names)]
     _check_distinct(names)
     fragments = Fragments()
     times = {view: _event_timestamps(rows) for view, rows in result.views.items()}
@@ -55,18 +56,20 @@ def encode(result: LookupResult, join_keys: Mapping[str, list[Any]], *, full_fea
     return dumps({"metadata": {"feature_names": names}, "results": results})
 
 
-def _name(column: Column, full: bool) -> str:
-    view, _, name = column.reference.partition(":")
-    return f"{view}__{name}" if full else name
+@lru_cache(maxsize=256)
+def _names(references: tuple[str, ...], full: bool) -> list[str]:
+    pairs = (reference.split(":") for reference in references)
+    return [f"{view}__{name}" if full else name for view, name in pairs]
 
 
 def _check_distinct(names: list[str]) -> None:
+    if len(set(names)) == len(names):
+        return
     repeated = ", ".join(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise AmbiguousFeature(
-            f"the answer would have more than one {repeated}; ask for each feature once, and set full_feature_names to "
-            f"tell apart those of several views"
-        )
+    raise AmbiguousFeature(
+        f"the answer would have more than one {repeated}; ask for each feature once, and set full_feature_names to "
+        f"tell apart those of several views"
+    )
 
 
 def _values_of(column: Column) -> Any:
