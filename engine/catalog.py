@@ -38,6 +38,7 @@ class SegmentRecord(_Record):
     """One segment: a base generation (an environment of its own) or an overlay (chunks in the live environment).
 
     `first_seq` … `last_seq` are the log entries whose changes it holds; a row's origin is a position in `origins`.
+    `offsets` are where the chunks of a base begin in its environment's file.
     """
 
     id: str
@@ -47,6 +48,7 @@ class SegmentRecord(_Record):
     last_seq: int
     last_entry: str
     chunks: int
+    offsets: tuple[int, ...] = ()
     rows: int
     tombstones: int
     bytes: int

@@ -1,13 +1,15 @@
-"""Open the LMDB environments of a store, each once per process, as LMDB demands.
+"""Open the LMDB environments of a store.
 
     <store>/live/                      one mutable environment: catalog and overlay segments; small
     <store>/generations/<view>/<id>/   one environment per base generation, never written after it is committed
 
-An environment closes when the last object that refers to it goes: whoever holds an address in a map must hold its
-environment too. A process that forked with an environment open cannot use it, so a process that forks opens none.
+The live environment is opened once per process, as LMDB demands, and closes when the last object that refers to it
+goes: whoever holds an address in its map must hold it too. A process that forked with it open cannot use it, so a
+process that forks does not open it.
 """
 
 import errno
+import mmap
 import os
 import shutil
 import threading
@@ -24,6 +26,8 @@ from engine.errors import StoreDamaged, StoreFull, StoreLocked, StoreNotFound
 LIVE_MAP_SIZE = 256 << 30
 """Address space, not disk: a map that never has to grow never has to move."""
 MAX_READERS = 2048
+DATA = "data.mdb"
+"""The file of an environment that holds its pages."""
 
 
 def live_path(store: Path) -> Path:
@@ -41,27 +45,12 @@ def generation_path(store: Path, view: str, generation_id: str) -> Path:
     return generations_path(store, view) / generation_id
 
 
-class Environment:
-    """One open LMDB environment."""
-
-    def __init__(self, path: Path, env: lmdb.Environment) -> None:
-        self.path = path
-        self.env = env
-
-
-class ReadTransaction:
-    """A read transaction: while it is held, its environment stays open and no page that it shows is used again."""
-
-    def __init__(self, environment: Environment) -> None:
-        self.environment = environment
-        self.lmdb = environment.env.begin(buffers=True)
-
-
-class LiveEnvironment(Environment):
+class LiveEnvironment:
     """The mutable environment of a store, with its two databases: the catalog and the overlays' chunks."""
 
     def __init__(self, path: Path, env: lmdb.Environment, *, writable: bool) -> None:
-        super().__init__(path, env)
+        self.path = path
+        self.env = env
         self.writable = writable
         self.catalog = env.open_db(b"catalog", create=writable)
         self.segments = env.open_db(b"segments", create=writable)
@@ -78,8 +67,16 @@ class LiveEnvironment(Environment):
         return last
 
 
+class ReadTransaction:
+    """A read transaction on the live environment, which stays open while it is held, as no page that it shows is used
+    again."""
+
+    def __init__(self, live: LiveEnvironment) -> None:
+        self.live = live
+        self.lmdb = live.env.begin(buffers=True)
+
+
 _live: "WeakValueDictionary[Path, LiveEnvironment]" = WeakValueDictionary()
-_generations: "WeakValueDictionary[Path, Environment]" = WeakValueDictionary()
 _opening = threading.Lock()
 
 
@@ -97,7 +94,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         if live is None:
             if writable:
                 path.mkdir(parents=True, exist_ok=True)
-            elif not (path / "data.mdb").is_file():
+            elif not (path / DATA).is_file():
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
             env = _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=2, max_readers=MAX_READERS)
             try:
@@ -109,24 +106,24 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         return live
 
 
-def open_generation(path: Path) -> Environment:
-    """A committed base generation, for reading; it needs no lock file, since nobody writes.
+def map_generation(path: Path) -> memoryview:
+    """The file of a committed base generation, mapped for reading for as long as a view of it is held.
+
+    Nobody writes it, so it needs neither LMDB's lock nor a transaction; and LMDB's binding, asked for a value, first
+    touches every page of it, which of all chunks together would be the whole store.
 
     Raises:
-        StoreDamaged: it is missing, or LMDB does not accept it.
+        StoreDamaged: it cannot be mapped.
     """
-    path = path.resolve()
-    with _opening:
-        generation = _generations.get(path)
-        if generation is None:
-            try:
-                size = (path / "data.mdb").stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
-                raise StoreDamaged(
-                    f"generation {path} is missing, though the catalog names it; load the view again"
-                ) from None
-            generation = _generations[path] = Environment(path, _open(path, readonly=True, map_size=size, lock=False))
-        return generation
+    try:
+        with (path / DATA).open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:
+        raise StoreDamaged(
+            f"generation {path} is missing, though the catalog names it ({error}); load the view again"
+        ) from error
+    content.madvise(mmap.MADV_RANDOM)
+    return memoryview(content)
 
 
 @contextmanager

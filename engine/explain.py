@@ -16,7 +16,7 @@ from engine.kernels import finding, gathering
 from engine.key_columns import Entities, KeyColumns
 from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE_BIT
 from engine.lookup import FoundRows, find_rows, gather_columns, judge_rows
-from engine.version import BaseGeneration, StoreVersion, ViewVersion
+from engine.version import StoreVersion, ViewVersion, read_generation
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,10 @@ def explain(store: Path, version: StoreVersion, view: str, entities: Entities) -
     keys = KeyColumns(entities)
     histories: list[list[StoredRow]] = [[] for _ in range(keys.count)]
     places = ["overlay"] * (len(current.segments) - 1) + ["base"]
-    for place, segment in zip(places, current.segments, strict=True):
-        _add_rows(histories, ViewVersion(current.record, current.base, (segment,), current.transaction), keys, place)
-    for kept in current.record.kept:
-        generation = BaseGeneration(store, kept)
-        _add_rows(
-            histories, ViewVersion(current.record, generation, (generation.segment,), current.transaction), keys, "kept"
-        )
+    segments = [*zip(places, current.segments, strict=True)]
+    segments += [("kept", read_generation(store, kept)) for kept in current.record.kept]
+    for place, segment in segments:
+        _add_rows(histories, ViewVersion(current.record, (segment,), current.transaction), keys, place)
     return histories
 
 

@@ -1,7 +1,7 @@
 """One version of a store, as one read transaction shows it: every view's segments, ready for the kernels.
 
-A view's version owns the transactions and environments that its addresses point into; whoever computes on those
-addresses holds it meanwhile. What leaves it is a copy.
+A view's version owns the transaction and the maps that its addresses point into; whoever computes on those addresses
+holds it meanwhile. What leaves it is a copy.
 """
 
 import copy
@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import numpy.typing as npt
 
 from engine import catalog
-from engine.environment import LiveEnvironment, ReadTransaction, generation_path, open_generation
+from engine.environment import LiveEnvironment, ReadTransaction, generation_path, map_generation
 from engine.errors import StoreDamaged, UnknownFeature
 from engine.kernels import matrix
 from engine.layout import RowLayout, Storage, storage_of
@@ -63,33 +62,22 @@ class LookupPlan:
     order: tuple[tuple[int, int], ...]
 
 
-class BaseGeneration:
-    """An open base generation and its segment."""
-
-    def __init__(self, store: Path, record: catalog.SegmentRecord) -> None:
-        path = generation_path(store, record.view_schema.name, record.id)
-        self._transaction = ReadTransaction(open_generation(path))
-        self.segment = read_segment(self._transaction, record, None)
-
-
 class ViewVersion:
     """One view's rows: its segments, newest first, and the tables that the kernels read them by.
 
     Args:
-        transaction: what the overlays were read in.
+        transaction: what the overlays were read in. A base's file stays mapped while its segment is held.
         raw: the record as it stands in the catalog.
     """
 
     def __init__(
         self,
         record: catalog.ViewRecord,
-        base: BaseGeneration,
         segments: Sequence[Segment],
         transaction: ReadTransaction,
         raw: bytes = b"",
     ) -> None:
         self.record = record
-        self.base = base
         self.segments = tuple(segments)
         self.transaction = transaction
         self.raw = raw
@@ -194,10 +182,10 @@ def read_version(store: Path, live: LiveEnvironment, previous: StoreVersion | No
             views[name] = old.carried_over(transaction)
             continue
         record = catalog.decode_view(value)
-        same_base = old is not None and old.record.base == record.base
-        base = old.base if old is not None and same_base else BaseGeneration(store, record.base)
-        overlays = [read_segment(transaction, overlay, live.segments) for overlay in record.overlays]
-        views[name] = ViewVersion(record, base, (*overlays, base.segment), transaction, value)
+        known = {segment.record.id: segment for segment in old.segments} if old is not None else {}
+        overlays = [known.get(overlay.id) or read_overlay(transaction, overlay) for overlay in record.overlays]
+        base = known.get(record.base.id) or read_generation(store, record.base)
+        views[name] = ViewVersion(record, (*overlays, base), transaction, value)
     return StoreVersion(
         id=transaction.lmdb.id(),
         store=catalog.store_in(raw),
@@ -207,13 +195,23 @@ def read_version(store: Path, live: LiveEnvironment, previous: StoreVersion | No
     )
 
 
-def read_segment(transaction: ReadTransaction, record: catalog.SegmentRecord, db: lmdb._Database | None) -> Segment:
-    """A segment's chunks, as views of the map that end with the transaction; raises StoreDamaged."""
-    path, chunks = transaction.environment.path, []
+def read_overlay(transaction: ReadTransaction, record: catalog.SegmentRecord) -> Segment:
+    """An overlay, whose chunks are views of the map that end with the transaction; raises StoreDamaged."""
+    live, chunks = transaction.live, []
     for number in range(record.chunks):
         key = catalog.chunk_key(record.id, number)
-        value = transaction.lmdb.get(key, db=db)
+        value = transaction.lmdb.get(key, db=live.segments)
         if value is None:
-            raise StoreDamaged(f"{path} has no chunk {key.decode()}, though the catalog names it; load the view again")
-        chunks.append(Chunk(value, f"{path} chunk {key.decode()}"))
+            raise StoreDamaged(
+                f"{live.path} has no chunk {key.decode()}, though the catalog names it; load the view again"
+            )
+        chunks.append(Chunk(value, f"{live.path} chunk {key.decode()}"))
+    return Segment(record, chunks)
+
+
+def read_generation(store: Path, record: catalog.SegmentRecord) -> Segment:
+    """A base, whose chunks keep its file mapped; raises StoreDamaged."""
+    path = generation_path(store, record.view_schema.name, record.id)
+    content = map_generation(path)
+    chunks = [Chunk(content[offset:], f"{path} chunk {number}") for number, offset in enumerate(record.offsets)]
     return Segment(record, chunks)

@@ -64,6 +64,7 @@ def load_snapshot(
             last_seq=manifest.seq,
             last_entry=manifest.id,
             chunks=len(builder.chunks),
+            offsets=tuple(chunk["offset"] for chunk in builder.chunks),
             rows=manifest.rows,
             tombstones=0,
             bytes=sum(chunk["bytes"] for chunk in builder.chunks),

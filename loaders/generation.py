@@ -4,6 +4,7 @@ A generation is built aside, chunk by chunk, each committed and on disk before t
 the chunk that it died in. Only a complete one gets its name, and only then may the catalog mention it.
 """
 
+import ctypes
 import itertools
 import os
 import shutil
@@ -13,14 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import orjson
 import pyarrow as pa
 
 from engine.catalog import chunk_key
-from engine.environment import generation_path, generations_path, store_full_named
-from engine.errors import FileDamaged
+from engine.environment import DATA, generation_path, generations_path, store_full_named
+from engine.errors import FileDamaged, StoreDamaged
 from engine.export_root import sync_directory
-from engine.layout import RowLayout
+from engine.kernels.memory import address_of
+from engine.layout import MAGIC, RowLayout
 from loaders.arrow_rows import encode
 from loaders.published_rows import EntryReader, RowGroup
 from loaders.segment_writer import ChunkBuilder
@@ -31,6 +34,8 @@ CHUNK_BYTES = 128 << 20
 _MAP_SIZE = 4 << 40
 _BUILDING = ".building-"
 _FOLD = "-fold-"
+_PAGE_HEADER = 16
+"""The bytes between the start of a page and that of a value that fills pages of its own."""
 _PROGRESS = b"progress"
 
 Progress = Callable[[int], None]
@@ -53,7 +58,7 @@ class GenerationBuilder:
             self._building.mkdir(parents=True, exist_ok=True)
             self._env = lmdb.open(str(self._building), map_size=_MAP_SIZE, lock=False)
         self.chunks = _progress(self._env)
-        """What each chunk written so far holds: its rows and bytes."""
+        """What each chunk written so far holds, and where it begins in the file."""
 
     def add(self, chunk: ChunkBuilder) -> None:
         """Append a chunk; when this returns it is on disk.
@@ -64,10 +69,17 @@ class GenerationBuilder:
         value, max_hash = chunk.finish(), int(chunk.hashes[-1])
         if self.chunks and int(chunk.hashes[0]) <= self.chunks[-1]["max_hash"]:
             raise FileDamaged(f"{self.path}: two chunks share a first hash; export with another number of shards")
-        chunks = [*self.chunks, {"rows": chunk.rows, "bytes": value.size, "max_hash": max_hash}]
-        with store_full_named(self.path), self._env.begin(write=True) as transaction:
-            transaction.put(chunk_key(self.id, len(self.chunks)), value.data)
+        key, written = chunk_key(self.id, len(self.chunks)), {"rows": chunk.rows, "bytes": value.size}
+        with store_full_named(self.path), self._env.begin(write=True, buffers=True) as transaction:
+            transaction.put(key, value.data)
+            offset = _offset_of(transaction, key, self._env.stat()["psize"])
+            chunks = [*self.chunks, written | {"offset": offset, "max_hash": max_hash}]
             transaction.put(_PROGRESS, orjson.dumps(chunks))
+        with (self._building / DATA).open("rb") as file:
+            if os.pread(file.fileno(), len(MAGIC), offset) != MAGIC:
+                raise StoreDamaged(
+                    f"{self.path}: LMDB keeps a chunk elsewhere than at {offset}; this is a defect of Shoal"
+                )
         self.chunks = chunks
 
     def complete(self) -> None:
@@ -86,6 +98,13 @@ class GenerationBuilder:
         """Remove what was built, unless it was completed."""
         self._env.close()
         shutil.rmtree(self._building, ignore_errors=True)
+
+
+def _offset_of(transaction: lmdb.Transaction, key: bytes, page_size: int) -> int:
+    """Where in the file a value begins that fills pages of its own. The number of the first stands at its start."""
+    value = np.frombuffer(transaction.get(key) or b"", np.uint8)
+    page = ctypes.c_uint64.from_address(address_of(value) - _PAGE_HEADER).value
+    return page * page_size + _PAGE_HEADER
 
 
 def _progress(env: lmdb.Environment) -> list[dict[str, int]]:

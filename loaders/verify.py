@@ -15,7 +15,7 @@ from engine.export_root import ExportRoot
 from engine.feature_store import FeatureStore
 from engine.manifest import Manifest
 from engine.segment import Segment
-from engine.version import BaseGeneration, ViewVersion
+from engine.version import ViewVersion, read_generation
 from loaders.published_rows import EntryReader
 
 
@@ -91,8 +91,7 @@ def _check_segment(segment: Segment) -> tuple[int, int]:
 
 
 def _check_generation(path: Path, record: SegmentRecord) -> tuple[int, int]:
-    generation = BaseGeneration(path, record)  # Held until its chunks are checked: they lie in its map.
-    return _check_segment(generation.segment)
+    return _check_segment(read_generation(path, record))
 
 
 def _check_directories(path: Path, view: str, version: ViewVersion) -> Iterator[Checked]:

@@ -90,7 +90,7 @@ def version(view: ViewSchema, segments: Sequence[Segment]) -> StoreVersion:
         applied_at=NOW,
         watermark=None,
     )
-    # Its chunks lie in this process's own memory: there is no environment and no transaction that could end.
+    # Its chunks lie in this process's own memory: there is no transaction that could end.
     nothing: Any = None
-    at_version = ViewVersion(view_record, nothing, segments, nothing)
+    at_version = ViewVersion(view_record, segments, nothing)
     return StoreVersion(id=1, store=StoreRecord(), views={view.name: at_version}, services={}, troubles={})

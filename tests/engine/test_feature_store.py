@@ -1,0 +1,358 @@
+"""A store and its versions: what opens, what does not, what a version keeps alive and what it lets go."""
+
+import gc
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+from engine import FeatureStore
+from engine.environment import generation_path, live_path, map_generation, open_live
+from engine.errors import StoreDamaged, StoreLocked, StoreNotFound, UnknownFeature
+from engine.export_root import ExportRoot
+from loaders.apply import roll_back
+from loaders.load import catch_up
+from loaders.store_writer import StoreWriter
+from tests import stores
+
+VIEW = stores.schema("doc", key="int64", a="int64", text="string")
+OTHER = stores.schema("other", key="int64", a="int64")
+KEYS = {"doc_id": list(range(40)), "other_id": 1}
+
+
+def rows(value: int, count: int = 40) -> list[stores.Row]:
+    return [{"doc_id": number, "a": value, "text": f"{value} " * 50} for number in range(count)]
+
+
+def other(value: int) -> list[stores.Row]:
+    return [{"other_id": number, "a": value} for number in range(40)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> ExportRoot:
+    return ExportRoot(tmp_path / "root")
+
+
+@pytest.fixture
+def store(tmp_path: Path, root: ExportRoot) -> Path:
+    """A store of two views, of which the first has a base and an overlay."""
+    stores.publish_snapshot(root, VIEW, rows(1))
+    stores.publish_delta(root, VIEW, rows(2, 20))
+    stores.publish_snapshot(root, OTHER, other(1))
+    stores.load(tmp_path / "store", root)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def writer(store: Path) -> Iterator[StoreWriter]:
+    with StoreWriter(store) as writer:
+        yield writer
+
+
+def follow(writer: StoreWriter, root: ExportRoot, view: str) -> None:
+    catch_up(writer, root, view, stores.Silence())
+
+
+# --- opening --------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_is_no_store_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(StoreNotFound, match="is no Shoal store; `shoal load"):
+            FeatureStore.open(path)
+    (tmp_path / "live").write_text("a file")
+    with pytest.raises(StoreNotFound):
+        FeatureStore.open(tmp_path)
+
+
+def test_a_store_into_which_nothing_was_loaded_is_told(tmp_path: Path) -> None:
+    live_path(tmp_path).mkdir()
+    lmdb.open(str(live_path(tmp_path)), max_dbs=2).close()
+    with pytest.raises(StoreNotFound, match="nothing was loaded"):
+        FeatureStore.open(tmp_path)
+
+
+def test_a_store_whose_writer_has_only_just_begun_has_no_views(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path):
+        store = FeatureStore.open(tmp_path)
+    assert store.version().views == {}
+    with pytest.raises(UnknownFeature, match="no view 'doc'; it has none"):
+        store.lookup(["doc:a"], KEYS)
+
+
+@pytest.mark.parametrize("content", [b"x" * 8192, bytes(8192)])
+def test_a_live_environment_that_is_none_is_damaged(tmp_path: Path, content: bytes) -> None:
+    live_path(tmp_path).mkdir()
+    (live_path(tmp_path) / "data.mdb").write_bytes(content)
+    with pytest.raises(StoreDamaged, match="cannot be opened"):
+        FeatureStore.open(tmp_path)
+
+
+def test_a_generation_that_is_missing_is_damage(store: Path) -> None:
+    (generation,) = (store / "generations" / "doc").iterdir()
+    shutil.rmtree(generation)
+    with pytest.raises(StoreDamaged, match=f"{generation.name} is missing, though the catalog names it"):
+        FeatureStore.open(store)
+
+
+@pytest.mark.parametrize("size", [0, 1, 8192, 12288, -4096])
+def test_a_generation_cut_short_is_damage(store: Path, size: int) -> None:
+    (generation,) = (store / "generations" / "doc").iterdir()
+    content = (generation / "data.mdb").read_bytes()
+    (generation / "data.mdb").write_bytes(content[:size])
+    with pytest.raises(StoreDamaged):
+        FeatureStore.open(store)
+
+
+def test_a_generation_that_is_no_environment_is_damage(store: Path) -> None:
+    (generation,) = (store / "generations" / "doc").iterdir()
+    (generation / "data.mdb").write_bytes(b"x" * 100_000)
+    with pytest.raises(StoreDamaged, match="expected b'SHOALSEG'"):
+        FeatureStore.open(store)
+
+
+def test_a_generation_that_vanishes_in_part_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(StoreDamaged, match="is missing"):
+        map_generation(generation_path(tmp_path, "doc", "1"))
+    generation_path(tmp_path, "doc", "1").mkdir(parents=True)
+    with pytest.raises(StoreDamaged, match="is missing"):
+        map_generation(generation_path(tmp_path, "doc", "1"))
+    (generation_path(tmp_path, "doc", "1") / "data.mdb").touch()
+    with pytest.raises(StoreDamaged, match="is missing"):
+        map_generation(generation_path(tmp_path, "doc", "1"))
+
+
+@pytest.mark.parametrize("database", [b"segments", b"catalog"])
+def test_a_chunk_or_a_record_that_is_wrong_is_damage(store: Path, tmp_path: Path, database: bytes) -> None:
+    shutil.copytree(store, tmp_path / "copy")
+    env = lmdb.open(str(live_path(tmp_path / "copy")), max_dbs=2)
+    with env.begin(write=True) as transaction:
+        db = env.open_db(database, transaction)
+        keys = [bytes(key) for key, _ in transaction.cursor(db=db) if not key.startswith((b"s", b"trouble"))]
+        transaction.put(keys[0], b"{}" * 4096, db=db)
+    env.close()
+    with pytest.raises(StoreDamaged, match=r"cannot be read|expected b'SHOALSEG'"):
+        FeatureStore.open(tmp_path / "copy")
+    env = lmdb.open(str(live_path(tmp_path / "copy")), max_dbs=2)
+    with env.begin(write=True) as transaction:
+        transaction.delete(keys[0], db=env.open_db(database, transaction))
+    env.close()
+    if database == b"segments":
+        with pytest.raises(StoreDamaged, match=r"has no chunk .*, though the catalog names it"):
+            FeatureStore.open(tmp_path / "copy")
+    else:
+        assert set(FeatureStore.open(tmp_path / "copy").version().views) == {"other"}
+
+
+def test_a_process_that_reads_a_store_cannot_begin_to_write_it(store: Path) -> None:
+    gc.collect()
+    reader = FeatureStore.open(store)
+    with pytest.raises(StoreLocked, match="is open for reading in this process"):
+        StoreWriter(store)
+    del reader
+    StoreWriter(store).close()
+
+
+def test_opening_a_store_reads_a_small_part_of_it(tmp_path: Path, root: ExportRoot) -> None:
+    wide = stores.schema("wide", key="int64", vector="float32[4096]")
+    vectors = np.random.default_rng(1).random((1500, 4096), np.float32)
+    stores.publish_snapshot(root, wide, [{"wide_id": n, "vector": v} for n, v in enumerate(vectors)], files=1)
+    stores.load(tmp_path / "store", root)
+    gc.collect()
+    (generation,) = (tmp_path / "store" / "generations" / "wide").iterdir()
+    _forget(generation / "data.mdb")
+    before = _read_from_disk()
+    store = FeatureStore.open(tmp_path / "store")
+    opened = _read_from_disk()
+    found = store.lookup(["wide:vector"], {"wide_id": [7]})
+    np.testing.assert_array_equal(found["wide:vector"].values[0], vectors[7])
+    if _read_from_disk() == opened:
+        pytest.skip("this file system does not give up what it holds in memory")
+    assert (generation / "data.mdb").stat().st_size > 20 << 20
+    assert opened - before < 1 << 20
+    assert _read_from_disk() - before < 2 << 20
+
+
+def test_a_store_opened_and_let_go_leaves_nothing_behind(store: Path) -> None:
+    def open_and_look() -> None:
+        opened = FeatureStore.open(store)
+        assert opened.lookup(["doc:a", "other:a"], KEYS).keys == 40
+        again = FeatureStore.open(store)
+        assert again.version().id == opened.version().id
+
+    open_and_look()
+    gc.collect()
+    before = _descriptors(), _mapped(store)
+    for _ in range(20):
+        open_and_look()
+    assert (_descriptors(), _mapped(store)) == before
+
+
+def test_a_version_in_use_lets_its_store_be_opened_again(store: Path) -> None:
+    gc.collect()
+    version = FeatureStore.open(store).version()
+    assert FeatureStore.open(store).version().id == version.id
+    view = version.view("doc")
+    del version
+    assert FeatureStore.open(store).version().view("doc").record == view.record
+
+
+# --- versions -------------------------------------------------------------------------------------------------
+
+
+def test_a_lookup_sees_what_was_committed_last(writer: StoreWriter, root: ExportRoot, store: Path) -> None:
+    reader = FeatureStore.open(store)
+    versions = [reader.version().id]
+    for value in range(3, 8):
+        stores.publish_delta(root, VIEW, rows(value))
+        follow(writer, root, "doc")
+        result = reader.lookup(["doc:a"], KEYS)
+        assert set(result.to_pydict()["doc:a"]) == {value}
+        assert result.version == reader.version().id
+        versions.append(result.version)
+    assert versions == sorted(set(versions))
+
+
+def test_a_version_is_read_once(store: Path) -> None:
+    reader = FeatureStore.open(store)
+    assert reader.version() is reader.version()
+    reader.lookup(["doc:a"], KEYS)
+    assert reader.version().view("doc").program(("a",)) is reader.version().view("doc").program(("a",))
+
+
+def test_a_new_version_takes_over_what_did_not_change(writer: StoreWriter, root: ExportRoot, store: Path) -> None:
+    reader = FeatureStore.open(store)
+    before = reader.version()
+    stores.publish_delta(root, OTHER, other(2))
+    follow(writer, root, "other")
+    after = reader.version()
+    assert after.id > before.id
+    assert after.view("doc").segments is before.view("doc").segments
+    assert after.view("doc").transaction is not before.view("doc").transaction
+    assert after.view("other").segments[1:] == before.view("other").segments
+    assert after.view("other").segments[-1] is before.view("other").segments[-1]
+    stores.publish_delta(root, OTHER, other(3)[:1])
+    follow(writer, root, "other")
+    assert reader.version().view("other").segments[1] is after.view("other").segments[0]
+
+
+def test_versions_let_go_leave_no_reader_behind(writer: StoreWriter, root: ExportRoot, store: Path) -> None:
+    reader = FeatureStore.open(store)
+    for value in range(12):
+        stores.publish_delta(root, OTHER, other(value))
+        follow(writer, root, "other")
+        reader.lookup(["doc:a", "other:a"], KEYS)
+    gc.collect()
+    live = open_live(store)
+    # The reader's and the writer's version, and one transaction kept for the next.
+    assert len([line for line in live.env.readers().splitlines()[1:] if not line.endswith("-")]) <= 2
+
+
+def test_a_views_version_stays_intact_while_it_is_held(writer: StoreWriter, root: ExportRoot, store: Path) -> None:
+    reader = FeatureStore.open(store)
+    held = reader.version().view("doc")
+    before = [chunk.bytes.tobytes() for segment in held.segments for chunk in segment.chunks]
+    # A commit of another view lets go of the version that it came from; then its overlay is dropped, and its pages
+    # would be the first that new overlays take.
+    stores.publish_delta(root, OTHER, other(0))
+    follow(writer, root, "other")
+    reader.version()
+    roll_back(writer, "doc", held.record.base.id)
+    for value in range(20):
+        stores.publish_delta(root, OTHER, other(value))
+        follow(writer, root, "other")
+        reader.version()
+    assert [chunk.bytes.tobytes() for segment in held.segments for chunk in segment.chunks] == before
+    for segment in held.segments:
+        for chunk in segment.chunks:
+            chunk.verify()
+
+
+def test_an_answer_does_not_change_with_the_store(writer: StoreWriter, root: ExportRoot, store: Path) -> None:
+    reader = FeatureStore.open(store)
+    result = reader.lookup(["doc:*"], KEYS)
+    for value in range(10, 16):
+        stores.publish_delta(root, VIEW, rows(value))
+        follow(writer, root, "doc")
+        reader.lookup(["doc:a"], KEYS)
+    assert result.to_pydict()["doc:a"] == [2] * 20 + [1] * 20
+    assert result.to_pydict()["doc:text"] == ["2 " * 50] * 20 + ["1 " * 50] * 20
+
+
+DIES_IN_A_COMMIT = """
+import sys
+from pathlib import Path
+from engine.errors import DeltaGap
+from loaders.store_writer import StoreWriter
+writer = StoreWriter(Path(sys.argv[1]))
+print(writer.version().id, flush=True)
+writer.note_trouble("doc", DeltaGap("half way"))
+writer._live.env.begin(write=True)
+print(writer.version().id, flush=True)
+input()
+"""
+_LAST_TRANSACTION = 48
+"""Where LMDB keeps the id of the last transaction in its lock file."""
+
+
+def test_a_writer_that_dies_between_writing_and_announcing_a_commit_confuses_nobody(
+    store: Path, root: ExportRoot
+) -> None:
+    gc.collect()
+    reader = FeatureStore.open(store)
+    command = [sys.executable, "-c", DIES_IN_A_COMMIT, str(store)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        before, after = (int(process.stdout.readline()) for _ in range(2))
+        assert after == before + 1
+        with (live_path(store) / "lock.mdb").open("r+b") as lock:
+            lock.seek(_LAST_TRANSACTION)
+            if struct.unpack("<Q", lock.read(8)) != (after,):
+                pytest.skip("this LMDB keeps the last transaction elsewhere")
+            lock.seek(_LAST_TRANSACTION)
+            lock.write(struct.pack("<Q", before))
+        process.send_signal(signal.SIGKILL)
+    version = reader.version()
+    assert version.id == before
+    assert reader.version() is version
+    stores.publish_delta(root, VIEW, rows(3))
+    load = "import sys; from pathlib import Path; from tests import stores; from engine.export_root import ExportRoot;"
+    load += "stores.load(Path(sys.argv[1]), ExportRoot(sys.argv[2]))"
+    subprocess.run([sys.executable, "-c", load, str(store), str(root)], check=True)
+    assert reader.version().id > after
+    assert set(reader.lookup(["doc:a"], KEYS).to_pydict()["doc:a"]) == {3}
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _mapped(store: Path) -> int:
+    """Bytes of address space that the generations of a store take in this process."""
+    size = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if f"{store}/generations/" in line:
+            start, end = line.split(" ")[0].split("-")
+            size += int(end, 16) - int(start, 16)
+    return size
+
+
+def _forget(path: Path) -> None:
+    """Drop a file from the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _read_from_disk() -> int:
+    """Bytes that this process had to have read from a disk so far."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
