@@ -121,8 +121,11 @@ class EntryReader:
 
 def _conform(table: pa.Table, wanted: pa.Schema, path: str) -> pa.RecordBatch:
     for column in wanted:
-        if column.name not in table.schema.names:
-            raise FileDamaged(f"{path} has no column {column.name!r}, which its manifest lists as {column.type}")
+        columns = len(table.schema.get_all_field_indices(column.name))
+        if columns != 1:
+            raise FileDamaged(
+                f"{path} has {columns or 'no'} column {column.name!r}, which its manifest lists as {column.type}"
+            )
         found = table.schema.field(column.name).type
         if not _same_type(found, column.type):
             raise FileDamaged(f"{path}: column {column.name!r} is {found}, its manifest says {column.type}")

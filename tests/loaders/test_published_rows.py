@@ -275,6 +275,11 @@ def test_a_column_that_is_missing_is_refused(store: Path, root: ExportRoot, name
     check_refused(store, root, f"has no column '{name}'")
 
 
+def test_a_column_that_stands_twice_is_refused(store: Path, root: ExportRoot) -> None:
+    table = delta_table(VIEW, CHANGED)
+    _refuse_table(store, root, table.append_column("a", pa.array([5] * 20)), "has 2 column 'a'")
+
+
 @pytest.mark.parametrize("vector", [[], [1.0], [1.0, 2.0, 3.0]])
 def test_an_embedding_of_another_length_is_refused(store: Path, root: ExportRoot, vector: list[float]) -> None:
     table = delta_table(VIEW, [row(1), row(2) | {"vector": vector}])
