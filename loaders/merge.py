@@ -72,7 +72,7 @@ class Merge:
     def _ranges(self, rows_per_chunk: int) -> Iterator[tuple[int, int]]:
         """Ranges of first hashes, both ends included, that hold about so many rows each."""
         largest = max(self._segments, key=lambda segment: segment.record.rows + segment.record.tombstones)
-        bounds = [int(hash_) for chunk in largest.chunks for hash_ in chunk.hashes[::rows_per_chunk]]
+        bounds = sorted({int(hash_) for chunk in largest.chunks for hash_ in chunk.hashes[::rows_per_chunk]})
         lowest, highest = -(2**63), 2**63 - 1
         for low, after in zip([lowest, *bounds[1:]], [*bounds[1:], None], strict=True):
             yield low, highest if after is None else after - 1
