@@ -37,7 +37,7 @@ def publish(
     **changes: Any,
 ) -> Manifest:
     """Publish tables, a file each, as the view's next entry: a delta if they have tombstones, else a snapshot."""
-    published = root.sequence_numbers(view.name)
+    published = root.sequence_numbers(view.name) if "parent" not in changes else []
     parent = root.entry(view.name, published[-1]) if published else None
     is_delta = any(TOMBSTONE in table.schema.names for table in tables)
     kind = changes.get("kind", "delta" if is_delta else "snapshot")
