@@ -16,7 +16,9 @@ from loaders.store_writer import NewOverlay, StoreWriter, overlay_id
 TIER_GROWTH = 4
 MAX_OVERLAYS = 6
 FOLD_SHARE = 0.25
-"""Overlays are folded once they have more than so many rows per row of the base."""
+FOLD_LEAST_ROWS = 10_000
+"""Overlays are folded once they have more than so many rows per row of the base, and more than so many at all: those of
+a tiny view would outgrow it with every delta, and cost nothing."""
 
 
 def overlays_to_merge(overlays: Sequence[SegmentRecord]) -> int:
@@ -34,7 +36,7 @@ def overlays_to_merge(overlays: Sequence[SegmentRecord]) -> int:
 def should_fold(record: ViewRecord) -> bool:
     """Whether a view's overlays have outgrown their share of its base."""
     changed = sum(overlay.rows + overlay.tombstones for overlay in record.overlays)
-    return changed > FOLD_SHARE * record.base.rows
+    return changed > max(FOLD_LEAST_ROWS, FOLD_SHARE * record.base.rows)
 
 
 def merge_overlays(writer: StoreWriter, view: str) -> bool:

@@ -191,6 +191,16 @@ def _gather_words_4(
     return nulls
 
 
+@njit(inline="always")
+def _is_alike(instructions: Any) -> Any:
+    """Whether all segments have a feature in the same place and form, as those of one schema have."""
+    different = 0
+    for segment in range(1, instructions.shape[0]):
+        for part in range(PROGRAM_COLUMNS):
+            different |= instructions[segment, part] ^ instructions[0, part]
+    return different == 0
+
+
 @njit(nogil=True, cache=True)
 def gather(
     address: Any, chunk_of: Any, chunks: Any, program: Any, outputs: Any, arena: int, valid: Any, nulls: Any, at: Any
@@ -209,7 +219,6 @@ def gather(
         at: int64[features], becomes where in the arena each column begins.
     """
     keys = address.size
-    one_layout = program.shape[0] == 1
     nulls[:] = 0
     position = 0
     for feature in range(outputs.shape[0]):
@@ -219,7 +228,7 @@ def gather(
         end = min(start + BLOCK, keys)
         for feature in range(outputs.shape[0]):
             to = arena + at[feature]
-            if one_layout and program[0, feature, OPERATION] == _COPY_4:
+            if program[0, feature, OPERATION] == _COPY_4 and _is_alike(program[:, feature]):
                 nulls[feature] += _gather_words_4(
                     address, start, end, program[0, feature], outputs[feature, NULL_PATTERN], to, valid[feature]
                 )

@@ -15,7 +15,15 @@ from engine.environment import generations_path
 from engine.export_root import ExportRoot
 from loaders import compaction
 from loaders.apply import apply_delta, load_snapshot, roll_back
-from loaders.compaction import MAX_OVERLAYS, TIER_GROWTH, fold, merge_overlays, overlays_to_merge, should_fold
+from loaders.compaction import (
+    FOLD_LEAST_ROWS,
+    MAX_OVERLAYS,
+    TIER_GROWTH,
+    fold,
+    merge_overlays,
+    overlays_to_merge,
+    should_fold,
+)
 from loaders.store_writer import StoreWriter
 from tests import stores
 
@@ -115,9 +123,10 @@ def test_overlays_are_folded_when_they_outgrow_their_share() -> None:
 
     assert not should_fold(record(100))
     assert not should_fold(record(0))
-    assert not should_fold(record(100, 10, 15))
-    assert should_fold(record(100, 10, 16))
-    assert should_fold(record(0, 1))
+    assert not should_fold(record(100_000, 10_000, 15_000))
+    assert should_fold(record(100_000, 10_000, 15_001))
+    assert not should_fold(record(0, FOLD_LEAST_ROWS))
+    assert should_fold(record(0, FOLD_LEAST_ROWS + 1))
 
 
 # --- that nothing changes -------------------------------------------------------------------------------------
