@@ -27,11 +27,15 @@ ROW_GROUP = 1 << 17
 
 @dataclass(frozen=True)
 class Dataset:
-    """`rows` documents with `features` float32 features each, under a string key `doc_<i>`."""
+    """`rows` documents with `features` float32 features each.
+
+    The last join key tells documents apart (`doc_<i>` for doc_id); those before it are the same for all (`user_7`).
+    """
 
     rows: int
     features: int
     view: str = "docs"
+    join_keys: tuple[str, ...] = ("doc_id",)
 
     @property
     def schema(self) -> ViewSchema:
@@ -39,7 +43,7 @@ class Dataset:
         return ViewSchema.model_validate(
             {
                 "name": self.view,
-                "join_keys": [{"name": "doc_id", "type": "string"}],
+                "join_keys": [{"name": name, "type": "string"} for name in self.join_keys],
                 "features": [{"name": f"f{number}", "type": "float32"} for number in range(self.features)],
             }
         )
@@ -48,6 +52,16 @@ class Dataset:
     def references(self) -> list[str]:
         """All features, as a request names them."""
         return [f"{self.view}:f{number}" for number in range(self.features)]
+
+
+THE_USER = "user_7"
+
+
+def _key_columns(data: Dataset, documents: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
+    own = data.join_keys[-1]
+    columns = {name: pa.array([THE_USER] * documents.size) for name in data.join_keys[:-1]}
+    kind = own.removesuffix("_id")
+    return columns | {own: pa.array([f"{kind}_{document}" for document in documents.tolist()])}
 
 
 def document_keys(documents: npt.NDArray[np.int64]) -> list[str]:
@@ -98,7 +112,7 @@ def _publish(
     )
     directory = root.directory(draft)
     directory.mkdir(parents=True, exist_ok=True)
-    first, second = _hashes(documents)
+    first, second = _hashes(data, documents)
     order = np.lexsort((second, first))
     written = []
     for number, part in enumerate(np.array_split(order, files)):
@@ -120,9 +134,9 @@ def _publish(
     return manifest
 
 
-def _hashes(documents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _hashes(data: Dataset, documents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     blocks = [documents[start : start + KEY_BLOCK] for start in range(0, documents.size, KEY_BLOCK)]
-    pairs = [key_hashes([pa.array(document_keys(block))]) for block in blocks]
+    pairs = [key_hashes(list(_key_columns(data, block).values())) for block in blocks]
     return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
 
 
@@ -148,7 +162,7 @@ def _write_file(
         }
         if delta:
             columns[TOMBSTONE] = pa.array(np.zeros(part.size, np.bool_))
-        columns["doc_id"] = pa.array(document_keys(part))
+        columns |= _key_columns(data, part)
         for number in range(data.features):
             columns[f"f{number}"] = pa.array(values(part, number, change))
         table = pa.table(columns)
