@@ -28,7 +28,8 @@ MAX_HEAP_VALUE = (1 << HEAP_LENGTH_BITS) - 1
 """The longest string, bytes or list value, in bytes; a heap reference is offset << 24 | length."""
 
 ROWS_PER_BUCKET = 4
-"""The directory has at most one bucket per so many rows (and at least half as many)."""
+SMALL_ROWS = 1 << 16
+"""A chunk of so few rows, as most overlays are, has half a megabyte of hashes, which stay in the caches."""
 
 _SECTION_ALIGNMENT = 64
 _VALUE_ALIGNMENT = 16
@@ -180,3 +181,12 @@ def section_start(position: int) -> int:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def most_buckets(rows: int) -> int:
+    """The most buckets that the directory of a chunk has; it has more than half as many.
+
+    A bucket of a large chunk has as many hashes as a cache line. In a small one, where the line is there already, what
+    costs is to compare: it has a bucket a row.
+    """
+    return rows if rows <= SMALL_ROWS else rows // ROWS_PER_BUCKET

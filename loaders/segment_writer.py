@@ -16,10 +16,10 @@ from engine.layout import (
     CHECKSUM_OFFSET,
     HEADER_SIZE,
     ROW_PRESENCE,
-    ROWS_PER_BUCKET,
     TOMBSTONE_BIT,
     ChunkHeader,
     RowLayout,
+    most_buckets,
     section_start,
 )
 from engine.segment import chunk_checksum
@@ -65,7 +65,7 @@ class ChunkBuilder:
         end = self._key_offsets + 4 * (rows + 1)
         self._origins = section_start(end) if with_origins else 0
         self._directory = section_start(self._origins + 2 * rows if with_origins else end)
-        self.heap_start = section_start(self._directory + 4 * (rows // ROWS_PER_BUCKET + 3))
+        self.heap_start = section_start(self._directory + 4 * (most_buckets(rows) + 3))
         self.buffer = GrowingBuffer(self.heap_start)
         self.keys = GrowingBuffer(0)
 
@@ -105,7 +105,7 @@ class ChunkBuilder:
     def finish(self) -> npt.NDArray[np.uint8]:
         """The sealed chunk, uint8[bytes]; the builder is of no further use."""
         lowest, highest = int(self.hashes[0]), int(self.hashes[-1])
-        shift = min(63, max(0, (highest - lowest).bit_length() - max(1, self.rows // ROWS_PER_BUCKET).bit_length() + 1))
+        shift = min(63, max(0, (highest - lowest).bit_length() - most_buckets(self.rows).bit_length() + 1))
         buckets = ((highest - lowest) >> shift) + 1
         heap_end = self.buffer.size
         self.buffer.reserve(max(self.keys.size, MIN_CHUNK_BYTES - heap_end))

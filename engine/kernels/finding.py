@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from engine.kernels.memory import load_i64, load_u32, prefetch
+from engine.layout import SMALL_ROWS
 
 # Columns of the chunk table, int64[chunks, CHUNK_COLUMNS], in which a view's chunks stand, segment after segment.
 MIN_HASH = 0
@@ -65,6 +66,25 @@ def _matching_row(first: int, second: int, chunks: Any, chunk: int, row: int) ->
 
 
 @njit(nogil=True, cache=True)
+def find_in_small_chunk(
+    first: Any, second: Any, start: int, end: int, chunks: Any, chunk: int, address: Any, chunk_of: Any
+) -> None:
+    """`find_in_segment` for a segment of one small chunk: key after key, since there is nothing to prefetch."""
+    least, most, shift = chunks[chunk, MIN_HASH], chunks[chunk, MAX_HASH], np.uint64(chunks[chunk, SHIFT])
+    directory, hashes = chunks[chunk, DIRECTORY], chunks[chunk, HASHES]
+    for key in range(start, end):
+        wanted = first[key]
+        if address[key] != NOT_FOUND or wanted < least or wanted > most:
+            continue
+        bucket = directory + 4 * np.int64(np.uint64(wanted - least) >> shift)
+        for row in range(load_u32(bucket), load_u32(bucket + 4)):
+            if load_i64(hashes + 8 * row) == wanted:
+                address[key] = _matching_row(wanted, second[key], chunks, chunk, row)
+                chunk_of[key] = chunk
+                break
+
+
+@njit(nogil=True, cache=True)
 def find_in_segment(
     first: Any, second: Any, start: int, end: int, chunks: Any, chunk_range: Any, address: Any, chunk_of: Any
 ) -> None:
@@ -115,5 +135,7 @@ def find(first: Any, second: Any, chunks: Any, segments: Any, address: Any, chun
         chunk_of[start:end] = -1
         for segment in range(segments.size - 1):
             chunk_range = (segments[segment], segments[segment + 1])
-            if chunk_range[0] < chunk_range[1]:
+            if chunk_range[1] - chunk_range[0] == 1 and chunks[chunk_range[0], ROWS] <= SMALL_ROWS:
+                find_in_small_chunk(first, second, start, end, chunks, chunk_range[0], address, chunk_of)
+            elif chunk_range[0] < chunk_range[1]:
                 find_in_segment(first, second, start, end, chunks, chunk_range, address, chunk_of)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import StoreDamaged
-from engine.layout import ROWS_PER_BUCKET, RowLayout
+from engine.layout import ROWS_PER_BUCKET, SMALL_ROWS, RowLayout
 from engine.segment import Chunk
 from loaders.arrow_rows import encode
 from loaders.segment_writer import MIN_CHUNK_BYTES, ChunkBuilder
@@ -60,10 +60,13 @@ def test_the_directory_bounds_the_rows_of_each_bucket_whatever_the_hashes(hashes
     _check_directory(chunk, sorted(hashes))
 
 
-def test_a_bucket_of_random_hashes_has_a_cache_line_of_them() -> None:
-    hashes: npt.NDArray[np.int64] = np.random.default_rng(1).integers(LEAST, GREATEST, 10_000)
+@pytest.mark.parametrize(("rows", "per_bucket"), [(SMALL_ROWS, 1), (SMALL_ROWS + 1, ROWS_PER_BUCKET)])
+def test_a_bucket_has_a_cache_line_of_hashes_in_a_large_chunk_and_a_row_or_two_in_a_small(
+    rows: int, per_bucket: int
+) -> None:
+    hashes: npt.NDArray[np.int64] = np.random.default_rng(1).integers(LEAST, GREATEST, rows)
     header = Chunk(sealed(VIEW, rows_at(hashes.tolist())).data, "it").header
-    assert ROWS_PER_BUCKET <= header.rows / header.buckets <= 2 * ROWS_PER_BUCKET
+    assert per_bucket <= header.rows / header.buckets <= 2 * per_bucket
 
 
 def test_a_chunk_fills_pages_of_its_own() -> None:
