@@ -65,23 +65,38 @@ def _matching_row(first: int, second: int, chunks: Any, chunk: int, row: int) ->
     return NOT_FOUND
 
 
+@njit(inline="always")
+def _first_candidate(key_hash: int, chunks: Any, chunk: int, bucket: int) -> Any:
+    """The first row of a bucket, at address `bucket` of the directory, with a first hash, as -1 - row; NOT_FOUND if
+    none has it. The row is asked for: the second hash decides, and stands in it."""
+    for row in range(load_u32(bucket), load_u32(bucket + 4)):
+        if load_i64(chunks[chunk, HASHES] + 8 * row) == key_hash:
+            candidate = chunks[chunk, ROW_DATA] + chunks[chunk, STRIDE] * row
+            for line in range(0, min(chunks[chunk, STRIDE], _PREFETCHED_ROW_BYTES), _CACHE_LINE):
+                prefetch(candidate + line)
+            return -1 - row
+    return NOT_FOUND
+
+
+@njit(inline="always")
+def _decide(first: Any, second: Any, start: int, end: int, chunks: Any, address: Any, chunk_of: Any) -> None:
+    """Turn candidates into addresses."""
+    for key in range(start, end):
+        if address[key] < 0:
+            address[key] = _matching_row(first[key], second[key], chunks, chunk_of[key], -1 - address[key])
+
+
 @njit(nogil=True, cache=True)
 def find_in_small_chunk(
     first: Any, second: Any, start: int, end: int, chunks: Any, chunk: int, address: Any, chunk_of: Any
 ) -> None:
-    """`find_in_segment` for a segment of one small chunk: key after key, since there is nothing to prefetch."""
-    least, most, shift = chunks[chunk, MIN_HASH], chunks[chunk, MAX_HASH], np.uint64(chunks[chunk, SHIFT])
-    directory, hashes = chunks[chunk, DIRECTORY], chunks[chunk, HASHES]
+    """`find_in_segment` for a segment of one small chunk, whose directory and hashes need no prefetching."""
+    least, most = chunks[chunk, MIN_HASH], chunks[chunk, MAX_HASH]
     for key in range(start, end):
-        wanted = first[key]
-        if address[key] != NOT_FOUND or wanted < least or wanted > most:
-            continue
-        bucket = directory + 4 * np.int64(np.uint64(wanted - least) >> shift)
-        for row in range(load_u32(bucket), load_u32(bucket + 4)):
-            if load_i64(hashes + 8 * row) == wanted:
-                address[key] = _matching_row(wanted, second[key], chunks, chunk, row)
-                chunk_of[key] = chunk
-                break
+        if address[key] == NOT_FOUND and least <= first[key] <= most:
+            address[key] = _first_candidate(first[key], chunks, chunk, _bucket(first[key], chunks, chunk))
+            chunk_of[key] = chunk
+    _decide(first, second, start, end, chunks, address, chunk_of)
 
 
 @njit(nogil=True, cache=True)
@@ -105,17 +120,8 @@ def find_in_segment(
     for key in range(start, end):
         if address[key] == NOT_FOUND and chunk_of[key] >= 0:
             chunk = chunk_of[key]
-            bucket = _bucket(first[key], chunks, chunk)
-            for row in range(load_u32(bucket), load_u32(bucket + 4)):
-                if load_i64(chunks[chunk, HASHES] + 8 * row) == first[key]:
-                    address[key] = -1 - row  # A candidate; the second hash decides in the last stage.
-                    candidate = chunks[chunk, ROW_DATA] + chunks[chunk, STRIDE] * row
-                    for line in range(0, min(chunks[chunk, STRIDE], _PREFETCHED_ROW_BYTES), _CACHE_LINE):
-                        prefetch(candidate + line)
-                    break
-    for key in range(start, end):
-        if address[key] < 0:
-            address[key] = _matching_row(first[key], second[key], chunks, chunk_of[key], -1 - address[key])
+            address[key] = _first_candidate(first[key], chunks, chunk, _bucket(first[key], chunks, chunk))
+    _decide(first, second, start, end, chunks, address, chunk_of)
 
 
 @njit(nogil=True, cache=True)
