@@ -74,7 +74,7 @@ class Merge:
         largest = max(self._segments, key=lambda segment: segment.record.rows + segment.record.tombstones)
         bounds = sorted({int(hash_) for chunk in largest.chunks for hash_ in chunk.hashes[::rows_per_chunk]})
         lowest, highest = -(2**63), 2**63 - 1
-        for low, after in zip([lowest, *bounds[1:]], [*bounds[1:], None], strict=True):
+        for low, after in zip([lowest, *bounds[1:]], [*bounds[1:], None], strict=True) if bounds else ():
             yield low, highest if after is None else after - 1
 
     def _pick(self, low: int, high: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
