@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
@@ -127,15 +127,22 @@ def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: 
     ends = itertools.accumulate(group.rows for group in groups)
     remaining = [group for group, end in zip(groups, ends, strict=True) if end > written]
     batches = read_ahead(reader.read, remaining)
-    for plan in chunk_plans(remaining, layout.stride + 8):
-        chunk = ChunkBuilder(layout, sum(group.rows for group in plan), with_origins=False)
-        row = 0
-        for group in plan:
-            batch = next(batches)
-            encode_published(chunk, row, batch, reader, group)
-            row += batch.num_rows
-            progress(batch.num_rows)
-        builder.add(chunk)
+    with ThreadPoolExecutor(1) as writing:
+        before: Future[None] | None = None
+        for plan in chunk_plans(remaining, layout.stride + 8):
+            chunk = ChunkBuilder(layout, sum(group.rows for group in plan), with_origins=False)
+            row = 0
+            for group in plan:
+                batch = next(batches)
+                encode_published(chunk, row, batch, reader, group)
+                row += batch.num_rows
+                progress(batch.num_rows)
+            if before is not None:
+                before.result()
+            # A chunk goes to the disk while its successor is encoded.
+            before = writing.submit(builder.add, chunk)
+        if before is not None:
+            before.result()
 
 
 def encode_published(

@@ -33,6 +33,7 @@ class GrowingBuffer:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._fixed = size
         self._memory = np.zeros(max(size, 64), np.uint8)
 
     def reserve(self, count: int) -> int:
@@ -40,8 +41,8 @@ class GrowingBuffer:
         start = self.size
         self.size += count
         if self.size > self._memory.size:
-            # Memory of this size comes from mmap, so that growing it moves page table entries, not bytes.
-            self._memory.resize(max(self.size, self._memory.size * 3 // 2), refcheck=False)
+            # By half of what has grown so far. Memory of this size comes from mmap: page table entries move, not bytes.
+            self._memory.resize(self.size + (self.size - self._fixed) // 2, refcheck=False)
         return address_of(self._memory) + start
 
     @property
