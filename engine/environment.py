@@ -26,6 +26,8 @@ from engine.errors import StoreDamaged, StoreFull, StoreLocked, StoreNotFound
 LIVE_MAP_SIZE = 256 << 30
 """Address space, not disk: a map that never has to grow never has to move."""
 MAX_READERS = 2048
+_READER_BYTES = 64
+_FULL = 1 << 20
 DATA = "data.mdb"
 """The file of an environment that holds its pages."""
 
@@ -94,6 +96,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         if live is None:
             if writable:
                 path.mkdir(parents=True, exist_ok=True)
+                _allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
             elif not (path / DATA).is_file():
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
             env = _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=2, max_readers=MAX_READERS)
@@ -104,6 +107,16 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         elif writable and not live.writable:
             raise StoreLocked(f"{store} is open for reading in this process; close its readers before writing to it")
         return live
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Give a file its room on the disk. Where a process first touches a page of a map for which there is none left, it
+    dies: LMDB maps its table of readers, and makes it as a file with holes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
 
 
 def map_generation(path: Path) -> memoryview:
@@ -134,10 +147,15 @@ def store_full_named(path: Path) -> Iterator[None]:
     except lmdb.MapFullError as error:
         raise StoreFull(f"{path}: the map is full: {error}") from error
     except (lmdb.Error, OSError) as error:
-        if not any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
-            raise
         free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.exists())).free
-        raise StoreFull(f"{path}: the disk is full ({free >> 20} MiB free); free some room and load again") from error
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)) or (
+            # A write that was cut short, as the last one on a disk that fills up is, is an I/O error to LMDB.
+            os.strerror(errno.EIO) in str(error) and free < _FULL
+        ):
+            raise StoreFull(
+                f"{path}: the disk is full ({free >> 20} MiB free); free some room and load again"
+            ) from error
+        raise
 
 
 def _open(path: Path, **options: Any) -> lmdb.Environment:

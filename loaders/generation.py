@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from engine.catalog import chunk_key
 from engine.environment import DATA, generation_path, generations_path, store_full_named
-from engine.errors import FileDamaged, StoreDamaged
+from engine.errors import FileDamaged, StoreDamaged, StoreFull
 from engine.export_root import sync_directory
 from engine.kernels.memory import address_of
 from engine.layout import MAGIC, RowLayout
@@ -70,7 +71,7 @@ class GenerationBuilder:
         if self.chunks and int(chunk.hashes[0]) <= self.chunks[-1]["max_hash"]:
             raise FileDamaged(f"{self.path}: two chunks share a first hash; export with another number of shards")
         key, written = chunk_key(self.id, len(self.chunks)), {"rows": chunk.rows, "bytes": value.size}
-        with store_full_named(self.path), self._env.begin(write=True, buffers=True) as transaction:
+        with self._taking_back_what_failed(), self._env.begin(write=True, buffers=True) as transaction:
             transaction.put(key, value.data)
             offset = _offset_of(transaction, key, self._env.stat()["psize"])
             chunks = [*self.chunks, written | {"offset": offset, "max_hash": max_hash}]
@@ -81,6 +82,18 @@ class GenerationBuilder:
                     f"{self.path}: LMDB keeps a chunk elsewhere than at {offset}; this is a defect of Shoal"
                 )
         self.chunks = chunks
+
+    @contextmanager
+    def _taking_back_what_failed(self) -> Iterator[None]:
+        """Where the disk fills up, cut off what was written: it would keep the disk full for everything else."""
+        file = self._building / DATA
+        size = file.stat().st_size
+        try:
+            with store_full_named(self.path):
+                yield
+        except StoreFull:
+            os.truncate(file, size)
+            raise
 
     def complete(self) -> None:
         """Give the generation its name, for the catalog to refer to; to be called while no other commit can happen, as

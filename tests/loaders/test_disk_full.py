@@ -1,0 +1,141 @@
+"""A disk that fills up: it is said so, the last version stands, and once there is room everything goes on."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import FeatureStore
+from engine.environment import generations_path, store_full_named
+from engine.errors import ShoalError, StoreFull
+from engine.export_root import ExportRoot
+from loaders.compaction import fold
+from loaders.store_writer import StoreWriter
+from tests import stores
+
+VIEW = stores.schema("doc", key="int64", vector="float32[256]")
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", path], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> ExportRoot:
+    root = ExportRoot(tmp_path / "root")
+    stores.publish_snapshot(root, VIEW, rows(0, 500))
+    return root
+
+
+def rows(value: int, count: int) -> list[stores.Row]:
+    return [{"doc_id": n, "vector": np.full(256, value, np.float32)} for n in range(count)]
+
+
+def seen(store: Path) -> set[float]:
+    found = FeatureStore.open(store).lookup(["doc:vector"], {"doc_id": list(range(500))})
+    return {float(number) for number in np.unique(found["doc:vector"].values)}
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """A file that takes all room but so many bytes."""
+    ballast = disk / "ballast"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - leave)
+    return ballast
+
+
+def test_a_snapshot_for_which_there_is_no_room_is_told_and_loaded_later(disk: Path, root: ExportRoot) -> None:
+    store = disk / "store"
+    stores.load(store, root)
+    ballast = fill(disk, 300 << 10)
+    stores.publish_snapshot(root, VIEW, rows(1, 500))
+    for _ in range(2):
+        with pytest.raises(StoreFull, match=r"the disk is full \(.* MiB free\); free some room and load again"):
+            stores.load(store, root)
+        assert seen(store) == {0.0}
+    trouble = FeatureStore.open(store).version().troubles["doc"]
+    assert trouble.code == "StoreFull"
+    ballast.unlink()
+    stores.load(store, root)
+    assert seen(store) == {1.0}
+    assert FeatureStore.open(store).version().troubles == {}
+
+
+def test_a_delta_for_which_there_is_no_room_is_told_and_applied_later(disk: Path, root: ExportRoot) -> None:
+    store = disk / "store"
+    stores.load(store, root)
+    ballast = fill(disk, 100 << 10)
+    stores.publish_delta(root, VIEW, rows(1, 200))
+    with pytest.raises(StoreFull):
+        stores.load(store, root)
+    assert seen(store) == {0.0}
+    ballast.unlink()
+    stores.load(store, root)
+    assert seen(store) == {0.0, 1.0}
+
+
+def test_a_fold_for_which_there_is_no_room_leaves_nothing(disk: Path, root: ExportRoot) -> None:
+    store = disk / "store"
+    stores.publish_delta(root, VIEW, rows(1, 300))
+    stores.load(store, root)
+    ballast = fill(disk, 300 << 10)
+    with StoreWriter(store) as writer:
+        before = {path.name for path in generations_path(store, "doc").iterdir()}
+        with pytest.raises(StoreFull):
+            fold(writer, "doc")
+        assert {path.name for path in generations_path(store, "doc").iterdir()} == before
+        assert seen(store) == {0.0, 1.0}
+        ballast.unlink()
+        assert fold(writer, "doc")
+    assert seen(store) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 16 << 10, 64 << 10, 256 << 10, 700 << 10])
+def test_a_store_cannot_be_begun_without_room_but_later(disk: Path, root: ExportRoot, leave: int) -> None:
+    ballast = fill(disk, leave)
+    with pytest.raises(StoreFull):
+        stores.load(disk / "store", root)
+    ballast.unlink()
+    stores.load(disk / "store", root)
+    assert seen(disk / "store") == {0.0}
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 8192, 16 << 10, 64 << 10])
+def test_a_store_on_a_full_disk_is_read_and_its_writer_starts(disk: Path, root: ExportRoot, leave: int) -> None:
+    store = disk / "store"
+    stores.load(store, root)
+    ballast = fill(disk, leave)
+    stores.publish_delta(root, VIEW, rows(1, 200))
+    other = stores.schema("other", key="int64", vector="float32[256]")
+    stores.publish_snapshot(root, other, [{"other_id": 1}])
+    with pytest.raises(ShoalError, match="the disk is full"):
+        stores.load(store, root)
+    assert seen(store) == {0.0}
+    ballast.unlink()
+    stores.load(store, root)
+    assert seen(store) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_quota_is_a_full_disk_too(tmp_path: Path, number: int) -> None:
+    with pytest.raises(StoreFull, match="the disk is full"), store_full_named(tmp_path / "not" / "there"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), store_full_named(tmp_path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
