@@ -29,11 +29,18 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup
+# Feast's dependencies do not go with Shoal's: it gets an environment of its own.
+.venv-peers/installed:
+	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis]'
+	@touch $@
+
+bench: setup .venv-peers/installed
 	$(BIN)/python -m perf
 
 bench-small: setup
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .venv build *.egg-info demo/data
+	rm -rf .venv .venv-peers build *.egg-info demo/data

@@ -1,14 +1,18 @@
 """Lookups in one process, from a list of str: against a get per key from LMDB, Redis, RocksDB, and a dict with take."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-import lmdb
+import click
 import numpy as np
 import numpy.typing as npt
 
 from engine import FeatureStore
-from perf.dataset import Dataset, document_keys, key_lists, matrix, random_documents, values
+from perf.cases import peers
+from perf.dataset import Dataset, document_keys, key_lists, matrix, random_documents
+from perf.lookups import Lookup
 from perf.measure import Subject, alternate, ratio, seconds_each
 from perf.report import Finding
 from perf.scale import Scale
@@ -17,8 +21,11 @@ from perf.stores import loaded
 KEYS = 500
 FEATURES = 50
 
-Lookup = Callable[[list[str]], npt.NDArray[np.floating]]
-"""Keys → float32[keys, features]."""
+BARS = {
+    "py-lmdb, a get a key": 1 / 6,
+    "Redis, MGET of packed rows": 1 / 8,
+    "dict, take from 50 columns": 1 / 5,
+}
 
 
 def run(scale: Scale) -> list[Finding]:
@@ -26,23 +33,35 @@ def run(scale: Scale) -> list[Finding]:
     data = Dataset(scale.rows, FEATURES)
     requests = random_documents(data, KEYS, scale.requests)
     keys = key_lists(requests)
-    lookups: dict[str, Lookup] = {
-        "shoal": shoal_lookup(loaded(scale.directory, data), data),
-        "py-lmdb gets": lmdb_lookup(scale.directory / "peer-lmdb", data),
-        "dict and take": dict_lookup(data),
-        "dict and take of columns": dict_columns_lookup(data),
-    }
-    for name, lookup in lookups.items():
-        check(name, lookup, keys[0], requests[0])
-    subjects = {name: _subject(lookup, keys) for name, lookup in lookups.items()}
-    costs = alternate(subjects, scale.rounds)
-    bars = {"py-lmdb gets": 1 / 6, "dict and take of columns": 1 / 5}
+    with ExitStack() as stack:
+        lookups: dict[str, Lookup] = {
+            "shoal": shoal_lookup(loaded(scale.directory, data), data),
+            "py-lmdb, a get a key": peers.lmdb_gets(scale.directory, data),
+            "rocksdict, multi_get": peers.rocksdb_multi_get(scale.directory, data),
+            "dict, take from one array": peers.dict_of_rows(data),
+            "dict, take from 50 columns": peers.dict_of_columns(data),
+            "NumPy take of known rows": known_rows(requests),
+        }
+        if shutil.which("redis-server"):
+            lookups |= stack.enter_context(peers.redis_lookups(scale.directory, data))
+        else:
+            click.echo("left out: Redis, since there is no redis-server (apt-get install redis-server)", err=True)
+        for name, lookup in lookups.items():
+            check(name, lookup, keys[0], requests[0])
+        costs = alternate({name: _subject(lookup, keys) for name, lookup in lookups.items()}, scale.rounds)
     case = f"in process, {KEYS} x {FEATURES} of {scale.rows:,}"
     findings = [Finding(case, name, 1e6 * float(np.median(costs[name])), "us") for name in lookups]
     return findings + [
-        Finding(case, f"shoal / {peer}", ratio(costs, "shoal", peer), "x", at_most=bars.get(peer))
+        Finding(case, f"shoal / {peer}", ratio(costs, "shoal", peer), "x", at_most=BARS.get(peer))
         for peer in list(lookups)[1:]
     ]
+
+
+def known_rows(requests: Sequence[npt.NDArray[np.int64]]) -> Lookup:
+    """The floor: the rows' numbers are known already, and are taken out of one array."""
+    rows = matrix(np.arange(max(int(documents.max()) for documents in requests) + 1, dtype=np.int64), FEATURES)
+    documents_of = {document_keys(documents)[0]: documents for documents in requests}
+    return lambda keys: rows.take(documents_of[keys[0]], axis=0)
 
 
 def run_many_rows(scale: Scale) -> list[Finding]:
@@ -77,43 +96,3 @@ def shoal_lookup(store: Path, data: Dataset) -> Lookup:
     """Shoal's own."""
     opened, references = FeatureStore.open(store), data.references
     return lambda keys: opened.lookup_matrix(references, {"doc_id": keys}).matrix
-
-
-def lmdb_lookup(directory: Path, data: Dataset) -> Lookup:
-    """A get per key of a row of bytes, then one array."""
-    env = lmdb.open(str(directory), map_size=64 << 30, sync=False, readahead=False)
-    if env.stat()["entries"] != data.rows:
-        for start in range(0, data.rows, 100_000):
-            documents = np.arange(start, min(start + 100_000, data.rows), dtype=np.int64)
-            rows = matrix(documents, FEATURES)
-            with env.begin(write=True) as transaction:
-                for key, row in zip(document_keys(documents), rows, strict=True):
-                    transaction.put(key.encode(), row.tobytes())
-
-    def lookup(keys: list[str]) -> npt.NDArray[np.float32]:
-        with env.begin(buffers=True) as transaction:
-            rows = [transaction.get(key.encode()) or b"" for key in keys]
-            return np.frombuffer(b"".join(rows), np.float32).reshape(len(keys), FEATURES)
-
-    return lookup
-
-
-def dict_lookup(data: Dataset) -> Lookup:
-    """Positions in a dict, rows in one array."""
-    documents = np.arange(data.rows, dtype=np.int64)
-    position = {key: row for row, key in enumerate(document_keys(documents))}
-    rows = matrix(documents, FEATURES)
-    return lambda keys: rows.take([position[key] for key in keys], axis=0)
-
-
-def dict_columns_lookup(data: Dataset) -> Lookup:
-    """Positions in a dict, each feature in an array of its own, as a data frame has them."""
-    documents = np.arange(data.rows, dtype=np.int64)
-    position = {key: row for row, key in enumerate(document_keys(documents))}
-    columns = [values(documents, feature) for feature in range(data.features)]
-
-    def lookup(keys: list[str]) -> npt.NDArray[np.floating]:
-        rows = np.array([position[key] for key in keys])
-        return np.stack([column.take(rows) for column in columns], axis=1)
-
-    return lookup

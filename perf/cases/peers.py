@@ -1,0 +1,116 @@
+"""Stores that a ranker would otherwise ask, each as its users use it: rows as packed bytes, or a field a feature."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+import redis
+import rocksdict
+
+from perf import servers
+from perf.dataset import Dataset, document_keys, matrix, values
+from perf.lookups import Lookup
+
+LOADED_AT_ONCE = 20_000
+
+
+def _blocks(data: Dataset) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+    """All documents, some at a time: their keys and their rows."""
+    for start in range(0, data.rows, LOADED_AT_ONCE):
+        documents = np.arange(start, min(start + LOADED_AT_ONCE, data.rows), dtype=np.int64)
+        yield document_keys(documents), matrix(documents, data.features)
+
+
+def lmdb_gets(directory: Path, data: Dataset) -> Lookup:
+    """py-lmdb: a get per key of a packed row, then one array."""
+    env = lmdb.open(str(directory / "peer-lmdb"), map_size=64 << 30, sync=False, readahead=False)
+    if env.stat()["entries"] != data.rows:
+        for keys, rows in _blocks(data):
+            with env.begin(write=True) as transaction:
+                for key, row in zip(keys, rows, strict=True):
+                    transaction.put(key.encode(), row.tobytes())
+
+    def lookup(keys: list[str]) -> npt.NDArray[np.floating]:
+        with env.begin(buffers=True) as transaction:
+            rows = [transaction.get(key.encode()) or b"" for key in keys]
+            return np.frombuffer(b"".join(rows), np.float32).reshape(len(keys), data.features)
+
+    return lookup
+
+
+def rocksdb_multi_get(directory: Path, data: Dataset) -> Lookup:
+    """rocksdict: one multi_get of packed rows."""
+    path = directory / "peer-rocksdb"
+    fresh = not path.exists()
+    store = rocksdict.Rdict(str(path), rocksdict.Options(raw_mode=True))
+    if fresh:
+        for keys, rows in _blocks(data):
+            batch = rocksdict.WriteBatch(raw_mode=True)
+            for key, row in zip(keys, rows, strict=True):
+                batch.put(key.encode(), row.tobytes())
+            store.write(batch)
+        store.flush()
+
+    def lookup(keys: list[str]) -> npt.NDArray[np.floating]:
+        rows: Any = store[[key.encode() for key in keys]]
+        return np.frombuffer(b"".join(rows), np.float32).reshape(len(keys), data.features)
+
+    return lookup
+
+
+@contextmanager
+def redis_lookups(directory: Path, data: Dataset) -> Iterator[dict[str, Lookup]]:
+    """redis-py with hiredis, on this machine: one MGET of packed rows; and an HMGET a key, all in one pipeline."""
+    with servers.redis(directory) as port:
+        client = redis.Redis(port=port)
+        fields = [f"f{number}" for number in range(data.features)]
+        for keys, rows in _blocks(data):
+            client.mset({key: row.tobytes() for key, row in zip(keys, rows, strict=True)})
+            pipe = client.pipeline(transaction=False)
+            for key, row in zip(keys, rows, strict=True):
+                packed_row = row.tobytes()
+                values_of_row = (packed_row[start : start + 4] for start in range(0, len(packed_row), 4))
+                pipe.hset(f"h:{key}", mapping=dict(zip(fields, values_of_row, strict=True)))
+            pipe.execute()
+
+        def packed(keys: list[str]) -> npt.NDArray[np.floating]:
+            rows: Any = client.mget(keys)
+            return np.frombuffer(b"".join(rows), np.float32).reshape(len(keys), data.features)
+
+        def by_field(keys: list[str]) -> npt.NDArray[np.floating]:
+            pipe = client.pipeline(transaction=False)
+            for key in keys:
+                pipe.hmget(f"h:{key}", fields)
+            rows = [b"".join(row) for row in pipe.execute()]
+            return np.frombuffer(b"".join(rows), np.float32).reshape(len(keys), data.features)
+
+        yield {"Redis, MGET of packed rows": packed, "Redis, HMGET of 50 fields a key": by_field}
+
+
+def dict_of_rows(data: Dataset) -> Lookup:
+    """Positions in a dict, all rows in one array."""
+    position = _positions(data)
+    rows = np.concatenate([rows for _, rows in _blocks(data)])
+    return lambda keys: rows.take([position[key] for key in keys], axis=0)
+
+
+def dict_of_columns(data: Dataset) -> Lookup:
+    """Positions in a dict, each feature in an array of its own, as a data frame has them."""
+    position = _positions(data)
+    documents = np.arange(data.rows, dtype=np.int64)
+    columns = [values(documents, feature) for feature in range(data.features)]
+
+    def lookup(keys: list[str]) -> npt.NDArray[np.floating]:
+        rows = np.array([position[key] for key in keys])
+        return np.stack([column.take(rows) for column in columns], axis=1)
+
+    return lookup
+
+
+def _positions(data: Dataset) -> dict[str, int]:
+    documents = np.arange(data.rows, dtype=np.int64)
+    return {key: row for row, key in enumerate(document_keys(documents))}
