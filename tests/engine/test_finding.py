@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kernels import finding
-from engine.layout import RowLayout
+from engine.layout import SMALL_ROWS, RowLayout
 from engine.segment import Segment, chunk_table
 from tests.engine.segments import Identity, segment
 from tests.stores import Row, schema
@@ -88,6 +88,16 @@ def test_blocks_of_keys_do_not_disturb_each_other(keys: int) -> None:
     asked = [(number * 1000, number) for number in range(keys)]
     expected = [(0, number) if number % 3 == 0 else None for number in range(keys)]
     assert find(make_segments([(values, [5000])]), asked) == expected
+
+
+def test_a_chunk_too_large_for_the_caches_is_found_in_as_well() -> None:
+    random = np.random.default_rng(3).integers(LEAST, GREATEST, 2 * SMALL_ROWS).tolist()
+    values: dict[Identity, int | None] = {(first, 0): number for number, first in enumerate(random[::2])}
+    assert len(values) == SMALL_ROWS
+    values |= {(random[0], second): -second for second in range(1, 20)}
+    asked = [*list(values)[::50], *list(values)[-19:], *((first, 0) for first in random[1::101]), (random[0], 20)]
+    expected = [(0, values[identity]) if identity in values else None for identity in asked]
+    assert find(make_segments([(values, [])]), asked) == expected
 
 
 def test_rows_that_share_a_first_hash_are_told_apart_by_the_second() -> None:
