@@ -97,7 +97,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
             if writable:
                 path.mkdir(parents=True, exist_ok=True)
                 _allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
-            elif not (path / DATA).is_file():
+            elif not _has_content(path / DATA):
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
             env = _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=2, max_readers=MAX_READERS)
             try:
@@ -107,6 +107,14 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         elif writable and not live.writable:
             raise StoreLocked(f"{store} is open for reading in this process; close its readers before writing to it")
         return live
+
+
+def _has_content(path: Path) -> bool:
+    """Whether there is a file and something in it; LMDB makes an environment's file before it writes to it."""
+    try:
+        return path.stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -71,6 +71,11 @@ def test_a_directory_that_is_no_store_is_told(tmp_path: Path) -> None:
     (tmp_path / "live").write_text("a file")
     with pytest.raises(StoreNotFound):
         FeatureStore.open(tmp_path)
+    (tmp_path / "live").unlink()
+    (tmp_path / "live").mkdir()
+    (tmp_path / "live" / "data.mdb").touch()  # As it is at first while a writer begins a store.
+    with pytest.raises(StoreNotFound):
+        FeatureStore.open(tmp_path)
 
 
 def test_a_store_into_which_nothing_was_loaded_is_told(tmp_path: Path) -> None:
