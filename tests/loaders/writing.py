@@ -1,0 +1,42 @@
+"""A real writer process for tests.
+
+    python -m tests.loaders.writing STORE ROOT POLL_SECONDS
+
+It folds however few rows there are, so that small views see folds too.
+"""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.export_root import ExportRoot
+
+
+@contextmanager
+def running(
+    store: Path, root: Path, *, poll_seconds: float, log: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A writer process; it is killed at the end if it still runs."""
+    command = [sys.executable, "-m", "tests.loaders.writing", str(store), str(root), str(poll_seconds)]
+    with subprocess.Popen(command, stderr=log.open("a") if log else None, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    from loaders import compaction
+    from loaders.writer import run_writer
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    compaction.FOLD_LEAST_ROWS = 0
+    store, root, poll_seconds = sys.argv[1:]
+    run_writer(Path(store), ExportRoot(root), poll_seconds=float(poll_seconds))
+
+
+if __name__ == "__main__":
+    main()
