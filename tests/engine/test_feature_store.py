@@ -15,9 +15,13 @@ import numpy as np
 import pytest
 
 from engine import FeatureStore
+from engine import version as version_module
+from engine.catalog import SegmentRecord
 from engine.environment import generation_path, live_path, map_generation, open_live
 from engine.errors import StoreDamaged, StoreLocked, StoreNotFound, UnknownFeature
 from engine.export_root import ExportRoot
+from engine.segment import Segment
+from engine.version import read_generation
 from loaders.apply import roll_back
 from loaders.load import catch_up
 from loaders.store_writer import StoreWriter
@@ -247,6 +251,38 @@ def test_a_new_version_takes_over_what_did_not_change(writer: StoreWriter, root:
     stores.publish_delta(root, OTHER, other(3)[:1])
     follow(writer, root, "other")
     assert reader.version().view("other").segments[1] is after.view("other").segments[0]
+
+
+def test_a_base_that_goes_while_it_is_opened_makes_way_for_the_next(
+    store: Path, root: ExportRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StoreWriter(store, kept_generations=0) as writer:
+        reader = FeatureStore.open(store)
+        reader.version()
+        stores.publish_snapshot(root, VIEW, rows(3))
+        follow(writer, root, "doc")
+        gone: list[str] = []
+
+        def overtaken(path: Path, record: SegmentRecord) -> Segment:
+            if not gone:
+                gone.append(record.id)
+                stores.publish_snapshot(root, VIEW, rows(4))
+                follow(writer, root, "doc")
+                assert not generation_path(store, "doc", record.id).exists()
+            return read_generation(path, record)
+
+        monkeypatch.setattr(version_module, "read_generation", overtaken)
+        assert set(reader.lookup(["doc:a"], KEYS).to_pydict()["doc:a"]) == {4}
+        assert len(gone) == 1
+
+
+def test_a_base_that_is_gone_for_good_is_damage(writer: StoreWriter, root: ExportRoot, store: Path) -> None:
+    reader = FeatureStore.open(store)
+    stores.publish_snapshot(root, VIEW, rows(3))
+    follow(writer, root, "doc")
+    shutil.rmtree(generation_path(store, "doc", writer.version().view("doc").record.base.id))
+    with pytest.raises(StoreDamaged, match="is missing, though the catalog names it"):
+        reader.lookup(["doc:a"], KEYS)
 
 
 def test_versions_let_go_leave_no_reader_behind(writer: StoreWriter, root: ExportRoot, store: Path) -> None:

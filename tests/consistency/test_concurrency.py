@@ -1,0 +1,193 @@
+"""Readers beside a writer, the writer killed again and again: no answer is ever torn, mixed or older than the last."""
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from engine import FeatureStore
+from engine.environment import generations_path
+from engine.export_root import ExportRoot
+from loaders import compaction
+from loaders.compaction import fold
+from loaders.load import catch_up
+from loaders.store_writer import StoreWriter
+from loaders.verify import verify_store
+from tests import stores
+from tests.consistency.reading import Reading
+from tests.consistency.rows import FEATURES, KEYS, VIEW, number_of, rows, tombstones
+from tests.loaders import writing
+from tests.server.serving import eventually
+
+KILLS = 6
+READERS = 2
+
+
+class Publisher:
+    """Publishes number after number, each as a delta of all rows or, now and then, as a snapshot."""
+
+    def __init__(self, root: ExportRoot) -> None:
+        self.root = root
+        self.number = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def publish(self) -> None:
+        self.number += 1
+        if self.number % 12 == 1:
+            stores.publish_snapshot(self.root, VIEW, rows(self.number))
+        else:
+            stores.publish_delta(self.root, VIEW, rows(self.number), tombstones(self.number))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Publish no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.03):
+            self.publish()
+
+
+@contextmanager
+def reading_processes(store: Path) -> Iterator[list["subprocess.Popen[str]"]]:
+    command = [sys.executable, "-m", "tests.consistency.reading", str(store)]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(READERS)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "reading\n"
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_readers_see_whole_versions_in_order_though_the_writer_is_killed(tmp_path: Path) -> None:
+    root, store, log = ExportRoot(tmp_path / "root"), tmp_path / "store", tmp_path / "log"
+    publisher = Publisher(root)
+    publisher.publish()
+    stores.load(store, root)
+    source = random.Random()
+    reader = FeatureStore.open(store)
+    with reading_processes(store) as readers, publisher:
+        for _ in range(KILLS):
+            before = reader.version().id
+            with writing.running(store, root.path, poll_seconds=0.2, log=log) as writer:
+                eventually(lambda before=before: reader.version().id > before + 5, "some commits")  # type: ignore[misc]
+                time.sleep(source.uniform(0, 0.3))
+                assert writer.poll() is None, log.read_text()
+                writer.kill()
+        publisher.finish()
+        with writing.running(store, root.path, poll_seconds=0.2, log=log):
+            eventually(lambda: _shown(reader) == publisher.number, "the last number")
+            found = [_finish(process) for process in readers]
+    for report in found:
+        assert report["errors"] == []
+        assert report["lookups"] > 50
+    together: dict[str, int] = {}
+    for report in found:
+        for version, number in report["numbers"].items():
+            assert together.setdefault(version, number) == number, f"readers disagree on version {version}"
+    in_order = [together[version] for version in sorted(together, key=int)]
+    assert in_order == sorted(in_order)
+    assert len(set(in_order)) > KILLS
+    assert [checked for checked in verify_store(store) if checked.problem] == []
+    assert "unexpected" not in log.read_text()
+
+
+def test_threads_beside_a_writer_see_whole_versions_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generations go as soon as nobody names them, and folds and snapshots overtake each other."""
+    monkeypatch.setattr(compaction, "FOLD_LEAST_ROWS", 0)
+    root, store = ExportRoot(tmp_path / "root"), tmp_path / "store"
+    publisher = Publisher(root)
+    publisher.publish()
+    with StoreWriter(store, kept_generations=0) as writer:
+        catch_up(writer, root, "doc", stores.Silence())
+        reading = Reading(FeatureStore.open(store))
+        folding = threading.Thread(target=_fold_over_and_over, args=(writer, reading))
+        threads = [folding, *(threading.Thread(target=reading.run, args=(seed,)) for seed in range(6))]
+        for thread in threads:
+            thread.start()
+        try:
+            while publisher.number < 80 and not reading.errors:
+                publisher.publish()
+                catch_up(writer, root, "doc", stores.Silence())
+        finally:
+            reading.stop.set()
+            for thread in threads:
+                thread.join()
+        assert reading.errors == []
+        assert reading.lookups > 50
+        assert _shown(reading.store) == 80
+        assert [checked for checked in verify_store(store) if checked.problem] == []
+        base = writer.version().view("doc").record.base
+        assert [path.name for path in generations_path(store, "doc").iterdir()] == [base.id]
+
+
+def test_a_reader_that_opens_a_generation_as_it_goes_takes_the_next(tmp_path: Path) -> None:
+    """Readers that come and go open every base anew, while each base goes as soon as the next has come."""
+    root, store = ExportRoot(tmp_path / "root"), tmp_path / "store"
+    stores.publish_snapshot(root, VIEW, rows(1))
+    stop, errors, opened = threading.Event(), list[str](), list[int]()
+    with StoreWriter(store, kept_generations=0) as writer:
+        catch_up(writer, root, "doc", stores.Silence())
+
+        def come_and_go() -> None:
+            try:
+                while not stop.is_set():
+                    opened.append(_shown(FeatureStore.open(store)))
+            except BaseException:
+                errors.append(traceback.format_exc())
+
+        threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for number in range(2, 40):
+                stores.publish_snapshot(root, VIEW, rows(number), files=1)
+                catch_up(writer, root, "doc", stores.Silence())
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert errors == []
+    assert len(set(opened)) > 3
+
+
+def _fold_over_and_over(writer: StoreWriter, reading: Reading) -> None:
+    try:
+        while not reading.stop.wait(0.01):
+            fold(writer, "doc")
+    except BaseException:
+        reading.errors.append(traceback.format_exc())
+
+
+def _shown(store: FeatureStore) -> int:
+    keys = list(range(KEYS))
+    return number_of(store.lookup(FEATURES, {"doc_id": keys}), keys)
+
+
+def _finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    output, _ = process.communicate("")
+    report: dict[str, Any] = json.loads(output)
+    return report
