@@ -37,12 +37,15 @@ def main(small: bool, names: tuple[str, ...], data: Path | None, results: Path) 
         directory = data or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
         scale = scales.small(directory) if small else scales.full(directory)
-        findings = []
-        for name in names or CASES:
-            click.echo(f"{name} …", err=True)
-            findings += CASES[name](scale)
-    print_table(findings)
-    click.echo(write_lines(findings, results, small=small))
+        findings: list[Finding] = []
+        try:
+            for name in names or CASES:
+                click.echo(f"{name} …", err=True)
+                findings += CASES[name](scale)
+        finally:
+            # A case that fails does not take the findings of the others with it.
+            print_table(findings)
+            click.echo(write_lines(findings, results, small=small))
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ class Form:
 
 
 def read_feast(body: bytes) -> Matrix:
-    """float32[keys, features] of a Feast-shaped answer; entities come first and are left out."""
-    results = orjson.loads(body)["results"][-FEATURES:]
-    return np.array([result["values"] for result in results], np.float32).T
+    """float32[keys, features] of a Feast-shaped answer, by name: Feast does not keep the order asked for."""
+    answer = orjson.loads(body)
+    by_name = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
+    return np.array([by_name[f"f{number}"]["values"] for number in range(FEATURES)], np.float32).T
 
 
 def read_npy(body: bytes) -> Matrix:
