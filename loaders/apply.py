@@ -1,6 +1,5 @@
 """Apply published entries: a snapshot becomes a base generation, a delta an overlay; or go back to an earlier base."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +25,7 @@ from loaders.generation import (
 )
 from loaders.published_rows import EntryReader
 from loaders.segment_writer import ChunkBuilder
-from loaders.store_writer import NewOverlay, StoreWriter, overlay_id
+from loaders.store_writer import StoreWriter, seal_overlay
 
 
 def load_snapshot(
@@ -97,7 +96,17 @@ def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> No
     version = writer.version().view(view)
     manifest.view.check_succeeds(version.record.view_schema)
     chunks = _delta_chunks(EntryReader(root, manifest), version)
-    overlay = _overlay(manifest, chunks) if chunks else None
+    overlay = None
+    if chunks:
+        overlay = seal_overlay(
+            manifest.view,
+            chunks,
+            (_origin(manifest),),
+            first_seq=manifest.seq,
+            last_seq=manifest.seq,
+            last_entry=manifest.id,
+            watermark=manifest.watermark,
+        )
 
     def lay_over(record: ViewRecord | None) -> ViewRecord:
         if record is None or record.applied_entry != manifest.parent:
@@ -170,26 +179,6 @@ def _on_base(writer: StoreWriter, manifest: Manifest, base: SegmentRecord, recor
 
 def _origin(manifest: Manifest) -> Origin:
     return Origin(kind=manifest.kind, seq=manifest.seq, id=manifest.id)
-
-
-def _overlay(manifest: Manifest, chunks: Sequence[ChunkBuilder]) -> NewOverlay:
-    sealed = [chunk.finish() for chunk in chunks]
-    rows, tombstones = sum(chunk.rows for chunk in chunks), sum(chunk.tombstones for chunk in chunks)
-    record = SegmentRecord(
-        id=overlay_id(manifest.view.name, manifest.seq, manifest.seq),
-        view_schema=manifest.view,
-        origins=(_origin(manifest),),
-        first_seq=manifest.seq,
-        last_seq=manifest.seq,
-        last_entry=manifest.id,
-        chunks=len(sealed),
-        rows=rows - tombstones,
-        tombstones=tombstones,
-        bytes=sum(chunk.size for chunk in sealed),
-        watermark=manifest.watermark,
-        created_at=datetime.now(UTC),
-    )
-    return NewOverlay(record, sealed)
 
 
 def _delta_chunks(reader: EntryReader, version: ViewVersion) -> list[ChunkBuilder]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from engine.catalog import SegmentRecord, ViewRecord
 from loaders.generation import CHUNK_BYTES, GenerationBuilder, fold_id, is_fold
 from loaders.merge import Merge
-from loaders.store_writer import NewOverlay, StoreWriter, overlay_id
+from loaders.store_writer import StoreWriter, seal_overlay
 
 TIER_GROWTH = 4
 MAX_OVERLAYS = 6
@@ -52,7 +52,16 @@ def merge_overlays(writer: StoreWriter, view: str) -> bool:
         return False
     merged = records[:count]
     merge = Merge(version.segments[:count], version.record.view_schema, drop_tombstones=False)
-    overlay = _new_overlay(merge, merged, version.record)
+    newest, oldest = merged[0], merged[-1]
+    overlay = seal_overlay(
+        version.record.view_schema,
+        list(merge.chunks(CHUNK_BYTES)),
+        merge.origins,
+        first_seq=oldest.first_seq,
+        last_seq=newest.last_seq,
+        last_entry=newest.last_entry,
+        watermark=newest.watermark,
+    )
 
     def replace(record: ViewRecord | None) -> ViewRecord | None:
         if record is None or list(record.overlays[:count]) != merged:
@@ -110,27 +119,3 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
     finally:
         writer.folding.pop(view, None)
         builder.discard()
-
-
-def _new_overlay(merge: Merge, merged: Sequence[SegmentRecord], record: ViewRecord) -> NewOverlay:
-    chunks = list(merge.chunks(CHUNK_BYTES))
-    sealed = [chunk.finish() for chunk in chunks]
-    rows, tombstones = sum(chunk.rows for chunk in chunks), sum(chunk.tombstones for chunk in chunks)
-    newest, oldest = merged[0], merged[-1]
-    return NewOverlay(
-        SegmentRecord(
-            id=overlay_id(record.view_schema.name, oldest.first_seq, newest.last_seq),
-            view_schema=record.view_schema,
-            origins=merge.origins,
-            first_seq=oldest.first_seq,
-            last_seq=newest.last_seq,
-            last_entry=newest.last_entry,
-            chunks=len(sealed),
-            rows=rows - tombstones,
-            tombstones=tombstones,
-            bytes=sum(chunk.size for chunk in sealed),
-            watermark=newest.watermark,
-            created_at=datetime.now(UTC),
-        ),
-        sealed,
-    )

@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import catalog
-from engine.catalog import SegmentRecord, Trouble, ViewRecord, chunk_key
+from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
 from engine.environment import generation_path, generations_path, open_live, store_full_named
 from engine.errors import ShoalError, StoreLocked
-from engine.schema import FeatureService
+from engine.schema import FeatureService, ViewSchema
 from engine.version import StoreVersion, read_version
 from loaders.generation import clear_dead_folds
+from loaders.segment_writer import ChunkBuilder
 
 LOCK = "writer.lock"
 
@@ -155,9 +156,34 @@ class StoreWriter:
                 shutil.rmtree(generation_path(self.store, view, entry.name), ignore_errors=True)
 
 
-def overlay_id(view: str, first_seq: int, last_seq: int) -> str:
-    """A new overlay's id, never used before."""
-    return f"{view}.{first_seq}-{last_seq}.{uuid.uuid4().hex[:8]}"
+def seal_overlay(
+    schema: ViewSchema,
+    chunks: Sequence[ChunkBuilder],
+    origins: tuple[Origin, ...],
+    *,
+    first_seq: int,
+    last_seq: int,
+    last_entry: str,
+    watermark: datetime | None,
+) -> NewOverlay:
+    """An overlay of filled chunks, under an id that was never used before; the rest as in `SegmentRecord`."""
+    sealed = [chunk.finish() for chunk in chunks]
+    rows, tombstones = sum(chunk.rows for chunk in chunks), sum(chunk.tombstones for chunk in chunks)
+    record = SegmentRecord(
+        id=f"{schema.name}.{first_seq}-{last_seq}.{uuid.uuid4().hex[:8]}",
+        view_schema=schema,
+        origins=origins,
+        first_seq=first_seq,
+        last_seq=last_seq,
+        last_entry=last_entry,
+        chunks=len(sealed),
+        rows=rows - tombstones,
+        tombstones=tombstones,
+        bytes=sum(chunk.size for chunk in sealed),
+        watermark=watermark,
+        created_at=datetime.now(UTC),
+    )
+    return NewOverlay(record, sealed)
 
 
 def _lock(path: Path) -> TextIO:

@@ -24,7 +24,7 @@ from loaders.compaction import (
     overlays_to_merge,
     should_fold,
 )
-from loaders.store_writer import StoreWriter
+from loaders.store_writer import StoreWriter, seal_overlay
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64", text="string")
@@ -219,14 +219,14 @@ def test_a_merge_that_a_roll_back_overtook_is_dropped(
     lay(writer, root, rows(1, 1, 2))
     lay(writer, root, rows(2, 2))
     base = state(writer).base
-    make = compaction._new_overlay
+    make = seal_overlay
 
-    def overtaken(*arguments: Any) -> Any:
-        overlay = make(*arguments)
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        overlay = make(*arguments, **named)
         roll_back(writer, "doc", base.id)
         return overlay
 
-    monkeypatch.setattr(compaction, "_new_overlay", overtaken)
+    monkeypatch.setattr(compaction, "seal_overlay", overtaken)
     assert not merge_overlays(writer, "doc")
     assert state(writer).overlays == ()
     assert seen(writer)[:3] == [0, 0, 0]
