@@ -45,19 +45,19 @@ class Reading:
     def _follow(self, source: random.Random) -> None:
         last = (0, 0)
         while not self.stop.is_set():
-            keys = source.choices(range(KEYS), k=source.choice([20, 100]))
+            keys = source.choices(range(KEYS), k=source.choice([5, 60]))
             result = self.store.lookup(FEATURES, {"doc_id": keys})
             number = number_of(result, keys)
             assert (result.version, number) >= last, f"{(result.version, number)} came after {last}"
             assert self.numbers.setdefault(result.version, number) == number, "a version showed two numbers"
             last = (result.version, number)
             self.lookups += 1
-            time.sleep(0.002)
+            time.sleep(0.005)
 
     def _hold(self, source: random.Random) -> None:
         while not self.stop.is_set():
             version = self.store.version()
-            keys = source.choices(range(KEYS), k=50)
+            keys = source.choices(range(KEYS), k=30)
             first = lookup(version, FEATURES, {"doc_id": keys}, now=0)
             number = number_of(first, keys)
             until = time.monotonic() + source.uniform(0.1, 1.5)
@@ -65,7 +65,7 @@ class Reading:
                 assert number_of(lookup(version, FEATURES, {"doc_id": keys}, now=0), keys) == number
                 assert number_of(first, keys) == number
                 self.lookups += 1
-                time.sleep(0.01)
+                time.sleep(0.02)
             del version
             gc.collect()
 

@@ -9,7 +9,7 @@ from engine import LookupResult
 from engine.kernels.gathering import Status
 from tests import stores
 
-KEYS = 300
+KEYS = 150
 VIEW = stores.schema(
     "doc",
     key="int64",

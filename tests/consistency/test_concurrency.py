@@ -28,7 +28,7 @@ from tests.consistency.rows import FEATURES, KEYS, VIEW, number_of, rows, tombst
 from tests.loaders import writing
 from tests.server.serving import eventually
 
-KILLS = 6
+KILLS = 5
 READERS = 2
 
 
@@ -61,7 +61,7 @@ class Publisher:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(0.03):
+        while not self._stop.wait(0.05):
             self.publish()
 
 
@@ -93,8 +93,8 @@ def test_readers_see_whole_versions_in_order_though_the_writer_is_killed(tmp_pat
         for _ in range(KILLS):
             before = reader.version().id
             with writing.running(store, root.path, poll_seconds=0.2, log=log) as writer:
-                eventually(lambda before=before: reader.version().id > before + 5, "some commits")  # type: ignore[misc]
-                time.sleep(source.uniform(0, 0.3))
+                eventually(lambda before=before: reader.version().id > before + 3, "some commits")  # type: ignore[misc]
+                time.sleep(source.uniform(0, 0.2))
                 assert writer.poll() is None, log.read_text()
                 writer.kill()
         publisher.finish()
@@ -129,7 +129,7 @@ def test_threads_beside_a_writer_see_whole_versions_in_order(tmp_path: Path, mon
         for thread in threads:
             thread.start()
         try:
-            while publisher.number < 80 and not reading.errors:
+            while publisher.number < 60 and not reading.errors:
                 publisher.publish()
                 catch_up(writer, root, "doc", stores.Silence())
         finally:
@@ -138,7 +138,7 @@ def test_threads_beside_a_writer_see_whole_versions_in_order(tmp_path: Path, mon
                 thread.join()
         assert reading.errors == []
         assert reading.lookups > 50
-        assert _shown(reading.store) == 80
+        assert _shown(reading.store) == 60
         assert [checked for checked in verify_store(store) if checked.problem] == []
         base = writer.version().view("doc").record.base
         assert [path.name for path in generations_path(store, "doc").iterdir()] == [base.id]
@@ -163,7 +163,7 @@ def test_a_reader_that_opens_a_generation_as_it_goes_takes_the_next(tmp_path: Pa
         for thread in threads:
             thread.start()
         try:
-            for number in range(2, 40):
+            for number in range(2, 30):
                 stores.publish_snapshot(root, VIEW, rows(number), files=1)
                 catch_up(writer, root, "doc", stores.Silence())
         finally:
