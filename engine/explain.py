@@ -5,7 +5,7 @@ For people at a terminal: it goes segment by segment, and is not made for speed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from engine.key_columns import Entities, KeyColumns
 from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE_BIT
 from engine.lookup import FoundRows, find_rows, gather_columns, judge_rows
 from engine.version import StoreVersion, ViewVersion, read_generation
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColu
                 origin=segment.record.origins[chunk.origin_of(row)],
                 place=place,
                 segment=segment.record.id,
-                event_time=datetime.fromtimestamp(event_time / 1e6, UTC),
+                event_time=_EPOCH + timedelta(microseconds=event_time),
                 values=None if tombstone else {name: column[key] for name, column in values.items()},
             )
         )
