@@ -18,7 +18,6 @@ from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE_BIT
 from engine.lookup import FoundRows, find_rows, gather_columns, judge_rows
 from engine.version import StoreVersion, ViewVersion, read_generation
 
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

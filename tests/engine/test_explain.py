@@ -26,7 +26,7 @@ def rows(value: int, *keys: int) -> list[stores.Row]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Key 1 was written by every entry (1 and 4 are snapshots, the others deltas), 2 by the snapshots and then removed."""
+    """Key 1 was written by every entry (1 and 4 are snapshots, others deltas), 2 by the snapshots and then removed."""
     root = ExportRoot(tmp_path / "root")
     stores.publish_snapshot(root, VIEW, rows(1, 1, 2))
     with StoreWriter(tmp_path / "store") as writer:
