@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,15 +29,18 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
 @click.option("--small", is_flag=True, help="Small sizes, for function only: the figures mean nothing.")
 @click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)), help="Only this; may be given again.")
 @click.option("--data", type=click.Path(path_type=Path), help="Keep the data sets here, for the next run.")
+@click.option("--rows", type=int, help="Rows of a store, where a case does not want more; 1,000,000 if not given.")
 @click.option(
     "--results", type=click.Path(path_type=Path), default=Path(__file__).with_name("results"), show_default=True
 )
-def main(small: bool, names: tuple[str, ...], data: Path | None, results: Path) -> None:
+def main(small: bool, names: tuple[str, ...], data: Path | None, rows: int | None, results: Path) -> None:
     """Measure Shoal beside what a user would take instead, answers checked first, all in one run."""
     with tempfile.TemporaryDirectory(prefix="shoal-perf-") as temporary:
         directory = data or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
         scale = scales.small(directory) if small else scales.full(directory)
+        if rows is not None:
+            scale = replace(scale, rows=rows)
         findings: list[Finding] = []
         try:
             for name in names or CASES:

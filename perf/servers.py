@@ -124,7 +124,8 @@ def _running(command: Sequence[str], ready: str | int) -> "Iterator[subprocess.P
         while not _answers(ready):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
-                raise RuntimeError(f"{command[0]} did not start: {process.communicate()[0].decode()[-2000:]}")
+                assert process.stdout is not None
+                raise RuntimeError(f"{' '.join(command)} did not start: {process.stdout.read().decode()[-2000:]}")
             time.sleep(0.05)
         yield process
     finally:
