@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -118,19 +119,20 @@ def feast(repo: Path, options: Sequence[str]) -> Iterator[Server]:
 @contextmanager
 def _running(command: Sequence[str], ready: str | int) -> "Iterator[subprocess.Popen[bytes]]":
     """A process that is ready when a URL answers 200, or a port takes connections; its output is shown if it fails."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not _answers(ready):
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                assert process.stdout is not None
-                raise RuntimeError(f"{' '.join(command)} did not start: {process.stdout.read().decode()[-2000:]}")
-            time.sleep(0.05)
-        yield process
-    finally:
-        process.terminate()
-        process.communicate()
+    with tempfile.TemporaryFile() as output:
+        # Into a file: a server that writes a line a request stops when nobody empties its pipe.
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not _answers(ready):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    output.seek(0)
+                    raise RuntimeError(f"{' '.join(command)} did not start: {output.read().decode()[-2000:]}")
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def _answers(ready: str | int) -> bool:
