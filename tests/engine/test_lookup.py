@@ -15,6 +15,7 @@ from engine import FeatureStore, LookupResult
 from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
 from engine.export_root import ExportRoot
 from engine.kernels.gathering import Status
+from engine.lookup import lookup
 from engine.schema import FeatureService, ViewSchema
 from tests import stores
 from tests.engine.values import comparable, plain
@@ -368,6 +369,14 @@ def test_rows_beyond_the_ttl_fail_the_lookup_on_request(store: FeatureStore) -> 
 )
 def test_the_age_asked_for_goes_before_the_ttl(store: FeatureStore, max_age: timedelta, expected: list[Status]) -> None:
     assert recent(store, max_age=max_age).views["recent"].status.tolist() == expected
+
+
+def test_a_row_of_exactly_the_age_accepted_is_accepted(store: FeatureStore) -> None:
+    instant = (NOW - 2 * HOUR - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    for late, status in ((0, PRESENT), (1, TOO_OLD)):
+        now = instant + HOUR // timedelta(microseconds=1) + late
+        result = lookup(store.version(), ["recent:clicks"], {"recent_id": "old"}, now=now)
+        assert result.views["recent"].status.tolist() == [status]
 
 
 def test_a_view_without_a_ttl_has_rows_of_any_age_unless_asked(store: FeatureStore) -> None:

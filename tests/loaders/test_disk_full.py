@@ -11,7 +11,7 @@ import pytest
 
 from engine import FeatureStore
 from engine.environment import generations_path, store_full_named
-from engine.errors import ShoalError, StoreFull
+from engine.errors import FileDamaged, ShoalError, StoreFull
 from engine.export_root import ExportRoot
 from loaders.compaction import fold
 from loaders.store_writer import StoreWriter
@@ -128,6 +128,22 @@ def test_a_store_on_a_full_disk_is_read_and_its_writer_starts(disk: Path, root: 
     ballast.unlink()
     stores.load(store, root)
     assert seen(store) == {0.0, 1.0}
+
+
+def test_the_first_error_is_told_though_there_is_no_room_to_note_it(
+    disk: Path, root: ExportRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = disk / "store"
+    stores.load(store, root)
+    manifest = stores.publish_delta(root, VIEW, rows(1, 10))
+    (root.directory(manifest) / manifest.files[0].path).unlink()
+
+    def no_room(self: StoreWriter, view: str, error: ShoalError) -> None:
+        raise StoreFull("no room for a note")
+
+    monkeypatch.setattr(StoreWriter, "note_trouble", no_room)
+    with pytest.raises(FileDamaged, match="is missing"):
+        stores.load(store, root)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

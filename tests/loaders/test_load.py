@@ -24,7 +24,7 @@ from engine.export_root import SERVICES, ExportRoot
 from engine.manifest import Manifest
 from engine.schema import FeatureService
 from loaders import load as loading
-from loaders.apply import follow_again, roll_back
+from loaders.apply import apply_delta, follow_again, roll_back
 from loaders.compaction import fold
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, catch_up
@@ -87,6 +87,17 @@ def test_what_was_applied_is_not_applied_again(store: Path, root: ExportRoot) ->
     stores.publish_delta(root, VIEW, rows(2, 2))
     assert applied(store, root) == [("doc", "delta", 3)]
     assert seen(store)[:4] == [0, 1, 2, 0]
+
+
+def test_a_delta_that_a_view_has_moved_on_from_is_not_laid_over_it(store: Path, root: ExportRoot) -> None:
+    applied(store, root)
+    delta = stores.publish_delta(root, VIEW, rows(1, 1))
+    with StoreWriter(store) as writer:
+        apply_delta(writer, root, delta)
+        before = writer.version().id
+        with pytest.raises(ForeignDelta, match="view 'doc' moved on while delta 2 was being read"):
+            apply_delta(writer, root, delta)
+        assert writer.version().id == before
 
 
 def test_what_was_applied_is_told(store: Path, root: ExportRoot) -> None:
