@@ -8,7 +8,6 @@ and nothing else. docs/segment-format.md shows the same byte by byte.
 import struct
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from functools import cached_property
 
 from engine.errors import StoreDamaged
 from engine.schema import ViewSchema, embedding_size
@@ -93,13 +92,6 @@ class RowLayout:
     @staticmethod
     def _alignment(feature_type: str, width: int) -> int:
         return 4 if embedding_size(feature_type) else width
-
-    @cached_property
-    def heap_features(self) -> tuple[int, ...]:
-        """The positions of the features whose values lie in the heap."""
-        return tuple(
-            index for index, feature in enumerate(self.schema.features) if storage_of(feature.type) is Storage.HEAP
-        )
 
 
 @dataclass(frozen=True)

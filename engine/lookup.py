@@ -19,13 +19,12 @@ from engine.kernels.hashing import key_hashes
 from engine.kernels.memory import address_of
 from engine.key_columns import Entities, KeyColumns
 from engine.result import HeapValues, LookupResult, ViewColumns
-from engine.version import LookupPlan, StoreVersion, ViewVersion
+from engine.version import LookupPlan, StoreVersion, ViewVersion, remembered
 
 Stale = Literal["serve", "null", "fail"]
 """What becomes of rows older than the age asked for: served all the same, answered as null, or the lookup fails."""
 
 _MAX_HEAP_COLUMN = 2**31 - 1
-_KEPT_PLANS = 256
 
 
 def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> list[str]:
@@ -107,12 +106,7 @@ def oldest_accepted(view: ViewVersion, now: int, max_age: timedelta | None) -> i
 def _plan(version: StoreVersion, features: str | Sequence[str]) -> LookupPlan:
     """The plan of a request, made once per version for all requests that ask for the same."""
     asked = features if isinstance(features, str) else tuple(features)
-    plan = version.plans.get(asked)
-    if plan is None:
-        if len(version.plans) >= _KEPT_PLANS:
-            version.plans.clear()
-        plan = version.plans[asked] = _make_plan(resolve_features(version, features))
-    return plan
+    return remembered(version.plans, asked, lambda: _make_plan(resolve_features(version, features)))
 
 
 def _make_plan(references: Sequence[str]) -> LookupPlan:

@@ -12,9 +12,7 @@ from engine.lookup import Stale, check_stale, find_rows, judge_rows, oldest_acce
 from engine.result import MatrixResult
 from engine.schema import Feature, embedding_size
 from engine.segment import matrix_width
-from engine.version import MatrixPlan, StoreVersion
-
-_KEPT_PLANS = 256
+from engine.version import MatrixPlan, StoreVersion, remembered
 
 
 def lookup_matrix(
@@ -61,12 +59,9 @@ def lookup_matrix(
 def _matrix_plan(version: StoreVersion, features: str | Sequence[str]) -> MatrixPlan:
     """The plan of a request, made once per version for all requests that ask for the same."""
     asked = features if isinstance(features, str) else tuple(features)
-    plan = version.matrix_plans.get(asked)
-    if plan is None:
-        if len(version.matrix_plans) >= _KEPT_PLANS:
-            version.matrix_plans.clear()
-        plan = version.matrix_plans[asked] = _make_matrix_plan(version, resolve_features(version, features))
-    return plan
+    return remembered(
+        version.matrix_plans, asked, lambda: _make_matrix_plan(version, resolve_features(version, features))
+    )
 
 
 def _make_matrix_plan(version: StoreVersion, references: Sequence[str]) -> MatrixPlan:

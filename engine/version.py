@@ -5,9 +5,10 @@ holds it meanwhile. What leaves it is a copy.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,20 @@ from engine.layout import RowLayout, Storage, storage_of
 from engine.schema import Feature, FeatureService
 from engine.segment import Chunk, Segment, chunk_table, output_row
 
-_KEPT_PROGRAMS = 256
+_REMEMBERED = 256
+
+Key = TypeVar("Key")
+Made = TypeVar("Made")
+
+
+def remembered(memory: dict[Key, Made], key: Key, make: Callable[[], Made]) -> Made:
+    """What was made for a key before, or is made now. A memory that is full of other keys starts over."""
+    made = memory.get(key)
+    if made is None:
+        if len(memory) >= _REMEMBERED:
+            memory.clear()
+        made = memory[key] = make()
+    return made
 
 
 @dataclass(frozen=True)
@@ -109,12 +123,7 @@ class ViewVersion:
         Raises:
             UnknownFeature: the view has no such feature.
         """
-        program = self._programs.get(names)
-        if program is None:
-            if len(self._programs) >= _KEPT_PROGRAMS:
-                self._programs.clear()
-            program = self._programs[names] = self._make_program(names)
-        return program
+        return remembered(self._programs, names, lambda: self._make_program(names))
 
     def _make_program(self, names: tuple[str, ...]) -> Program:
         features = tuple(self.feature(name) for name in names)

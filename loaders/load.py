@@ -48,6 +48,19 @@ class Observer(Protocol):
         """A view cannot go on; its last version stands."""
 
 
+class Silence:
+    """An observer that says nothing."""
+
+    def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
+        return lambda rows: None
+
+    def finished(self, applied: Applied) -> None:
+        pass
+
+    def failed(self, view: str, error: ShoalError) -> None:
+        pass
+
+
 def catch_up(
     writer: StoreWriter, root: ExportRoot, view: str, observer: Observer, *, accept_schema_change: bool = False
 ) -> list[Applied]:

@@ -1,29 +1,13 @@
 """Stores for benchmarks, made once per run and size."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from engine.errors import ShoalError
 from engine.export_root import ExportRoot
-from loaders.follow import ApplyDelta, LoadSnapshot
-from loaders.load import Applied, load
+from loaders.load import Applied, Silence, load
 from loaders.store_writer import StoreWriter
 from perf.dataset import Dataset, publish_snapshot
 
 ROWS_PER_FILE = 1_250_000
-
-
-class Silence:
-    """An observer of loading that says nothing."""
-
-    def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
-        return lambda rows: None
-
-    def finished(self, applied: Applied) -> None:
-        pass
-
-    def failed(self, view: str, error: ShoalError) -> None:
-        pass
 
 
 def published(directory: Path, data: Dataset) -> ExportRoot:

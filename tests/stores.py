@@ -3,7 +3,7 @@
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from engine.errors import ShoalError
 from engine.export_root import MANIFEST, ExportRoot, file_checksum
 from engine.kernels.hashing import key_hashes
 from engine.keys import KEY_HASH, KEY_HASH_2
@@ -22,7 +21,7 @@ from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
 from engine.schema import ViewSchema, arrow_type
 from loaders import load as loading
 from loaders.arrow_rows import published_schema
-from loaders.follow import ApplyDelta, LoadSnapshot
+from loaders.load import Silence as Silence
 from loaders.store_writer import StoreWriter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -68,19 +67,6 @@ def falsify(root: ExportRoot, manifest: Manifest, **changes: Any) -> None:
     (root.path / manifest.view.name / "deltas" / f"{manifest.seq:012d}" / MANIFEST).write_bytes(content)
     if manifest.kind == "snapshot":
         (root.directory(manifest) / MANIFEST).write_bytes(content)
-
-
-class Silence:
-    """An observer that does not care."""
-
-    def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
-        return lambda rows: None
-
-    def finished(self, applied: loading.Applied) -> None:
-        pass
-
-    def failed(self, view: str, error: ShoalError) -> None:
-        pass
 
 
 def load(store: Path, root: ExportRoot, **options: Any) -> list[loading.Applied]:

@@ -9,7 +9,7 @@ import orjson
 
 from engine import FeatureStore
 from engine.export_root import ExportRoot
-from loaders.load import catch_up
+from loaders.load import Silence, catch_up
 from loaders.store_writer import StoreWriter
 from perf import servers
 from perf.dataset import (
@@ -26,7 +26,7 @@ from perf.measure import alternate, ratio, seconds_each
 from perf.report import Finding
 from perf.scale import Scale
 from perf.servers import put_under_load
-from perf.stores import Silence, loaded
+from perf.stores import loaded
 
 FEATURES = 50
 KEYS = 500
