@@ -1,146 +1,171 @@
 """A load generator in a process of its own: `python -m perf.http_load --help`.
 
 Closed loop: each connection sends its next request when it has the answer to the last. Open loop: requests arrive at a
-fixed rate whatever the server does, and latency counts from the moment a request was due, so that waiting counts. It
-speaks just enough HTTP/1.1 to cost little beside a server, and reports its own CPU.
+given rate whatever the server does, and latency counts from the moment a request was due, so that waiting counts. It
+speaks just enough HTTP/1.1 to cost little beside a server, and reports its own CPU, and how late it was itself.
 """
 
-import asyncio
+import gc
 import json
+import re
+import select
+import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import numpy as np
-import uvloop
+
+_PART_BYTES = 1 << 16
+"""Read at once: little enough that malloc gives the same memory again, which is in the cache."""
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 @dataclass
 class Tally:
-    """What came of the requests so far: seconds each took, and how many failed."""
+    """What came of the requests so far. Seconds: of each answer, from the moment its request was due; of each request
+    for which a connection was free, by how much it was sent too late, which is the generator's own fault."""
 
     latencies: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
     failures: int = 0
     received: int = 0
 
 
-class Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request under way."""
+class Connection:
+    """One keep-alive connection with at most one request under way. `select` takes it as it is."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, address: tuple[str, int], tally: Tally) -> None:
+        self._address = address
         self._tally = tally
-        self._buffer = bytearray()
-        self._expected = -1
         self._due = 0.0
-        self._answered: asyncio.Future[None] | None = None
-        self._transport: asyncio.Transport | None = None
+        self._open()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are asyncio's in all but their class.
-        self._transport = cast(asyncio.Transport, transport)
+    def _open(self) -> None:
+        self._socket = socket.create_connection(self._address)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.fileno = self._socket.fileno
+        self._begin()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._answered is not None and not self._answered.done():
-            self._tally.failures += 1
-            self._answered.set_result(None)
+    def _begin(self) -> None:
+        self._head = b""
+        self._missing: int | None = None
+        self.free_since = time.perf_counter()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether another request can be sent."""
-        return self._transport is not None and not self._transport.is_closing()
-
-    async def ask(self, request: bytes, due: float) -> None:
-        """Send a request, due at a moment of the monotonic clock, and wait for the whole answer."""
-        assert self._transport is not None
+    def send(self, request: bytes, due: float) -> None:
+        """Send a request that was due at a moment of `perf_counter`."""
         self._due = due
-        self._answered = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        await self._answered
+        # A server that has closed the connection shows when the answer is read.
+        with suppress(OSError):
+            self._socket.sendall(request)
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        if self._expected < 0:
-            end = self._buffer.find(b"\r\n\r\n")
+    def receive(self) -> bool:
+        """Take what has come, waiting for it if nothing has; returns whether this request is done with."""
+        try:
+            data = self._socket.recv(_PART_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            return self._fail()
+        if self._missing is not None:
+            self._missing -= len(data)
+        else:
+            self._head += data
+            end = self._head.find(b"\r\n\r\n")
             if end < 0:
-                return
-            head = bytes(self._buffer[:end]).lower()
-            if not head.startswith(b"http/1.1 200"):
-                self._tally.failures += 1
-            at = head.index(b"content-length:") + 15
-            stop = head.find(b"\r", at)
-            self._expected = end + 4 + int(head[at : stop if stop > 0 else None])
-        if len(self._buffer) >= self._expected:
-            self._tally.latencies.append(time.perf_counter() - self._due)
-            self._tally.received += self._expected
-            self._buffer.clear()
-            self._expected = -1
-            if self._answered is not None and not self._answered.done():
-                self._answered.set_result(None)
+                return False
+            length = _CONTENT_LENGTH.search(self._head, 0, end)
+            if length is None or not self._head.startswith(b"HTTP/1.1 200"):
+                return self._fail()
+            size = end + 4 + int(length[1])
+            self._tally.received += size
+            self._missing = size - len(self._head)
+            self._head = self._head[:end]
+        if self._missing > 0:
+            return False
+        if self._missing < 0:
+            return self._fail()
+        closes = _CLOSES.search(self._head)
+        self._begin()
+        self._tally.latencies.append(self.free_since - self._due)
+        if closes:
+            self._reopen()
+        return True
+
+    def close(self) -> None:
+        """Leave the server."""
+        self._socket.close()
+
+    def _fail(self) -> bool:
+        self._tally.failures += 1
+        self._reopen()
+        return True
+
+    def _reopen(self) -> None:
+        self.close()
+        self._open()
 
 
-class Load:
-    """A server under load from some connections."""
+def drive(
+    address: tuple[str, int],
+    requests: Sequence[bytes],
+    connections: int,
+    count: int,
+    arrivals: Sequence[float] | None = None,
+) -> tuple[Tally, float]:
+    """Send `count` requests, those given in turn, each over the connection that has been free for longest.
 
-    def __init__(self, host: str, port: int, requests: list[bytes]) -> None:
-        self._address = (host, port)
-        self._requests = requests
-        self._next = 0
-        self.tally = Tally()
+    Args:
+        arrivals: when each is due, in seconds from the start; None for as soon as a connection is free.
 
-    async def closed_loop(self, connections: int, count: int) -> None:
-        """Send `count` requests over as many connections, each as fast as it is answered."""
-        await asyncio.gather(*(self._one_after_the_other(count // connections) for _ in range(connections)))
-
-    async def open_loop(self, connections: int, count: int, rate: float) -> None:
-        """Send `count` requests, `rate` a second, each over whichever connection is free first."""
-        loop = asyncio.get_running_loop()
-        free = deque([await self._connect() for _ in range(connections)])
-        waiting: deque[float] = deque()
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def send(connection: Connection, due: float) -> None:
-            await connection.ask(self._request(), due)
-            if not connection.is_open:
-                connection = await self._connect()
-            if waiting:
-                await send(connection, waiting.popleft())
-            else:
+    Returns:
+        what came of them, and the seconds from the start to the last answer.
+    """
+    tally = Tally()
+    free = deque(Connection(address, tally) for _ in range(connections))
+    busy: set[Connection] = set()
+    sent = 0
+    started = now = time.perf_counter()
+    while sent < count or busy:
+        wait = None
+        while free and sent < count:
+            due = now if arrivals is None else started + arrivals[sent]
+            if due > now:
+                wait = due - now
+                break
+            connection = free.popleft()
+            if connection.free_since <= due:
+                tally.late.append(now - due)
+            connection.send(requests[sent % len(requests)], due)
+            busy.add(connection)
+            sent += 1
+            now = time.perf_counter()
+        # epoll and poll wait for whole milliseconds, select does not. Where there is but one thing to wait for, reading
+        # it does.
+        for connection in [*busy] if len(busy) == 1 and wait is None else select.select(busy, (), (), wait)[0]:
+            if connection.receive():
+                busy.remove(connection)
                 free.append(connection)
+        now = time.perf_counter()
+    seconds = now - started
+    for connection in free:
+        connection.close()
+    return tally, seconds
 
-        started = time.perf_counter()
-        for number in range(count):
-            due = started + number / rate
-            delay = due - time.perf_counter()
-            if delay > 0:
-                await asyncio.sleep(delay)
-            if free:
-                task = loop.create_task(send(free.popleft(), due))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            else:
-                waiting.append(due)
-        while tasks:
-            await asyncio.gather(*tasks)
 
-    async def _one_after_the_other(self, count: int) -> None:
-        connection = await self._connect()
-        for _ in range(count):
-            if not connection.is_open:
-                connection = await self._connect()
-            await connection.ask(self._request(), time.perf_counter())
-
-    async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: Connection(self.tally), *self._address)
-        return connection
-
-    def _request(self) -> bytes:
-        self._next += 1
-        return self._requests[self._next % len(self._requests)]
+def arrival_times(arrivals: str, count: int, rate: float) -> list[float]:
+    """When `count` requests are due, in seconds from the start: evenly, or as independent clients send them."""
+    generator = np.random.default_rng(7)
+    gaps = np.full(count, 1 / rate) if arrivals == "even" else generator.exponential(1 / rate, count)
+    times: list[float] = (np.cumsum(gaps) - gaps[0]).tolist()
+    return times
 
 
 def make_requests(host: str, path: str, accept: str, bodies: list[bytes]) -> list[bytes]:
@@ -161,19 +186,34 @@ def make_requests(host: str, path: str, accept: str, bodies: list[bytes]) -> lis
 @click.option("--connections", default=1, show_default=True)
 @click.option("--count", default=1000, show_default=True, help="How many requests.")
 @click.option("--rate", type=float, help="Open loop: requests a second. Without it, closed loop.")
+@click.option(
+    "--arrivals",
+    type=click.Choice(["even", "poisson"]),
+    default="even",
+    show_default=True,
+    help="Open loop: at even distances, or at random as from many clients.",
+)
 def main(
-    host: str, port: int, path: str, accept: str, bodies: Path, connections: int, count: int, rate: float | None
+    host: str,
+    port: int,
+    path: str,
+    accept: str,
+    bodies: Path,
+    connections: int,
+    count: int,
+    rate: float | None,
+    arrivals: str,
 ) -> None:
     """Put a server under load and print what came of it as JSON; latencies in seconds."""
-    load = Load(host, port, make_requests(host, path, accept, bodies.read_bytes().splitlines()))
-    started, cpu_before = time.perf_counter(), time.process_time()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if rate is None:
-            runner.run(load.closed_loop(connections, count))
-        else:
-            runner.run(load.open_loop(connections, count, rate))
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_before
-    json.dump(_summary(load.tally, seconds, cpu), sys.stdout)
+    requests = make_requests(host, path, accept, bodies.read_bytes().splitlines())
+    times = arrival_times(arrivals, count, rate) if rate is not None else None
+    # By default the kernel may end a wait 50 µs late, so as to end several at once.
+    Path("/proc/self/timerslack_ns").write_text("1")
+    # Nothing here makes cycles, and a pause would count as the server's latency.
+    gc.disable()
+    cpu_before = time.process_time()
+    tally, seconds = drive((host, port), requests, connections, count, times)
+    json.dump(_summary(tally, seconds, time.process_time() - cpu_before), sys.stdout)
 
 
 def _summary(tally: Tally, seconds: float, cpu: float) -> dict[str, Any]:
@@ -185,8 +225,10 @@ def _summary(tally: Tally, seconds: float, cpu: float) -> dict[str, Any]:
         "requests_per_second": len(tally.latencies) / seconds,
         "bytes_received": tally.received,
         "client_cpu_seconds": cpu,
+        "client_cpu_per_request": cpu / max(1, len(tally.latencies)),
         **{f"p{q:g}": float(np.percentile(latencies, q)) for q in (50, 95, 99, 99.9)},
         "max": float(latencies.max()),
+        "late_p99": float(np.percentile(tally.late or [np.nan], 99)),
     }
 
 

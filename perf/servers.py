@@ -47,6 +47,11 @@ class Outcome:
         """Wall time of the run per request, over all connections."""
         return float(self.load["seconds"] / self.load["requests"])
 
+    @property
+    def client_cpu_per_request(self) -> float:
+        """CPU seconds that the load itself cost, on the same cores."""
+        return float(self.load["client_cpu_per_request"])
+
 
 def put_under_load(
     server: Server,
