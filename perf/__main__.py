@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from perf import scale as scales
-from perf.cases import http, in_process, loading, shapes
+from perf.cases import freshness, http, in_process, loading, shapes, starts
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
 
@@ -20,8 +20,8 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "views": shapes.run_views,
     "arrivals": shapes.run_arrivals,
     "load": loading.run,
-    "freshness": loading.run_freshness,
-    "start": loading.run_starts,
+    "freshness": freshness.run,
+    "start": starts.run,
 }
 
 

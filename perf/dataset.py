@@ -1,6 +1,7 @@
 """Data for benchmarks whose every value can be computed without any store: feature j of document i is a formula.
 
-So an answer is checked against arithmetic, not against another copy of the code that made it.
+So an answer is checked against arithmetic, not against another copy of the code that made it. Of a hundred million rows
+no more than their hashes, some gigabytes, is in memory at a time.
 """
 
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.export_root import ExportRoot, file_checksum
@@ -57,20 +59,26 @@ class Dataset:
 THE_USER = "user_7"
 
 
+def key_column(documents: npt.NDArray[np.int64], kind: str = "doc") -> pa.Array:
+    """The keys of documents (`doc_<i>`) or of another kind, made without a Python object each."""
+    return pc.binary_join_element_wise(kind, pa.array(documents).cast(pa.string()), "_")
+
+
 def _key_columns(data: Dataset, documents: npt.NDArray[np.int64]) -> dict[str, pa.Array]:
     own = data.join_keys[-1]
-    columns = {name: pa.array([THE_USER] * documents.size) for name in data.join_keys[:-1]}
-    kind = own.removesuffix("_id")
-    return columns | {own: pa.array([f"{kind}_{document}" for document in documents.tolist()])}
+    columns = {name: pa.repeat(THE_USER, documents.size) for name in data.join_keys[:-1]}
+    return columns | {own: key_column(documents, own.removesuffix("_id"))}
 
 
 def document_keys(documents: npt.NDArray[np.int64]) -> list[str]:
-    """The keys of documents."""
+    """The keys of documents, as a request has them."""
     return [f"doc_{document}" for document in documents.tolist()]
 
 
-def values(documents: npt.NDArray[np.int64], feature: int, change: int = 0) -> npt.NDArray[np.float32]:
-    """float32[documents], feature number `feature` of documents, as of the `change`-th change of them."""
+def values(
+    documents: npt.NDArray[np.int64], feature: int, change: int | npt.NDArray[np.int64] = 0
+) -> npt.NDArray[np.float32]:
+    """float32[documents], feature number `feature` of documents, as of the `change`-th change of all or of each."""
     mixed = (documents * 1_000_003 + feature * 7_919 + change * 104_729) % 16_777_213
     return (mixed / 16_777_216).astype(np.float32)
 
@@ -88,6 +96,19 @@ def publish_snapshot(root: ExportRoot, data: Dataset, *, files: int) -> Manifest
 def publish_delta(root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], change: int) -> Manifest:
     """Publish the `change`-th change of some documents as a delta."""
     return _publish(root, data, documents, "delta", change, max(1, documents.size // 1_000_000))
+
+
+def publish_again(root: ExportRoot, view: str) -> Manifest:
+    """Publish the first snapshot of a view once more, as the newest entry: the same files, linked."""
+    first, last = (root.entry(view, seq) for seq in (1, root.sequence_numbers(view)[-1]))
+    again = {"id": uuid.uuid4().hex, "seq": last.seq + 1, "parent": last.id, "published_at": datetime.now(UTC)}
+    manifest = first.model_copy(update=again)
+    directory = root.directory(manifest)
+    directory.mkdir(parents=True)
+    for file in first.files:
+        os.link(root.directory(first) / file.path, directory / file.path)
+    root.publish(manifest)
+    return manifest
 
 
 def _publish(
@@ -135,9 +156,11 @@ def _publish(
 
 
 def _hashes(data: Dataset, documents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    blocks = [documents[start : start + KEY_BLOCK] for start in range(0, documents.size, KEY_BLOCK)]
-    pairs = [key_hashes(list(_key_columns(data, block).values())) for block in blocks]
-    return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
+    first, second = np.empty_like(documents), np.empty_like(documents)
+    for start in range(0, documents.size, KEY_BLOCK):
+        block = slice(start, start + KEY_BLOCK)
+        first[block], second[block] = key_hashes(list(_key_columns(data, documents[block]).values()))
+    return first, second
 
 
 def _write_file(
@@ -176,6 +199,11 @@ def random_documents(data: Dataset, keys: int, count: int, seed: int = 1) -> lis
     """`count` requests' documents, `keys` each, drawn evenly."""
     generator = np.random.default_rng(seed)
     return [generator.integers(0, data.rows, keys) for _ in range(count)]
+
+
+def distinct_documents(data: Dataset, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """int64[count], documents drawn evenly, none of them twice."""
+    return np.random.default_rng(seed).choice(data.rows, count, replace=False).astype(np.int64)
 
 
 def key_lists(requests: Sequence[npt.NDArray[np.int64]]) -> list[list[str]]:

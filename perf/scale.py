@@ -12,6 +12,7 @@ class Scale:
     rows: int
     many_rows: int
     load_rows: int
+    huge_rows: int
     rounds: int
     requests: int
     small: bool
@@ -19,9 +20,9 @@ class Scale:
 
 def full(directory: Path) -> Scale:
     """The sizes that the bars are stated for."""
-    return Scale(directory, 1_000_000, 20_000_000, 10_000_000, 5, 2_000, small=False)
+    return Scale(directory, 1_000_000, 20_000_000, 10_000_000, 100_000_000, 5, 2_000, small=False)
 
 
 def small(directory: Path) -> Scale:
     """Minutes, for function only."""
-    return Scale(directory, 20_000, 100_000, 50_000, 2, 20, small=True)
+    return Scale(directory, 20_000, 100_000, 50_000, 200_000, 2, 20, small=True)
