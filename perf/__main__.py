@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from perf import scale as scales
-from perf.cases import freshness, http, in_process, loading, shapes, starts
+from perf.cases import arrivals, export, freshness, http, in_process, loading, shapes, starts
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
 
@@ -18,10 +18,12 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "in-process-many-rows": in_process.run_many_rows,
     "overlays": shapes.run_overlays,
     "views": shapes.run_views,
-    "arrivals": shapes.run_arrivals,
+    "arrivals": arrivals.run,
+    "rising-load": arrivals.run_rising,
     "load": loading.run,
     "freshness": freshness.run,
     "start": starts.run,
+    "export": export.run,
 }
 
 

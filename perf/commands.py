@@ -1,0 +1,62 @@
+"""Shoal's commands in processes of their own, as a user runs them, and what they take of time and memory."""
+
+import os
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+SAMPLE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ran: what it printed, its wall time, and the most that it and the processes that it started had in
+    memory at a time, in bytes, sampled: all of it, and without the pages of files that they had mapped."""
+
+    output: str
+    seconds: float
+    peak_rss: int
+    peak_private: int
+
+
+def run(*arguments: object, environment: dict[str, str] | None = None) -> Ran:
+    """Run `shoal` with these arguments, and more in its environment.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    command = [sys.executable, "-m", "cli", *map(str, arguments)]
+    peak_rss = peak_private = 0
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = psutil.Popen(command, stdout=output, stderr=errors, env=os.environ | (environment or {}))
+        try:
+            while process.poll() is None:
+                rss, private = _memory(process)
+                peak_rss, peak_private = max(peak_rss, rss), max(peak_private, private)
+                with suppress(psutil.TimeoutExpired):
+                    process.wait(SAMPLE_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        seconds = time.perf_counter() - started
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {errors.read()[-2000:]}")
+        return Ran(output.read(), seconds, peak_rss, peak_private)
+
+
+def _memory(process: psutil.Process) -> tuple[int, int]:
+    rss = private = 0
+    with suppress(psutil.NoSuchProcess):
+        for member in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                memory = member.memory_info()
+                rss, private = rss + memory.rss, private + memory.rss - memory.shared
+    return rss, private
