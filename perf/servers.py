@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import orjson
 import psutil
 
 from engine.run_directory import read_server_record
+from perf.dataset import Dataset, document_keys
 
 PEERS = Path(__file__).parent.parent / ".venv-peers" / "bin"
 """The environment of peers whose dependencies do not go with Shoal's; `make bench` installs it."""
@@ -29,18 +33,22 @@ class Server:
     port: int
     workers: tuple[psutil.Process, ...]
 
-    def cpu_seconds(self) -> float:
-        """The CPU that its workers' threads have used so far, by the scheduler's account, in nanoseconds' precision."""
-        tasks = (task for process in self.workers for task in Path(f"/proc/{process.pid}/task").iterdir())
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    def scheduled_seconds(self) -> tuple[float, float]:
+        """How long its workers' threads have run so far, and how long they could have and had no core, by the
+        scheduler's account, in nanoseconds' precision."""
+        tasks = [task for process in self.workers for task in Path(f"/proc/{process.pid}/task").iterdir()]
+        accounts = [[int(number) for number in (task / "schedstat").read_text().split()] for task in tasks]
+        return sum(account[0] for account in accounts) / 1e9, sum(account[1] for account in accounts) / 1e9
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a load found: `load` as `perf.http_load` prints it, and the server's CPU seconds per request."""
+    """What a load found: `load` as `perf.http_load` prints it, and per request the seconds that the server's workers
+    ran and the seconds that they waited for a core."""
 
     load: dict[str, Any]
     cpu_per_request: float
+    wait_per_request: float
 
     @property
     def seconds_per_request(self) -> float:
@@ -62,8 +70,9 @@ def put_under_load(
     accept: str = "application/json",
     connections: int = 1,
     rate: float | None = None,
+    arrivals: str = "even",
 ) -> Outcome:
-    """Send `count` requests from a process of its own.
+    """Send `count` requests from a process of its own: in a closed loop, or `rate` a second, "even" or "poisson".
 
     Raises:
         AssertionError: a request failed.
@@ -71,15 +80,26 @@ def put_under_load(
     arguments = ["--port", server.port, "--path", path, "--accept", accept, "--bodies", bodies]
     arguments += ["--connections", connections, "--count", count]
     if rate is not None:
-        arguments += ["--rate", rate]
-    before = server.cpu_seconds()
+        arguments += ["--rate", rate, "--arrivals", arrivals]
+    ran_before, waited_before = server.scheduled_seconds()
     run = subprocess.run(
         [sys.executable, "-m", "perf.http_load", *map(str, arguments)], capture_output=True, check=True, text=True
     )
     load = json.loads(run.stdout)
     if load["failures"]:
         raise AssertionError(f"{load['failures']} of {count} requests to port {server.port} failed")
-    return Outcome(load, (server.cpu_seconds() - before) / load["requests"])
+    ran, waited = server.scheduled_seconds()
+    return Outcome(load, (ran - ran_before) / load["requests"], (waited - waited_before) / load["requests"])
+
+
+def write_bodies(path: Path, data: Dataset, requests: Sequence[npt.NDArray[np.int64]]) -> list[bytes]:
+    """The bodies of requests for all features of documents, in a file for `put_under_load`."""
+    bodies = [
+        orjson.dumps({"features": data.references, "entities": {"doc_id": document_keys(documents)}})
+        for documents in requests
+    ]
+    path.write_bytes(b"\n".join(bodies))
+    return bodies
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from perf.dataset import Dataset, document_keys, matrix, random_documents, value
 from perf.measure import alternate, ratio
 from perf.report import Finding
 from perf.scale import Scale
-from perf.servers import Server, ask, put_under_load
+from perf.servers import Server, ask, put_under_load, write_bodies
 from perf.stores import loaded
 
 FEATURES = 50
@@ -82,11 +82,7 @@ def run(scale: Scale) -> list[Finding]:
 def _compare(scale: Scale, data: Dataset, keys: int, shoal: Server, feasts: Mapping[str, Server]) -> list[Finding]:
     requests = random_documents(data, keys, scale.requests // 2)
     bodies = scale.directory / f"bodies-{keys}.jsonl"
-    lines = [
-        orjson.dumps({"features": data.references, "entities": {"doc_id": document_keys(documents)}})
-        for documents in requests
-    ]
-    bodies.write_bytes(b"\n".join(lines))
+    first = write_bodies(bodies, data, requests)[0]
     count = scale.requests // 2
     wall: dict[str, Callable[[], float]] = {}
     cpu: dict[str, list[float]] = {}
@@ -101,7 +97,7 @@ def _compare(scale: Scale, data: Dataset, keys: int, shoal: Server, feasts: Mapp
 
     with ExitStack() as stack:
         for name, form in FORMS.items():
-            answer = ask(shoal, lines[0], path=form.path, accept=form.accept)
+            answer = ask(shoal, first, path=form.path, accept=form.accept)
             _check(name, form.read(answer), requests[0])
             floor_body = scale.directory / f"floor-{keys}-{name.replace(' ', '-')}"
             floor_body.write_bytes(answer)
@@ -109,7 +105,7 @@ def _compare(scale: Scale, data: Dataset, keys: int, shoal: Server, feasts: Mapp
             add(f"shoal {name}", shoal, form.path, form.accept, count)
             add(f"floor {name}", floor, form.path, form.accept, count)
         for name, feast in feasts.items():
-            _check(name, read_feast(ask(feast, lines[0], path=FEAST_PATH)), requests[0])
+            _check(name, read_feast(ask(feast, first, path=FEAST_PATH)), requests[0])
             add(name, feast, FEAST_PATH, "application/json", max(3, count // FEAST_SHARE if keys > 1 else count // 5))
         costs = alternate(wall, scale.rounds)
     return _findings(f"HTTP, {keys} x {FEATURES} of {data.rows:,}", keys, costs, cpu, list(feasts))

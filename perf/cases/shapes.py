@@ -1,17 +1,15 @@
-"""Lookups of other shapes: overlays over the base, several views in one request, and an even stream of arrivals."""
+"""Lookups of other shapes: overlays over the base, and several views in one request."""
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from engine import FeatureStore
 from engine.export_root import ExportRoot
 from loaders.load import Silence, catch_up
 from loaders.store_writer import StoreWriter
-from perf import servers
 from perf.dataset import (
     THE_USER,
     Dataset,
@@ -25,7 +23,6 @@ from perf.dataset import (
 from perf.measure import alternate, ratio, seconds_each
 from perf.report import Finding
 from perf.scale import Scale
-from perf.servers import put_under_load
 from perf.stores import loaded
 
 FEATURES = 50
@@ -115,35 +112,3 @@ def check(store: Path, views: Mapping[str, Dataset]) -> None:
     parts = [matrix(user if data.join_keys == ("user_id",) else documents, data.features) for data in views.values()]
     if not np.array_equal(found, np.concatenate(parts, axis=1)):
         raise AssertionError("lookups in several views answer wrongly")
-
-
-def run_arrivals(scale: Scale) -> list[Finding]:
-    """100 keys x 20 features, arriving at 60% of what two workers can do, whatever they do."""
-    data = Dataset(scale.rows, 20)
-    bodies = scale.directory / "bodies-arrivals.jsonl"
-    requests = random_documents(data, 100, 500)
-    lines = [
-        orjson.dumps({"features": data.references, "entities": {"doc_id": document_keys(documents)}})
-        for documents in requests
-    ]
-    bodies.write_bytes(b"\n".join(lines))
-    findings = []
-    with servers.shoal(loaded(scale.directory, data), workers=2) as server:
-        for accept in ("application/json", "application/x-npy"):
-            count = 200 if scale.small else 10_000
-            at_most = put_under_load(server, bodies, count=count, accept=accept, connections=8)
-            rate = 0.6 * at_most.load["requests_per_second"]
-            runs = [
-                put_under_load(server, bodies, count=count, accept=accept, connections=32, rate=rate).load
-                for _ in range(scale.rounds)
-            ]
-            p50, p95, p99 = (float(np.median([run[name] for run in runs])) for name in ("p50", "p95", "p99"))
-            case = f"HTTP, 100 x 20, {accept.partition('/')[2]}, open loop at 60% of two workers"
-            findings += [
-                Finding(case, "requests/s", rate, "1/s"),
-                Finding(case, "p50", 1e3 * p50, "ms"),
-                Finding(case, "p95", 1e3 * p95, "ms", at_most=10.0),
-                Finding(case, "p99", 1e3 * p99, "ms"),
-                Finding(case, "p99 / p50", p99 / p50, "x", at_most=4.0),
-            ]
-    return findings
