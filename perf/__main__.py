@@ -19,6 +19,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "overlays": shapes.run_overlays,
     "views": shapes.run_views,
     "arrivals": arrivals.run,
+    "rising-load": arrivals.run_rising,
     "load": loading.run,
     "freshness": freshness.run,
     "start": starts.run,

@@ -1,4 +1,5 @@
-"""Requests that arrive whatever the server does: how long they take at 60% of what two workers can do.
+"""Requests that arrive whatever the server does: how long they take at 60% of what two workers can do, and from 10%
+of that to more than all.
 
 What the workers can do is what eight connections get from them that ask without a pause. Client and workers share the
 machine's cores there too, so the client's work is part of it.
@@ -26,6 +27,7 @@ FEATURES = 20
 WORKERS = 2
 CLOSED_CONNECTIONS = 8
 OPEN_CONNECTIONS = 32
+SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
 Point = dict[str, float]
 """What came of a share of the capacity arriving; rates are of a second, times in milliseconds."""
@@ -72,6 +74,17 @@ def _findings(case: str, point: Point, *, held: bool) -> list[Finding]:
         Finding(case, "client CPU a request", point["client_cpu"], "ms"),
         Finding(case, "client late, p99", point["client_late_p99"], "ms"),
     ]
+
+
+def run_rising(scale: Scale) -> list[Finding]:
+    """From 10% to 120% of what two workers can do."""
+    findings = []
+    for name, points in _measure(scale, SHARES, seconds=2.0).items():
+        case = f"HTTP, {KEYS} x {FEATURES}, {name}, even arrivals, rising"
+        findings.append(Finding(case, "capacity", points[0]["capacity"], "1/s", detail={"points": points}))
+        findings += [Finding(case, f"p99 at {point['share']:.0%} of it", point["p99"], "ms") for point in points]
+        findings.append(Finding(case, "client CPU a request", median(point["client_cpu"] for point in points), "ms"))
+    return findings
 
 
 def _measure(
