@@ -30,13 +30,18 @@ _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 @dataclass
 class Tally:
-    """What came of the requests so far. Seconds: of each answer, from the moment its request was due; of each request
-    for which a connection was free, by how much it was sent too late, which is the generator's own fault."""
+    """What came of the requests.
+
+    In seconds: of each answer, how long after its request was due it came; of each request for which a connection was
+    free, how late it was sent, which is the generator's own fault; and the time and CPU that all took together.
+    """
 
     latencies: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     failures: int = 0
     received: int = 0
+    seconds: float = 0.0
+    cpu: float = 0.0
 
 
 class Connection:
@@ -119,19 +124,17 @@ def drive(
     connections: int,
     count: int,
     arrivals: Sequence[float] | None = None,
-) -> tuple[Tally, float]:
+) -> Tally:
     """Send `count` requests, those given in turn, each over the connection that has been free for longest.
 
     Args:
         arrivals: when each is due, in seconds from the start; None for as soon as a connection is free.
-
-    Returns:
-        what came of them, and the seconds from the start to the last answer.
     """
     tally = Tally()
     free = deque(Connection(address, tally) for _ in range(connections))
     busy: set[Connection] = set()
     sent = 0
+    cpu_before = time.process_time()
     started = now = time.perf_counter()
     while sent < count or busy:
         wait = None
@@ -154,10 +157,10 @@ def drive(
                 busy.remove(connection)
                 free.append(connection)
         now = time.perf_counter()
-    seconds = now - started
+    tally.seconds, tally.cpu = now - started, time.process_time() - cpu_before
     for connection in free:
         connection.close()
-    return tally, seconds
+    return tally
 
 
 def arrival_times(arrivals: str, count: int, rate: float) -> list[float]:
@@ -211,21 +214,19 @@ def main(
     Path("/proc/self/timerslack_ns").write_text("1")
     # Nothing here makes cycles, and a pause would count as the server's latency.
     gc.disable()
-    cpu_before = time.process_time()
-    tally, seconds = drive((host, port), requests, connections, count, times)
-    json.dump(_summary(tally, seconds, time.process_time() - cpu_before), sys.stdout)
+    json.dump(_summary(drive((host, port), requests, connections, count, times)), sys.stdout)
 
 
-def _summary(tally: Tally, seconds: float, cpu: float) -> dict[str, Any]:
+def _summary(tally: Tally) -> dict[str, Any]:
     latencies = np.array(tally.latencies or [np.nan])
     return {
         "requests": len(tally.latencies),
         "failures": tally.failures,
-        "seconds": seconds,
-        "requests_per_second": len(tally.latencies) / seconds,
+        "seconds": tally.seconds,
+        "requests_per_second": len(tally.latencies) / tally.seconds,
         "bytes_received": tally.received,
-        "client_cpu_seconds": cpu,
-        "client_cpu_per_request": cpu / max(1, len(tally.latencies)),
+        "client_cpu_seconds": tally.cpu,
+        "client_cpu_per_request": tally.cpu / max(1, len(tally.latencies)),
         **{f"p{q:g}": float(np.percentile(latencies, q)) for q in (50, 95, 99, 99.9)},
         "max": float(latencies.max()),
         "late_p99": float(np.percentile(tally.late or [np.nan], 99)),
