@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from perf.dataset import Dataset, document_keys, matrix, random_documents, value
 from perf.measure import alternate, ratio
 from perf.report import Finding
 from perf.scale import Scale
-from perf.servers import Server, ask, put_under_load, write_bodies
+from perf.servers import Outcome, Server, ask, put_under_load, write_bodies
 from perf.stores import loaded
 
 FEATURES = 50
@@ -26,8 +27,8 @@ FEAST_PATH = "/get-online-features"
 FEAST_DEFAULT = ("--max-requests", "1000000")
 """A worker that ends itself after a thousand requests, as it comes, would fail the request that it ends in."""
 FEAST_FASTEST = (*FEAST_DEFAULT, "--no-access-log", "--registry_ttl_sec", "3600")
-FEAST_SHARE = 50
-"""A round asks a Feast server for so many times fewer requests, since it takes so much longer for each."""
+CONNECTIONS = 4
+"""Several, so that the server always has a request to answer; with one, it would wait for the client's own work."""
 
 Matrix = npt.NDArray[np.float32]
 
@@ -84,13 +85,15 @@ def _compare(scale: Scale, data: Dataset, keys: int, shoal: Server, feasts: Mapp
     bodies = scale.directory / f"bodies-{keys}.jsonl"
     first = write_bodies(bodies, data, requests)[0]
     count = scale.requests // 2
+    # Feast takes so much longer for each that fewer tell as much.
+    feast_count = 2 * CONNECTIONS if keys > 1 else count // 5
     wall: dict[str, Callable[[], float]] = {}
-    cpu: dict[str, list[float]] = {}
+    outcomes: dict[str, list[Outcome]] = {}
 
     def add(name: str, server: Server, path: str, accept: str, number: int) -> None:
         def subject() -> float:
-            outcome = put_under_load(server, bodies, count=number, path=path, accept=accept)
-            cpu.setdefault(name, []).append(outcome.cpu_per_request)
+            outcome = put_under_load(server, bodies, count=number, path=path, accept=accept, connections=CONNECTIONS)
+            outcomes.setdefault(name, []).append(outcome)
             return outcome.seconds_per_request
 
         wall[name] = subject
@@ -106,23 +109,28 @@ def _compare(scale: Scale, data: Dataset, keys: int, shoal: Server, feasts: Mapp
             add(f"floor {name}", floor, form.path, form.accept, count)
         for name, feast in feasts.items():
             _check(name, read_feast(ask(feast, first, path=FEAST_PATH)), requests[0])
-            add(name, feast, FEAST_PATH, "application/json", max(3, count // FEAST_SHARE if keys > 1 else count // 5))
+            add(name, feast, FEAST_PATH, "application/json", feast_count)
         costs = alternate(wall, scale.rounds)
-    return _findings(f"HTTP, {keys} x {FEATURES} of {data.rows:,}", keys, costs, cpu, list(feasts))
+    case = f"HTTP, {keys} x {FEATURES} of {data.rows:,}, {CONNECTIONS} connections"
+    # As in `alternate`, the first round does not count.
+    counted = {name: rounds[1:] for name, rounds in outcomes.items()}
+    return _findings(case, keys, costs, counted, list(feasts))
 
 
 def _findings(
-    case: str, keys: int, costs: dict[str, list[float]], cpu: dict[str, list[float]], feasts: list[str]
+    case: str, keys: int, costs: dict[str, list[float]], outcomes: dict[str, list[Outcome]], feasts: list[str]
 ) -> list[Finding]:
     findings = []
-    for name in costs:
-        milliseconds = 1e3 * float(np.median(cpu[name][1:]))
-        findings.append(Finding(case, f"{name}: CPU a request", milliseconds, "ms"))
-        findings.append(Finding(case, f"{name}: requests/s", 1 / float(np.median(costs[name])), "1/s"))
-    counted = {name: rounds[1:] for name, rounds in cpu.items()}
+    for name, rounds in outcomes.items():
+        own = 1e3 * median(outcome.cpu_per_request for outcome in rounds)
+        client = 1e3 * median(outcome.client_cpu_per_request for outcome in rounds)
+        findings.append(Finding(case, f"{name}: CPU a request", own, "ms"))
+        findings.append(Finding(case, f"{name}: requests/s", 1 / median(costs[name]), "1/s"))
+        findings.append(Finding(case, f"{name}: client CPU a request", client, "ms"))
+    cpu = {name: [outcome.cpu_per_request for outcome in rounds] for name, rounds in outcomes.items()}
     floor_bars = {"Feast JSON": None, "npy": 1.7, "Arrow": 1.7} if keys > 1 else dict.fromkeys(FORMS, 1.5)
     for name, bar in floor_bars.items():
-        of_floor = ratio(counted, f"shoal {name}", f"floor {name}")
+        of_floor = ratio(cpu, f"shoal {name}", f"floor {name}")
         findings.append(Finding(case, f"shoal {name} / floor, CPU", of_floor, "x", at_most=bar))
     feast_bars = {"Feast JSON": 150, "npy": 500, "Arrow": 500} if keys > 1 else dict.fromkeys(FORMS, 12)
     for feast in feasts:
