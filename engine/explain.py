@@ -13,9 +13,9 @@ import numpy as np
 
 from engine.catalog import Origin
 from engine.kernels import finding, gathering
-from engine.key_columns import Entities, KeyColumns
+from engine.key_columns import Entities, Hashes, KeyColumns
 from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE_BIT
-from engine.lookup import FoundRows, find_rows, gather_columns, judge_rows
+from engine.lookup import find_rows, read_columns
 from engine.version import StoreVersion, ViewVersion, read_generation
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,10 +55,10 @@ def explain(store: Path, version: StoreVersion, view: str, entities: Entities) -
 def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColumns, place: str) -> None:
     """Add the rows that the only segment of a view has."""
     (segment,) = view.segments
-    found = find_rows(view, keys)
-    at = [(int(address), int(chunk)) for address, chunk in zip(found.address, found.chunk, strict=True)]
-    values = _values(view, found)
-    for key, (address, chunk_number) in enumerate(at):
+    hashes = keys.hashes(view)
+    found = find_rows(view, hashes)
+    values = _values(view, hashes)
+    for key, (address, chunk_number) in enumerate(zip(found.address.tolist(), found.chunk.tolist(), strict=True)):
         if address == finding.NOT_FOUND:
             continue
         chunk = segment.chunks[chunk_number]
@@ -76,8 +76,7 @@ def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColu
         )
 
 
-def _values(view: ViewVersion, found: FoundRows) -> dict[str, list[Any]]:
+def _values(view: ViewVersion, hashes: Hashes) -> dict[str, list[Any]]:
     names = tuple(feature.name for feature in view.record.view_schema.features)
-    rows = judge_rows(view, found, gathering.NO_EVENT_TIME, "serve")
-    columns = gather_columns(view, names, found, rows).columns
+    columns = read_columns(view, names, hashes, oldest=gathering.NO_EVENT_TIME, stale="serve").columns
     return {name: column.to_arrow().to_pylist() for name, column in zip(names, columns, strict=True)}

@@ -1,28 +1,42 @@
-"""The entities of a request, as Arrow arrays of the types that the views' join keys have."""
+"""The entities of a request, and their hashes by the join keys of the views that are asked."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from engine.errors import LookupInvalid
+from engine.kernels import hashing
 from engine.schema import JoinKey, arrow_type
 from engine.version import ViewVersion
 
 Entities = Mapping[str, Any]
 """Join key → a scalar, repeated for every row, or a list, NumPy array or Arrow array of values."""
 
+Hashes = npt.NDArray[np.int64]
+"""int64[2, keys], both hashes of keys."""
+
+_SCALARS = (str, int, float, bytes, np.generic)
+_SEPARATOR = chr(hashing.SEPARATOR)
+
 
 class KeyColumns:
-    """The entities of a request, each made an Arrow array of the type that a view wants when it wants it."""
+    """The entities of a request, hashed for each view when it is asked; views of the same join keys share the hashes.
+
+    Raises:
+        LookupInvalid: an entity is neither a scalar nor a list, or lists are of different lengths.
+    """
 
     def __init__(self, entities: Entities) -> None:
         self._entities = entities
         self.count = 1
+        self._scalars = set()
         first_list = None
         for name, values in entities.items():
             if _is_scalar(values):
+                self._scalars.add(name)
                 continue
             length = _length(name, values)
             if first_list is not None and length != self.count:
@@ -31,31 +45,40 @@ class KeyColumns:
                     f"length (a scalar is repeated)"
                 )
             first_list, self.count = name, length
-        self._made: dict[JoinKey, pa.Array] = {}
+        self._made: dict[tuple[JoinKey, ...], Hashes] = {}
 
-    def of(self, view: ViewVersion) -> list[pa.Array]:
-        """A view's join keys in order; of one row if all are scalars, else of `count` rows."""
-        join_keys = view.record.view_schema.join_keys
-        scalar = all(_is_scalar(self._entities.get(key.name)) for key in join_keys)
-        columns = [self._column(key, view.record.view_schema.name) for key in join_keys]
-        if scalar or all(len(column) == self.count for column in columns):
-            return columns
-        return [column if len(column) == self.count else pa.repeat(column[0], self.count) for column in columns]
+    def hashes(self, view: ViewVersion) -> Hashes:
+        """The hashes of a view's keys, as many as the request has rows.
 
-    def _column(self, key: JoinKey, view: str) -> pa.Array:
-        if key not in self._made:
+        Raises:
+            LookupInvalid: an entity is missing, or its values are not of its join key's type.
+        """
+        made = self._made.get(view.join_keys)
+        if made is None:
+            made = self._made[view.join_keys] = self._hash(view)
+        return made
+
+    def _hash(self, view: ViewVersion) -> Hashes:
+        scalars = self._scalars.issuperset(view.join_key_names)
+        rows = 1 if scalars else self.count
+        hashes = hashing.seeds(rows)
+        for key in view.join_keys:
             if key.name not in self._entities:
                 given = ", ".join(self._entities) or "none"
                 raise LookupInvalid(
-                    f"view {view!r} is looked up by {key.name!r}, which is not among the entities ({given})"
+                    f"view {view.name!r} is looked up by {key.name!r}, which is not among the entities ({given})"
                 )
             values = self._entities[key.name]
-            self._made[key] = _key_array(key, [values] if _is_scalar(values) else values)
-        return self._made[key]
+            if key.name in self._scalars:
+                values = [values] * rows
+            if not _chain_text(key, values, hashes):
+                hashing.chain_array(_key_array(key, values), *hashes)
+        signed = hashes.view(np.int64)
+        return signed if rows == self.count else np.repeat(signed, self.count, axis=1)
 
 
 def _is_scalar(values: Any) -> bool:
-    return values is None or isinstance(values, str | int | float | bytes | np.generic)
+    return values is None or isinstance(values, _SCALARS)
 
 
 def _length(name: str, values: Any) -> int:
@@ -65,6 +88,18 @@ def _length(name: str, values: Any) -> int:
         raise LookupInvalid(
             f"entity {name!r} is of type {type(values).__name__}; give a scalar, a list, or a NumPy or Arrow array"
         ) from None
+
+
+def _chain_text(key: JoinKey, values: Any, hashes: npt.NDArray[np.uint64]) -> bool:
+    """Chain a list of str into hashes as one text, the fastest way to get at their bytes; False, and the hashes as they
+    were, if it is no such list, or one of them has the separator in it."""
+    if key.type != "string" or not isinstance(values, list) or not values:
+        return False
+    try:
+        text = _SEPARATOR.join(values).encode()
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return bool(hashing.chain_joined(np.frombuffer(text, np.uint8), *hashes))
 
 
 def _key_array(key: JoinKey, values: Any) -> pa.Array:

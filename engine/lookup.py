@@ -14,17 +14,25 @@ import numpy.typing as npt
 
 from engine.column import ViewRows
 from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
-from engine.kernels import finding, gathering
-from engine.kernels.hashing import key_hashes
+from engine.kernels import answering, finding, gathering
 from engine.kernels.memory import address_of
-from engine.key_columns import Entities, KeyColumns
+from engine.key_columns import Entities, Hashes, KeyColumns
 from engine.result import HeapValues, LookupResult, ViewColumns
 from engine.version import LookupPlan, StoreVersion, ViewVersion, remembered
 
 Stale = Literal["serve", "null", "fail"]
 """What becomes of rows older than the age asked for: served all the same, answered as null, or the lookup fails."""
 
+_STALE = get_args(Stale)
 _MAX_HEAP_COLUMN = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """Where the rows of all keys are: see `engine.kernels.finding.find`."""
+
+    address: npt.NDArray[np.int64]
+    chunk: npt.NDArray[np.int64]
 
 
 def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> list[str]:
@@ -83,24 +91,29 @@ def lookup(
     parts = []
     for view_name, names in plan.features.items():
         view = version.view(view_name)
-        found = find_rows(view, keys)
-        rows = judge_rows(view, found, oldest_accepted(view, now, max_age), stale)
-        parts.append(gather_columns(view, names, found, rows))
+        oldest = oldest_accepted(view, now, max_age)
+        parts.append(read_columns(view, names, keys.hashes(view), oldest=oldest, stale=stale))
     return LookupResult(version=version.id, keys=keys.count, parts=parts, plan=plan)
 
 
 def check_stale(stale: Stale) -> None:
     """Raises LookupInvalid if `stale` is none of the things that can become of rows."""
-    if stale not in get_args(Stale):
-        raise LookupInvalid(f"stale is {stale!r}; it is one of {', '.join(get_args(Stale))}")
+    if stale not in _STALE:
+        raise LookupInvalid(f"stale is {stale!r}; it is one of {', '.join(_STALE)}")
 
 
 def oldest_accepted(view: ViewVersion, now: int, max_age: timedelta | None) -> int:
     """The least event time, in microseconds since 1970, that is not too old."""
-    age = max_age if max_age is not None else view.record.view_schema.ttl
-    if age is None:
-        return gathering.NO_EVENT_TIME
-    return max(gathering.NO_EVENT_TIME, now - age // timedelta(microseconds=1))
+    age = view.ttl if max_age is None else max_age // timedelta(microseconds=1)
+    return gathering.NO_EVENT_TIME if age is None else max(gathering.NO_EVENT_TIME, now - age)
+
+
+def refuse_stale(view: ViewVersion, too_old: int, keys: int) -> StaleFeatures:
+    """The error of a lookup that is to fail because `too_old` of its rows are."""
+    return StaleFeatures(
+        f"{too_old} of {keys} rows of view {view.name!r} are older than the age accepted; accept more with max_age, or "
+        f"have them served or nulled with stale"
+    )
 
 
 def _plan(version: StoreVersion, features: str | Sequence[str]) -> LookupPlan:
@@ -122,65 +135,52 @@ def _make_plan(references: Sequence[str]) -> LookupPlan:
     return LookupPlan(tuple(references), {view: tuple(of_view) for view, of_view in names.items()}, order)
 
 
-@dataclass(frozen=True)
-class FoundRows:
-    """Where the rows of all keys are: see `engine.kernels.finding.find`."""
-
-    address: npt.NDArray[np.int64]
-    chunk: npt.NDArray[np.int64]
-
-
-def find_rows(view: ViewVersion, keys: KeyColumns) -> FoundRows:
+def find_rows(view: ViewVersion, hashes: Hashes) -> FoundRows:
     """Find the newest row of every key in a view."""
-    columns = keys.of(view)
-    first, second = key_hashes(columns)
-    address, chunk = np.empty(first.size, np.int64), np.empty(first.size, np.int64)
-    finding.find(first, second, view.chunks, view.segment_starts, address, chunk)
-    if first.size != keys.count:
-        return FoundRows(np.repeat(address, keys.count), np.repeat(chunk, keys.count))
+    address, chunk = np.empty_like(hashes)
+    finding.find(hashes[0], hashes[1], view.chunks, view.segment_starts, address, chunk)
     return FoundRows(address, chunk)
 
 
-def judge_rows(view: ViewVersion, found: FoundRows, oldest: int, stale: Stale) -> ViewRows:
-    """Tell apart what is there, missing and too old, and leave in `found` only rows whose values are to be served.
+def read_columns(
+    view: ViewVersion, names: tuple[str, ...], hashes: Hashes, *, oldest: int, stale: Stale
+) -> ViewColumns:
+    """Read features of the keys with some hashes.
 
     Raises:
+        UnknownFeature: the view has no such feature.
         StaleFeatures: rows are older than `oldest` (microseconds since 1970), and `stale` is "fail".
     """
-    status, event_time = np.empty(found.address.size, np.uint8), np.empty(found.address.size, np.int64)
-    zero_row = address_of(view.zero_row)
-    too_old = gathering.resolve(found.address, zero_row, oldest, stale == "serve", status, event_time)
-    name = view.record.view_schema.name
-    if too_old and stale == "fail":
-        raise StaleFeatures(
-            f"{too_old} of {status.size} rows of view {name!r} are older than the age accepted; accept more with "
-            f"max_age, or have them served or nulled with stale"
-        )
-    return ViewRows(name, status, event_time)
-
-
-def gather_columns(view: ViewVersion, names: tuple[str, ...], found: FoundRows, rows: ViewRows) -> ViewColumns:
-    """Gather features of found rows."""
     program = view.program(names)
-    features, keys = len(program.features), found.address.size
-    alignment = gathering.COLUMN_ALIGNMENT
-    sizes = program.outputs[:, gathering.WIDTH] * keys
-    arena = np.empty(int((-(-sizes // alignment)).sum()) * alignment, np.uint8)
+    features, keys = len(program.features), hashes.shape[1]
+    arena = np.empty(program.arena_size(keys), np.uint8)
+    status, event_time = np.empty(keys, np.uint8), np.empty(keys, np.int64)
     valid = np.empty((features, keys), np.uint8)
-    nulls, starts = np.empty(features, np.int64), np.empty(features, np.int64)
-    gathering.gather(
-        found.address,
-        found.chunk,
+    nulls, starts = np.empty((2, features), np.int64)
+    too_old = answering.answer_columns(
+        hashes[0],
+        hashes[1],
         view.chunks,
+        view.segment_starts,
+        view.zero_row,
+        oldest,
+        stale == "serve",
+        status,
+        event_time,
         program.instructions,
+        program.presence,
+        program.alike,
         program.outputs,
-        address_of(arena),
+        arena,
+        starts,
         valid,
         nulls,
-        starts,
     )
+    if too_old and stale == "fail":
+        raise refuse_stale(view, too_old, keys)
     heap = {index: _copy_from_heap(address_of(arena) + int(starts[index]), valid[index]) for index in program.in_heap}
-    return ViewColumns(rows, program, arena, starts, starts + sizes, valid, nulls, heap)
+    rows = ViewRows(view.name, status, event_time)
+    return ViewColumns(rows, program, arena, starts, valid, nulls, heap)
 
 
 def _copy_from_heap(references: int, valid: npt.NDArray[np.uint8]) -> HeapValues:

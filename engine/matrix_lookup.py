@@ -5,10 +5,11 @@ from datetime import timedelta
 
 import numpy as np
 
+from engine.column import ViewRows
 from engine.errors import LookupInvalid
-from engine.kernels import matrix
+from engine.kernels import answering, matrix
 from engine.key_columns import Entities, KeyColumns
-from engine.lookup import Stale, check_stale, find_rows, judge_rows, oldest_accepted, resolve_features
+from engine.lookup import Stale, check_stale, oldest_accepted, refuse_stale, resolve_features
 from engine.result import MatrixResult
 from engine.schema import Feature, embedding_size
 from engine.segment import matrix_width
@@ -39,20 +40,28 @@ def lookup_matrix(
     views, value_counts = {}, {}
     for view_name, program in plan.programs.items():
         view = version.view(view_name)
-        found = find_rows(view, keys)
-        rows = views[view_name] = judge_rows(view, found, oldest_accepted(view, now, max_age), stale)
+        hashes = keys.hashes(view)
+        status, event_time = np.empty(keys.count, np.uint8), np.empty(keys.count, np.int64)
         counts = value_counts[view_name] = np.zeros(matrix.STATUSES, np.int64)
-        matrix.gather_matrix(
-            found.address,
-            found.chunk,
+        too_old = answering.answer_matrix(
+            hashes[0],
+            hashes[1],
             view.chunks,
+            view.segment_starts,
+            view.zero_row,
+            oldest_accepted(view, now, max_age),
+            stale == "serve",
+            status,
+            event_time,
             program.instructions,
             program.spans,
             program.presence,
-            rows.status,
             result,
             counts,
         )
+        if too_old and stale == "fail":
+            raise refuse_stale(view, too_old, keys.count)
+        views[view_name] = ViewRows(view_name, status, event_time)
     return MatrixResult(version.id, keys.count, result, views, value_counts)
 
 

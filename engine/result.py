@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from engine.column import Column, ViewRows
 from engine.errors import LookupInvalid
+from engine.kernels import gathering
 from engine.kernels.gathering import Status
 from engine.schema import arrow_type, embedding_size
 from engine.version import LookupPlan, Program
@@ -32,7 +33,7 @@ class HeapValues:
 class ViewColumns:
     """The features of one view, as they were gathered.
 
-    Feature i has its values in `arena` from byte starts[i] to ends[i], or in `heap`; `valid` is uint8[features, keys],
+    Feature i has its values in `arena` from byte starts[i] on, or in `heap`; `valid` is uint8[features, keys],
     1 where there is a value, and `nulls`, int64[features], counts its zeros.
     """
 
@@ -40,7 +41,6 @@ class ViewColumns:
     program: Program
     arena: npt.NDArray[np.uint8]
     starts: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
     valid: npt.NDArray[np.uint8]
     nulls: npt.NDArray[np.int64]
     heap: Mapping[int, HeapValues]
@@ -48,7 +48,8 @@ class ViewColumns:
     @cached_property
     def columns(self) -> list[Column]:
         """The features one by one."""
-        starts, ends, nulls = self.starts.tolist(), self.ends.tolist(), self.nulls.tolist()
+        sizes = self.program.outputs[:, gathering.WIDTH] * self.valid.shape[1]
+        starts, ends, nulls = self.starts.tolist(), (self.starts + sizes).tolist(), self.nulls.tolist()
         columns = []
         for index, feature in enumerate(self.program.features):
             reference = f"{self.rows.view}:{feature.name}"

@@ -5,8 +5,11 @@ holds it meanwhile. What leaves it is a copy.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +19,8 @@ import numpy.typing as npt
 from engine import catalog
 from engine.environment import LiveEnvironment, ReadTransaction, generation_path, map_generation
 from engine.errors import StoreDamaged, UnknownFeature
-from engine.kernels import matrix
+from engine.kernels import gathering, matrix
+from engine.kernels.memory import address_of
 from engine.layout import RowLayout, Storage, storage_of
 from engine.schema import Feature, FeatureService
 from engine.segment import Chunk, Segment, chunk_table, output_row
@@ -44,8 +48,19 @@ class Program:
     features: tuple[Feature, ...]
     types: tuple[str, ...]
     instructions: npt.NDArray[np.int64]
+    presence: npt.NDArray[np.uint8]
+    alike: npt.NDArray[np.bool_]
     outputs: npt.NDArray[np.int64]
     in_heap: tuple[int, ...]
+
+    def arena_size(self, keys: int) -> int:
+        """The bytes that the columns of some keys take."""
+        alignment = gathering.COLUMN_ALIGNMENT
+        return sum(features * (-(-width * keys // alignment) * alignment) for width, features in self._widths.items())
+
+    @cached_property
+    def _widths(self) -> Counter[int]:
+        return Counter(self.outputs[:, gathering.WIDTH].tolist())
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,8 @@ class LookupPlan:
 class ViewVersion:
     """One view's rows: its segments, newest first, and the tables that the kernels read them by.
 
+    `ttl` is in microseconds; `zero_row` is the address of a row in which every feature is null.
+
     Args:
         transaction: what the overlays were read in. A base's file stays mapped while its segment is held.
         raw: the record as it stands in the catalog.
@@ -97,7 +114,13 @@ class ViewVersion:
         self.raw = raw
         self.chunks, self.segment_starts = chunk_table(self.segments)
         longest = max(RowLayout(segment.record.view_schema).stride for segment in self.segments)
-        self.zero_row = np.zeros(longest, np.uint8)
+        self._zero_row = np.zeros(longest, np.uint8)
+        self.zero_row = address_of(self._zero_row)
+        schema = record.view_schema
+        self.name = schema.name
+        self.join_keys = schema.join_keys
+        self.join_key_names = frozenset(key.name for key in schema.join_keys)
+        self.ttl = None if schema.ttl is None else schema.ttl // timedelta(microseconds=1)
         self._programs: dict[tuple[str, ...], Program] = {}
 
     def carried_over(self, transaction: ReadTransaction) -> "ViewVersion":
@@ -130,20 +153,33 @@ class ViewVersion:
         instructions = np.array([segment.instructions(features) for segment in self.segments], np.int64)
         outputs = np.array([output_row(feature) for feature in features], np.int64)
         in_heap = (number for number, feature in enumerate(features) if storage_of(feature.type) is Storage.HEAP)
-        return Program(features, tuple(feature.type for feature in features), instructions, outputs, tuple(in_heap))
+        return Program(
+            features,
+            tuple(feature.type for feature in features),
+            instructions,
+            _presence(instructions[:, :, gathering.PRESENCE_BIT]),
+            (instructions == instructions[0]).all(axis=(0, 2)),
+            outputs,
+            tuple(in_heap),
+        )
 
     def matrix_program(self, features: Sequence[Feature], columns: Sequence[int], *, float32: bool) -> MatrixProgram:
         """The program for numeric features of this view and the columns where they go."""
         instructions = np.array([segment.numbers(features, columns) for segment in self.segments], np.int64)
         spans = np.zeros((len(self.segments), matrix.SPAN_COLUMNS), np.int64)
-        bits = instructions[:, :, matrix.PRESENCE_BIT]
-        presence = np.zeros((len(self.segments), int(bits.max()) // 8 + 1), np.uint8)
         for number, rows in enumerate(instructions):
-            for bit in bits[number]:
-                presence[number, bit // 8] |= 1 << bit % 8
             if float32 and _is_one_run(rows):
                 spans[number] = rows[0, matrix.OFFSET], rows[0, matrix.COLUMN], rows[:, matrix.WIDTH].sum()
-        return MatrixProgram(instructions, spans, presence)
+        return MatrixProgram(instructions, spans, _presence(instructions[:, :, matrix.PRESENCE_BIT]))
+
+
+def _presence(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Presence bitmaps, uint8[segments, bytes], with the bits [segments, features]."""
+    presence = np.zeros((bits.shape[0], int(bits.max(initial=0)) // 8 + 1), np.uint8)
+    for number, of_segment in enumerate(bits.tolist()):
+        for bit in of_segment:
+            presence[number, bit // 8] |= 1 << bit % 8
+    return presence
 
 
 def _is_one_run(rows: npt.NDArray[np.int64]) -> bool:

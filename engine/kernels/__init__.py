@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from engine.kernels import finding, gathering, hashing, matrix
+from engine.kernels import answering, finding, gathering, hashing, matrix
 from engine.kernels.memory import address_of
 
 
@@ -12,25 +12,29 @@ def warm() -> None:
 
     It is done before worker processes fork, so that none spends its first request, or memory of its own, on it.
     """
-    first, second = (hashes.view(np.int64) for hashes in hashing.key_hashes([pa.array(["key"])]))
-    hashing.key_hashes([pa.array([1])])
-    address, chunk = np.empty(1, np.int64), np.empty(1, np.int64)
+    hashes = hashing.seeds(1)
+    hashing.chain_joined(np.frombuffer(b"key", np.uint8), *hashes)
+    hashing.chain_array(pa.array(["key"]), *hashes)
+    hashing.chain_array(pa.array([1]), *hashes)
+    first, second = hashes.view(np.int64)
+    address, chunk = np.empty((2, 1), np.int64)
     no_segments = np.zeros(1, np.int64)
     chunks = np.zeros((1, finding.CHUNK_COLUMNS), np.int64)
     finding.find(first, second, chunks, no_segments, address, chunk)
     zero_row = np.zeros(64, np.uint8)
     status, event_time = np.empty(1, np.uint8), np.empty(1, np.int64)
-    gathering.resolve(address, address_of(zero_row), 0, False, status, event_time)
+    found = first, second, chunks, no_segments, address_of(zero_row), 0, False, status, event_time
     instructions = np.zeros((1, 1, gathering.PROGRAM_COLUMNS), np.int64)
     outputs = np.array([[16] + [0] * (gathering.OUTPUT_COLUMNS - 1)], np.int64)
     references, valid = np.zeros(gathering.COLUMN_ALIGNMENT, np.uint8), np.empty((1, 1), np.uint8)
-    nulls, at = np.empty(1, np.int64), np.empty(1, np.int64)
-    gathering.gather(address, chunk, chunks, instructions, outputs, address_of(references), valid, nulls, at)
+    nulls, at = np.empty((2, 1), np.int64)
+    presence, alike = np.zeros((1, 1), np.uint8), np.zeros(1, np.bool_)
+    answering.answer_columns(*found, instructions, presence, alike, outputs, references, at, valid, nulls)
     no_features = np.zeros((1, 0, matrix.PROGRAM_COLUMNS), np.int64)
-    spans, presence = np.zeros((1, matrix.SPAN_COLUMNS), np.int64), np.zeros((1, 1), np.uint8)
+    spans = np.zeros((1, matrix.SPAN_COLUMNS), np.int64)
     for dtype in (np.float32, np.float64):
         numbers, counts = np.empty((1, 0), dtype), np.zeros(matrix.STATUSES, np.int64)
-        matrix.gather_matrix(address, chunk, chunks, no_features, spans, presence, status, numbers, counts)
+        answering.answer_matrix(*found, no_features, spans, presence, numbers, counts)
     offsets = np.empty(2, np.int64)
     gathering.heap_offsets(address_of(references), valid[0], offsets)
     gathering.copy_heap(address_of(references), offsets, address_of(zero_row))

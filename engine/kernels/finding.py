@@ -33,16 +33,25 @@ _PREFETCHED_ROW_BYTES = 512
 
 
 @njit(inline="always")
-def _chunk_of(key_hash: int, chunks: Any, first: int, last: int) -> int:
-    """The chunk among first … last-1, ascending by hash, whose range holds a hash; -1 if none does."""
-    while last - first > 1:
-        middle = (first + last) >> 1
-        if chunks[middle, MIN_HASH] <= key_hash:
-            first = middle
-        else:
-            last = middle
-    if chunks[first, MIN_HASH] <= key_hash <= chunks[first, MAX_HASH]:
-        return first
+def _chunks_per_hash(chunks: Any, first: int, last: int) -> Any:
+    """How many of the chunks first … last-1 begin while a hash rises by one, on average."""
+    return (last - first) / (np.float64(chunks[last - 1, MAX_HASH]) - np.float64(chunks[first, MIN_HASH]) + 1.0)
+
+
+@njit(inline="always")
+def _chunk_of(key_hash: int, chunks: Any, first: int, last: int, chunks_per_hash: float) -> Any:
+    """The chunk among first … last-1, ascending by hash, whose range holds a hash; -1 if none does.
+
+    Hashes are spread evenly: where the chunk would be if they were so exactly is next to where it is.
+    """
+    guess = (np.float64(key_hash) - np.float64(chunks[first, MIN_HASH])) * chunks_per_hash
+    chunk = first + np.int64(min(max(guess, 0.0), last - first - 1.0))
+    while chunk > first and key_hash < chunks[chunk, MIN_HASH]:
+        chunk -= 1
+    while chunk + 1 < last and key_hash >= chunks[chunk + 1, MIN_HASH]:
+        chunk += 1
+    if chunks[chunk, MIN_HASH] <= key_hash <= chunks[chunk, MAX_HASH]:
+        return chunk
     return -1
 
 
@@ -72,56 +81,67 @@ def _first_candidate(key_hash: int, chunks: Any, chunk: int, bucket: int) -> Any
     for row in range(load_u32(bucket), load_u32(bucket + 4)):
         if load_i64(chunks[chunk, HASHES] + 8 * row) == key_hash:
             candidate = chunks[chunk, ROW_DATA] + chunks[chunk, STRIDE] * row
-            for line in range(0, min(chunks[chunk, STRIDE], _PREFETCHED_ROW_BYTES), _CACHE_LINE):
-                prefetch(candidate + line)
+            length = min(chunks[chunk, STRIDE], _PREFETCHED_ROW_BYTES)
+            for position in range(0, length, _CACHE_LINE):
+                prefetch(candidate + position)
+            prefetch(candidate + length - 1)
             return -1 - row
     return NOT_FOUND
 
 
 @njit(inline="always")
-def _decide(first: Any, second: Any, start: int, end: int, chunks: Any, address: Any, chunk_of: Any) -> None:
+def _decide(first: Any, second: Any, chunks: Any, address: Any, chunk_of: Any) -> None:
     """Turn candidates into addresses."""
-    for key in range(start, end):
+    for key in range(first.size):
         if address[key] < 0:
             address[key] = _matching_row(first[key], second[key], chunks, chunk_of[key], -1 - address[key])
 
 
-@njit(nogil=True, cache=True)
-def find_in_small_chunk(
-    first: Any, second: Any, start: int, end: int, chunks: Any, chunk: int, address: Any, chunk_of: Any
-) -> None:
-    """`find_in_segment` for a segment of one small chunk, whose directory and hashes need no prefetching."""
+@njit(inline="always")
+def _find_in_small_chunk(first: Any, second: Any, chunks: Any, chunk: int, address: Any, chunk_of: Any) -> None:
+    """`_find_in_segment` for a segment of one small chunk, whose directory and hashes need no prefetching."""
     least, most = chunks[chunk, MIN_HASH], chunks[chunk, MAX_HASH]
-    for key in range(start, end):
+    for key in range(first.size):
         if address[key] == NOT_FOUND and least <= first[key] <= most:
             address[key] = _first_candidate(first[key], chunks, chunk, _bucket(first[key], chunks, chunk))
             chunk_of[key] = chunk
-    _decide(first, second, start, end, chunks, address, chunk_of)
+    _decide(first, second, chunks, address, chunk_of)
 
 
-@njit(nogil=True, cache=True)
-def find_in_segment(
-    first: Any, second: Any, start: int, end: int, chunks: Any, chunk_range: Any, address: Any, chunk_of: Any
+@njit(inline="always")
+def _find_in_segment(
+    first: Any, second: Any, chunks: Any, first_chunk: int, last_chunk: int, address: Any, chunk_of: Any
 ) -> None:
-    """Find those of the keys start … end-1 whose address is NOT_FOUND so far; parameters as in `find`.
-
-    `chunk_range` is (first chunk, last chunk + 1) of the segment.
-    """
-    for key in range(start, end):
+    """Find those keys whose address is NOT_FOUND so far in a segment of the chunks first_chunk … last_chunk - 1."""
+    chunks_per_hash = _chunks_per_hash(chunks, first_chunk, last_chunk)
+    for key in range(first.size):
         if address[key] == NOT_FOUND:
-            chunk = _chunk_of(first[key], chunks, chunk_range[0], chunk_range[1])
+            chunk = _chunk_of(first[key], chunks, first_chunk, last_chunk, chunks_per_hash)
             chunk_of[key] = chunk
             if chunk >= 0:
                 prefetch(_bucket(first[key], chunks, chunk))
-    for key in range(start, end):
+    for key in range(first.size):
         if address[key] == NOT_FOUND and chunk_of[key] >= 0:
             chunk = chunk_of[key]
             prefetch(chunks[chunk, HASHES] + 8 * load_u32(_bucket(first[key], chunks, chunk)))
-    for key in range(start, end):
+    for key in range(first.size):
         if address[key] == NOT_FOUND and chunk_of[key] >= 0:
             chunk = chunk_of[key]
             address[key] = _first_candidate(first[key], chunks, chunk, _bucket(first[key], chunks, chunk))
-    _decide(first, second, start, end, chunks, address, chunk_of)
+    _decide(first, second, chunks, address, chunk_of)
+
+
+@njit(nogil=True, cache=True)
+def find_block(first: Any, second: Any, chunks: Any, segments: Any, address: Any, chunk_of: Any) -> None:
+    """`find` for at most BLOCK keys."""
+    address[:] = NOT_FOUND
+    chunk_of[:] = -1
+    for segment in range(segments.size - 1):
+        first_chunk, last_chunk = segments[segment], segments[segment + 1]
+        if last_chunk - first_chunk == 1 and chunks[first_chunk, ROWS] <= SMALL_ROWS:
+            _find_in_small_chunk(first, second, chunks, first_chunk, address, chunk_of)
+        elif first_chunk < last_chunk:
+            _find_in_segment(first, second, chunks, first_chunk, last_chunk, address, chunk_of)
 
 
 @njit(nogil=True, cache=True)
@@ -136,12 +156,5 @@ def find(first: Any, second: Any, chunks: Any, segments: Any, address: Any, chun
         chunk_of: int64[keys], becomes the row's chunk; where nothing was found, some chunk or -1.
     """
     for start in range(0, first.size, BLOCK):
-        end = min(start + BLOCK, first.size)
-        address[start:end] = NOT_FOUND
-        chunk_of[start:end] = -1
-        for segment in range(segments.size - 1):
-            chunk_range = (segments[segment], segments[segment + 1])
-            if chunk_range[1] - chunk_range[0] == 1 and chunks[chunk_range[0], ROWS] <= SMALL_ROWS:
-                find_in_small_chunk(first, second, start, end, chunks, chunk_range[0], address, chunk_of)
-            elif chunk_range[0] < chunk_range[1]:
-                find_in_segment(first, second, start, end, chunks, chunk_range, address, chunk_of)
+        end = start + BLOCK
+        find_block(first[start:end], second[start:end], chunks, segments, address[start:end], chunk_of[start:end])

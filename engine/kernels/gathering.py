@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.kernels.finding import BLOCK, HEAP, NOT_FOUND, SEGMENT
+from engine.kernels.finding import HEAP, NOT_FOUND, SEGMENT
 from engine.kernels.memory import (
     copy_bytes,
     float64_bits,
@@ -78,12 +78,12 @@ NO_EVENT_TIME = np.iinfo(np.int64).min
 """Event time of a key that has no row: NumPy's NaT."""
 
 
-@njit(nogil=True, cache=True)
-def resolve(address: Any, zero_row: int, oldest: int, serve_stale: bool, status: Any, event_time: Any) -> int:
+@njit(inline="always")
+def judge(address: Any, zero_row: int, oldest: int, serve_stale: bool, status: Any, event_time: Any) -> Any:
     """Judge each found row, and send keys that have nothing to serve to the zero row, where every feature is null.
 
     Args:
-        address: int64[keys] as `find` left it; NOT_FOUND, tombstones and rows too old become `zero_row`.
+        address: int64[keys] as `find_block` left it; NOT_FOUND, tombstones and rows too old become `zero_row`.
         zero_row: address of a row of zeros at least as long as the longest stride.
         oldest: rows with an earlier event time (microseconds) are OUTSIDE_MAX_AGE.
         serve_stale: whether their values are served all the same.
@@ -136,13 +136,11 @@ def copy_field(operation: int, source: int, destination: int, width: int) -> Non
 
 
 @njit(nogil=True, cache=True)
-def _gather_mixed(
-    address: Any, chunk_of: Any, start: int, end: int, chunks: Any, instructions: Any, output: Any, to: int, valid: Any
-) -> int:
-    """Gather one column's keys start … end-1, choosing the instruction row by row; returns how many are null."""
+def _gather_mixed(address: Any, chunk_of: Any, chunks: Any, instructions: Any, output: Any, to: int, valid: Any) -> int:
+    """Gather one column's keys, choosing the instruction row by row; returns how many are null."""
     nulls = 0
     width = output[WIDTH]
-    for key in range(start, end):
+    for key in range(address.size):
         row = address[key]
         chunk = max(chunk_of[key], 0)
         instruction = instructions[chunks[chunk, SEGMENT]]
@@ -174,15 +172,13 @@ def _store_null(destination: int, width: int, pattern: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _gather_words_4(
-    address: Any, start: int, end: int, instruction: Any, null_pattern: int, to: int, valid: Any
-) -> int:
+def _gather_words_4(address: Any, instruction: Any, null_pattern: int, to: int, valid: Any) -> int:
     """`_gather_mixed` for rows of one layout and a feature of 4 bytes, the case that ranking lives on."""
     nulls = 0
     offset = instruction[OFFSET]
     byte = ROW_PRESENCE + (instruction[PRESENCE_BIT] >> 3)
     bit = instruction[PRESENCE_BIT] & 7
-    for key in range(start, end):
+    for key in range(address.size):
         present = load_u8(address[key] + byte) >> bit & 1
         value = load_i32(address[key] + offset)
         store_i32(to + 4 * key, value if present else null_pattern)
@@ -191,51 +187,84 @@ def _gather_words_4(
     return nulls
 
 
-@njit(inline="always")
-def _is_alike(instructions: Any) -> Any:
-    """Whether all segments have a feature in the same place and form, as those of one schema have."""
-    different = 0
-    for segment in range(1, instructions.shape[0]):
-        for part in range(PROGRAM_COLUMNS):
-            different |= instructions[segment, part] ^ instructions[0, part]
-    return different == 0
-
-
 @njit(nogil=True, cache=True)
-def gather(
-    address: Any, chunk_of: Any, chunks: Any, program: Any, outputs: Any, arena: int, valid: Any, nulls: Any, at: Any
-) -> None:
-    """Gather every feature of the program into its column.
+def _copy_words_4(address: Any, offset: int, to: int) -> None:
+    """`_gather_words_4` where no value is null."""
+    for key in range(address.size):
+        store_i32(to + 4 * key, load_i32(address[key] + offset))
 
-    Args:
-        address: int64[keys] as `resolve` left it.
-        chunk_of, chunks: as in `find`.
-        program: int64[segments, features, PROGRAM_COLUMNS].
-        outputs: int64[features, OUTPUT_COLUMNS]: bytes per value, and the bit pattern that stands for null.
-        arena: address of the memory of all columns; each begins at a multiple of COLUMN_ALIGNMENT bytes and has
-            keys x width bytes. A value in the heap takes 16: its address and its length.
-        valid: uint8[features, keys], becomes 1 where the value is not null.
-        nulls: int64[features], becomes the number of nulls.
-        at: int64[features], becomes where in the arena each column begins.
-    """
-    keys = address.size
-    nulls[:] = 0
+
+@njit(inline="always")
+def has_all(row: int, presence: Any) -> Any:
+    """Whether a row has every feature of which the presence mask, uint8[bytes], has a bit."""
+    missing = 0
+    for byte in range(presence.size):
+        missing |= ~load_u8(row + ROW_PRESENCE + byte) & presence[byte]
+    return missing == 0
+
+
+@njit(inline="always")
+def _all_have_all(address: Any, chunk_of: Any, chunks: Any, presence: Any) -> Any:
+    complete = True
+    for key in range(address.size):
+        complete &= has_all(address[key], presence[chunks[max(chunk_of[key], 0), SEGMENT]])
+    return complete
+
+
+@njit(inline="always")
+def place_columns(keys: int, outputs: Any, at: Any) -> None:
+    """Find where in the arena each column begins: at[features], from `outputs` as in `gather_block`."""
     position = 0
     for feature in range(outputs.shape[0]):
         at[feature] = position
         position += (outputs[feature, WIDTH] * keys + COLUMN_ALIGNMENT - 1) // COLUMN_ALIGNMENT * COLUMN_ALIGNMENT
-    for start in range(0, keys, BLOCK):
-        end = min(start + BLOCK, keys)
-        for feature in range(outputs.shape[0]):
-            to = arena + at[feature]
-            if program[0, feature, OPERATION] == _COPY_4 and _is_alike(program[:, feature]):
-                nulls[feature] += _gather_words_4(
-                    address, start, end, program[0, feature], outputs[feature, NULL_PATTERN], to, valid[feature]
-                )
-            else:
-                nulls[feature] += _gather_mixed(
-                    address, chunk_of, start, end, chunks, program[:, feature], outputs[feature], to, valid[feature]
-                )
+
+
+@njit(inline="always")
+def gather_block(
+    address: Any,
+    chunk_of: Any,
+    start: int,
+    chunks: Any,
+    program: Any,
+    presence: Any,
+    alike: Any,
+    outputs: Any,
+    arena: int,
+    at: Any,
+    valid: Any,
+    nulls: Any,
+) -> None:
+    """Gather every feature of the program, for the keys of a block, into its column.
+
+    Args:
+        address, chunk_of: int64[keys of the block] as `judge` left them.
+        start: the number of the block's first key.
+        chunks: the chunk table.
+        program: int64[segments, features, PROGRAM_COLUMNS].
+        presence: uint8[segments, bytes], a presence bitmap with the bits of all features.
+        alike: bool[features], whether all segments have a feature in the same place and form, as those of one schema
+            have.
+        outputs: int64[features, OUTPUT_COLUMNS]: bytes per value, and the bit pattern that stands for null.
+        arena: address of the memory of all columns; each begins at a multiple of COLUMN_ALIGNMENT bytes and has
+            keys x width bytes. A value in the heap takes 16: its address and its length.
+        at: int64[features], where in the arena each column begins.
+        valid: uint8[features, keys], becomes 1 where the value is not null.
+        nulls: int64[features], counts the nulls.
+    """
+    complete = _all_have_all(address, chunk_of, chunks, presence)
+    for feature in range(outputs.shape[0]):
+        to = arena + at[feature] + outputs[feature, WIDTH] * start
+        of_block = valid[feature, start : start + address.size]
+        instruction = program[0, feature]
+        if not alike[feature] or instruction[OPERATION] != _COPY_4:
+            output = outputs[feature]
+            nulls[feature] += _gather_mixed(address, chunk_of, chunks, program[:, feature], output, to, of_block)
+        elif complete:
+            _copy_words_4(address, instruction[OFFSET], to)
+            of_block[:] = 1
+        else:
+            nulls[feature] += _gather_words_4(address, instruction, outputs[feature, NULL_PATTERN], to, of_block)
 
 
 @njit(nogil=True, cache=True)

@@ -15,6 +15,9 @@ from numba import njit
 from engine.kernels.memory import load_i32, load_u8, load_u32, load_u64
 from engine.keys import SECOND_SEED, SPARK_SEED
 
+SEPARATOR = 0
+"""The byte between values that are hashed as one text: few strings have it, and those take another way."""
+
 PRIME_1 = np.uint64(0x9E3779B185EBCA87)
 PRIME_2 = np.uint64(0xC2B2AE3D27D4EB4F)
 PRIME_3 = np.uint64(0x165667B19E3779F9)
@@ -51,36 +54,65 @@ def _hash_word(word: Any, seed: Any) -> Any:
     return _avalanche(_rotate(value, 27) * PRIME_1 + PRIME_4)
 
 
-@njit(nogil=True, cache=True)
-def hash_bytes(address: int, size: int, seed: Any) -> Any:
-    """XXH64 of `size` bytes at an address, as uint64."""
+@njit(inline="always")
+def _stripes(address: int, end: int, seed: Any) -> Any:
+    """What the 32-byte stripes of a long input come to."""
+    lane_1 = seed + PRIME_1 + PRIME_2
+    lane_2 = seed + PRIME_2
+    lane_3 = seed
+    lane_4 = seed - PRIME_1
+    while address + 32 <= end:
+        lane_1 = _round(lane_1, load_u64(address))
+        lane_2 = _round(lane_2, load_u64(address + 8))
+        lane_3 = _round(lane_3, load_u64(address + 16))
+        lane_4 = _round(lane_4, load_u64(address + 24))
+        address += 32
+    value = _rotate(lane_1, 1) + _rotate(lane_2, 7) + _rotate(lane_3, 12) + _rotate(lane_4, 18)
+    return _merge(_merge(_merge(_merge(value, lane_1), lane_2), lane_3), lane_4)
+
+
+@njit(inline="always")
+def _eight(value: Any, lane: Any) -> Any:
+    return _rotate(value ^ lane, 27) * PRIME_1 + PRIME_4
+
+
+@njit(inline="always")
+def _four(value: Any, lane: Any) -> Any:
+    return _rotate(value ^ lane, 23) * PRIME_2 + PRIME_3
+
+
+@njit(inline="always")
+def _one(value: Any, lane: Any) -> Any:
+    return _rotate(value ^ lane, 11) * PRIME_1
+
+
+@njit(inline="always")
+def _hash_bytes(address: int, size: int, first_seed: Any, second_seed: Any) -> Any:
+    """XXH64 of `size` bytes at an address with each of two seeds, as uint64: keys are short, and the two, being chains
+    of dependent multiplications, overlap."""
     end = address + size
     if size >= 32:
-        lane_1 = seed + PRIME_1 + PRIME_2
-        lane_2 = seed + PRIME_2
-        lane_3 = seed
-        lane_4 = seed - PRIME_1
-        while address + 32 <= end:
-            lane_1 = _round(lane_1, load_u64(address))
-            lane_2 = _round(lane_2, load_u64(address + 8))
-            lane_3 = _round(lane_3, load_u64(address + 16))
-            lane_4 = _round(lane_4, load_u64(address + 24))
-            address += 32
-        value = _rotate(lane_1, 1) + _rotate(lane_2, 7) + _rotate(lane_3, 12) + _rotate(lane_4, 18)
-        value = _merge(_merge(_merge(_merge(value, lane_1), lane_2), lane_3), lane_4)
+        first = _stripes(address, end, first_seed)
+        second = _stripes(address, end, second_seed)
+        address += size // 32 * 32
     else:
-        value = seed + PRIME_5
-    value += np.uint64(size)
+        first = first_seed + PRIME_5
+        second = second_seed + PRIME_5
+    first += np.uint64(size)
+    second += np.uint64(size)
     while address + 8 <= end:
-        value = _rotate(value ^ _round(np.uint64(0), load_u64(address)), 27) * PRIME_1 + PRIME_4
+        lane = _round(np.uint64(0), load_u64(address))
+        first, second = _eight(first, lane), _eight(second, lane)
         address += 8
     if address + 4 <= end:
-        value = _rotate(value ^ (np.uint64(load_u32(address)) * PRIME_1), 23) * PRIME_2 + PRIME_3
+        lane = np.uint64(load_u32(address)) * PRIME_1
+        first, second = _four(first, lane), _four(second, lane)
         address += 4
     while address < end:
-        value = _rotate(value ^ (np.uint64(load_u8(address)) * PRIME_5), 11) * PRIME_1
+        lane = np.uint64(load_u8(address)) * PRIME_5
+        first, second = _one(first, lane), _one(second, lane)
         address += 1
-    return _avalanche(value)
+    return _avalanche(first), _avalanche(second)
 
 
 @njit(nogil=True, cache=True)
@@ -95,8 +127,35 @@ def chain_strings(offsets: int, data: int, first: Any, second: Any) -> None:
     for row in range(first.size):
         start = load_i32(offsets + 4 * row)
         size = load_i32(offsets + 4 * row + 4) - start
-        first[row] = hash_bytes(data + start, size, first[row])
-        second[row] = hash_bytes(data + start, size, second[row])
+        first[row], second[row] = _hash_bytes(data + start, size, first[row], second[row])
+
+
+@njit(nogil=True, cache=True)
+def chain_joined(text: Any, first: Any, second: Any) -> Any:
+    """Chain a string column, given as its values with SEPARATOR between them, into both hashes.
+
+    Args:
+        text: uint8[bytes], UTF-8.
+        first, second: as in `chain_strings`.
+
+    Returns:
+        Whether there are as many values as rows. If not, a value has a separator in it, and the hashes stay as they
+        were.
+    """
+    separators = 0
+    for position in range(text.size):
+        separators += text[position] == SEPARATOR
+    if separators != first.size - 1:
+        return False
+    data = text.ctypes.data
+    start = 0
+    for row in range(first.size):
+        end = start
+        while end < text.size and text[end] != SEPARATOR:
+            end += 1
+        first[row], second[row] = _hash_bytes(data + start, end - start, first[row], second[row])
+        start = end + 1
+    return True
 
 
 @njit(nogil=True, cache=True)
@@ -108,14 +167,26 @@ def chain_integers(values: int, first: Any, second: Any) -> None:
         second[row] = _hash_word(word, second[row])
 
 
+def seeds(keys: int) -> npt.NDArray[np.uint64]:
+    """uint64[2, keys], what both hashes of keys begin with."""
+    hashes = np.empty((2, keys), np.uint64)
+    hashes[0] = SPARK_SEED
+    hashes[1] = SECOND_SEED
+    return hashes
+
+
+def chain_array(column: pa.Array, first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> None:
+    """Chain a join key's Arrow array (string or int64, no nulls) into both hashes, uint64[keys] each."""
+    if pa.types.is_int64(column.type):
+        chain_integers(column.buffers()[1].address + 8 * column.offset, first, second)
+    else:
+        _, offsets, data = column.buffers()
+        chain_strings(offsets.address + 4 * column.offset, data.address if data else 0, first, second)
+
+
 def key_hashes(join_keys: Sequence[pa.Array]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Both hashes, int64[keys] each, of keys given as one Arrow array (string or int64, no nulls) per join key."""
-    first = np.full(len(join_keys[0]), SPARK_SEED, np.uint64)
-    second = np.full(len(join_keys[0]), SECOND_SEED, np.uint64)
+    first, second = seeds(len(join_keys[0]))
     for column in join_keys:
-        if pa.types.is_int64(column.type):
-            chain_integers(column.buffers()[1].address + 8 * column.offset, first, second)
-        else:
-            _, offsets, data = column.buffers()
-            chain_strings(offsets.address + 4 * column.offset, data.address if data else 0, first, second)
+        chain_array(column, first, second)
     return first.view(np.int64), second.view(np.int64)

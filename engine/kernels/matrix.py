@@ -11,9 +11,8 @@ import numpy as np
 from numba import njit
 
 from engine.kernels.finding import SEGMENT
-from engine.kernels.gathering import Status, is_present
-from engine.kernels.memory import float64_from_bits, load_f32, load_i32, load_i64, load_u8
-from engine.layout import ROW_PRESENCE
+from engine.kernels.gathering import Status, has_all, is_present
+from engine.kernels.memory import copy_bytes, float64_from_bits, load_f32, load_i32, load_i64, load_u8
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
 KIND = 0
@@ -72,18 +71,10 @@ def _number(kind: int, address: int) -> Any:
 
 
 @njit(inline="always")
-def _has_all(row: int, presence: Any) -> Any:
-    """Whether a row has every feature of which the presence mask, uint8[bytes], has a bit."""
-    missing = 0
-    for byte in range(presence.size):
-        missing |= ~load_u8(row + ROW_PRESENCE + byte) & presence[byte]
-    return missing == 0
-
-
-@njit(nogil=True, cache=True)
-def gather_matrix(
+def gather_matrix_block(
     address: Any,
     chunk_of: Any,
+    start: int,
     chunks: Any,
     program: Any,
     spans: Any,
@@ -92,38 +83,41 @@ def gather_matrix(
     matrix: Any,
     counts: Any,
 ) -> None:
-    """Gather every feature of the program into its columns of the matrix; what is null becomes NaN.
+    """Gather every feature of the program, for the keys of a block, into its columns of the matrix; what is null
+    becomes NaN.
 
     Args:
-        address, status: int64[keys] and uint8[keys] as `resolve` left them.
-        chunk_of, chunks: as in `find`.
+        address, chunk_of: int64[keys of the block] as `judge` left them.
+        start: the number of the block's first key.
+        chunks: the chunk table.
         program: int64[segments, features, PROGRAM_COLUMNS].
         spans: int64[segments, SPAN_COLUMNS].
         presence: uint8[segments, bytes], a presence bitmap with the bits of all features.
-        matrix: float32 or float64[keys, columns].
+        status: uint8[keys of the block].
+        matrix: float32 or float64[keys, columns], in C order.
         counts: int64[STATUSES], how many values have each Status, added to.
     """
-    for key in range(address.size):
-        row = address[key]
-        segment = chunks[max(chunk_of[key], 0), SEGMENT] if chunks.shape[0] else 0
+    for number in range(address.size):
+        row, key = address[number], start + number
+        segment = chunks[max(chunk_of[number], 0), SEGMENT]
         span = spans[segment]
-        if span[SPAN_SIZE] and _has_all(row, presence[segment]):
-            source = row + span[SPAN_OFFSET]
-            for number in range(span[SPAN_SIZE]):
-                matrix[key, span[SPAN_COLUMN] + number] = load_f32(source + 4 * number)
-            counts[status[key]] += program.shape[1]
+        if span[SPAN_SIZE] and has_all(row, presence[segment]):
+            # Only a matrix of float32 has spans.
+            to = matrix.ctypes.data + 4 * (matrix.shape[1] * key + span[SPAN_COLUMN])
+            copy_bytes(to, row + span[SPAN_OFFSET], 4 * span[SPAN_SIZE])
+            counts[status[number]] += program.shape[1]
             continue
         for feature in range(program.shape[1]):
             instruction = program[segment, feature]
             column = instruction[COLUMN]
             if instruction[KIND] == _ABSENT or not is_present(row, instruction[PRESENCE_BIT]):
                 matrix[key, column : column + instruction[WIDTH]] = np.nan
-                counts[_NULL_VALUE if status[key] == _PRESENT else status[key]] += 1
+                counts[_NULL_VALUE if status[number] == _PRESENT else status[number]] += 1
                 continue
-            counts[status[key]] += 1
+            counts[status[number]] += 1
             source = row + instruction[OFFSET]
             if instruction[KIND] <= _MICROSECONDS:
                 matrix[key, column] = _number(instruction[KIND], source)
             else:
-                for number in range(instruction[WIDTH]):
-                    matrix[key, column + number] = load_f32(source + 4 * number)
+                for item in range(instruction[WIDTH]):
+                    matrix[key, column + item] = load_f32(source + 4 * item)

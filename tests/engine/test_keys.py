@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.hashing import key_hashes
+from engine.kernels.hashing import SEPARATOR, chain_joined, key_hashes, seeds
 from engine.keys import SECOND_SEED, key_identity
 
 Key = tuple[str | int, ...]
@@ -122,6 +122,22 @@ def test_a_slice_of_a_column_hashes_like_its_values(keys: list[Key], data: st.Da
     first, second = key_hashes([column.slice(start, length) for column in _columns(keys)])
     expected = [key_identity(key) for key in keys[start : start + length]]
     assert list(zip(first.tolist(), second.tolist(), strict=True)) == expected
+
+
+@given(st.lists(STRINGS, min_size=1), st.lists(STRINGS, min_size=1))
+def test_strings_as_one_text_hash_as_they_do_apart(values: list[str], others: list[str]) -> None:
+    keys: list[Key] = [*zip(values, others, strict=False)]
+    hashes = seeds(len(keys))
+    for column in zip(*keys, strict=True):
+        before = hashes.copy()
+        text = chr(SEPARATOR).join(map(str, column)).encode()
+        if any(chr(SEPARATOR) in str(value) for value in column):
+            assert not chain_joined(np.frombuffer(text, np.uint8), *hashes)
+            assert np.array_equal(hashes, before)
+            return
+        assert chain_joined(np.frombuffer(text, np.uint8), *hashes)
+    first, second = hashes.view(np.int64).tolist()
+    assert list(zip(first, second, strict=True)) == [key_identity(key) for key in keys]
 
 
 @pytest.mark.parametrize("length", range(72))

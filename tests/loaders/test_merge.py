@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.catalog import Origin
-from engine.kernels import finding
 from engine.kernels.gathering import NO_EVENT_TIME
 from engine.layout import RowLayout
-from engine.lookup import FoundRows, gather_columns, judge_rows
+from engine.lookup import read_columns
 from engine.schema import ViewSchema
 from engine.segment import Chunk, Segment
 from loaders.arrow_rows import encode
@@ -171,10 +170,7 @@ def _rows(view: ViewSchema, segments: Sequence[Segment], identities: Sequence[Id
     wanted = list(identities) or _identities(segments[0])
     first = np.array([first for first, _ in wanted], np.int64)
     second = np.array([second for _, second in wanted], np.int64)
-    found = FoundRows(np.empty(first.size, np.int64), np.empty(first.size, np.int64))
-    finding.find(first, second, at_version.chunks, at_version.segment_starts, found.address, found.chunk)
-    rows = judge_rows(at_version, found, NO_EVENT_TIME, "serve")
     names = tuple(feature.name for feature in view.features)
-    columns = gather_columns(at_version, names, found, rows).columns
-    values = [[plain(value) for value in column.to_arrow().to_pylist()] for column in columns]
-    return [rows.status.tolist(), rows.event_time.tolist(), *values]
+    read = read_columns(at_version, names, np.stack([first, second]), oldest=NO_EVENT_TIME, stale="serve")
+    values = [[plain(value) for value in column.to_arrow().to_pylist()] for column in read.columns]
+    return [read.rows.status.tolist(), read.rows.event_time.tolist(), *values]
