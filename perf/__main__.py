@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from perf import scale as scales
-from perf.cases import arrivals, export, freshness, http, in_process, loading, shapes, starts
+from perf.cases import arrivals, beside_writer, export, freshness, http, in_process, loading, shapes, starts
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
 
@@ -22,6 +22,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "rising-load": arrivals.run_rising,
     "load": loading.run,
     "freshness": freshness.run,
+    "beside-writer": beside_writer.run,
     "start": starts.run,
     "export": export.run,
 }

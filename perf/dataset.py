@@ -90,16 +90,25 @@ def matrix(documents: npt.NDArray[np.int64], features: int, change: int = 0) -> 
 
 def publish_snapshot(root: ExportRoot, data: Dataset, *, files: int) -> Manifest:
     """Publish all documents as a snapshot."""
-    return _publish(root, data, np.arange(data.rows, dtype=np.int64), "snapshot", 0, files)
+    manifest = _write(root, data, np.arange(data.rows, dtype=np.int64), "snapshot", 0, files)
+    root.publish(manifest)
+    return manifest
 
 
 def publish_delta(root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], change: int) -> Manifest:
     """Publish the `change`-th change of some documents as a delta."""
-    return _publish(root, data, documents, "delta", change, max(1, documents.size // 1_000_000))
+    manifest = write_delta(root, data, documents, change)
+    root.publish(manifest)
+    return manifest
 
 
-def publish_again(root: ExportRoot, view: str) -> Manifest:
-    """Publish the first snapshot of a view once more, as the newest entry: the same files, linked."""
+def write_delta(root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], change: int) -> Manifest:
+    """All of a delta but its manifest, which makes it exist as soon as the root publishes it."""
+    return _write(root, data, documents, "delta", change, max(1, documents.size // 1_000_000))
+
+
+def write_again(root: ExportRoot, view: str) -> Manifest:
+    """A view's first snapshot as the log's next entry, its files linked; all but its manifest, as in `write_delta`."""
     first, last = (root.entry(view, seq) for seq in (1, root.sequence_numbers(view)[-1]))
     again = {"id": uuid.uuid4().hex, "seq": last.seq + 1, "parent": last.id, "published_at": datetime.now(UTC)}
     manifest = first.model_copy(update=again)
@@ -107,11 +116,10 @@ def publish_again(root: ExportRoot, view: str) -> Manifest:
     directory.mkdir(parents=True)
     for file in first.files:
         os.link(root.directory(first) / file.path, directory / file.path)
-    root.publish(manifest)
     return manifest
 
 
-def _publish(
+def _write(
     root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], kind: str, change: int, files: int
 ) -> Manifest:
     published = root.sequence_numbers(data.view)
@@ -150,9 +158,7 @@ def _publish(
             )
         )
     content = draft.model_dump() | {"rows": documents.size, "files": written, "published_at": datetime.now(UTC)}
-    manifest = Manifest.model_validate(content)
-    root.publish(manifest)
-    return manifest
+    return Manifest.model_validate(content)
 
 
 def _hashes(data: Dataset, documents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
