@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from perf import scale as scales
-from perf.cases import arrivals, beside_writer, export, freshness, http, in_process, loading, shapes, starts
+from perf.cases import arrivals, beside_writer, export, freshness, http, in_process, loading, many, shapes, starts
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
 
@@ -26,11 +26,15 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "start": starts.run,
     "export": export.run,
 }
+ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {"hundred-million": many.run}
+"""Cases so large that they run only when they are named."""
 
 
 @click.command()
 @click.option("--small", is_flag=True, help="Small sizes, for function only: the figures mean nothing.")
-@click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)), help="Only this; may be given again.")
+@click.option(
+    "--case", "names", multiple=True, type=click.Choice([*CASES, *ON_REQUEST]), help="Only this; may be given again."
+)
 @click.option("--data", type=click.Path(path_type=Path), help="Keep the data sets here, for the next run.")
 @click.option("--rows", type=int, help="Rows of a store, where a case does not want more; 1,000,000 if not given.")
 @click.option(
@@ -48,7 +52,7 @@ def main(small: bool, names: tuple[str, ...], data: Path | None, rows: int | Non
         try:
             for name in names or CASES:
                 click.echo(f"{name} …", err=True)
-                findings += CASES[name](scale)
+                findings += (CASES | ON_REQUEST)[name](scale)
         finally:
             # A case that fails does not take the findings of the others with it.
             print_table(findings)
