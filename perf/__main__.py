@@ -8,7 +8,19 @@ from pathlib import Path
 import click
 
 from perf import scale as scales
-from perf.cases import arrivals, beside_writer, export, freshness, http, in_process, loading, many, shapes, starts
+from perf.cases import (
+    arrivals,
+    beside_writer,
+    export,
+    freshness,
+    http,
+    in_process,
+    loading,
+    many,
+    shapes,
+    sizes,
+    starts,
+)
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
 
@@ -21,6 +33,8 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "arrivals": arrivals.run,
     "rising-load": arrivals.run_rising,
     "load": loading.run,
+    "sizes": sizes.run_stores,
+    "delta-sizes": sizes.run_deltas,
     "freshness": freshness.run,
     "beside-writer": beside_writer.run,
     "start": starts.run,
