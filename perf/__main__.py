@@ -70,7 +70,13 @@ def main(small: bool, names: tuple[str, ...], data: Path | None, rows: int | Non
         finally:
             # A case that fails does not take the findings of the others with it.
             print_table(findings)
-            click.echo(write_lines(findings, results, small=small))
+            click.echo(write_lines(findings, results, small=small, command=_command(small, names, rows)))
+
+
+def _command(small: bool, names: tuple[str, ...], rows: int | None) -> str:
+    """This run's command, but for where it keeps things."""
+    options = [*(["--small"] if small else []), *(f"--case {name}" for name in names)]
+    return " ".join(["python -m perf", *options, *([f"--rows {rows}"] if rows is not None else [])])
 
 
 if __name__ == "__main__":

@@ -1,28 +1,68 @@
-"""Print kept findings as a Markdown table: `python -m perf.markdown perf/results/FILE.jsonl …`."""
+"""Kept findings as Markdown tables: `python -m perf.markdown perf/results/FILE.jsonl …`; see `--help`."""
 
-import json
 from pathlib import Path
 
 import click
 
+from perf.report import Finding, Run, read_lines
+
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-def main(files: tuple[Path, ...]) -> None:
-    """Print the findings of runs, the machine first."""
-    for file in files:
-        run, *findings = (json.loads(line) for line in file.read_text().splitlines())
-        machine = run["machine"]
-        click.echo(f"{run['at'][:10]}, {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB\n")
-        click.echo("| case | what | value | bar | met |\n|---|---|---:|---|---|")
-        for finding in findings:
-            bar = f"≤ {finding['at_most']:.3g}" if finding["at_most"] is not None else ""
-            if finding["at_least"] is not None:
-                bar = f"≥ {finding['at_least']:.3g}"
-            met = {None: "", True: "yes", False: "no"}[finding["met"]]
-            value = f"{finding['value']:.3g} {finding['unit']}"
-            click.echo(f"| {finding['case']} | {finding['what']} | {value} | {bar} | {met} |")
-        click.echo()
+@click.option("--bars", is_flag=True, help="Only findings that are held to a bar.")
+@click.option(
+    *("--into", "page"),
+    type=click.Path(exists=True, path_type=Path),
+    help=f"Put the tables into this Markdown file, in place of what stands between {BEGIN} and {END}.",
+)
+def main(files: tuple[Path, ...], bars: bool, page: Path | None) -> None:
+    """Print the findings of runs as tables, the machine first."""
+    tables = "\n\n".join(table(run, bars=bars) for run in map(read_lines, files) if _chosen(run, bars=bars))
+    if page is None:
+        click.echo(tables)
+        return
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise click.ClickException(f"{page} has no {BEGIN} with an {END} after it; put them where the tables belong")
+    page.write_text(f"{before}{begin}\n{tables}\n{end}{after}")
+
+
+def table(run: Run, *, bars: bool) -> str:
+    """A run's findings; with `bars`, those that are held to one."""
+    findings = _chosen(run, bars=bars)
+    machine, met = run.machine, [finding.met for finding in findings if finding.met is not None]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {run.at:%Y-%m-%d}; `{run.command}`; "
+        f"{sum(met)} of {len(met)} bars met:",
+        "",
+        "| case | what | found | bar |",
+        "|---|---|---:|---:|",
+    ]
+    case = None
+    for finding in findings:
+        # A case of many findings is named once.
+        lines.append(f"| {finding.case if finding.case != case else ''} | {finding.what} | {_cells(finding)} |")
+        case = finding.case
+    return "\n".join(lines)
+
+
+def _chosen(run: Run, *, bars: bool) -> list[Finding]:
+    return [finding for finding in run.findings if finding.bar or not bars]
+
+
+def _cells(finding: Finding) -> str:
+    found = f"{_figure(finding.value)} {finding.unit}"
+    if finding.met is False:
+        return f"**{found}** | **missed:** {finding.bar}"
+    return f"{found} | {finding.bar}"
+
+
+def _figure(value: float) -> str:
+    """A number to three digits that count, thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,12 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure: what was measured, how much it was, and the bar it is held to (`at_most` or `at_least`)."""
+    """One figure: what was measured, how much it was, and the bar it is held to (`at_most` or `at_least`).
+
+    A `detail` with `points` is a curve, which `perf.charts` draws: each point has its `x`, and the values of one or
+    several series by name, as in {"x": 1000, "p50": 1.2, "p99": 3.4}. Beside `points`, `x` says what those are, and
+    `unit` what the values are.
+    """
 
     case: str
     what: str
@@ -27,6 +32,13 @@ class Finding:
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def bar(self) -> str:
+        """The bar in words; empty where there is none."""
+        if self.at_most is not None:
+            return f"≤ {self.at_most:.3g}"
+        return f"≥ {self.at_least:.3g}" if self.at_least is not None else ""
+
+    @property
     def met(self) -> bool | None:
         """Whether the bar is met; None where there is none."""
         if self.at_most is not None:
@@ -34,6 +46,16 @@ class Finding:
         if self.at_least is not None:
             return self.value >= self.at_least
         return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the benchmarks: when, by which command, on which machine, and what it found."""
+
+    at: datetime
+    command: str
+    machine: dict[str, Any]
+    findings: tuple[Finding, ...]
 
 
 def machine() -> dict[str, Any]:
@@ -58,23 +80,28 @@ def print_table(findings: Sequence[Finding]) -> None:
     for name in ("case", "what", "value", "unit", "bar", "met"):
         table.add_column(name, justify="right" if name == "value" else "left", overflow="fold")
     for finding in findings:
-        bar = ""
-        if finding.at_most is not None:
-            bar = f"≤ {finding.at_most:g}"
-        elif finding.at_least is not None:
-            bar = f"≥ {finding.at_least:g}"
         met = {None: "", True: "yes", False: "NO"}[finding.met]
-        table.add_row(finding.case, finding.what, f"{finding.value:.4g}", finding.unit, bar, met)
+        table.add_row(finding.case, finding.what, f"{finding.value:.4g}", finding.unit, finding.bar, met)
     Console(width=160, highlight=False).print(table)
 
 
-def write_lines(findings: Sequence[Finding], directory: Path, *, small: bool) -> Path:
+def write_lines(findings: Sequence[Finding], directory: Path, *, small: bool, command: str) -> Path:
     """Keep the findings of a run as JSON lines, the machine first."""
     directory.mkdir(parents=True, exist_ok=True)
-    started = datetime.now(UTC)
-    path = directory / f"{started:%Y%m%dT%H%M%SZ}{'-small' if small else ''}.jsonl"
+    now = datetime.now(UTC)
+    path = directory / f"{now:%Y%m%dT%H%M%SZ}{'-small' if small else ''}.jsonl"
     with path.open("w") as stream:
-        stream.write(json.dumps({"at": started.isoformat(), "small": small, "machine": machine()}) + "\n")
+        head = {"at": now.isoformat(), "small": small, "command": command, "machine": machine()}
+        stream.write(json.dumps(head) + "\n")
         for finding in findings:
             stream.write(json.dumps(asdict(finding) | {"met": finding.met}) + "\n")
     return path
+
+
+def read_lines(path: Path) -> Run:
+    """What `write_lines` kept."""
+    head, *lines = (json.loads(line) for line in path.read_text().splitlines())
+    names = [name.name for name in fields(Finding)]
+    findings = tuple(Finding(**{name: line[name] for name in names}) for line in lines)
+    command = head.get("command", "python -m perf --small" if head["small"] else "python -m perf")
+    return Run(datetime.fromisoformat(head["at"]), command, head["machine"], findings)
