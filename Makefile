@@ -1,6 +1,8 @@
 # Each target sets up what it needs: a fresh clone, Python 3.11 with venv, and Java 17 are enough.
 PYTHON ?= python3
 BIN := .venv/bin
+NEEDS_JAVA = command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
+  { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
 
 .PHONY: setup demo test check bench bench-small clean
 
@@ -16,8 +18,7 @@ setup: .venv/installed
 
 # DEMO=--small runs a short one.
 demo:
-	@command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
-	  { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
+	@$(NEEDS_JAVA)
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/python -m demo $(DEMO)
 
@@ -37,9 +38,11 @@ check: setup
 	@touch $@
 
 bench: setup .venv-peers/installed
+	@$(NEEDS_JAVA)
 	$(BIN)/python -m perf
 
 bench-small: setup
+	@$(NEEDS_JAVA)
 	$(BIN)/python -m perf --small
 
 clean:
