@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from perf.report import Finding, Run, read_lines
+from perf.report import Finding, Run, figure, read_lines
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 
@@ -54,15 +54,10 @@ def _chosen(run: Run, *, bars: bool) -> list[Finding]:
 
 
 def _cells(finding: Finding) -> str:
-    found = f"{_figure(finding.value)} {finding.unit}"
+    found = f"{figure(finding.value)} {finding.unit}"
     if finding.met is False:
         return f"**{found}** | **missed:** {finding.bar}"
     return f"{found} | {finding.bar}"
-
-
-def _figure(value: float) -> str:
-    """A number to three digits that count, thousands apart."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

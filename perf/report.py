@@ -74,6 +74,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def figure(value: float) -> str:
+    """A number as text, to three digits that count, and thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def print_table(findings: Sequence[Finding]) -> None:
     """The findings as a table."""
     table = Table(box=None, pad_edge=False)
@@ -81,7 +86,7 @@ def print_table(findings: Sequence[Finding]) -> None:
         table.add_column(name, justify="right" if name == "value" else "left", overflow="fold")
     for finding in findings:
         met = {None: "", True: "yes", False: "NO"}[finding.met]
-        table.add_row(finding.case, finding.what, f"{finding.value:.4g}", finding.unit, finding.bar, met)
+        table.add_row(finding.case, finding.what, figure(finding.value), finding.unit, finding.bar, met)
     Console(width=160, highlight=False).print(table)
 
 
