@@ -4,15 +4,14 @@ import statistics
 import time
 from pathlib import Path
 
-import orjson
 import psutil
 
 from engine.run_directory import read_server_record
 from perf import servers
-from perf.dataset import Dataset, document_keys, random_documents
+from perf.dataset import Dataset, random_documents
 from perf.report import Finding
 from perf.scale import Scale
-from perf.servers import put_under_load
+from perf.servers import put_under_load, write_bodies
 from perf.stores import loaded
 
 FEATURES = 50
@@ -47,11 +46,7 @@ def added_pss(store: Path, data: Dataset, directory: Path) -> float:
     The same rows are looked up before either is measured: a page of the store counts once, whoever mapped it.
     """
     bodies = directory / "bodies-starts.jsonl"
-    lines = [
-        orjson.dumps({"features": data.references, "entities": {"doc_id": document_keys(documents)}})
-        for documents in random_documents(data, KEYS, REQUESTS)
-    ]
-    bodies.write_bytes(b"\n".join(lines))
+    write_bodies(bodies, data, random_documents(data, KEYS, REQUESTS))
     totals = []
     for workers in (2, 3):
         with servers.shoal(store, workers=workers) as server:
