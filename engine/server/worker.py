@@ -46,14 +46,9 @@ async def _serve(
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     served, metrics = ServedStore(settings.store), Metrics()
     application = Application(settings, served, metrics)
-    runner = web.AppRunner(
-        application.build(),
-        handle_signals=False,
-        access_log=logging.getLogger("shoal.access") if settings.access_log else None,
-    )
+    server = application.server()
+    runner = web.ServerRunner(server)
     await runner.setup()
-    server = runner.server
-    assert server is not None
     served.refresh()
     keeping_up = asyncio.create_task(_keep_up(served, metrics, beat))
     acceptor = Acceptor(listener, server, lambda: len(server.connections), counts, place)
