@@ -13,16 +13,14 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import orjson
 
-from engine.column import Column, ViewRows
-from engine.encoders.json_values import Fragments, dumps, nullable, times_of, values_of
+from engine.encoders.json_values import dumps, event_times_of, statuses, statuses_of, values_of
 from engine.errors import AmbiguousFeature
-from engine.result import LookupResult
+from engine.result import LookupResult, ViewColumns
 
 MEDIA_TYPE = "application/json"
 
-_NO_TIME = b'"1970-01-01T00:00:00Z"'
+_EPOCH = 0
 
 
 def encode(result: LookupResult, join_keys: Mapping[str, list[Any]], *, full_feature_names: bool = False) -> bytes:
@@ -37,29 +35,32 @@ def encode(result: LookupResult, join_keys: Mapping[str, list[Any]], *, full_fea
         AmbiguousFeature: two names in the answer are the same.
         LookupInvalid: a time is beyond what RFC 3339 can say.
     """
-    names = [*join_keys, *_names(result.plan.references, full_feature_names)]
-    _check_distinct(names)
-    fragments = Fragments()
-    times = {view: _event_timestamps(rows) for view, rows in result.views.items()}
-    present = fragments.statuses(np.ones(result.keys, np.uint8))
-    no_times = orjson.Fragment(b"[" + b",".join([_NO_TIME] * result.keys) + b"]")
-    results = [
-        {"values": values, "statuses": present, "event_timestamps": no_times} for values in join_keys.values()
-    ] + [
-        {
-            "values": _values_of(column),
-            "statuses": fragments.statuses(column.status),
-            "event_timestamps": times[column.rows.view],
-        }
-        for column in result.columns
+    head = _head(tuple(join_keys), result.plan.references, full_feature_names)
+    all_present = np.ones(result.keys, np.uint8)
+    no_times = b",".join([b'"1970-01-01T00:00:00Z"'] * result.keys)
+    of_keys = b'{"values":%%b,"statuses":%b,"event_timestamps":[%b]}' % (statuses(all_present, all_present), no_times)
+    columns = [_columns(part) for part in result.parts]
+    results = [of_keys % dumps(values) for values in join_keys.values()]
+    results += [columns[part][column] for part, column in result.plan.order]
+    return b'%b"results":[%b]}' % (head, b",".join(results))
+
+
+def _columns(part: ViewColumns) -> list[bytes]:
+    """The results of each feature of a view."""
+    times = b',"event_timestamps":' + event_times_of(part.rows, _EPOCH) + b"}"
+    return [
+        b'{"values":' + values + b',"statuses":' + of_feature + times
+        for values, of_feature in zip(values_of(part, seconds=True), statuses_of(part), strict=True)
     ]
-    return dumps({"metadata": {"feature_names": names}, "results": results})
 
 
 @lru_cache(maxsize=256)
-def _names(references: tuple[str, ...], full: bool) -> list[str]:
+def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool) -> bytes:
+    """What stands before the results."""
     pairs = (reference.split(":") for reference in references)
-    return [f"{view}__{name}" if full else name for view, name in pairs]
+    names = [*join_keys, *(f"{view}__{name}" if full else name for view, name in pairs)]
+    _check_distinct(names)
+    return b'{"metadata":{"feature_names":%b},' % dumps(names)
 
 
 def _check_distinct(names: list[str]) -> None:
@@ -70,15 +71,3 @@ def _check_distinct(names: list[str]) -> None:
         f"the answer would have more than one {repeated}; ask for each feature once, and set full_feature_names to "
         f"tell apart those of several views"
     )
-
-
-def _values_of(column: Column) -> Any:
-    if column.feature.type == "timestamp":
-        return nullable(column.values.view(np.int64) // 1_000_000, column.valid.view(np.bool_))
-    return values_of(column)
-
-
-def _event_timestamps(rows: ViewRows) -> orjson.Fragment:
-    times = rows.event_timestamps
-    found = np.where(np.isnat(times), np.datetime64(0, "us"), times)
-    return orjson.Fragment(dumps(times_of(found, np.ones(found.size, np.bool_), f"a row of view {rows.view!r}")))

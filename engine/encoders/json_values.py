@@ -1,10 +1,11 @@
-"""Hand columns, statuses and times to orjson in the form that it writes fastest, without Python work per value.
+"""The parts of a JSON answer as text: values, statuses and event times, an array each, without Python work per value.
 
-NumPy arrays are written as they are. A float has NaN where it is null, which JSON does not know and orjson writes as
-null; so does a stored NaN or infinity. Other types with nulls, and values of variable length, become lists first.
+Kernels write what a row holds in itself. orjson writes the rest, from NumPy arrays where there are such. A null float
+is NaN, which JSON does not know and both write as null; so is a stored NaN or infinity.
 """
 
 import base64
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,98 +14,110 @@ import orjson
 
 from engine.column import Column, ViewRows
 from engine.errors import LookupInvalid
-from engine.kernels.gathering import Status
+from engine.kernels import json_text
+from engine.kernels.decimal import END_SECOND, FIRST_SECOND, MAX_TIME
+from engine.kernels.json_text import Form
+from engine.result import ViewColumns
 from engine.schema import embedding_size
 
-_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
-_FLOATS = ("float32", "float64")
-_STATUS_NAMES = np.array([None, *(status.name for status in Status)], object)
-_FIRST_TIME, _LAST_TIME = np.array(["0001-01-01", "9999-12-31T23:59:59.999999"], "M8[us]")
-_LAST_NUMPY_TIME = np.datetime64("9999-12-30T22:00:00", "us")
-"""orjson writes later ones only as Python's datetime; 9999-12-31 is what many sources have for "never"."""
+_FORMS = {
+    "bool": Form.BOOL,
+    "int32": Form.INT32,
+    "int64": Form.INT64,
+    "float32": Form.FLOAT32,
+    "timestamp": Form.TIME,
+}
+_BRACKETS = 2
+_OVERWRITTEN = 8
+"""Bytes behind the end of a number that its kernel may write to."""
 
 
 def dumps(document: Any) -> bytes:
-    """A document that holds values of this module as JSON; naive times are taken as UTC."""
-    return orjson.dumps(document, option=_OPTIONS)
+    """A document that may hold NumPy arrays, as JSON."""
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def values_of(column: Column) -> Any:
-    """A column's values: numbers as numbers, bytes in base64, times in RFC 3339.
+def values_of(part: ViewColumns, *, seconds: bool = False) -> list[bytes]:
+    """The values of each feature: numbers as numbers, bytes in base64, times in RFC 3339, or in whole seconds.
 
     Raises:
         LookupInvalid: a time is beyond what RFC 3339 can say.
     """
-    if column.feature.type in _FLOATS:
-        return column.values
-    if column.feature.type == "timestamp":
-        return times_of(column.values, column.valid.view(np.bool_), column.reference)
-    if embedding_size(column.feature.type):
-        return _vectors_of(column)
-    if column.feature.type == "bytes":
-        values = column.to_arrow().to_pylist()
-        return [None if value is None else base64.b64encode(value).decode() for value in values]
-    if column.feature.type in ("bool", "int32", "int64"):
-        return nullable(column.values, column.valid.view(np.bool_))
-    if column.feature.type == "list<float32>":
-        # As Python floats they would be written with all the digits of a float64.
-        return column.to_arrow().to_numpy(zero_copy_only=False).tolist()
-    return column.to_arrow().to_pylist()
+    forms, most_bytes = _forms(part.program.types, seconds)
+    features, keys = part.valid.shape
+    text = np.empty(most_bytes * keys + _BRACKETS * features + _OVERWRITTEN, np.uint8)
+    ends = np.empty(features, np.int64)
+    beyond = json_text.write_columns(forms, part.arena, part.starts, part.valid, text, ends)
+    if beyond >= 0:
+        column = part.columns[beyond]
+        raise _beyond(column.reference, column.values[column.valid.view(np.bool_)])
+    written, start, texts = text[: ends[-1]].tobytes(), 0, []
+    for feature, end in enumerate(ends.tolist()):
+        texts.append(written[start:end] if end > start else dumps(_objects(part.columns[feature])))
+        start = end
+    return texts
 
 
-def nullable(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> Any:
-    """Values that are null where `valid` is false."""
-    return values if valid.all() else _objects(values, valid)
+def statuses_of(part: ViewColumns) -> list[bytes]:
+    """The statuses of each feature."""
+    all_valid = np.ones(part.rows.status.size, np.uint8)
+    of_rows = statuses(part.rows.status, all_valid)
+    return [
+        statuses(part.rows.status, part.valid[feature]) if nulls else of_rows
+        for feature, nulls in enumerate(part.nulls.tolist())
+    ]
 
 
-def _objects(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> list[Any]:
-    objects = values.astype(object)
-    objects[~valid] = None
-    as_list: list[Any] = objects.tolist()
-    return as_list
+def statuses(status: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8]) -> bytes:
+    """The names of statuses, as a column has them that is null where `valid`, uint8[keys], is 0."""
+    text = np.empty(json_text.MAX_STATUS * status.size + _BRACKETS, np.uint8)
+    return text[: json_text.write_statuses(status, valid, text)].tobytes()
 
 
-def times_of(times: npt.NDArray[np.datetime64], valid: npt.NDArray[np.bool_], name: str) -> Any:
-    """Times that are null where `valid` is false; `name` says whose they are.
+def event_times_of(rows: ViewRows, absent: int = json_text.NULL_TIME) -> bytes:
+    """The event times of a view's rows; `absent`, in microseconds since 1970, where there is no row, else null.
 
     Raises:
         LookupInvalid: one is beyond what RFC 3339 can say.
     """
-    beyond = valid & ((times < _FIRST_TIME) | (times > _LAST_TIME))
-    if beyond.any():
-        raise LookupInvalid(
-            f"{name} holds the time {times[beyond][0]}, JSON can say only the years 1 to 9999; mend its source, or ask "
-            f"for Arrow"
-        )
-    if (times > _LAST_NUMPY_TIME).any():
-        return _objects(times, valid)
-    return nullable(times, valid)
-
-
-def _vectors_of(column: Column) -> Any:
-    if not column.nulls:
-        return column.values
-    vectors: list[Any] = list(column.values)
-    for key in np.flatnonzero(column.valid == 0).tolist():
-        vectors[key] = None
-    return vectors
-
-
-class Fragments:
-    """Statuses and event times of one answer as JSON, each distinct array written once."""
-
-    def __init__(self) -> None:
-        self._statuses: dict[bytes, orjson.Fragment] = {}
-
-    def statuses(self, status: npt.NDArray[np.uint8]) -> orjson.Fragment:
-        """The names of an array of Status."""
-        key = status.tobytes()
-        fragment = self._statuses.get(key)
-        if fragment is None:
-            fragment = self._statuses[key] = orjson.Fragment(dumps(_STATUS_NAMES.take(status).tolist()))
-        return fragment
-
-    def event_timestamps(self, rows: ViewRows) -> orjson.Fragment:
-        """The event times of a view's rows, null where there is no row."""
+    text = np.empty(MAX_TIME * rows.event_time.size + _BRACKETS, np.uint8)
+    end = json_text.write_event_times(rows.event_time, absent, text)
+    if end < 0:
         times = rows.event_timestamps
-        return orjson.Fragment(dumps(times_of(times, ~np.isnat(times), f"a row of view {rows.view!r}")))
+        raise _beyond(f"a row of view {rows.view!r}", times[~np.isnat(times)])
+    return text[:end].tobytes()
+
+
+def _beyond(name: str, times: npt.NDArray[np.datetime64]) -> LookupInvalid:
+    seconds = times.astype("M8[s]").view(np.int64)
+    first = times[(seconds < FIRST_SECOND) | (seconds >= END_SECOND)][0]
+    return LookupInvalid(
+        f"{name} holds the time {first}, JSON can say only the years 1 to 9999; mend its source, or ask for Arrow"
+    )
+
+
+@lru_cache(maxsize=256)
+def _forms(types: tuple[str, ...], seconds: bool) -> tuple[npt.NDArray[np.int64], int]:
+    """The table of forms for features of some types, and the most bytes that all of a key's values take."""
+    rows, most_bytes = [], 0
+    for feature_type in types:
+        items = embedding_size(feature_type)
+        form = Form.FLOATS if items else _FORMS.get(feature_type, Form.ELSEWHERE)
+        if form is Form.TIME and seconds:
+            form = Form.SECONDS
+        rows.append([int(form), items or 1])
+        most_bytes += json_text.most_bytes(form, items or 1)
+    return np.array(rows, np.int64), most_bytes
+
+
+def _objects(column: Column) -> Any:
+    """The values of a column that the kernels do not write."""
+    if column.feature.type == "float64":
+        return column.values
+    if column.feature.type == "bytes":
+        values = column.to_arrow().to_pylist()
+        return [None if value is None else base64.b64encode(value).decode() for value in values]
+    if column.feature.type == "list<float32>":
+        # As Python floats they would be written with all the digits of a float64.
+        return column.to_arrow().to_numpy(zero_copy_only=False).tolist()
+    return column.to_arrow().to_pylist()

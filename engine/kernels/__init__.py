@@ -1,9 +1,9 @@
-"""The compiled part of a lookup: hash, find, judge, gather."""
+"""The compiled part of a lookup: hash, find, judge, gather, and write as text."""
 
 import numpy as np
 import pyarrow as pa
 
-from engine.kernels import answering, finding, gathering, hashing, matrix
+from engine.kernels import answering, finding, gathering, hashing, json_text, matrix
 from engine.kernels.memory import address_of
 
 
@@ -42,3 +42,8 @@ def warm() -> None:
     ends = offsets.astype(np.int32)
     gathering.string_list_sizes(address_of(zero_row), ends, list_offsets)
     gathering.copy_string_lists(address_of(zero_row), ends, list_offsets, string_offsets, address_of(references))
+    event_time[0] = 0
+    forms = np.zeros((1, json_text.FORM_COLUMNS), np.int64)
+    json_text.write_columns(forms, references, at, valid, zero_row, nulls)
+    json_text.write_event_times(event_time, json_text.NULL_TIME, zero_row)
+    json_text.write_statuses(np.ones(1, np.uint8), valid[0], zero_row)

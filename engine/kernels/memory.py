@@ -55,6 +55,7 @@ load_u32 = _loader(types.int64, 32, False)
 load_u8 = _loader(types.int64, 8, False)
 store_i64 = _storer(64)
 store_i32 = _storer(32)
+store_u16 = _storer(16)
 store_u8 = _storer(8)
 
 
@@ -113,6 +114,19 @@ def _bits_of(from_type: Any, to_type: Any, llvm_type: Any) -> Any:
 float64_bits = _bits_of(types.float64, types.int64, ir.IntType(64))
 float64_from_bits = _bits_of(types.int64, types.float64, ir.DoubleType())
 _float32_from_bits = _bits_of(types.int32, types.float32, ir.FloatType())
+
+
+@intrinsic
+def _leading_zeros(_typing_context: Any, _value: Any) -> tuple[Signature, Any]:
+    """The number of zeros before the first one in the 64 bits of an unsigned number; of 0, 64."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.IntType(1)(0))
+
+    return types.int64(types.uint64), codegen
+
+
+leading_zeros: Any = _leading_zeros
 
 
 @njit(inline="always")

@@ -17,7 +17,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
 
 from engine.control import WriterClient
 from engine.encoders import json_feast
@@ -35,7 +37,7 @@ log = logging.getLogger("shoal.worker")
 
 _FEAST_PATH = "/get-online-features"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 class Application:
@@ -47,33 +49,56 @@ class Application:
         self._served = served
         self._metrics = metrics
         self._writer = WriterClient(settings.store)
+        self._endpoints: dict[str, dict[str, Handler]] = {
+            "/v1/lookup": {"POST": self._lookup},
+            _FEAST_PATH: {"POST": self._lookup_for_feast},
+            "/v1/views": {"GET": self._views},
+            "/v1/status": {"GET": self._status},
+            "/v1/reload": {"POST": self._reload},
+            "/health": {"GET": self._health},
+            "/ready": {"GET": self._ready},
+            "/metrics": {"GET": self._expose_metrics},
+        }
         self.draining = False
         self.in_flight = 0
 
-    def build(self) -> web.Application:
-        """The aiohttp application."""
+    def server(self) -> web.Server:
+        """What makes the protocol of each connection.
 
-        @web.middleware
-        async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-            return await self._answer(request, handler)
+        It is aiohttp's low-level server: finding one of a few fixed paths in a dict takes a third less of the CPU of a
+        small request than a router and middlewares do.
+        """
+        access_log = logging.getLogger("shoal.access") if self._settings.access_log else None
+        return web.Server(self._answer, request_factory=self._request, access_log=access_log)
 
-        app = web.Application(middlewares=[answer], client_max_size=self._settings.max_body_bytes)
-        app.router.add_post("/v1/lookup", self._lookup)
-        app.router.add_post(_FEAST_PATH, self._lookup_for_feast)
-        app.router.add_get("/v1/views", self._views)
-        app.router.add_get("/v1/status", self._status)
-        app.router.add_post("/v1/reload", self._reload)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/ready", self._ready)
-        app.router.add_get("/metrics", self._expose_metrics)
-        return app
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> web.BaseRequest:
+        loop = asyncio.get_running_loop()
+        most = self._settings.max_body_bytes
+        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=most)
 
-    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Around every request: errors become answers, and every answer is counted and gets its headers."""
+    def _handler(self, request: web.BaseRequest) -> Handler:
+        methods = self._endpoints.get(request.path)
+        if methods is None:
+            raise web.HTTPNotFound
+        handler = methods.get("GET" if request.method == "HEAD" else request.method)
+        if handler is None:
+            allowed = {*methods, "HEAD"} if "GET" in methods else methods
+            raise web.HTTPMethodNotAllowed(request.method, allowed)
+        return handler
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Every request: errors become answers, and every answer is counted and gets its headers."""
         started = time.perf_counter()
         self.in_flight += 1
         try:
-            response = await handler(request)
+            response = await self._handler(request)(request)
         except ShoalError as error:
             response = _refuse(request, type(error).__name__, str(error), error.http_status)
         except web.HTTPException as error:
@@ -91,14 +116,13 @@ class Application:
             response.headers[VERSION_HEADER] = str(version.id)
         if self.draining:
             response.force_close()
-        resource = request.match_info.route.resource
-        endpoint = resource.canonical if resource else "other"
+        endpoint = request.path if request.path in self._endpoints else "other"
         self._metrics.count_request(endpoint, response.status, time.perf_counter() - started)
         return response
 
     # --- lookups -----------------------------------------------------------------------------------------------
 
-    async def _lookup(self, request: web.Request) -> web.Response:
+    async def _lookup(self, request: web.BaseRequest) -> web.Response:
         asked = await read_body(request, LookupRequest, self._settings.max_body_bytes)
         check_keys(asked.entities, self._settings.max_keys)
         encoding = choose_format(request.headers.get("Accept", ""))
@@ -108,7 +132,7 @@ class Application:
         self._metrics.count_lookup(result)
         return answer_bytes(encoding.encode(result), encoding.media_type, result.version)
 
-    async def _lookup_for_feast(self, request: web.Request) -> web.Response:
+    async def _lookup_for_feast(self, request: web.BaseRequest) -> web.Response:
         asked = await read_body(request, FeastRequest, self._settings.max_body_bytes)
         check_keys(asked.entities, self._settings.max_keys)
         store = self._served.open()
@@ -122,11 +146,11 @@ class Application:
 
     # --- the store ---------------------------------------------------------------------------------------------
 
-    async def _views(self, request: web.Request) -> web.Response:
+    async def _views(self, request: web.BaseRequest) -> web.Response:
         version = self._served.open().version()
         return answer_json(describe_views(version), version.id)
 
-    async def _status(self, request: web.Request) -> web.Response:
+    async def _status(self, request: web.BaseRequest) -> web.Response:
         """Also of a store that is not open: then only the processes are known."""
         # The kernel may take its time to add up the memory of processes.
         server = await asyncio.to_thread(describe_server, self._settings.store)
@@ -134,7 +158,7 @@ class Application:
         document: dict[str, Any] = describe_version(version) if version else {"version": None, "views": []}
         return answer_json({"server": server} | document, version.id if version else None)
 
-    async def _reload(self, request: web.Request) -> web.Response:
+    async def _reload(self, request: web.BaseRequest) -> web.Response:
         asked = await read_body(request, ReloadRequest, self._settings.max_body_bytes)
         return answer_json(
             await self._writer.reload(
@@ -144,10 +168,10 @@ class Application:
 
     # --- the worker --------------------------------------------------------------------------------------------
 
-    async def _health(self, request: web.Request) -> web.Response:
+    async def _health(self, request: web.BaseRequest) -> web.Response:
         return answer_json({"status": "alive"})
 
-    async def _ready(self, request: web.Request) -> web.Response:
+    async def _ready(self, request: web.BaseRequest) -> web.Response:
         if self.draining:
             return answer_error("Draining", "the server is stopping", 503)
         try:
@@ -156,11 +180,11 @@ class Application:
             return answer_error(type(error).__name__, str(error), 503)
         return answer_json({"status": "ready", "version": version.id}, version.id)
 
-    async def _expose_metrics(self, request: web.Request) -> web.Response:
+    async def _expose_metrics(self, request: web.BaseRequest) -> web.Response:
         content, content_type = self._metrics.exposition(self._served.version(), request.headers.get("Accept", ""))
         return answer_bytes(content, content_type)
 
 
-def _refuse(request: web.Request, code: str, message: str, status: int) -> web.Response:
+def _refuse(request: web.BaseRequest, code: str, message: str, status: int) -> web.Response:
     answer = answer_feast_error if request.path == _FEAST_PATH else answer_error
     return answer(code, message, status)

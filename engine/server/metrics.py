@@ -7,6 +7,7 @@ files must be in the environment as PROMETHEUS_MULTIPROC_DIR before this module 
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.core import GaugeMetricFamily
@@ -62,10 +63,12 @@ class Metrics:
             multiprocess_mode="liveall",
             registry=None,
         )
+        self._answered = cache(self._requests.labels)
+        self._valued = cache(self._values.labels)
 
     def count_request(self, endpoint: str, status: int, seconds: float) -> None:
         """One request was answered."""
-        self._requests.labels(endpoint, status).observe(seconds)
+        self._answered(endpoint, status).observe(seconds)
 
     def count_lookup(self, result: LookupResult | MatrixResult) -> None:
         """One lookup was answered."""
@@ -74,7 +77,7 @@ class Metrics:
             counts = by_status.tolist()
             for status in Status:
                 if counts[status]:
-                    self._values.labels(view, status.name).inc(counts[status])
+                    self._valued(view, status.name).inc(counts[status])
 
     def set_version(self, version: StoreVersion | None) -> None:
         """This worker is at a version."""

@@ -93,7 +93,7 @@ class ReloadRequest(_Body):
 Body = TypeVar("Body", bound=_Body)
 
 
-async def read_body(request: web.Request, model: type[Body], max_bytes: int) -> Body:
+async def read_body(request: web.BaseRequest, model: type[Body], max_bytes: int) -> Body:
     """The body of a request.
 
     Raises:
