@@ -27,7 +27,7 @@ from engine.kernels.memory import address_of
 from engine.layout import MAGIC, RowLayout
 from loaders.arrow_rows import encode
 from loaders.published_rows import EntryReader, RowGroup
-from loaders.segment_writer import ChunkBuilder
+from loaders.segment_writer import ChunkBuilder, ChunkMemory
 
 CHUNK_BYTES = 128 << 20
 """Rows are cut into chunks of about so many bytes, their variable-length values included."""
@@ -140,10 +140,12 @@ def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: 
     ends = itertools.accumulate(group.rows for group in groups)
     remaining = [group for group, end in zip(groups, ends, strict=True) if end > written]
     batches = read_ahead(reader.read, remaining)
+    # Of two: a chunk goes to the disk while its successor is encoded.
+    memories = itertools.cycle((ChunkMemory(), ChunkMemory()))
     with ThreadPoolExecutor(1) as writing:
         before: Future[None] | None = None
-        for plan in chunk_plans(remaining, layout.stride + 8):
-            chunk = ChunkBuilder(layout, sum(group.rows for group in plan), with_origins=False)
+        for plan, memory in zip(chunk_plans(remaining, layout.stride + 8), memories, strict=False):
+            chunk = ChunkBuilder(layout, sum(group.rows for group in plan), with_origins=False, memory=memory)
             row = 0
             for group in plan:
                 batch = next(batches)
@@ -152,7 +154,6 @@ def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: 
                 progress(batch.num_rows)
             if before is not None:
                 before.result()
-            # A chunk goes to the disk while its successor is encoded.
             before = writing.submit(builder.add, chunk)
         if before is not None:
             before.result()

@@ -5,6 +5,7 @@ ones.
 """
 
 import mmap
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,18 +32,24 @@ MIN_CHUNK_BYTES = mmap.PAGESIZE
 class GrowingBuffer:
     """Bytes that grow at their end. Addresses and views hold until the next `reserve`."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._fixed = size
-        self._memory = np.zeros(max(size, 64), np.uint8)
+    def __init__(self) -> None:
+        self.size = 0
+        self._memory = np.empty(0, np.uint8)
+
+    def begin(self, size: int) -> None:
+        """Forget what there is and begin with `size` zeros, in the same memory where it suffices."""
+        self.size = 0
+        self.reserve(size)
+        self.content[:] = 0
 
     def reserve(self, count: int) -> int:
         """Make room for `count` bytes and count them as written; returns the address where they go."""
         start = self.size
         self.size += count
         if self.size > self._memory.size:
-            # By half of what has grown so far. Memory of this size comes from mmap: page table entries move, not bytes.
-            self._memory.resize(self.size + (self.size - self._fixed) // 2, refcheck=False)
+            larger = np.empty(self.size + self.size // 2, np.uint8)
+            larger[:start] = self._memory[:start]
+            self._memory = larger
         return address_of(self._memory) + start
 
     @property
@@ -51,13 +58,22 @@ class GrowingBuffer:
         return self._memory[: self.size]
 
 
+@dataclass(frozen=True)
+class ChunkMemory:
+    """What a chunk is built in. It may serve one chunk after the other: the system takes longer to hand out new pages
+    than it takes to fill them."""
+
+    chunk: GrowingBuffer = field(default_factory=GrowingBuffer)
+    keys: GrowingBuffer = field(default_factory=GrowingBuffer)
+
+
 class ChunkBuilder:
     """A chunk in the making, of exactly `rows` rows, all of which its user fills in before `finish`.
 
     Variable-length values go behind `heap_start` in `buffer`; keys, one after the other, into `keys`.
     """
 
-    def __init__(self, layout: RowLayout, rows: int, *, with_origins: bool) -> None:
+    def __init__(self, layout: RowLayout, rows: int, *, with_origins: bool, memory: ChunkMemory | None = None) -> None:
         self.layout = layout
         self.rows = rows
         self._hashes = section_start(HEADER_SIZE)
@@ -67,8 +83,10 @@ class ChunkBuilder:
         self._origins = section_start(end) if with_origins else 0
         self._directory = section_start(self._origins + 2 * rows if with_origins else end)
         self.heap_start = section_start(self._directory + 4 * (most_buckets(rows) + 3))
-        self.buffer = GrowingBuffer(self.heap_start)
-        self.keys = GrowingBuffer(0)
+        memory = memory or ChunkMemory()
+        self.buffer, self.keys = memory.chunk, memory.keys
+        self.buffer.begin(self.heap_start)
+        self.keys.begin(0)
 
     @property
     def hashes(self) -> npt.NDArray[np.int64]:
@@ -104,14 +122,16 @@ class ChunkBuilder:
         return int(np.count_nonzero(presence & (1 << TOMBSTONE_BIT)))
 
     def finish(self) -> npt.NDArray[np.uint8]:
-        """The sealed chunk, uint8[bytes]; the builder is of no further use."""
+        """The sealed chunk, uint8[bytes], in the builder's memory; the builder is of no further use."""
         lowest, highest = int(self.hashes[0]), int(self.hashes[-1])
         shift = min(63, max(0, (highest - lowest).bit_length() - most_buckets(self.rows).bit_length() + 1))
         buckets = ((highest - lowest) >> shift) + 1
         heap_end = self.buffer.size
         self.buffer.reserve(max(self.keys.size, MIN_CHUNK_BYTES - heap_end))
         value = self.buffer.content
-        value[heap_end : heap_end + self.keys.size] = self.keys.content
+        keys_end = heap_end + self.keys.size
+        value[heap_end:keys_end] = self.keys.content
+        value[keys_end:] = 0
         fill_directory(address_of(self.hashes), self.rows, shift, address_of(value) + self._directory, buckets)
         header = ChunkHeader(
             stride=self.layout.stride,
