@@ -142,7 +142,7 @@ def _describe(column: pa.Array, column_type: str, source: npt.NDArray[np.int64])
     source[STORAGE] = storage
     source[WIDTH] = width_of(column_type)
     source[SLICE] = column.offset
-    source[VALIDITY] = buffers[0].address if buffers[0] else 0
+    source[VALIDITY] = buffers[0].address if column.null_count else 0
     if storage not in (Storage.INLINE, Storage.HEAP):
         source[VALUES] = buffers[1].address if buffers[1] else 0
         return
@@ -198,6 +198,16 @@ def _encode_string_list(source: Any, start: int, count: int, to: int) -> Any:
 
 
 @njit(nogil=True, cache=True)
+def _copy_words(row: int, stride: int, count: int, byte: int, mask: int, field: int, values: int) -> None:
+    """Write a feature of 4 bytes into `count` rows that all have it: the usual case, twice as fast in a loop of its
+    own."""
+    for number in range(count):
+        store_u8(row + byte, load_u8(row + byte) | mask)
+        store_i32(row + field, load_i32(values + 4 * number))
+        row += stride
+
+
+@njit(nogil=True, cache=True)
 def encode_rows(
     rows: int, stride: int, second: Any, event_time: Any, tombstones: Any, sources: Any, heap: int, heap_offset: int
 ) -> Any:
@@ -219,11 +229,16 @@ def encode_rows(
             store_i64(rows + stride * row + ROW_SECOND_HASH, second[row])
             store_i64(rows + stride * row + ROW_EVENT_TIME, event_time[row])
             store_u8(rows + stride * row + ROW_PRESENCE, tombstones[row])
+        all_alive = not tombstones[block:block_end].any()
         for feature in range(sources.shape[0]):
             source = sources[feature]
             storage = source[STORAGE]
             byte = ROW_PRESENCE + (source[PRESENCE_BIT] >> 3)
             mask = 1 << (source[PRESENCE_BIT] & 7)
+            if storage == _WORD_4 and source[VALIDITY] == 0 and all_alive:
+                values = source[VALUES] + 4 * (source[SLICE] + block)
+                _copy_words(rows + stride * block, stride, block_end - block, byte, mask, source[FIELD], values)
+                continue
             for row in range(block, block_end):
                 if tombstones[row] or not _is_valid(source, row):
                     continue
