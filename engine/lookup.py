@@ -157,6 +157,7 @@ def read_columns(
     status, event_time = np.empty(keys, np.uint8), np.empty(keys, np.int64)
     valid = np.empty((features, keys), np.uint8)
     nulls, starts = np.empty((2, features), np.int64)
+    counts = np.empty(gathering.STATUSES, np.int64)
     too_old = answering.answer_columns(
         hashes[0],
         hashes[1],
@@ -175,12 +176,13 @@ def read_columns(
         starts,
         valid,
         nulls,
+        counts,
     )
     if too_old and stale == "fail":
         raise refuse_stale(view, too_old, keys)
     heap = {index: _copy_from_heap(address_of(arena) + int(starts[index]), valid[index]) for index in program.in_heap}
     rows = ViewRows(view.name, status, event_time)
-    return ViewColumns(rows, program, arena, starts, valid, nulls, heap)
+    return ViewColumns(rows, program, arena, starts, valid, nulls, counts, heap)
 
 
 def _copy_from_heap(references: int, valid: npt.NDArray[np.uint8]) -> HeapValues:

@@ -7,7 +7,8 @@ import numpy as np
 
 from engine.column import ViewRows
 from engine.errors import LookupInvalid
-from engine.kernels import answering, matrix
+from engine.kernels import answering
+from engine.kernels.gathering import STATUSES
 from engine.key_columns import Entities, KeyColumns
 from engine.lookup import Stale, check_stale, oldest_accepted, refuse_stale, resolve_features
 from engine.result import MatrixResult
@@ -42,7 +43,7 @@ def lookup_matrix(
         view = version.view(view_name)
         hashes = keys.hashes(view)
         status, event_time = np.empty(keys.count, np.uint8), np.empty(keys.count, np.int64)
-        counts = value_counts[view_name] = np.zeros(matrix.STATUSES, np.int64)
+        counts = value_counts[view_name] = np.zeros(STATUSES, np.int64)
         too_old = answering.answer_matrix(
             hashes[0],
             hashes[1],

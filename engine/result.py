@@ -16,7 +16,6 @@ import pyarrow as pa
 from engine.column import Column, ViewRows
 from engine.errors import LookupInvalid
 from engine.kernels import gathering
-from engine.kernels.gathering import Status
 from engine.schema import arrow_type, embedding_size
 from engine.version import LookupPlan, Program
 
@@ -34,7 +33,8 @@ class ViewColumns:
     """The features of one view, as they were gathered.
 
     Feature i has its values in `arena` from byte starts[i] on, or in `heap`; `valid` is uint8[features, keys],
-    1 where there is a value, and `nulls`, int64[features], counts its zeros.
+    1 where there is a value, and `nulls`, int64[features], counts its zeros; `value_counts`, int64[STATUSES], has how
+    many values have each Status.
     """
 
     rows: ViewRows
@@ -43,6 +43,7 @@ class ViewColumns:
     starts: npt.NDArray[np.int64]
     valid: npt.NDArray[np.uint8]
     nulls: npt.NDArray[np.int64]
+    value_counts: npt.NDArray[np.int64]
     heap: Mapping[int, HeapValues]
 
     @cached_property
@@ -58,16 +59,6 @@ class ViewColumns:
             offsets = heap.offsets if heap else None
             columns.append(Column(reference, feature, self.rows, memory, self.valid[index], nulls[index], offsets))
         return columns
-
-    def value_counts(self) -> npt.NDArray[np.int64]:
-        """How many values have each Status."""
-        status = self.rows.status
-        counts = np.bincount(status, minlength=max(Status) + 1) * len(self.program.features)
-        if self.nulls.any():
-            values_in_rows = int(np.add.reduce(self.valid, axis=0, dtype=np.intp)[status == Status.PRESENT].sum())
-            counts[Status.NULL_VALUE] = counts[Status.PRESENT] - values_in_rows
-            counts[Status.PRESENT] = values_in_rows
-        return counts
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ class LookupResult:
     @property
     def value_counts(self) -> dict[str, npt.NDArray[np.int64]]:
         """For each view, how many values have each Status."""
-        return {part.rows.view: part.value_counts() for part in self.parts}
+        return {part.rows.view: part.value_counts for part in self.parts}
 
     @property
     def views(self) -> dict[str, ViewRows]:

@@ -6,8 +6,13 @@ import numpy as np
 from numba import njit
 
 from engine.kernels.finding import BLOCK, find_block
-from engine.kernels.gathering import gather_block, judge, place_columns
+from engine.kernels.gathering import Status, gather_block, judge, place_columns
 from engine.kernels.matrix import gather_matrix_block
+
+_PRESENT = int(Status.PRESENT)
+_NULL_VALUE = int(Status.NULL_VALUE)
+_NOT_FOUND = int(Status.NOT_FOUND)
+_OUTSIDE_MAX_AGE = int(Status.OUTSIDE_MAX_AGE)
 
 
 @njit(nogil=True, cache=True)
@@ -29,6 +34,7 @@ def answer_columns(
     at: Any,
     valid: Any,
     nulls: Any,
+    counts: Any,
 ) -> int:
     """Answer with a column a feature.
 
@@ -39,6 +45,7 @@ def answer_columns(
         arena: uint8[bytes], becomes the columns.
         at: int64[features], becomes where in the arena each column begins.
         nulls: int64[features], becomes the number of nulls.
+        counts: int64[STATUSES], becomes how many values have each Status.
 
     Returns:
         How many keys are OUTSIDE_MAX_AGE.
@@ -56,7 +63,23 @@ def answer_columns(
         gather_block(
             rows, own_chunk, start, chunks, program, presence, alike, outputs, arena.ctypes.data, at, valid, nulls
         )
+    _count_values(status, valid, nulls, counts)
     return stale
+
+
+@njit(inline="always")
+def _count_values(status: Any, valid: Any, nulls: Any, counts: Any) -> None:
+    """Count the values of each Status: those of rows that are PRESENT are NULL_VALUE where they are null."""
+    features = nulls.size
+    counts[:] = 0
+    nulls_elsewhere = 0
+    for key in range(status.size):
+        counts[status[key]] += features
+        if status[key] == _OUTSIDE_MAX_AGE:
+            nulls_elsewhere += features - valid[:, key].sum()
+    nulls_elsewhere += counts[_NOT_FOUND]
+    counts[_NULL_VALUE] = nulls.sum() - nulls_elsewhere
+    counts[_PRESENT] -= counts[_NULL_VALUE]
 
 
 @njit(nogil=True, cache=True)

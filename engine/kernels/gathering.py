@@ -62,6 +62,9 @@ class Status(IntEnum):
     OUTSIDE_MAX_AGE = 4
 
 
+STATUSES = max(Status) + 1
+"""The size of an array with a place for each Status."""
+
 _PRESENT = int(Status.PRESENT)
 _NOT_FOUND = int(Status.NOT_FOUND)
 _OUTSIDE_MAX_AGE = int(Status.OUTSIDE_MAX_AGE)

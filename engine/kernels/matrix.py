@@ -28,8 +28,6 @@ SPAN_COLUMN = 1
 SPAN_SIZE = 2
 SPAN_COLUMNS = 3
 
-STATUSES = max(Status) + 1
-
 
 class Number(IntEnum):
     """How a feature lies in the rows of a segment."""

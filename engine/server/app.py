@@ -138,8 +138,8 @@ class Application:
         store = self._served.open()
         result = store.lookup(asked.wanted, asked.entities)
         self._metrics.count_lookup(result)
-        views = [view.record.view_schema for name, view in store.version().views.items() if name in result.views]
-        used = {key.name for view in views for key in view.join_keys}
+        views = store.version().views
+        used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))
         join_keys = {name: values for name, values in asked.entities.items() if name in used}
         content = json_feast.encode(result, join_keys, full_feature_names=asked.full_feature_names)
         return answer_bytes(content, json_feast.MEDIA_TYPE, result.version)
