@@ -34,7 +34,7 @@ check: setup
 .venv-peers/installed:
 	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis]'
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis,grpcio]'
 	@touch $@
 
 bench: setup .venv-peers/installed

@@ -32,6 +32,7 @@ def _help(setting: str) -> str:
 @click.option("--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to look behind file events.")
 @click.option("--host", help=_help("host"))
 @click.option("--port", type=int, help=_help("port"))
+@click.option("--grpc-port", type=int, help=_help("grpc_port"))
 @click.option("--unix", "unix_socket", type=click.Path(path_type=Path), help=_help("unix_socket"))
 @click.option("--workers", type=int, help=_help("workers"))
 @click.option("--drain-seconds", type=float, help=_help("drain_seconds"))

@@ -129,6 +129,10 @@ class AddressUnusable(ShoalError):
     """The address that the server was told to listen on is taken, or is not this machine's to take."""
 
 
+class GrpcMissing(ShoalError):
+    """The server was told to answer gRPC, and the packages for that are not installed."""
+
+
 class ServerRunning(ShoalError):
     """Another supervisor serves this store."""
 

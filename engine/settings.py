@@ -20,6 +20,9 @@ class ServerSettings(BaseModel):
     store: Path = Field(description="directory of the store")
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8080, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="TCP port for Feast's serving protocol over gRPC; 0 takes a free one"
+    )
     unix_socket: Path | None = Field(default=None, description="Unix socket to listen on, instead of host and port")
     workers: int = Field(
         default_factory=_usable_cores, ge=1, le=512, description="worker processes; as many as there are cores"

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from engine.kernels import answering, finding, gathering, hashing, json_text, matrix
+from engine.kernels import answering, finding, gathering, hashing, json_text, matrix, protobuf
 from engine.kernels.memory import address_of
 
 
@@ -47,3 +47,7 @@ def warm() -> None:
     json_text.write_columns(forms, references, at, valid, zero_row, nulls)
     json_text.write_event_times(event_time, json_text.NULL_TIME, zero_row)
     json_text.write_statuses(np.ones(1, np.uint8), valid[0], zero_row)
+    out = np.empty(64, np.uint8)
+    protobuf.write_columns(np.zeros((1, protobuf.FIELD_COLUMNS), np.int64), references, at, valid, out, nulls)
+    protobuf.write_heap(int(protobuf.Field.STRING), references, ends, np.zeros(1, np.uint8), out)
+    protobuf.write_event_times(event_time, out)

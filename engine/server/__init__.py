@@ -1,4 +1,4 @@
-"""The HTTP server: a supervisor, its workers, and a writer if the caller has one."""
+"""The server: a supervisor, its workers, which answer HTTP and gRPC, and a writer if the caller has one."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from engine.control import listen_unix
 from engine.errors import AddressUnusable
 from engine.kernels import warm
 from engine.run_directory import clear_metrics, serving
+from engine.server.grpc_port import reserve_port
 from engine.settings import ServerSettings
 from engine.supervisor import Supervisor
 
@@ -27,7 +28,8 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
         writer: main function of the writer process, which is to end on SIGTERM.
 
     Raises:
-        AddressUnusable: the address cannot be listened on.
+        AddressUnusable: an address cannot be listened on.
+        GrpcMissing: the settings ask for gRPC, and its packages are not installed.
         ServerRunning: the store is served already.
     """
     logging.basicConfig(
@@ -35,7 +37,7 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
     )
-    with serving(settings.store), _listen(settings) as listener:
+    with serving(settings.store), _listen(settings) as listener, reserve_port(settings) as grpc_address:
         address = _address_of(listener, settings)
         directory = clear_metrics(settings.store)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
@@ -51,13 +53,15 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
             listener,
             address,
             workers=settings.workers,
-            work=partial(work, settings, listener, ConnectionCounts(settings.workers)),
+            work=partial(work, settings, listener, grpc_address, ConnectionCounts(settings.workers)),
             write=writer,
             silent_seconds=settings.silent_seconds,
             drain_seconds=settings.drain_seconds,
             bury=partial(mark_process_dead, path=str(directory)),
         )
         log.info("listening on %s", address)
+        if grpc_address is not None:
+            log.info("listening for gRPC on %s", grpc_address)
         try:
             supervisor.run()
         finally:

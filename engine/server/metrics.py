@@ -50,7 +50,7 @@ class Metrics:
     def __init__(self) -> None:
         self._requests = Histogram(
             "shoal_request_duration_seconds",
-            "Time from a request's head to its answer, without sending that",
+            "Time from a request's head, or a gRPC request's message, to its answer, without sending that",
             ["endpoint", "status"],
             buckets=_BUCKETS,
             registry=None,
@@ -66,7 +66,7 @@ class Metrics:
         self._answered = cache(self._requests.labels)
         self._valued = cache(self._values.labels)
 
-    def count_request(self, endpoint: str, status: int, seconds: float) -> None:
+    def count_request(self, endpoint: str, status: int | str, seconds: float) -> None:
         """One request was answered."""
         self._answered(endpoint, status).observe(seconds)
 

@@ -7,9 +7,13 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import uvloop
 from aiohttp import web
+
+if TYPE_CHECKING:
+    from engine.server.grpc_server import GrpcServer
 
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.app import Application
@@ -30,6 +34,7 @@ _DRAIN_POLL_SECONDS = 0.02
 def work(
     settings: ServerSettings,
     listener: socket.socket,
+    grpc_address: str | None,
     counts: ConnectionCounts,
     place: int,
     beat: Callable[[], None],
@@ -38,7 +43,7 @@ def work(
     _keep_freed_memory()
     asyncio.set_event_loop_policy(None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener, counts, place, beat))
+        runner.run(_serve(settings, listener, grpc_address, counts, place, beat))
 
 
 def _keep_freed_memory() -> None:
@@ -53,6 +58,7 @@ def _keep_freed_memory() -> None:
 async def _serve(
     settings: ServerSettings,
     listener: socket.socket,
+    grpc_address: str | None,
     counts: ConnectionCounts,
     place: int,
     beat: Callable[[], None],
@@ -65,27 +71,42 @@ async def _serve(
     runner = web.ServerRunner(server)
     await runner.setup()
     served.refresh()
-    keeping_up = asyncio.create_task(_keep_up(served, metrics, beat))
+    rpcs = await _serve_grpc(settings, served, metrics, grpc_address) if grpc_address is not None else None
+    keeping_up = asyncio.create_task(_keep_up(served, metrics, rpcs, beat))
     acceptor = Acceptor(listener, server, lambda: len(server.connections), counts, place)
     await stop.wait()
     application.draining = True
     acceptor.close()
+    stopping_rpcs = asyncio.create_task(rpcs.stop()) if rpcs is not None else None
     # aiohttp drops what arrives on a connection once it closes it, so that a body still on its way must come first. How
     # long that may take is the supervisor's to say.
     while application.in_flight:
         await asyncio.sleep(_DRAIN_POLL_SECONDS)
     await runner.cleanup()
+    if stopping_rpcs is not None:
+        await stopping_rpcs
     keeping_up.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await keeping_up
 
 
-async def _keep_up(served: ServedStore, metrics: Metrics, beat: Callable[[], None]) -> None:
+async def _serve_grpc(settings: ServerSettings, served: ServedStore, metrics: Metrics, address: str) -> "GrpcServer":
+    # Only here: its packages are an extra, and are not to be loaded in a process that forks.
+    from engine.server.grpc_server import GrpcServer
+
+    server = GrpcServer(settings, served, metrics)
+    await server.start(address)
+    return server
+
+
+async def _keep_up(served: ServedStore, metrics: Metrics, rpcs: "GrpcServer | None", beat: Callable[[], None]) -> None:
     while True:
         beat()
         try:
             served.refresh()
             metrics.set_version(served.version())
+            if rpcs is not None:
+                await rpcs.show_health()
         except Exception:
             log.exception("the store cannot be refreshed")
         await asyncio.sleep(_REFRESH_SECONDS)

@@ -1,5 +1,6 @@
 """One server with two workers and a writer that follows an export root, for all tests that only ask it something."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from engine.export_root import ExportRoot
 from tests import stores
 from tests.every_type import ITEMS, RECENT, SERVICE, USERS, item_rows, recent_rows, user_rows
 from tests.server.serving import Server, eventually
+
+# A free one, where gRPC is installed.
+GRPC_PORT = 0 if importlib.util.find_spec("grpc") else None
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> ExportRoot:
 @pytest.fixture(scope="session")
 def server(root: ExportRoot) -> Iterator[Server]:
     store = Path(str(root)).parent / "store"
-    with Server(store, {"root": str(root)}, max_body_bytes=20_000, max_keys=50) as server:
+    with Server(store, {"root": str(root)}, max_body_bytes=20_000, max_keys=50, grpc_port=GRPC_PORT) as server:
         server.await_ready()
         eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 3, "three views")
         yield server

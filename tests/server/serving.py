@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -119,6 +120,12 @@ class Server:
         record = read_server_record(self.store)
         assert record is not None, self.log
         return record
+
+    @property
+    def grpc_address(self) -> str:
+        found = re.search(r"listening for gRPC on (\S+)", self.log)
+        assert found, self.log
+        return found[1]
 
     @property
     def log(self) -> str:

@@ -1,0 +1,132 @@
+"""The answer of Feast's serving protocol over gRPC, a `GetOnlineFeaturesResponse`, as it goes over the wire.
+
+It is written without the protobuf library, which would make an object of each of an answer's tens of thousands of
+values. Join keys come first, as the request sent them. Types are Feast's: a timestamp is whole seconds since 1970, a
+value that is absent is a `Value` with no field set, and a key without a row has the event time 1970-01-01T00:00:00Z.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.encoders.feast_names import names_of
+from engine.kernels import protobuf
+from engine.kernels.gathering import Status
+from engine.kernels.protobuf import Field
+from engine.result import LookupResult, ViewColumns
+from engine.schema import embedding_size
+
+_FIELDS = {
+    "bool": Field.BOOL,
+    "int32": Field.INT32,
+    "int64": Field.INT64,
+    "float32": Field.FLOAT,
+    "float64": Field.DOUBLE,
+    "timestamp": Field.UNIX_TIMESTAMP,
+}
+_HEAP_FIELDS = {
+    "string": Field.STRING,
+    "bytes": Field.BYTES,
+    "list<int64>": Field.INT64_LIST,
+    "list<float32>": Field.FLOAT_LIST,
+    "list<string>": Field.STRING_LIST,
+}
+_SIZED = 2
+_NO_TIME = b"\x1a\x00"
+
+
+def encode(
+    result: LookupResult,
+    join_keys: Mapping[str, bytes],
+    *,
+    full_feature_names: bool = False,
+    name_views: bool = False,
+) -> bytes:
+    """The answer as a message.
+
+    Args:
+        result: what was looked up.
+        join_keys: join key → the request's `RepeatedValue`, encoded, of one value a row.
+        full_feature_names: name a feature `view__feature` instead of `feature`.
+        name_views: list the views that were read in the metadata.
+
+    Raises:
+        AmbiguousFeature: two names in the answer are the same.
+    """
+    views = tuple(part.rows.view for part in result.parts) if name_views else ()
+    head = _head(tuple(join_keys), result.plan.references, full_feature_names, views)
+    of_keys = _field(2, bytes([Status.PRESENT]) * result.keys) + _NO_TIME * result.keys
+    vectors = [_field(2, values, of_keys) for values in join_keys.values()]
+    columns = [list(_vectors(part)) for part in result.parts]
+    return b"".join((head, *vectors, *(columns[part][column] for part, column in result.plan.order)))
+
+
+def encode_serving_info(version: str) -> bytes:
+    """A `GetFeastServingInfoResponse`."""
+    return _field(1, version.encode())
+
+
+def _vectors(part: ViewColumns) -> Iterator[bytes]:
+    """The `FeatureVector` of each feature of a view, as a field of the response."""
+    times = np.empty(protobuf.MAX_TIMESTAMP * part.rows.event_time.size, np.uint8)
+    times = times[: protobuf.write_event_times(part.rows.event_time, times)]
+    of_rows = _field(2, part.rows.status.tobytes())
+    for column, values in zip(part.columns, _values_of(part), strict=True):
+        statuses = _field(2, column.status.tobytes()) if column.nulls else of_rows
+        yield _field(2, values, statuses, times.data)
+
+
+def _values_of(part: ViewColumns) -> Iterator[memoryview]:
+    """The values of each feature of a view."""
+    fields, most_bytes = _table(part.program.types)
+    features, keys = part.valid.shape
+    out = np.empty(most_bytes * keys + protobuf.OVERWRITTEN, np.uint8)
+    ends = np.empty(features, np.int64)
+    protobuf.write_columns(fields, part.arena, part.starts, part.valid, out, ends)
+    start = 0
+    for feature, end in enumerate(ends.tolist()):
+        heap = part.heap.get(feature)
+        if heap is None:
+            yield out[start:end].data
+        else:
+            field = _HEAP_FIELDS[part.program.types[feature]]
+            own = np.empty(protobuf.most_bytes_of_heap(field, keys, heap.data.size), np.uint8)
+            yield own[: protobuf.write_heap(int(field), heap.data, heap.offsets, part.valid[feature], own)].data
+        start = end
+
+
+@lru_cache(maxsize=256)
+def _table(types: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], int]:
+    """The table of fields for features of some types, and the most bytes that all of a key's values take."""
+    rows, most_bytes = [], 0
+    for feature_type in types:
+        items = embedding_size(feature_type)
+        field = Field.FLOAT_LIST if items else _FIELDS.get(feature_type, protobuf.ELSEWHERE)
+        rows.append([int(field), items or 1])
+        if field:
+            most_bytes += protobuf.most_bytes(items or 1)
+    return np.array(rows, np.int64), most_bytes
+
+
+@lru_cache(maxsize=2048)
+def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool, views: tuple[str, ...]) -> bytes:
+    """The metadata: the names of what follows, and of views."""
+    listed = _field(1, *(_field(1, name.encode()) for name in names_of(join_keys, references, full)))
+    return _field(1, listed, *(_field(2, _field(1, view.encode())) for view in views))
+
+
+def _field(number: int, *content: bytes | memoryview) -> bytes:
+    """A field of a message that has a length of its own: a text, a message, or numbers packed."""
+    size = sum(map(len, content))
+    return b"".join((_varint(number << 3 | _SIZED), _varint(size), *content))
+
+
+def _varint(number: int) -> bytes:
+    digits = bytearray()
+    while number >= 0x80:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)

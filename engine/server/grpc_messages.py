@@ -1,0 +1,142 @@
+"""Read the requests of Feast's serving protocol over gRPC.
+
+The messages are described here as far as Shoal reads them, under the names and numbers of fields that Feast gives them,
+and in a pool of their own: Feast's package may be loaded in the same process. Two fields have another type than Feast
+says, one that is the same on the wire. A map is a repeated message of a key and a value, whose order is the client's;
+and the list of a join key's values stays encoded, since the answer repeats it as it came.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from engine.errors import LookupInvalid
+
+_TEXT = FieldDescriptorProto.TYPE_STRING
+_BYTES = FieldDescriptorProto.TYPE_BYTES
+_BOOL = FieldDescriptorProto.TYPE_BOOL
+_INT32 = FieldDescriptorProto.TYPE_INT32
+_INT64 = FieldDescriptorProto.TYPE_INT64
+
+_KEY_FIELDS = ("string_val", "int64_val", "int32_val")
+
+
+@dataclass(frozen=True)
+class OnlineFeaturesRequest:
+    """GetOnlineFeatures, as Feast's clients send it: `wanted` as a lookup takes it, `entities` encoded, each a Feast
+    `RepeatedValue`."""
+
+    wanted: str | list[str]
+    entities: dict[str, bytes]
+    full_feature_names: bool
+    name_views: bool
+
+
+def parse_request(data: bytes) -> OnlineFeaturesRequest:
+    """The request in `data`.
+
+    Raises:
+        LookupInvalid: it cannot be decoded, or asks for nothing.
+    """
+    request = _decode(_REQUEST, data, "the request")
+    wanted = request.feature_service or list(request.features.val)
+    if not wanted:
+        raise LookupInvalid("give either features, a list of view:feature, or feature_service")
+    return OnlineFeaturesRequest(
+        wanted=wanted,
+        entities={entry.key: entry.value for entry in request.entities},
+        full_feature_names=request.full_feature_names,
+        name_views=request.include_feature_view_version_metadata,
+    )
+
+
+def parse_keys(name: str, data: bytes) -> list[Any]:
+    """The values of the join key `name`.
+
+    Raises:
+        LookupInvalid: they cannot be decoded, or are not all of one type that a key has.
+    """
+    values = _decode(_REPEATED_VALUE, data, f"entity {name!r}").val
+    kinds = {value.WhichOneof("val") for value in values}
+    for kind in _KEY_FIELDS:
+        if kinds <= {kind}:
+            return [getattr(value, kind) for value in values]
+    position, kind = next(_strange(values))
+    raise LookupInvalid(
+        f"entity {name!r} has {kind} in row {position}; give one of {', '.join(_KEY_FIELDS)}, the same in all rows"
+    )
+
+
+def _strange(values: Any) -> Iterator[tuple[int, str]]:
+    """Values that have no place in a list of keys: no keys themselves, or others than the first."""
+    first = values[0].WhichOneof("val")
+    for position, value in enumerate(values):
+        kind = value.WhichOneof("val")
+        if kind is None or kind != first:
+            yield position, kind or "no key"
+
+
+def _decode(message: Any, data: bytes, what: str) -> Any:
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise LookupInvalid(f"{what} cannot be decoded: {error}") from None
+
+
+def _message(name: str, *fields: FieldDescriptorProto, oneof: str | None = None) -> DescriptorProto:
+    message = DescriptorProto(name=name, field=fields)
+    if oneof is not None:
+        message.oneof_decl.add(name=oneof)
+    return message
+
+
+def _field(
+    name: str, number: int, field_type: int | str, *, repeated: bool = False, in_oneof: bool = False
+) -> FieldDescriptorProto:
+    """A field; its type is a message if it is given as that one's name."""
+    label = FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL
+    field = FieldDescriptorProto(name=name, number=number, label=label)
+    if isinstance(field_type, str):
+        field.type, field.type_name = FieldDescriptorProto.TYPE_MESSAGE, f".feast.{field_type}"
+    else:
+        field.type = field_type
+    if in_oneof:
+        field.oneof_index = 0
+    return field
+
+
+_FILE = FileDescriptorProto(
+    name="feast.proto",
+    package="feast",
+    syntax="proto3",
+    message_type=[
+        _message(
+            "Value",
+            _field("string_val", 2, _TEXT, in_oneof=True),
+            _field("int32_val", 3, _INT32, in_oneof=True),
+            _field("int64_val", 4, _INT64, in_oneof=True),
+            oneof="val",
+        ),
+        _message("RepeatedValue", _field("val", 1, "Value", repeated=True)),
+        _message("FeatureList", _field("val", 1, _TEXT, repeated=True)),
+        _message("Entity", _field("key", 1, _TEXT), _field("value", 2, _BYTES)),
+        _message(
+            "GetOnlineFeaturesRequest",
+            _field("feature_service", 1, _TEXT, in_oneof=True),
+            _field("features", 2, "FeatureList", in_oneof=True),
+            _field("entities", 3, "Entity", repeated=True),
+            _field("full_feature_names", 4, _BOOL),
+            _field("include_feature_view_version_metadata", 6, _BOOL),
+            oneof="kind",
+        ),
+    ],
+)
+_POOL = DescriptorPool()
+_POOL.Add(_FILE)
+_REQUEST: Any = GetMessageClass(_POOL.FindMessageTypeByName("feast.GetOnlineFeaturesRequest"))
+_REPEATED_VALUE: Any = GetMessageClass(_POOL.FindMessageTypeByName("feast.RepeatedValue"))

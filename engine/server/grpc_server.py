@@ -1,0 +1,132 @@
+"""Feast's serving protocol over gRPC, as one worker answers it: lookups for clients of Feast's Go and Java servers.
+
+    feast.serving.ServingService   GetOnlineFeatures, GetFeastServingInfo
+    GrpcFeatureServer              GetOnlineFeatures, as Feast's own `feast listen` names it
+    grpc.health.v1.Health          for load balancers
+
+Messages go in and out as bytes, and gRPC runs in the worker's own event loop. Every answer carries x-shoal-version in
+its trailing metadata once a store is open.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from engine.encoders import feast_protobuf
+from engine.errors import ShoalError
+from engine.server.grpc_messages import parse_keys, parse_request
+from engine.server.metrics import Metrics
+from engine.server.requests import check_keys
+from engine.server.responses import VERSION_HEADER
+from engine.server.served_store import ServedStore
+from engine.settings import ServerSettings
+
+log = logging.getLogger("shoal.worker")
+_access_log = logging.getLogger("shoal.access")
+
+_SERVING_SERVICE = "feast.serving.ServingService"
+_FEATURE_SERVER = "GrpcFeatureServer"
+_EVERYTHING = ""
+"""The name of the health of a server as a whole."""
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
+
+Method = Callable[[bytes], bytes]
+
+
+class GrpcServer:
+    """One worker's gRPC server."""
+
+    def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics) -> None:
+        self._settings = settings
+        self._served = served
+        self._metrics = metrics
+        self._health = health.aio.HealthServicer()
+        options = {"grpc.so_reuseport": 1, "grpc.max_receive_message_length": settings.max_body_bytes}
+        self._server = grpc.aio.server(options=tuple(options.items()))
+        self._offer(_SERVING_SERVICE, self._get_online_features, self._get_feast_serving_info)
+        self._offer(_FEATURE_SERVER, self._get_online_features)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    async def start(self, address: str) -> None:
+        """Listen on an address that other workers listen on too.
+
+        Raises:
+            RuntimeError: that cannot be done.
+        """
+        self._server.add_insecure_port(address)
+        await self.show_health()
+        await self._server.start()
+
+    async def show_health(self) -> None:
+        """Note for those who ask, or watch, whether lookups can be answered now."""
+        try:
+            self._served.open()
+            state = health_pb2.HealthCheckResponse.SERVING
+        except ShoalError:
+            state = health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in (_EVERYTHING, _SERVING_SERVICE, _FEATURE_SERVER):
+            await self._health.set(service, state)
+
+    async def stop(self) -> None:
+        """Take no more requests, and finish what is under way."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._settings.drain_seconds)
+
+    def _offer(self, service: str, *methods: Method) -> None:
+        handlers = {}
+        for method in methods:
+            name = "".join(word.capitalize() for word in method.__name__.split("_"))
+            handlers[name] = grpc.unary_unary_rpc_method_handler(partial(self._answer, name, method))
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    async def _answer(self, name: str, method: Method, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Every request: errors become status codes, and every answer is counted."""
+        started = time.perf_counter()
+        answer, code, message = b"", grpc.StatusCode.OK, ""
+        try:
+            answer = method(request)
+        except ShoalError as error:
+            code, message = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error)
+        except Exception:
+            log.exception("%s failed", name)
+            code, message = grpc.StatusCode.INTERNAL, "the server met something unexpected; its log says what"
+        now = self._served.version()
+        if now is not None:
+            context.set_trailing_metadata(((VERSION_HEADER.lower(), str(now.id)),))
+        seconds = time.perf_counter() - started
+        self._metrics.count_request(f"grpc:{name}", code.name, seconds)
+        if self._settings.access_log:
+            _access_log.info("%s %s %s %d bytes, %.6f s", context.peer(), name, code.name, len(answer), seconds)
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, message)
+        return answer
+
+    def _get_online_features(self, request: bytes) -> bytes:
+        asked = parse_request(request)
+        entities = {name: parse_keys(name, data) for name, data in asked.entities.items()}
+        check_keys(entities, self._settings.max_keys)
+        # From here on nothing waits: the version that is read is held only until its rows are copied.
+        store = self._served.open()
+        # Rows that are too old are served, and marked as such, as Feast's own servers do.
+        result = store.lookup(asked.wanted, entities, stale="serve")
+        self._metrics.count_lookup(result)
+        views = store.version().views
+        used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))
+        join_keys = {name: data for name, data in asked.entities.items() if name in used}
+        return feast_protobuf.encode(
+            result, join_keys, full_feature_names=asked.full_feature_names, name_views=asked.name_views
+        )
+
+    def _get_feast_serving_info(self, request: bytes) -> bytes:
+        return feast_protobuf.encode_serving_info(version("shoal"))

@@ -1,0 +1,30 @@
+"""Ask a server with the client that Feast's package has: `PYTHON_OF_FEAST feast_client.py ADDRESS`.
+
+Requests come as a list of JSON on stdin and answers go as one to stdout, each in Protocol Buffers' own JSON. It runs in
+the environment that Feast is installed in, which has nothing of Shoal.
+"""
+
+import json
+import sys
+
+import grpc
+from feast.protos.feast.serving import GrpcServer_pb2_grpc, ServingService_pb2, ServingService_pb2_grpc
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+
+def main() -> None:
+    with grpc.insecure_channel(sys.argv[1]) as channel:
+        serving = ServingService_pb2_grpc.ServingServiceStub(channel)
+        listening = GrpcServer_pb2_grpc.GrpcFeatureServerStub(channel)
+        answers = []
+        for document in json.load(sys.stdin):
+            request = ParseDict(document, ServingService_pb2.GetOnlineFeaturesRequest())
+            answer = serving.GetOnlineFeatures(request, timeout=30)
+            assert listening.GetOnlineFeatures(request, timeout=30) == answer
+            answers.append(MessageToDict(answer, preserving_proto_field_name=True))
+        assert serving.GetFeastServingInfo(ServingService_pb2.GetFeastServingInfoRequest(), timeout=30).version
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

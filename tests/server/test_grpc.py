@@ -1,0 +1,391 @@
+"""Feast's serving protocol over gRPC: what goes over the wire, and how workers come and go on one port."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from engine.export_root import ExportRoot
+from tests.server.serving import PATIENCE_SECONDS, Server, eventually
+
+grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'shoal[grpc]'")
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
+
+from tests.server.feast_messages import decode, encode  # noqa: E402
+
+PYTHON_OF_FEAST = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+SERVING = "feast.serving.ServingService"
+EPOCH = "1970-01-01T00:00:00Z"
+NEW_YEAR = "2026-01-01T00:00:00Z"
+HARD = ["nulls", "extremes", "empties", "none"]
+Asked = dict[str, Any]
+
+
+def texts(*values: str) -> Asked:
+    return {"val": [{"string_val": value} for value in values]}
+
+
+def integers(*values: int) -> Asked:
+    return {"val": [{"int64_val": value} for value in values]}
+
+
+ITEMS = {"items_id": texts(*HARD, *(f"item-{number}" for number in range(20)))}
+USER = {"users_id": integers(3)}
+
+
+def asked(features: list[str] | str, entities: Asked, **more: Any) -> Asked:
+    kind = {"feature_service": features} if isinstance(features, str) else {"features": {"val": features}}
+    return kind | {"entities": entities} | more
+
+
+REQUESTS = [
+    asked(["items:*"], ITEMS),
+    asked(["users:score", "items:words", "items:single", "users:text"], ITEMS | {"users_id": integers(*range(24))}),
+    asked("ranking", {"items_id": texts("item-1", "none"), "users_id": integers(3, 99)}, full_feature_names=True),
+    asked(["users:text"], {"users_id": {"val": [{"int32_val": 3}]}}, include_feature_view_version_metadata=True),
+    asked(["recent:*"], {"recent_id": texts("fresh", "stale", "stale-null", "none")}),
+    asked(["users:text"], {"users_id": {"val": []}}),
+]
+
+
+def as_sent(request: Asked) -> bytes:
+    """With the map of entities as the list of entries that it is."""
+    maps = {
+        name: [{"key": key, "value": value} for key, value in request[name].items()]
+        for name in ("entities", "request_context")
+        if name in request
+    }
+    return encode("GetOnlineFeaturesRequest", request | maps)
+
+
+class Client:
+    """A channel of its own, that is, a connection of its own."""
+
+    def __init__(self, address: str) -> None:
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+        self.channel = grpc.insecure_channel(address, options=options)
+
+    def call(self, request: bytes, service: str = SERVING, method: str = "GetOnlineFeatures") -> Any:
+        """The answer's bytes, and the call."""
+        return self.channel.unary_unary(f"/{service}/{method}").with_call(
+            request, timeout=PATIENCE_SECONDS, wait_for_ready=True
+        )
+
+    def ask(self, request: Asked) -> dict[str, Any]:
+        return decode("GetOnlineFeaturesResponse", self.call(as_sent(request))[0])
+
+    def refusal(self, request: bytes) -> tuple[str, str]:
+        with pytest.raises(grpc.RpcError) as caught:
+            self.call(request)
+        return caught.value.code().name, caught.value.details()
+
+    def health(self, service: str = "") -> str:
+        request = health_pb2.HealthCheckRequest(service=service)
+        status = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=PATIENCE_SECONDS).status
+        name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+        return name
+
+
+@contextmanager
+def client_of(server: Server) -> Iterator[Client]:
+    client = Client(server.grpc_address)
+    with client.channel:
+        yield client
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with client_of(server) as client:
+        yield client
+
+
+def test_join_keys_come_first_then_features_in_the_order_asked(client: Client) -> None:
+    entities = {"users_id": integers(3, 99), "unused": texts("x", "y"), "items_id": texts("empties", "none")}
+    found, times = ["PRESENT", "NOT_FOUND"], [NEW_YEAR, EPOCH]
+    assert client.ask(asked(["users:score", "items:large"], entities)) == {
+        "metadata": {"feature_names": {"val": ["users_id", "items_id", "score", "large"]}},
+        "results": [
+            {
+                "values": [{"int64_val": "3"}, {"int64_val": "99"}],
+                "statuses": ["PRESENT"] * 2,
+                "event_timestamps": [EPOCH] * 2,
+            },
+            {
+                "values": [{"string_val": "empties"}, {"string_val": "none"}],
+                "statuses": ["PRESENT"] * 2,
+                "event_timestamps": [EPOCH] * 2,
+            },
+            {"values": [{"float_val": 0.75}, {}], "statuses": found, "event_timestamps": times},
+            {"values": [{"int64_val": str(-(2**63))}, {}], "statuses": found, "event_timestamps": times},
+        ],
+    }
+
+
+def test_every_type(client: Client) -> None:
+    answer = client.ask(asked(["items:*"], {"items_id": texts("extremes", "empties")}))
+    values = {
+        name: result["values"]
+        for name, result in zip(answer["metadata"]["feature_names"]["val"], answer["results"], strict=True)
+    }
+    assert values == {
+        "items_id": [{"string_val": "extremes"}, {"string_val": "empties"}],
+        "flag": [{"bool_val": True}, {"bool_val": False}],
+        "small": [{"int32_val": -(2**31)}, {"int32_val": 0}],
+        "large": [{"int64_val": str(2**53 + 1)}, {"int64_val": str(-(2**63))}],
+        "single": [{"float_val": "NaN"}, {"float_val": 0.0}],
+        "double": [{"double_val": "NaN"}, {"double_val": 0.1}],
+        "text": [{"string_val": 'quote " backslash \\ newline \n and \u2603 \U0001f600'}, {"string_val": ""}],
+        "blob": [{"bytes_val": "AP8="}, {"bytes_val": ""}],
+        "at": [{"unix_timestamp_val": "-62135596800"}, {"unix_timestamp_val": "253402300799"}],
+        "integers": [{"int64_list_val": {"val": [str(2**63 - 1), str(-(2**63))]}}, {"int64_list_val": {}}],
+        "floats": [{"float_list_val": {"val": [pytest.approx(0.1), pytest.approx(0.2)]}}, {"float_list_val": {}}],
+        "words": [{"string_list_val": {"val": ["", "é", "z"]}}, {"string_list_val": {}}],
+        "vector": [{"float_list_val": {"val": [pytest.approx(0.1), 0, -1.5]}}, {"float_list_val": {"val": [0, 0, 0]}}],
+    }
+
+
+def test_nulls_are_said_to_be_nulls(client: Client) -> None:
+    answer = client.ask(asked(["items:*"], {"items_id": texts("nulls", "none")}))
+    for result in answer["results"][1:]:
+        assert result == {
+            "values": [{}, {}],
+            "statuses": ["NULL_VALUE", "NOT_FOUND"],
+            "event_timestamps": [NEW_YEAR, EPOCH],
+        }
+
+
+def test_rows_that_are_too_old_are_marked_and_keep_their_values(client: Client) -> None:
+    keys = {"recent_id": texts("fresh", "stale", "stale-null")}
+    clicks, rate = client.ask(asked(["recent:clicks", "recent:rate"], keys))["results"][1:]
+    assert clicks["values"] == [{"int64_val": "1"}, {"int64_val": "2"}, {"int64_val": "3"}]
+    assert rate["values"] == [{"float_val": 0.5}, {"float_val": 0.25}, {}]
+    assert clicks["statuses"] == rate["statuses"] == ["PRESENT", "OUTSIDE_MAX_AGE", "OUTSIDE_MAX_AGE"]
+    assert EPOCH not in clicks["event_timestamps"]
+
+
+def test_values_are_those_of_the_json_for_feast(server: Server, client: Client) -> None:
+    features = [f"items:{name}" for name in ("flag", "small", "large", "text", "integers", "words", "vector", "at")]
+    keys = [f"item-{number}" for number in range(20)]
+    body = {"features": features, "entities": {"items_id": keys}}
+    expected = server.ask("POST", "/get-online-features", body).json
+    answer = client.ask(asked(features, {"items_id": texts(*keys)}))
+    assert answer["metadata"]["feature_names"]["val"] == expected["metadata"]["feature_names"]
+    for seen, wanted in zip(answer["results"], expected["results"], strict=True):
+        assert [as_json(value) for value in seen["values"]] == wanted["values"]
+        assert seen["statuses"] == wanted["statuses"]
+        assert seen["event_timestamps"] == wanted["event_timestamps"]
+
+
+def as_json(value: dict[str, Any]) -> Any:
+    """A value as JSON has it, for which Protocol Buffers write 64-bit integers as strings."""
+    for kind, content in value.items():
+        if kind.endswith("list_val"):
+            items = content.get("val", [])
+            return [int(item) for item in items] if kind == "int64_list_val" else items
+        return int(content) if kind in ("int64_val", "unix_timestamp_val") else content
+    return None
+
+
+def test_services_and_full_names(client: Client) -> None:
+    entities = {"users_id": integers(1), "items_id": texts("empties")}
+    request = asked("ranking", entities, full_feature_names=True, include_feature_view_version_metadata=True)
+    assert client.ask(request)["metadata"] == {
+        "feature_names": {"val": ["users_id", "items_id", "items__single", "users__score", "users__text"]},
+        "feature_view_metadata": [{"name": "items"}, {"name": "users"}],
+    }
+
+
+def test_the_request_context_and_fields_yet_unknown_are_passed_over(client: Client) -> None:
+    request = asked(["users:score"], USER, request_context={"x": texts("y")})
+    unknown = b"\xfa\x07\x01?"
+    answer, _ = client.call(as_sent(request) + unknown)
+    assert decode("GetOnlineFeaturesResponse", answer)["results"][1]["values"] == [{"float_val": 0.75}]
+
+
+def test_feasts_own_name_of_its_python_service_and_the_info(client: Client) -> None:
+    request = as_sent(asked(["users:score"], USER))
+    assert client.call(request, "GrpcFeatureServer")[0] == client.call(request)[0]
+    assert decode("GetFeastServingInfoResponse", client.call(b"", method="GetFeastServingInfo")[0])["version"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "message"),
+    [
+        (asked(["nope:x"], USER), "NOT_FOUND", "no view 'nope'"),
+        (asked("nope", USER), "NOT_FOUND", "no feature service 'nope'"),
+        (asked(["users:nope"], USER), "NOT_FOUND", "'nope'"),
+        (asked([], USER), "INVALID_ARGUMENT", "give either features"),
+        (asked(["users:score"], {}), "INVALID_ARGUMENT", "'users_id'"),
+        (asked(["users:score"], {"users_id": texts("3")}), "INVALID_ARGUMENT", "must be int64"),
+        (asked(["users:score"], {"users_id": {"val": [{"int64_val": 1}, {}]}}), "INVALID_ARGUMENT", "no key in row 1"),
+        (
+            asked(["users:score"], {"users_id": {"val": [{"int64_val": 1}, {"int32_val": 1}]}}),
+            "INVALID_ARGUMENT",
+            "int32_val in row 1",
+        ),
+        (asked(["users:score"], {"users_id": {"val": [{"bool_val": True}]}}), "INVALID_ARGUMENT", "no key in row 0"),
+        (asked(["users:score"], USER | {"other": texts("a", "b")}), "INVALID_ARGUMENT", "lists must be of one length"),
+        (
+            asked(["users:text", "items:text"], USER | {"items_id": texts("a")}),
+            "INVALID_ARGUMENT",
+            "full_feature_names",
+        ),
+        (asked(["users:score"], {"users_id": integers(*range(51))}), "RESOURCE_EXHAUSTED", "max_keys"),
+    ],
+)
+def test_errors(client: Client, request_: Asked, code: str, message: str) -> None:
+    seen_code, seen_message = client.refusal(as_sent(request_))
+    assert seen_code == code
+    assert message in seen_message
+
+
+def test_what_is_no_message_is_refused(client: Client) -> None:
+    code, message = client.refusal(b"\xff\xff")
+    assert (code, message.startswith("the request cannot be decoded")) == ("INVALID_ARGUMENT", True)
+    entity = b"\x0a\x08users_id\x12\x01\xff"
+    code, message = client.refusal(as_sent(asked(["users:score"], {})) + bytes([0x1A, len(entity)]) + entity)
+    assert (code, message.startswith("entity 'users_id' cannot be decoded")) == ("INVALID_ARGUMENT", True)
+
+
+def test_a_request_that_is_too_large_is_refused(client: Client) -> None:
+    assert client.refusal(bytes(20_001))[0] == "RESOURCE_EXHAUSTED"
+
+
+def test_answers_carry_the_version_and_are_counted(server: Server, client: Client) -> None:
+    _, call = client.call(as_sent(asked(["users:score"], USER)))
+    client.refusal(b"\xff")
+    assert dict(call.trailing_metadata())["x-shoal-version"] == str(server.ask("GET", "/v1/views").version)
+    metrics = server.ask("GET", "/metrics").body.decode()
+    for status in ("OK", "INVALID_ARGUMENT"):
+        line = f'shoal_request_duration_seconds_count{{endpoint="grpc:GetOnlineFeatures",status="{status}"}}'
+        assert line in metrics
+
+
+def test_health(client: Client) -> None:
+    for service in ("", SERVING, "GrpcFeatureServer"):
+        eventually(lambda service=service: client.health(service) == "SERVING", "health")  # type: ignore[misc]
+    with pytest.raises(grpc.RpcError) as caught:
+        client.health("nope")
+    assert caught.value.code().name == "NOT_FOUND"
+
+
+@pytest.mark.skipif(not PYTHON_OF_FEAST.exists(), reason="Feast is not installed: make .venv-peers/installed")
+def test_feasts_own_client_reads_the_same(server: Server, client: Client) -> None:
+    program = Path(__file__).with_name("feast_client.py")
+    asking = subprocess.run(
+        [PYTHON_OF_FEAST, program, server.grpc_address],
+        input=json.dumps(REQUESTS),
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE_SECONDS,
+        cwd=program.parent,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    assert asking.returncode == 0, asking.stderr
+    for request, seen in zip(REQUESTS, json.loads(asking.stdout), strict=True):
+        # A map has no order to a client of Feast's.
+        assert by_name(client.ask(request)) == by_name(seen)
+
+
+def by_name(answer: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    names = answer["metadata"]["feature_names"]["val"]
+    assert len(set(names)) == len(names)
+    return dict(zip(names, answer["results"], strict=True)), answer["metadata"].get("feature_view_metadata")
+
+
+# --- workers on one port -----------------------------------------------------------------------------------------
+
+
+def workers_on(server: Server) -> set[int]:
+    """The workers that clients of gRPC are connected to."""
+    port = int(server.grpc_address.rpartition(":")[2])
+    return {
+        pid
+        for pid in server.record.workers
+        for connection in psutil.Process(pid).net_connections("tcp")
+        if connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == port
+    }
+
+
+def test_all_workers_answer(server: Server) -> None:
+    clients = [Client(server.grpc_address) for _ in range(24)]
+    for client in clients:
+        assert client.ask(asked(["users:score"], USER))["results"]
+    assert workers_on(server) == set(server.record.workers)
+    for client in clients:
+        client.channel.close()
+
+
+def test_a_worker_that_replaces_another_answers_too(root: ExportRoot, tmp_path: Path) -> None:
+    with Server(tmp_path / "store", {"root": str(root)}, workers=1, grpc_port=0) as server:
+        server.await_ready()
+        first = server.record.workers
+        os.kill(first[0], signal.SIGKILL)
+        eventually(lambda: server.record.workers not in ((), first), "another worker")
+        with client_of(server) as client:
+            assert client.ask(asked(["users:score"], USER))["results"]
+
+
+def test_without_a_store_there_is_an_error_and_no_health(tmp_path: Path) -> None:
+    with Server(tmp_path / "store", grpc_port=0) as server, client_of(server) as client:
+        code, message = client.refusal(as_sent(asked(["users:score"], USER)))
+        assert code == "UNAVAILABLE"
+        assert "store" in message
+        assert client.health() == "NOT_SERVING"
+
+
+def test_a_request_under_way_is_answered_while_the_server_drains(root: ExportRoot, tmp_path: Path) -> None:
+    with Server(tmp_path / "store", {"root": str(root)}, grpc_port=0) as server:
+        server.await_ready()
+        clients = [Client(server.grpc_address) for _ in range(4)]
+        request = as_sent(asked(["items:*"], ITEMS))
+        outcomes: list[str] = []
+
+        def keep_asking(client: Client) -> None:
+            while True:
+                try:
+                    client.channel.unary_unary(f"/{SERVING}/GetOnlineFeatures")(request, timeout=PATIENCE_SECONDS)
+                except grpc.RpcError as error:
+                    outcomes.append(error.code().name)
+                    return
+
+        threads = [threading.Thread(target=keep_asking, args=(client,)) for client in clients]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: workers_on(server), "connections")
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(PATIENCE_SECONDS)
+        assert server.process.wait(PATIENCE_SECONDS) == 0
+        # A client is told that the server is gone; none has its request dropped without an answer.
+        assert outcomes == ["UNAVAILABLE"] * 4
+        assert "did not stop" not in server.log
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_port_that_is_taken_is_one_error_at_the_start(tmp_path: Path, reuse: bool) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(reuse))
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = Server(tmp_path / "store", grpc_port=taken.getsockname()[1])
+        assert server.process.wait(PATIENCE_SECONDS) == 1
+    assert "AddressUnusable: cannot listen for gRPC on 127.0.0.1" in server.log
+    assert "started, pid" not in server.log
+
+
+def test_two_servers_do_not_share_a_port(tmp_path: Path) -> None:
+    with Server(tmp_path / "one", grpc_port=0) as one:
+        two = Server(tmp_path / "two", grpc_port=int(one.grpc_address.rpartition(":")[2]))
+        assert two.process.wait(PATIENCE_SECONDS) == 1
+        assert "AddressUnusable" in two.log
