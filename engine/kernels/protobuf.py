@@ -80,6 +80,12 @@ def most_bytes_of_heap(field: Field, keys: int, size: int) -> int:
 
 
 @njit(inline="always")
+def _start_of(array: Any) -> Any:
+    """The address of an array's first element, signed: Numba would go on in floats from an unsigned one."""
+    return np.int64(array.ctypes.data)
+
+
+@njit(inline="always")
 def _varint_size(number: int) -> Any:
     size = 1
     bits = np.uint64(number) >> np.uint64(7)
@@ -182,15 +188,15 @@ def write_columns(fields: Any, arena: Any, at: Any, valid: Any, out: Any, ends: 
         out: uint8[bytes], becomes the columns, one after the other.
         ends: int64[features], becomes where in it each ends; an ELSEWHERE column has none.
     """
-    to = out.ctypes.data
+    to = _start_of(out)
     for feature in range(fields.shape[0]):
         field, items = fields[feature, FIELD], fields[feature, ITEMS]
         if field != ELSEWHERE:
-            source, width = arena.ctypes.data + at[feature], _width(field, items)
+            source, width = _start_of(arena) + at[feature], _width(field, items)
             for key in range(valid.shape[1]):
                 there = valid[feature, key]
                 to = _write_value(to, field, items, source + width * key) if there else _write_nothing(to)
-        ends[feature] = to - out.ctypes.data
+        ends[feature] = to - _start_of(out)
 
 
 @njit(inline="always")
@@ -233,9 +239,9 @@ def _write_strings(to: int, source: int) -> Any:
 def write_heap(field: int, data: Any, offsets: Any, valid: Any, out: Any) -> int:
     """Write one column of variable-length values, of which value i is data[offsets[i]:offsets[i + 1]], into `out`,
     uint8[bytes]. Returns where it ends."""
-    to = out.ctypes.data
+    to = _start_of(out)
     for key in range(valid.size):
-        source, size = data.ctypes.data + offsets[key], np.int64(offsets[key + 1]) - offsets[key]
+        source, size = _start_of(data) + offsets[key], np.int64(offsets[key + 1]) - offsets[key]
         if not valid[key]:
             to = _write_nothing(to)
         elif field == _INT64_LIST:
@@ -246,14 +252,14 @@ def write_heap(field: int, data: Any, offsets: Any, valid: Any, out: Any) -> int
             to = _open_floats(to, size) if field == _FLOAT_LIST else _open_value(to, field, size)
             copy_bytes(to, source, size)
             to += size
-    return int(to - out.ctypes.data)
+    return int(to - _start_of(out))
 
 
 @njit(nogil=True, cache=True)
 def write_event_times(event_time: Any, out: Any) -> int:
     """Write event times, int64[keys] microseconds since 1970, as a repeated field 3 of `Timestamp`; NO_EVENT_TIME is
     1970, which is an empty one. Returns where they end."""
-    to = out.ctypes.data
+    to = _start_of(out)
     for key in range(event_time.size):
         time = event_time[key]
         if time == NO_EVENT_TIME:
@@ -270,4 +276,4 @@ def write_event_times(event_time: Any, out: Any) -> int:
             store_u8(to, _SECOND_VARINT)
             to = _write_varint(to + 1, nanoseconds)
         store_u8(start + 1, to - start - 2)
-    return int(to - out.ctypes.data)
+    return int(to - _start_of(out))
