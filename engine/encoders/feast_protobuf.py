@@ -58,9 +58,13 @@ def encode(
     views = tuple(part.rows.view for part in result.parts) if name_views else ()
     head = _head(tuple(join_keys), result.plan.references, full_feature_names, views)
     of_keys = _field(2, bytes([Status.PRESENT]) * result.keys) + _NO_TIME * result.keys
-    vectors = [_field(2, values, of_keys) for values in join_keys.values()]
-    columns = [list(_vectors(part)) for part in result.parts]
-    return b"".join((head, *vectors, *(columns[part][column] for part, column in result.plan.order)))
+    pieces: list[bytes | memoryview] = [head]
+    for values in join_keys.values():
+        pieces += (_start(2, len(values) + len(of_keys)), values, of_keys)
+    vectors = [list(_vectors(part)) for part in result.parts]
+    for part, column in result.plan.order:
+        pieces += vectors[part][column]
+    return b"".join(pieces)
 
 
 def encode_serving_info(version: str) -> bytes:
@@ -68,14 +72,14 @@ def encode_serving_info(version: str) -> bytes:
     return _field(1, version.encode())
 
 
-def _vectors(part: ViewColumns) -> Iterator[bytes]:
-    """The `FeatureVector` of each feature of a view, as a field of the response."""
+def _vectors(part: ViewColumns) -> Iterator[tuple[bytes | memoryview, ...]]:
+    """The `FeatureVector` of each feature of a view, as a field of the response, in pieces."""
     times = np.empty(protobuf.MAX_TIMESTAMP * part.rows.event_time.size, np.uint8)
-    times = times[: protobuf.write_event_times(part.rows.event_time, times)]
+    of_times = times[: protobuf.write_event_times(part.rows.event_time, times)].data
     of_rows = _field(2, part.rows.status.tobytes())
-    for column, values in zip(part.columns, _values_of(part), strict=True):
-        statuses = _field(2, column.status.tobytes()) if column.nulls else of_rows
-        yield _field(2, values, statuses, times.data)
+    for feature, (values, nulls) in enumerate(zip(_values_of(part), part.nulls.tolist(), strict=True)):
+        statuses = _field(2, part.columns[feature].status.tobytes()) if nulls else of_rows
+        yield _start(2, len(values) + len(statuses) + len(of_times)), values, statuses, of_times
 
 
 def _values_of(part: ViewColumns) -> Iterator[memoryview]:
@@ -117,10 +121,14 @@ def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool, v
     return _field(1, listed, *(_field(2, _field(1, view.encode())) for view in views))
 
 
-def _field(number: int, *content: bytes | memoryview) -> bytes:
+def _field(number: int, *content: bytes) -> bytes:
     """A field of a message that has a length of its own: a text, a message, or numbers packed."""
-    size = sum(map(len, content))
-    return b"".join((_varint(number << 3 | _SIZED), _varint(size), *content))
+    return b"".join((_start(number, sum(map(len, content))), *content))
+
+
+def _start(number: int, size: int) -> bytes:
+    """What stands before the `size` bytes of such a field."""
+    return _varint(number << 3 | _SIZED) + _varint(size)
 
 
 def _varint(number: int) -> bytes:

@@ -51,3 +51,6 @@ def warm() -> None:
     protobuf.write_columns(np.zeros((1, protobuf.FIELD_COLUMNS), np.int64), references, at, valid, out, nulls)
     protobuf.write_heap(int(protobuf.Field.STRING), references, ends, np.zeros(1, np.uint8), out)
     protobuf.write_event_times(event_time, out)
+    no_keys = np.frombuffer(b"?", np.uint8)
+    protobuf.read_strings(no_keys, ends, out)
+    protobuf.read_integers(no_keys, 0, event_time)

@@ -1,7 +1,8 @@
-"""Write gathered columns and event times as fields of Protocol Buffers, straight from the memory that they stand in.
+"""Write gathered columns and event times as fields of Protocol Buffers, straight from the memory that they stand in,
+and read the keys of a request.
 
-A column becomes a repeated field 1 of Feast's messages `Value`, each a oneof: the field that is set says the type, and
-none is where there is no value. Source: Protocol Buffers, "Encoding".
+A column is a repeated field 1 of Feast's messages `Value`, each a oneof: the field that is set says the type, and none
+is where there is no value. Source: Protocol Buffers, "Encoding".
 """
 
 from enum import IntEnum
@@ -47,6 +48,7 @@ _MAX_VARINT = 10
 _MAX_SIZE = 5
 _MAX_HEAD = 1 + _MAX_SIZE + 2 + _MAX_SIZE + 1 + _MAX_SIZE
 
+_STRING = int(Field.STRING)
 _INT32 = int(Field.INT32)
 _INT64 = int(Field.INT64)
 _DOUBLE = int(Field.DOUBLE)
@@ -277,3 +279,82 @@ def write_event_times(event_time: Any, out: Any) -> int:
             to = _write_varint(to + 1, nanoseconds)
         store_u8(start + 1, to - start - 2)
     return int(to - _start_of(out))
+
+
+@njit(inline="always")
+def _read_varint(at: int, end: int) -> Any:
+    """A number, and where it ends: behind `end` if it goes on there."""
+    number, shift = np.uint64(0), np.uint64(0)
+    while at < end and shift < np.uint64(64):
+        byte = np.uint64(load_u8(at))
+        at += 1
+        number |= (byte & np.uint64(0x7F)) << shift
+        if byte < np.uint64(0x80):
+            return np.int64(number), at
+        shift += np.uint64(7)
+    return np.int64(0), end + 1
+
+
+@njit(inline="always")
+def _read_key(at: int, end: int, kind: int) -> Any:
+    """Where the content of the `Value` at an address begins, and where it ends; -1 if it is not one field of a kind."""
+    if load_u8(at) != _FIRST:
+        return -1, 0
+    size, at = _read_varint(at + 1, end)
+    if at > end or size < 2 or size > end - at:
+        return -1, 0
+    return (at + 1, at + size) if load_u8(at) == kind else (-1, 0)
+
+
+@njit(nogil=True, cache=True)
+def read_integers(data: Any, field: int, out: Any) -> int:
+    """Read a `RepeatedValue` of INT64 or INT32 as its encoders write it.
+
+    Args:
+        data: uint8[bytes], the encoded message.
+        out: int64[bytes // 4], becomes the numbers.
+
+    Returns:
+        How many there are, or -1 if it is written otherwise, or is something else.
+    """
+    at, count = _start_of(data), 0
+    end = at + data.size
+    while at < end:
+        source, at = _read_key(at, end, field << 3 | _VARINT)
+        if source < 0:
+            return -1
+        number, behind = _read_varint(source, at)
+        if behind != at or (field == _INT32 and np.int32(number) != number):
+            return -1
+        out[count] = number
+        count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def read_strings(data: Any, offsets: Any, out: Any) -> int:
+    """Read a `RepeatedValue` of STRING as its encoders write it.
+
+    Args:
+        data: uint8[bytes], the encoded message.
+        offsets: int32[bytes // 4 + 1], becomes where each string begins in `out`, and at last where the last ends.
+        out: uint8[bytes], becomes the strings, one after the other, which may not be UTF-8.
+
+    Returns:
+        How many there are, or -1 if it is written otherwise, or is something else.
+    """
+    at, count, to = _start_of(data), 0, 0
+    end = at + data.size
+    offsets[0] = 0
+    while at < end:
+        source, at = _read_key(at, end, _STRING << 3 | _SIZED)
+        if source < 0:
+            return -1
+        size, source = _read_varint(source, at)
+        if source > at or size != at - source:
+            return -1
+        copy_bytes(_start_of(out) + to, source, size)
+        to += size
+        count += 1
+        offsets[count] = to
+    return count

@@ -1,5 +1,6 @@
 """Read the bodies of requests: strictly, and with errors that name what is wrong."""
 
+from collections.abc import Sized
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -126,7 +127,7 @@ def parse_body(data: bytes, model: type[Body]) -> Body:
 def check_keys(entities: dict[str, Any], max_keys: int) -> None:
     """Raise RequestTooLarge if a request asks for more keys than `max_keys`."""
     for name, values in entities.items():
-        if isinstance(values, list) and len(values) > max_keys:
+        if isinstance(values, Sized) and not isinstance(values, str) and len(values) > max_keys:
             raise RequestTooLarge(
                 f"entity {name!r} has {len(values)} values, the server takes {max_keys}; ask in parts, or raise its "
                 f"max_keys"

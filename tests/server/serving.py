@@ -123,9 +123,9 @@ class Server:
 
     @property
     def grpc_address(self) -> str:
-        found = re.search(r"listening for gRPC on (\S+)", self.log)
+        found: list[str] = re.findall(r"listening for gRPC on (\S+)", self.log)
         assert found, self.log
-        return found[1]
+        return found[-1]
 
     @property
     def log(self) -> str:
