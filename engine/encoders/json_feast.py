@@ -7,14 +7,15 @@ One result a name, join keys first. Types are Feast's: a timestamp is whole seco
 bytes are base64, and a key without a row has the event time 1970-01-01T00:00:00Z.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from engine.encoders.feast_names import names_of
 from engine.encoders.json_values import dumps, event_times_of, statuses, statuses_of, values_of
+from engine.errors import AmbiguousFeature
 from engine.result import LookupResult, ViewColumns
 
 MEDIA_TYPE = "application/json"
@@ -56,4 +57,17 @@ def _columns(part: ViewColumns) -> list[bytes]:
 @lru_cache(maxsize=256)
 def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool) -> bytes:
     """What stands before the results."""
-    return b'{"metadata":{"feature_names":%b},' % dumps(names_of(join_keys, references, full))
+    pairs = (reference.split(":") for reference in references)
+    names = [*join_keys, *(f"{view}__{name}" if full else name for view, name in pairs)]
+    _check_distinct(names)
+    return b'{"metadata":{"feature_names":%b},' % dumps(names)
+
+
+def _check_distinct(names: list[str]) -> None:
+    if len(set(names)) == len(names):
+        return
+    repeated = ", ".join(name for name, count in Counter(names).items() if count > 1)
+    raise AmbiguousFeature(
+        f"the answer would have more than one {repeated}; ask for each feature once, and set full_feature_names to "
+        f"tell apart those of several views"
+    )
