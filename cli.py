@@ -23,7 +23,8 @@ def shoal() -> None:
 
 def _help(setting: str) -> str:
     """A setting's own description, so that it stands in one place."""
-    return f"{ServerSettings.model_fields[setting].description}".capitalize() + "."
+    text = f"{ServerSettings.model_fields[setting].description}."
+    return text[0].upper() + text[1:]
 
 
 @click.command("serve", short_help="Serve a store over HTTP, and apply what is published meanwhile.")

@@ -88,13 +88,17 @@ class KeyColumns:
         return signed if rows == self.count else np.repeat(signed, self.count, axis=1)
 
     def _hash_in_part(self, view: ViewVersion) -> Hashes:
-        """The hashes of keys that lack a column."""
+        """The hashes of keys that lack a column; those that are there must be of their types all the same."""
         missing = [key.name for key in view.join_keys if key.name not in self._entities]
         if self._incomplete == "fail" or len(missing) == len(view.join_keys):
             given = ", ".join(self._entities) or "none"
             raise LookupInvalid(
                 f"view {view.name!r} is looked up by {missing[0]!r}, which is not among the entities ({given})"
             )
+        for key in view.join_keys:
+            if key.name in self._entities:
+                values = self._entities[key.name]
+                _key_array(key, [values] if key.name in self._scalars else values)
         return np.full((2, self.count), _NOWHERE, np.int64)
 
     def _nulls(self, key: JoinKey, column: pa.Array) -> npt.NDArray[np.bool_]:

@@ -8,7 +8,7 @@ bytes are base64, and a key without a row has the event time 1970-01-01T00:00:00
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -69,13 +69,28 @@ def _columns(part: ViewColumns, strict: bool) -> list[bytes]:
 @lru_cache(maxsize=256)
 def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool, view_names: bool) -> bytes:
     """What stands before the results."""
-    pairs = [reference.split(":") for reference in references]
-    names = [*join_keys, *(f"{view}__{name}" if full else name for view, name in pairs)]
+    names = [*join_keys, *feature_names(references, full=full)]
     _check_distinct(names)
     metadata: dict[str, Any] = {"feature_names": names}
     if view_names:
-        metadata["feature_view_metadata"] = [{"name": view} for view in dict.fromkeys(view for view, _ in pairs)]
+        metadata["feature_view_metadata"] = [{"name": view} for view in _views(references)]
     return b'{"metadata":%b,' % dumps(metadata)
+
+
+def _views(references: Sequence[str]) -> dict[str, None]:
+    """The views of features, each once, in the order of their first mention."""
+    return dict.fromkeys(reference.partition(":")[0] for reference in references)
+
+
+def feature_names(references: Sequence[str], *, full: bool) -> list[str]:
+    """The names of features in an answer.
+
+    Raises:
+        AmbiguousFeature: two are the same.
+    """
+    names = [reference.replace(":", "__", 1) if full else reference.partition(":")[2] for reference in references]
+    _check_distinct(names)
+    return names
 
 
 def _check_distinct(names: list[str]) -> None:

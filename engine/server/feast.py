@@ -113,10 +113,13 @@ def answer(store: FeatureStore, asked: FeastRequest, *, strict: bool) -> tuple[L
     entities, max_age = asked.entities, timedelta.max if strict else None
     try:
         result = store.lookup(asked.wanted, entities, max_age=max_age, incomplete="not_found")
-    except UnknownFeature:
-        raise
-    except LookupInvalid:
-        entities = coerced(entities, _key_types(store.version(), asked.wanted))
+    except LookupInvalid as error:
+        if isinstance(error, UnknownFeature) and error.what != "feature":
+            raise
+        references = resolve_features(store.version(), asked.wanted)
+        # Of several things that are wrong, Feast tells this one first.
+        json_feast.feature_names(references, full=asked.full_feature_names)
+        entities = coerced(entities, _key_types(store.version(), references))
         result = store.lookup(asked.wanted, entities, max_age=max_age, incomplete="not_found")
     known = store.version().join_key_names
     content = json_feast.encode(
@@ -129,9 +132,9 @@ def answer(store: FeatureStore, asked: FeastRequest, *, strict: bool) -> tuple[L
     return result, content
 
 
-def _key_types(version: StoreVersion, wanted: str | Sequence[str]) -> dict[str, JoinKeyType]:
+def _key_types(version: StoreVersion, references: Sequence[str]) -> dict[str, JoinKeyType]:
     """The types of the join keys by which features are looked up."""
-    views = {reference.partition(":")[0] for reference in resolve_features(version, wanted)}
+    views = {reference.partition(":")[0] for reference in references}
     return {key.name: key.type for name in views for key in version.view(name).join_keys}
 
 

@@ -26,7 +26,7 @@ SERVICES = (
     FeatureService(name="ranking", features=("items:single", "items:double", "pairs:seen", "ageing:rate")),
     FeatureService(name="of_pairs", features=("pairs:times", "ageing:clicks", "items:words")),
 )
-KEYS = {"users_id": "int64", "items_id": "string", "ageing_id": "int64"}
+KEYS: dict[str, str] = {"users_id": "int64", "items_id": "string", "ageing_id": "int64"}
 WRONG_FEATURES = ("users:nothing", "nowhere:text", "users", "users:score:x", "*")
 NOT_NUMBERS: list[dict[str, Any]] = [
     {
@@ -74,10 +74,8 @@ def write_data(directory: Path, rows_of: dict[str, list[stores.Row]]) -> None:
     directory.mkdir()
     for view in VIEWS:
         of_view = rows_of[view.name]
-        columns = {
-            column.name: pa.array([row.get(column.name) for row in of_view], arrow_type(column.type))
-            for column in (*view.join_keys, *view.features)
-        }
+        types = {key.name: key.type for key in view.join_keys} | {each.name: each.type for each in view.features}
+        columns = {name: pa.array([row.get(name) for row in of_view], arrow_type(of)) for name, of in types.items()}
         times = [row.get(stores.TIMESTAMP, stores.NOW) for row in of_view]
         columns[stores.TIMESTAMP] = pa.array(times, pa.timestamp("us", tz="UTC"))
         pq.write_table(pa.table(columns), directory / f"{view.name}.parquet")
@@ -100,7 +98,7 @@ def requests(count: int, seed: int) -> list[dict[str, Any]]:
 def _request(source: random.Random) -> dict[str, Any]:
     body: dict[str, Any] = {}
     views = source.sample(VIEWS, source.choice([1, 1, 2, 3]))
-    keys = {key.name: key.type for view in views for key in view.join_keys}
+    keys: dict[str, str] = {key.name: key.type for view in views for key in view.join_keys}
     if source.random() < 0.15:
         body["feature_service"] = source.choice([*SERVICES, SERVICES[0]]).name
         keys = KEYS

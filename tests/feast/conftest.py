@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,7 @@ def default_server(shoal_root: ExportRoot) -> Iterator[Server]:
     yield from served(shoal_root, "default")
 
 
-def served(root: ExportRoot, name: str, **settings: bool) -> Iterator[Server]:
+def served(root: ExportRoot, name: str, **settings: Any) -> Iterator[Server]:
     store = Path(str(root)).parent / name
     stores.load(store, root)
     with Server(store, workers=1, **settings) as server:

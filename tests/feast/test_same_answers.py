@@ -26,7 +26,6 @@ def test_a_thousand_requests(feast: str, strict_server: Server) -> None:
             kinds[kind(theirs)] += 1
             for difference in differing(theirs, ours):
                 differences.append(f"{difference}\n  of {json.dumps(body)}\n  {theirs.body!r}\n  {ours.body!r}")
-    print(dict(kinds))
     assert not differences, f"{len(differences)} differences\n" + "\n".join(differences[:3])
     assert kinds["200"] > REQUESTS * 0.7
     assert {"404 FeatureViewNotFoundException", "422", "500"} < kinds.keys()
