@@ -34,7 +34,7 @@ check: setup
 # Feast's dependencies do not go with Shoal's: it gets an environment of its own.
 .venv-peers/installed:
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis]'
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis]~=0.67.0'
 	@touch $@
 
 bench: setup .venv-peers/installed

@@ -113,13 +113,12 @@ def answer(store: FeatureStore, asked: FeastRequest, *, strict: bool) -> tuple[L
     entities, max_age = asked.entities, timedelta.max if strict else None
     try:
         result = store.lookup(asked.wanted, entities, max_age=max_age, incomplete="not_found")
-    except LookupInvalid as error:
-        if isinstance(error, UnknownFeature) and error.what != "feature":
-            raise
+    except LookupInvalid:
+        # Of several things that are wrong, Feast tells views that do not exist first, and then names that are the same.
         references = resolve_features(store.version(), asked.wanted)
-        # Of several things that are wrong, Feast tells this one first.
+        types = _key_types(store.version(), references)
         json_feast.feature_names(references, full=asked.full_feature_names)
-        entities = coerced(entities, _key_types(store.version(), references))
+        entities = coerced(entities, types)
         result = store.lookup(asked.wanted, entities, max_age=max_age, incomplete="not_found")
     known = store.version().join_key_names
     content = json_feast.encode(

@@ -42,7 +42,7 @@ def feast_environment() -> FeastEnvironment:
 
 
 @pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[stores.Row]]:
+def rows() -> dict[str, list[stores.Row]]:
     return compared.rows()
 
 
