@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from engine.encoders.feast_names import names_of
+from engine.encoders.feast_names import answer_names
 from engine.kernels import protobuf
 from engine.kernels.gathering import Status
 from engine.kernels.protobuf import Field
@@ -117,7 +117,7 @@ def _table(types: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], int]:
 @lru_cache(maxsize=2048)
 def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool, views: tuple[str, ...]) -> bytes:
     """The metadata: the names of what follows, and of views."""
-    listed = _field(1, *(_field(1, name.encode()) for name in names_of(join_keys, references, full)))
+    listed = _field(1, *(_field(1, name.encode()) for name in answer_names(join_keys, references, full=full)))
     return _field(1, listed, *(_field(2, _field(1, view.encode())) for view in views))
 
 
