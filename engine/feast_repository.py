@@ -36,7 +36,7 @@ def open_repository(location: str, project: str | None = None) -> Any:
         if path.is_dir():
             store = feast.FeatureStore(repo_path=location)
         elif path.suffix in (".yaml", ".yml"):
-            store = feast.FeatureStore(fs_yaml_file=path.absolute())
+            store = feast.FeatureStore(repo_path=str(path.parent), fs_yaml_file=path.absolute())
         else:
             return _open_registry(feast, location, project)
     if project not in (None, store.project):

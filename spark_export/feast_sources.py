@@ -55,12 +55,12 @@ class Columns:
     timestamp: str | None
 
 
-def map_source(source: Any, columns: Columns, repository: Path, *, cast: bool) -> dict[str, Any]:
+def map_source(source: Any, columns: Columns, repository: Path | None, *, cast: bool) -> dict[str, Any]:
     """The members of `source` in views.yaml.
 
     Args:
         source: a Feast batch source.
-        repository: the directory to which paths of files are relative.
+        repository: the directory to which paths of files are relative; None if only a registry is known.
         cast: convert columns to the types declared even where it is not known whether they need it.
 
     Raises:
@@ -95,7 +95,7 @@ def map_source(source: Any, columns: Columns, repository: Path, *, cast: bool) -
     return {"sql": f"SELECT {', '.join(selected)} FROM {relation}"}
 
 
-def _plain_source(source: Any, repository: Path) -> dict[str, Any]:
+def _plain_source(source: Any, repository: Path | None) -> dict[str, Any]:
     kind = type(source).__name__
     match kind:
         case "FileSource":
@@ -104,7 +104,7 @@ def _plain_source(source: Any, repository: Path) -> dict[str, Any]:
         case "SparkSource" if source.table:
             return {"table": source.table}
         case "SparkSource" if source.query:
-            return {"sql": source.query.strip().rstrip(";")}
+            return {"sql": source.query.rstrip("; \n")}
         case "SparkSource" if source.path:
             return _spark_files(source, repository)
     raise UnmappableSource(
@@ -113,7 +113,7 @@ def _plain_source(source: Any, repository: Path) -> dict[str, Any]:
     )
 
 
-def _spark_files(source: Any, repository: Path) -> dict[str, Any]:
+def _spark_files(source: Any, repository: Path | None) -> dict[str, Any]:
     table_format = source.table_format
     if table_format is None and not source.file_format:
         raise UnmappableSource(f"its source {source.name!r} has a path and no file_format; give it one in Feast")
@@ -124,10 +124,15 @@ def _spark_files(source: Any, repository: Path) -> dict[str, Any]:
     return members | {"format": table_format.format_type.value} | ({"options": options} if options else {})
 
 
-def _location(path: str, repository: Path) -> str:
+def _location(path: str, repository: Path | None) -> str:
     scheme = _SCHEME.fullmatch(path)
     if scheme is None:
-        return os.path.normpath(repository.absolute() / path)
+        if repository is None and not os.path.isabs(path):
+            raise UnmappableSource(
+                f"its path {path!r} is relative to the repository, of which only the registry is given; give the "
+                f"repository"
+            )
+        return os.path.abspath(repository / path if repository else path)
     if scheme[1] == "file":
         return scheme[2]
     # Hadoop's client of S3 knows its own scheme alone.

@@ -98,7 +98,7 @@ class _Mapping:
         self.notes: dict[str, list[str]] = {}
         self.unmappable: list[str] = []
         self._store = store
-        self._repository = Path(store.repo_path or ".")
+        self._repository = Path(store.config.repo_path) if store.config.repo_path else None
         self._cast = cast
 
     def map_views(self) -> None:
