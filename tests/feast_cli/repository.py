@@ -115,6 +115,7 @@ def _write_sources(data: Path) -> None:
 
 
 def _definitions(feast: Any, unmappable: bool) -> list[Any]:
+    from feast.on_demand_feature_view import on_demand_feature_view
     from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, Map, String, UnixTimestamp
 
     user = feast.Entity(name="user", join_keys=["user_id"], value_type=feast.ValueType.INT64)
@@ -154,14 +155,22 @@ def _definitions(feast: Any, unmappable: bool) -> list[Any]:
     ranker = feast.FeatureService(name="ranker", features=[users[["score", "embedding"]], pairs, stock])
     definitions = [user, item, users, pairs, items, stock, ranker]
     if unmappable:
+
+        @on_demand_feature_view(sources=[users], schema=[feast.Field(name="double", dtype=Float64)], mode="python")
+        def doubled(inputs: dict[str, Any]) -> dict[str, Any]:
+            return {"double": [2 * score for score in inputs["score"]]}
+
         bought = items.with_name("bought").with_join_key_map({"item_id": "bought_id"})
         hidden = view("hidden", [item], source("stock"), stock=Int64)
         hidden.online = False
+        pushed = feast.PushSource(name="clicks_push", batch_source=source("users"))
         definitions += [
             view("world", [], source("stock"), stock=Int64),
             view("odd-name", [item], source("stock"), stock=Int64),
             view("extras", [user], source("users"), clicks=Int64, attributes=Map),
             hidden,
-            feast.FeatureService(name="both", features=[stock, bought]),
+            view("pushed", [user], pushed, clicks=Int64),
+            doubled,
+            feast.FeatureService(name="both", features=[stock, bought, doubled]),
         ]
     return definitions

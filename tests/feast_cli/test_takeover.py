@@ -146,13 +146,16 @@ def test_what_has_no_counterpart_is_listed_and_left_out_only_if_asked(feast: Any
         "feature extras:attributes",
         "feature view 'odd-name'",
         "feature view 'world'",
+        "on-demand feature view 'doubled'",
+        "feature service 'both'",
         "feature service 'both'",
     ]
     done = place.shoal("feast-views", "repository", "--output", "views.yaml", "--skip-unmappable")
     assert [line.removeprefix("left out: ") for line in done.stderr.splitlines()] == listed
     made = load_views(place.directory / "views.yaml")
-    assert [view.name for view in made.views] == ["extras", "items", "pairs", "stock", "users"]
+    assert [view.name for view in made.views] == ["extras", "items", "pairs", "pushed", "stock", "users"]
     assert {service.name: service.features for service in made.services}["both"] == ("stock:stock",)
     text = (place.directory / "views.yaml").read_text()
     assert "# feature view hidden is not served online in Feast: left out" in text
+    assert "# what arrives by its PushSource clicks_push is not followed" in text
     assert all(f"#   {line}" in text for line in listed)
