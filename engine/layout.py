@@ -29,6 +29,10 @@ MAX_HEAP_VALUE = (1 << HEAP_LENGTH_BITS) - 1
 ROWS_PER_BUCKET = 4
 SMALL_ROWS = 1 << 16
 """A chunk of so few rows, as most overlays are, has half a megabyte of hashes, which stay in the caches."""
+SPARSE_ROWS = 1 << 18
+BUCKETS_PER_SPARSE_ROW = 4
+"""A chunk of so few rows has a directory that is mostly empty: most of them are overlays, and most keys are looked for
+in an overlay in vain."""
 
 _SECTION_ALIGNMENT = 64
 _VALUE_ALIGNMENT = 16
@@ -178,7 +182,6 @@ def _round_up(value: int, multiple: int) -> int:
 def most_buckets(rows: int) -> int:
     """The most buckets that the directory of a chunk has; it has more than half as many.
 
-    A bucket of a large chunk has as many hashes as a cache line. In a small one, where the line is there already, what
-    costs is to compare: it has a bucket a row.
+    A bucket of a large chunk has as many hashes as a cache line.
     """
-    return rows if rows <= SMALL_ROWS else rows // ROWS_PER_BUCKET
+    return rows * BUCKETS_PER_SPARSE_ROW if rows <= SPARSE_ROWS else rows // ROWS_PER_BUCKET

@@ -53,31 +53,28 @@ def load_snapshot(
     if writer.commit_view(view, take_kept) is not None:
         return
     builder = GenerationBuilder(writer.store, view, generation_id)
-    try:
-        build_from_entry(builder, EntryReader(root, manifest), progress)
-        base = SegmentRecord(
-            id=generation_id,
-            view_schema=manifest.view,
-            origins=(_origin(manifest),),
-            first_seq=manifest.seq,
-            last_seq=manifest.seq,
-            last_entry=manifest.id,
-            chunks=len(builder.chunks),
-            offsets=tuple(chunk["offset"] for chunk in builder.chunks),
-            rows=manifest.rows,
-            tombstones=0,
-            bytes=sum(chunk["bytes"] for chunk in builder.chunks),
-            watermark=manifest.watermark,
-            created_at=datetime.now(UTC),
-        )
+    build_from_entry(builder, EntryReader(root, manifest), progress)
+    base = SegmentRecord(
+        id=generation_id,
+        view_schema=manifest.view,
+        origins=(_origin(manifest),),
+        first_seq=manifest.seq,
+        last_seq=manifest.seq,
+        last_entry=manifest.id,
+        chunks=len(builder.chunks),
+        offsets=tuple(chunk.offset for chunk in builder.chunks),
+        rows=manifest.rows,
+        tombstones=0,
+        bytes=sum(chunk.size for chunk in builder.chunks),
+        watermark=manifest.watermark,
+        created_at=datetime.now(UTC),
+    )
 
-        def swap(record: ViewRecord | None) -> ViewRecord:
-            builder.complete()
-            return _on_base(writer, manifest, base, record)
+    def swap(record: ViewRecord | None) -> ViewRecord:
+        builder.complete()
+        return _on_base(writer, manifest, base, record)
 
-        writer.commit_view(view, swap)
-    finally:
-        builder.close()
+    writer.commit_view(view, swap)
 
 
 def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> None:

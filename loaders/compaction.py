@@ -94,10 +94,10 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
             last_seq=record.applied_seq,
             last_entry=record.applied_entry,
             chunks=len(builder.chunks),
-            offsets=tuple(chunk["offset"] for chunk in builder.chunks),
-            rows=sum(chunk["rows"] for chunk in builder.chunks),
+            offsets=tuple(chunk.offset for chunk in builder.chunks),
+            rows=sum(chunk.rows for chunk in builder.chunks),
             tombstones=0,
-            bytes=sum(chunk["bytes"] for chunk in builder.chunks),
+            bytes=sum(chunk.size for chunk in builder.chunks),
             watermark=record.watermark,
             created_at=datetime.now(UTC),
         )

@@ -1,46 +1,50 @@
 """Build base generations: immutable LMDB environments that hold all rows of a view.
 
-A generation is built aside, chunk by chunk, each committed and on disk before the next: a build that died goes on with
-the chunk that it died in. Only a complete one gets its name, and only then may the catalog mention it.
+A generation is built aside, chunk by chunk, each on disk before the next is begun: a build that died goes on with the
+chunk that it died in. Only a complete one gets its name, and only then may the catalog mention it.
 """
 
-import ctypes
 import itertools
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-import lmdb
-import numpy as np
-import orjson
 import pyarrow as pa
 
 from engine.catalog import chunk_key
-from engine.environment import DATA, generation_path, generations_path, store_full_named
-from engine.errors import FileDamaged, StoreDamaged, StoreFull
+from engine.environment import DATA, generation_path, generations_path, map_generation, store_full_named
+from engine.errors import FileDamaged, StoreDamaged
 from engine.export_root import sync_directory
-from engine.kernels.memory import address_of
-from engine.layout import MAGIC, RowLayout
+from engine.layout import RowLayout
+from engine.segment import Chunk
 from loaders.arrow_rows import encode
+from loaders.environment_file import FIRST_VALUE, MAX_VALUE_BYTES, EnvironmentFile, StoredValue, next_value
 from loaders.published_rows import EntryReader, RowGroup
 from loaders.segment_writer import ChunkBuilder, ChunkMemory
 
 CHUNK_BYTES = 128 << 20
 """Rows are cut into chunks of about so many bytes, their variable-length values included."""
 
-_MAP_SIZE = 4 << 40
 _BUILDING = ".building-"
 _FOLD = "-fold-"
-_PAGE_HEADER = 16
-"""The bytes between the start of a page and that of a value that fills pages of its own."""
-_PROGRESS = b"progress"
 
 Progress = Callable[[int], None]
 """Told how many more rows were written."""
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """A chunk of a generation, and where it begins in the file."""
+
+    rows: int
+    offset: int
+    size: int
+    max_hash: int
 
 
 class GenerationBuilder:
@@ -57,9 +61,10 @@ class GenerationBuilder:
             if self.path.exists():
                 os.rename(self.path, self._building)
             self._building.mkdir(parents=True, exist_ok=True)
-            self._env = lmdb.open(str(self._building), map_size=_MAP_SIZE, lock=False)
-        self.chunks = _progress(self._env)
-        """What each chunk written so far holds, and where it begins in the file."""
+            self.chunks = _chunks_on_disk(self._building)
+            keys = (chunk_key(generation_id, number) for number in itertools.count())
+            values = [StoredValue(key, chunk.offset, chunk.size) for key, chunk in zip(keys, self.chunks, strict=False)]
+            self._file = EnvironmentFile(self._building / DATA, values)
 
     def add(self, chunk: ChunkBuilder) -> None:
         """Append a chunk; when this returns it is on disk.
@@ -67,63 +72,50 @@ class GenerationBuilder:
         Raises:
             StoreFull: the disk has no room; nothing of the chunk is left.
         """
-        value, max_hash = chunk.finish(), int(chunk.hashes[-1])
-        if self.chunks and int(chunk.hashes[0]) <= self.chunks[-1]["max_hash"]:
+        value, first, last = chunk.finish(), int(chunk.hashes[0]), int(chunk.hashes[-1])
+        if self.chunks and first <= self.chunks[-1].max_hash:
             raise FileDamaged(f"{self.path}: two chunks share a first hash; export with another number of shards")
-        key, written = chunk_key(self.id, len(self.chunks)), {"rows": chunk.rows, "bytes": value.size}
-        with self._taking_back_what_failed(), self._env.begin(write=True, buffers=True) as transaction:
-            transaction.put(key, value.data)
-            offset = _offset_of(transaction, key, self._env.stat()["psize"])
-            chunks = [*self.chunks, written | {"offset": offset, "max_hash": max_hash}]
-            transaction.put(_PROGRESS, orjson.dumps(chunks))
-        with (self._building / DATA).open("rb") as file:
-            if os.pread(file.fileno(), len(MAGIC), offset) != MAGIC:
-                raise StoreDamaged(
-                    f"{self.path}: LMDB keeps a chunk elsewhere than at {offset}; this is a defect of Shoal"
-                )
-        self.chunks = chunks
-
-    @contextmanager
-    def _taking_back_what_failed(self) -> Iterator[None]:
-        """Where the disk fills up, cut off what was written: it would keep the disk full for everything else."""
-        file = self._building / DATA
-        size = file.stat().st_size
-        try:
-            with store_full_named(self.path):
-                yield
-        except StoreFull:
-            os.truncate(file, size)
-            raise
+        if value.size > MAX_VALUE_BYTES:
+            raise FileDamaged(f"{self.path}: a chunk takes {value.size} bytes; write row groups of less than 4 GiB")
+        with store_full_named(self.path):
+            offset = self._file.append(chunk_key(self.id, len(self.chunks)), value)
+        self.chunks.append(StoredChunk(chunk.rows, offset, value.size, last))
 
     def complete(self) -> None:
         """Give the generation its name, for the catalog to refer to; to be called while no other commit can happen, as
         each removes what the catalog does not name."""
-        self._env.close()
         with store_full_named(self.path):
+            self._file.finish()
+            sync_directory(self._building)
             os.rename(self._building, self.path)
             sync_directory(self.path.parent)
 
-    def close(self) -> None:
-        """Leave the build as it is, to be resumed."""
-        self._env.close()
-
     def discard(self) -> None:
         """Remove what was built, unless it was completed."""
-        self._env.close()
         shutil.rmtree(self._building, ignore_errors=True)
 
 
-def _offset_of(transaction: lmdb.Transaction, key: bytes, page_size: int) -> int:
-    """Where in the file a value begins that fills pages of its own. The number of the first stands at its start."""
-    value = np.frombuffer(transaction.get(key) or b"", np.uint8)
-    page = ctypes.c_uint64.from_address(address_of(value) - _PAGE_HEADER).value
-    return page * page_size + _PAGE_HEADER
+def _chunks_on_disk(building: Path) -> list[StoredChunk]:
+    """The chunks that a build left. Each was on disk before its successor was begun: only the last may be there in
+    part."""
+    found: list[tuple[int, Chunk]] = []
+    with suppress(StoreDamaged):  # This is how it ends: behind the last chunk there is none.
+        content, offset = map_generation(building), FIRST_VALUE
+        while True:
+            chunk = Chunk(content[offset:], f"{building} at {offset}")
+            found.append((offset, chunk))
+            offset = next_value(offset, chunk.header.total)
+    while found and not _is_whole(found[-1][1]):
+        found.pop()
+    return [StoredChunk(chunk.header.rows, at, chunk.header.total, chunk.header.max_hash) for at, chunk in found]
 
 
-def _progress(env: lmdb.Environment) -> list[dict[str, int]]:
-    with env.begin() as transaction:
-        chunks: list[dict[str, int]] = orjson.loads(transaction.get(_PROGRESS) or b"[]")
-        return chunks
+def _is_whole(chunk: Chunk) -> bool:
+    try:
+        chunk.verify()
+    except StoreDamaged:
+        return False
+    return True
 
 
 def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: Progress) -> None:
@@ -135,7 +127,7 @@ def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: 
     """
     layout = RowLayout(reader.manifest.view)
     groups = reader.row_groups()
-    written = sum(chunk["rows"] for chunk in builder.chunks)
+    written = sum(chunk.rows for chunk in builder.chunks)
     progress(written)
     ends = itertools.accumulate(group.rows for group in groups)
     remaining = [group for group, end in zip(groups, ends, strict=True) if end > written]

@@ -124,7 +124,7 @@ class ChunkBuilder:
     def finish(self) -> npt.NDArray[np.uint8]:
         """The sealed chunk, uint8[bytes], in the builder's memory; the builder is of no further use."""
         lowest, highest = int(self.hashes[0]), int(self.hashes[-1])
-        shift = min(63, max(0, (highest - lowest).bit_length() - most_buckets(self.rows).bit_length() + 1))
+        shift = next(shift for shift in range(64) if (highest - lowest) >> shift < most_buckets(self.rows))
         buckets = ((highest - lowest) >> shift) + 1
         heap_end = self.buffer.size
         self.buffer.reserve(max(self.keys.size, MIN_CHUNK_BYTES - heap_end))

@@ -56,11 +56,17 @@ def _chunk_of(key_hash: int, chunks: Any, first: int, last: int, chunks_per_hash
 
 
 @njit(inline="always")
-def _bucket(key_hash: int, chunks: Any, chunk: int) -> Any:
+def _bucket(key_hash: int, least: int, shift: int, directory: int) -> Any:
     """The address of the directory entry of a hash."""
     # The difference of two signed hashes may pass 2^63; as an unsigned number it is exact.
-    distance = np.uint64(key_hash - chunks[chunk, MIN_HASH])
-    return chunks[chunk, DIRECTORY] + 4 * np.int64(distance >> np.uint64(chunks[chunk, SHIFT]))
+    distance = np.uint64(key_hash - least)
+    return directory + 4 * np.int64(distance >> np.uint64(shift))
+
+
+@njit(inline="always")
+def _bucket_in(key_hash: int, chunks: Any, chunk: int) -> Any:
+    """`_bucket` in a chunk."""
+    return _bucket(key_hash, chunks[chunk, MIN_HASH], chunks[chunk, SHIFT], chunks[chunk, DIRECTORY])
 
 
 @njit(inline="always")
@@ -75,13 +81,13 @@ def _matching_row(first: int, second: int, chunks: Any, chunk: int, row: int) ->
 
 
 @njit(inline="always")
-def _first_candidate(key_hash: int, chunks: Any, chunk: int, bucket: int) -> Any:
+def _first_candidate(key_hash: int, bucket: int, hashes: int, row_data: int, stride: int) -> Any:
     """The first row of a bucket, at address `bucket` of the directory, with a first hash, as -1 - row; NOT_FOUND if
     none has it. The row is asked for: the second hash decides, and stands in it."""
     for row in range(load_u32(bucket), load_u32(bucket + 4)):
-        if load_i64(chunks[chunk, HASHES] + 8 * row) == key_hash:
-            candidate = chunks[chunk, ROW_DATA] + chunks[chunk, STRIDE] * row
-            length = min(chunks[chunk, STRIDE], _PREFETCHED_ROW_BYTES)
+        if load_i64(hashes + 8 * row) == key_hash:
+            candidate = row_data + stride * row
+            length = min(stride, _PREFETCHED_ROW_BYTES)
             for position in range(0, length, _CACHE_LINE):
                 prefetch(candidate + position)
             prefetch(candidate + length - 1)
@@ -90,45 +96,54 @@ def _first_candidate(key_hash: int, chunks: Any, chunk: int, bucket: int) -> Any
 
 
 @njit(inline="always")
-def _decide(first: Any, second: Any, chunks: Any, address: Any, chunk_of: Any) -> None:
-    """Turn candidates into addresses."""
-    for key in range(first.size):
-        if address[key] < 0:
-            address[key] = _matching_row(first[key], second[key], chunks, chunk_of[key], -1 - address[key])
-
-
-@njit(inline="always")
-def _find_in_small_chunk(first: Any, second: Any, chunks: Any, chunk: int, address: Any, chunk_of: Any) -> None:
-    """`_find_in_segment` for a segment of one small chunk, whose directory and hashes need no prefetching."""
-    least, most = chunks[chunk, MIN_HASH], chunks[chunk, MAX_HASH]
+def _candidates_in_small_chunk(first: Any, chunks: Any, chunk: int, address: Any, chunk_of: Any) -> None:
+    """`_candidates` for a segment of one small chunk, whose directory and hashes need no prefetching."""
+    least, most, shift = chunks[chunk, MIN_HASH], chunks[chunk, MAX_HASH], chunks[chunk, SHIFT]
+    directory, hashes = chunks[chunk, DIRECTORY], chunks[chunk, HASHES]
+    row_data, stride = chunks[chunk, ROW_DATA], chunks[chunk, STRIDE]
     for key in range(first.size):
         if address[key] == NOT_FOUND and least <= first[key] <= most:
-            address[key] = _first_candidate(first[key], chunks, chunk, _bucket(first[key], chunks, chunk))
+            bucket = _bucket(first[key], least, shift, directory)
+            address[key] = _first_candidate(first[key], bucket, hashes, row_data, stride)
             chunk_of[key] = chunk
-    _decide(first, second, chunks, address, chunk_of)
 
 
 @njit(inline="always")
-def _find_in_segment(
-    first: Any, second: Any, chunks: Any, first_chunk: int, last_chunk: int, address: Any, chunk_of: Any
-) -> None:
-    """Find those keys whose address is NOT_FOUND so far in a segment of the chunks first_chunk … last_chunk - 1."""
+def _candidates(first: Any, chunks: Any, first_chunk: int, last_chunk: int, address: Any, chunk_of: Any) -> None:
+    """For those keys whose address is NOT_FOUND so far, the first candidate in a segment of the chunks first_chunk …
+    last_chunk - 1."""
     chunks_per_hash = _chunks_per_hash(chunks, first_chunk, last_chunk)
     for key in range(first.size):
         if address[key] == NOT_FOUND:
             chunk = _chunk_of(first[key], chunks, first_chunk, last_chunk, chunks_per_hash)
             chunk_of[key] = chunk
             if chunk >= 0:
-                prefetch(_bucket(first[key], chunks, chunk))
+                prefetch(_bucket_in(first[key], chunks, chunk))
     for key in range(first.size):
         if address[key] == NOT_FOUND and chunk_of[key] >= 0:
             chunk = chunk_of[key]
-            prefetch(chunks[chunk, HASHES] + 8 * load_u32(_bucket(first[key], chunks, chunk)))
+            prefetch(chunks[chunk, HASHES] + 8 * load_u32(_bucket_in(first[key], chunks, chunk)))
     for key in range(first.size):
         if address[key] == NOT_FOUND and chunk_of[key] >= 0:
             chunk = chunk_of[key]
-            address[key] = _first_candidate(first[key], chunks, chunk, _bucket(first[key], chunks, chunk))
-    _decide(first, second, chunks, address, chunk_of)
+            bucket = _bucket_in(first[key], chunks, chunk)
+            address[key] = _first_candidate(
+                first[key], bucket, chunks[chunk, HASHES], chunks[chunk, ROW_DATA], chunks[chunk, STRIDE]
+            )
+
+
+@njit(inline="always")
+def _candidates_in_segments(
+    first: Any, chunks: Any, segments: Any, first_segment: int, address: Any, chunk_of: Any
+) -> None:
+    """For keys whose address is NOT_FOUND, the first candidate of the newest segment from `first_segment` on that has
+    one."""
+    for segment in range(first_segment, segments.size - 1):
+        first_chunk, last_chunk = segments[segment], segments[segment + 1]
+        if last_chunk - first_chunk == 1 and chunks[first_chunk, ROWS] <= SMALL_ROWS:
+            _candidates_in_small_chunk(first, chunks, first_chunk, address, chunk_of)
+        elif first_chunk < last_chunk:
+            _candidates(first, chunks, first_chunk, last_chunk, address, chunk_of)
 
 
 @njit(nogil=True, cache=True)
@@ -136,12 +151,15 @@ def find_block(first: Any, second: Any, chunks: Any, segments: Any, address: Any
     """`find` for at most BLOCK keys."""
     address[:] = NOT_FOUND
     chunk_of[:] = -1
-    for segment in range(segments.size - 1):
-        first_chunk, last_chunk = segments[segment], segments[segment + 1]
-        if last_chunk - first_chunk == 1 and chunks[first_chunk, ROWS] <= SMALL_ROWS:
-            _find_in_small_chunk(first, second, chunks, first_chunk, address, chunk_of)
-        elif first_chunk < last_chunk:
-            _find_in_segment(first, second, chunks, first_chunk, last_chunk, address, chunk_of)
+    _candidates_in_segments(first, chunks, segments, 0, address, chunk_of)
+    for key in range(first.size):
+        # One of them is nearly always it: two keys in billions have the same first hash.
+        while address[key] < 0:
+            chunk = chunk_of[key]
+            address[key] = _matching_row(first[key], second[key], chunks, chunk, -1 - address[key])
+            if address[key] == NOT_FOUND:
+                one, older = slice(key, key + 1), chunks[chunk, SEGMENT] + 1
+                _candidates_in_segments(first[one], chunks, segments, older, address[one], chunk_of[one])
 
 
 @njit(nogil=True, cache=True)

@@ -27,6 +27,7 @@ FEATURES = 20
 WORKERS = 2
 CLOSED_CONNECTIONS = 8
 OPEN_CONNECTIONS = 32
+PERCENTILES = ("p50", "p95", "p99")
 SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
 Point = dict[str, float]
@@ -81,7 +82,9 @@ def run_rising(scale: Scale) -> list[Finding]:
     findings = []
     for name, points in _measure(scale, SHARES, seconds=2.0).items():
         case = f"HTTP, {KEYS} x {FEATURES}, {name}, even arrivals, rising"
-        findings.append(Finding(case, "capacity", points[0]["capacity"], "1/s", detail={"points": points}))
+        curve = [{"x": point["requests_per_second"]} | {name: point[name] for name in PERCENTILES} for point in points]
+        detail = {"points": curve, "x": "requests/s", "unit": "ms", "loads": points}
+        findings.append(Finding(case, "capacity", points[0]["capacity"], "1/s", detail=detail))
         findings += [Finding(case, f"p99 at {point['share']:.0%} of it", point["p99"], "ms") for point in points]
         findings.append(Finding(case, "client CPU a request", median(point["client_cpu"] for point in points), "ms"))
     return findings
@@ -133,7 +136,7 @@ def _sweep(
                 "share": share,
                 "capacity": capacity,
                 "requests_per_second": load["requests_per_second"],
-                **{name: 1e3 * load[name] for name in ("p50", "p95", "p99")},
+                **{name: 1e3 * load[name] for name in PERCENTILES},
                 "p99_of_p50": load["p99"] / load["p50"],
                 "cpu": 1e3 * outcome.cpu_per_request,
                 "wait": 1e3 * outcome.wait_per_request,

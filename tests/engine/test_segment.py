@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import StoreDamaged
-from engine.layout import ROWS_PER_BUCKET, SMALL_ROWS, RowLayout
+from engine.layout import BUCKETS_PER_SPARSE_ROW, ROWS_PER_BUCKET, SPARSE_ROWS, RowLayout
 from engine.segment import Chunk
 from loaders.arrow_rows import encode
 from loaders.segment_writer import MIN_CHUNK_BYTES, ChunkBuilder
@@ -60,9 +60,11 @@ def test_the_directory_bounds_the_rows_of_each_bucket_whatever_the_hashes(hashes
     _check_directory(chunk, sorted(hashes))
 
 
-@pytest.mark.parametrize(("rows", "per_bucket"), [(SMALL_ROWS, 1), (SMALL_ROWS + 1, ROWS_PER_BUCKET)])
-def test_a_bucket_has_a_cache_line_of_hashes_in_a_large_chunk_and_a_row_or_two_in_a_small(
-    rows: int, per_bucket: int
+@pytest.mark.parametrize(
+    ("rows", "per_bucket"), [(1 << 16, 1 / BUCKETS_PER_SPARSE_ROW), (SPARSE_ROWS + 1, ROWS_PER_BUCKET)]
+)
+def test_a_bucket_has_a_cache_line_of_hashes_in_a_large_chunk_and_most_have_none_in_a_small(
+    rows: int, per_bucket: float
 ) -> None:
     hashes: npt.NDArray[np.int64] = np.random.default_rng(1).integers(LEAST, GREATEST, rows)
     header = Chunk(sealed(VIEW, rows_at(hashes.tolist())).data, "it").header

@@ -1,15 +1,17 @@
 """Building a generation: chunk by chunk, each on disk before the next, so that a build that broke off goes on."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.catalog import SegmentRecord
-from engine.environment import generation_path, generations_path
+from engine.catalog import SegmentRecord, chunk_key
+from engine.environment import DATA, generation_path, generations_path
 from engine.errors import FileDamaged
 from engine.export_root import ExportRoot
 from engine.layout import RowLayout
@@ -57,10 +59,7 @@ class Counter:
 
 def build(tmp_path: Path, manifest: Manifest, progress: Counter) -> GenerationBuilder:
     builder = GenerationBuilder(tmp_path / "store", "doc", "1-abc")
-    try:
-        build_from_entry(builder, EntryReader(ExportRoot(tmp_path / "root"), manifest), progress)
-    finally:
-        builder.close()
+    build_from_entry(builder, EntryReader(ExportRoot(tmp_path / "root"), manifest), progress)
     return builder
 
 
@@ -69,9 +68,9 @@ def as_segment(tmp_path: Path, builder: GenerationBuilder) -> Segment:
     content: dict[str, Any] = {
         "id": builder.id,
         "chunks": len(chunks),
-        "offsets": tuple(chunk["offset"] for chunk in chunks),
-        "rows": sum(chunk["rows"] for chunk in chunks),
-        "bytes": sum(chunk["bytes"] for chunk in chunks),
+        "offsets": tuple(chunk.offset for chunk in chunks),
+        "rows": sum(chunk.rows for chunk in chunks),
+        "bytes": sum(chunk.size for chunk in chunks),
     }
     described: SegmentRecord = record(VIEW, [], [], 1).model_copy(update=content)
     return read_generation(tmp_path / "store", described)
@@ -97,8 +96,7 @@ def test_a_build_that_broke_off_goes_on_with_the_chunk_it_was_at(
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, manifest, Counter(calls))
     on_disk = GenerationBuilder(tmp_path / "store", "doc", "1-abc")
-    done = sum(chunk["rows"] for chunk in on_disk.chunks)
-    on_disk.close()
+    done = sum(chunk.rows for chunk in on_disk.chunks)
     second = Counter()
     builder = build(tmp_path, manifest, second)
     builder.complete()
@@ -108,6 +106,43 @@ def test_a_build_that_broke_off_goes_on_with_the_chunk_it_was_at(
     segment = as_segment(tmp_path, builder)
     once = np.concatenate([chunk.hashes for chunk in segment.chunks])
     assert len(set(once.tolist())) == len(ROWS)
+
+
+@pytest.mark.parametrize("torn", ["cut", "cut in its head", "zeros", "behind"])
+def test_a_chunk_that_is_there_in_part_is_written_again(
+    tmp_path: Path, manifest: Manifest, small_chunks: None, torn: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, manifest, Counter(12))
+    before = GenerationBuilder(tmp_path / "store", "doc", "1-abc").chunks
+    last = before[-1]
+    with (generations_path(tmp_path / "store", "doc") / ".building-1-abc" / DATA).open("r+b") as file:
+        if torn == "behind":
+            file.seek(0, os.SEEK_END)
+            file.write(bytes(4096) + b"x" * 100_000)
+        elif torn == "zeros":
+            file.seek(last.offset + last.size // 2)
+            file.write(bytes(4096))
+        else:
+            file.truncate(last.offset + (100 if torn == "cut in its head" else last.size - 1))
+    after = GenerationBuilder(tmp_path / "store", "doc", "1-abc").chunks
+    assert after == (before if torn == "behind" else before[:-1])
+    builder = build(tmp_path, manifest, Counter())
+    builder.complete()
+    segment = as_segment(tmp_path, builder)
+    for chunk in segment.chunks:
+        chunk.verify()
+    assert len({int(first) for chunk in segment.chunks for first in chunk.hashes}) == len(ROWS)
+
+
+def test_a_generation_is_an_environment(tmp_path: Path, manifest: Manifest, small_chunks: None) -> None:
+    builder = build(tmp_path, manifest, Counter())
+    builder.complete()
+    chunks = as_segment(tmp_path, builder).chunks
+    with lmdb.open(str(builder.path), readonly=True, lock=False) as env, env.begin() as transaction:
+        found = list(transaction.cursor())
+    assert [key for key, _ in found] == [chunk_key("1-abc", number) for number in range(len(chunks))]
+    assert [value for _, value in found] == [chunk.bytes[: chunk.header.total].tobytes() for chunk in chunks]
 
 
 def test_a_build_goes_on_with_chunks_of_another_size(
@@ -157,14 +192,14 @@ def test_two_chunks_never_share_a_hash(tmp_path: Path) -> None:
     with pytest.raises(FileDamaged):
         builder.add(_chunk({(1, 5): {"doc_id": 1}}))
     assert len(builder.chunks) == 2
-    builder.close()
 
 
 def test_only_dead_builds_are_cleared(tmp_path: Path) -> None:
     names = ["1-old", "2-new", "1-fold-a", "3-named"]
     for name in names:
         builder = GenerationBuilder(tmp_path, "doc", name)
-        builder.complete() if name == "3-named" else builder.close()
+        if name == "3-named":
+            builder.complete()
     clear_unfinished(tmp_path, "doc", but="2-new")
     assert _entries(tmp_path) == {".building-1-fold-a", ".building-2-new", "3-named"}
     clear_dead_folds(tmp_path, "doc")

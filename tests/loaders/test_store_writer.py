@@ -174,8 +174,7 @@ def names(store: Path) -> set[str]:
 def test_what_a_dead_writer_left_behind_is_cleared_away(store: Path) -> None:
     before = names(store)
     for generation_id in (fold_id(7), "000000000009-abcdef01"):
-        builder = GenerationBuilder(store, "doc", generation_id)
-        builder.close()
+        GenerationBuilder(store, "doc", generation_id)
     shutil.copytree(
         generations_path(store, "doc") / before.copy().pop(), generations_path(store, "doc") / "never-named"
     )
