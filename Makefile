@@ -30,7 +30,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What is measured against gets an environment of its own, with nothing of Shoal's.
+# Feast's dependencies do not go with Shoal's: it gets an environment of its own.
 .venv-peers/installed:
 	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
 	$(PYTHON) -m venv .venv-peers
