@@ -156,7 +156,9 @@ def _definitions(feast: Any, unmappable: bool) -> list[Any]:
     definitions = [user, item, users, pairs, items, stock, ranker]
     if unmappable:
 
-        @on_demand_feature_view(sources=[users], schema=[feast.Field(name="double", dtype=Float64)], mode="python")
+        fields = [feast.Field(name="double", dtype=Float64)]
+
+        @on_demand_feature_view(sources=[users], schema=fields, mode="python")  # type: ignore[untyped-decorator]
         def doubled(inputs: dict[str, Any]) -> dict[str, Any]:
             return {"double": [2 * score for score in inputs["score"]]}
 
