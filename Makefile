@@ -22,7 +22,8 @@ demo:
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/python -m demo $(DEMO)
 
-test: setup check
+# Some tests compare Shoal with Feast's own server and client.
+test: setup check .venv-peers/installed
 	$(BIN)/python -m pytest
 
 check: setup
@@ -32,13 +33,13 @@ check: setup
 
 # Feast's dependencies do not go with Shoal's: it gets an environment of its own.
 .venv-peers/installed:
-	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis]'
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis]~=0.67.0'
 	@touch $@
 
 bench: setup .venv-peers/installed
 	@$(NEEDS_JAVA)
+	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
 	$(BIN)/python -m perf
 
 bench-small: setup

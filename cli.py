@@ -24,7 +24,8 @@ def shoal() -> None:
 
 def _help(setting: str) -> str:
     """A setting's own description, so that it stands in one place."""
-    return f"{ServerSettings.model_fields[setting].description}".capitalize() + "."
+    text = f"{ServerSettings.model_fields[setting].description}."
+    return text[0].upper() + text[1:]
 
 
 @click.command("serve", short_help="Serve a store over HTTP, and apply what is published meanwhile.")
@@ -39,6 +40,7 @@ def _help(setting: str) -> str:
 @click.option("--silent-seconds", type=float, help=_help("silent_seconds"))
 @click.option("--max-body-bytes", type=int, help=_help("max_body_bytes"))
 @click.option("--max-keys", type=int, help=_help("max_keys"))
+@click.option("--feast-strict", is_flag=True, default=None, help=_help("feast_strict"))
 @click.option("--access-log", is_flag=True, default=None, help=_help("access_log"))
 def serve_command(store: Path, root_path: Path | None, poll: float, **options: object) -> None:
     """Serve a store from many worker processes over one memory map.

@@ -4,7 +4,8 @@ Each class says in one sentence what caused it. A message names the thing, the v
 and the mend. `exit_code` is what the command line ends with, `http_status` what the server answers.
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 
 class ShoalError(Exception):
@@ -163,9 +164,24 @@ class LookupInvalid(ShoalError):
 
 
 class UnknownFeature(LookupInvalid):
-    """The request names a view, feature or feature service that the store does not have."""
+    """The request names a view, feature or feature service that the store does not have: `name`, of the kind `what`."""
 
     http_status = 404
+
+    def __init__(self, message: str, what: Literal["view", "feature", "service"], name: str) -> None:
+        super().__init__(message)
+        self.what = what
+        self.name = name
+
+
+class FeastBodyInvalid(LookupInvalid):
+    """The body of a request to Feast's endpoint has not Feast's shape; `details` say so as Feast's server does."""
+
+    http_status = 422
+
+    def __init__(self, message: str, details: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class AmbiguousFeature(LookupInvalid):

@@ -94,17 +94,20 @@ class Description:
             if not separator:
                 raise LookupInvalid(f"{reference!r} is no feature reference; write view:feature, or view:* for all")
             if view not in self.views:
-                raise UnknownFeature(f"Shoal has no view {view!r}; it has {', '.join(self.views) or 'none'}")
-            known = self.views[view].feature_index
-            if name != "*" and name not in known:
-                raise UnknownFeature(f"view {view!r} has no feature {name!r}; it has {', '.join(known)}")
-            found += [f"{view}:{each}" for each in known] if name == "*" else [reference]
+                known = ", ".join(self.views) or "none"
+                raise UnknownFeature(f"Shoal has no view {view!r}; it has {known}", "view", view)
+            features_of = self.views[view].feature_index
+            if name != "*" and name not in features_of:
+                listed = ", ".join(features_of)
+                raise UnknownFeature(f"view {view!r} has no feature {name!r}; it has {listed}", "feature", name)
+            found += [f"{view}:{each}" for each in features_of] if name == "*" else [reference]
         return [*dict.fromkeys(found)]
 
     def service(self, name: str) -> list[str]:
         """The references of a feature service; raises UnknownFeature if there is none."""
         if name not in self.services:
-            raise UnknownFeature(f"Shoal has no feature service {name!r}; it has {', '.join(self.services) or 'none'}")
+            known = ", ".join(self.services) or "none"
+            raise UnknownFeature(f"Shoal has no feature service {name!r}; it has {known}", "service", name)
         return self.references(self.services[name].features)
 
     def feature_type(self, reference: str) -> str:

@@ -12,7 +12,7 @@ from engine import lookup as _lookup
 from engine import matrix_lookup as _matrix_lookup
 from engine.environment import LiveEnvironment, open_live
 from engine.errors import StoreDamaged
-from engine.key_columns import Entities
+from engine.key_columns import Entities, Incomplete
 from engine.lookup import Stale
 from engine.result import LookupResult, MatrixResult
 from engine.version import StoreVersion, read_version
@@ -49,6 +49,7 @@ class FeatureStore:
         *,
         max_age: timedelta | None = None,
         stale: Stale = "null",
+        incomplete: Incomplete = "fail",
     ) -> LookupResult:
         """Look up features of many keys.
 
@@ -57,13 +58,16 @@ class FeatureStore:
             entities: join key → list of values, or a scalar that holds for every row.
             max_age: the age of a row that is accepted, instead of each view's TTL.
             stale: what becomes of older rows: "serve" them, "null" their values, or "fail" the lookup.
+            incomplete: what becomes of keys of which a part is null or not given: the lookup is to "fail", or they are
+                "not_found".
 
         Raises:
             LookupInvalid, UnknownFeature: the request does not fit the store.
             StaleFeatures: rows are older than accepted, and `stale` is "fail".
         """
         now = time.time_ns() // 1000
-        return _lookup.lookup(self.version(), features, entities, now=now, max_age=max_age, stale=stale)
+        version = self.version()
+        return _lookup.lookup(version, features, entities, now=now, max_age=max_age, stale=stale, incomplete=incomplete)
 
     def lookup_matrix(
         self,

@@ -1,7 +1,7 @@
 """The entities of a request, and their hashes by the join keys of the views that are asked."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,12 @@ Entities = Mapping[str, Any]
 Hashes = npt.NDArray[np.int64]
 """int64[2, keys], both hashes of keys."""
 
+Incomplete = Literal["fail", "not_found"]
+"""What becomes of keys of which a part is null or not given: the lookup fails, or they are found nowhere."""
+
+_NOWHERE = 0
+"""Both hashes of a key that no row has; that one has them is as likely as that any two keys' hashes are the same."""
+
 _SCALARS = (str, int, float, bytes, np.generic)
 _SEPARATOR = chr(hashing.SEPARATOR)
 
@@ -29,8 +35,9 @@ class KeyColumns:
         LookupInvalid: an entity is neither a scalar nor a list, or lists are of different lengths.
     """
 
-    def __init__(self, entities: Entities) -> None:
+    def __init__(self, entities: Entities, incomplete: Incomplete = "fail") -> None:
         self._entities = entities
+        self._incomplete = incomplete
         self.count = 1
         self._scalars = set()
         first_list = None
@@ -51,7 +58,7 @@ class KeyColumns:
         """The hashes of a view's keys, as many as the request has rows.
 
         Raises:
-            LookupInvalid: an entity is missing, or its values are not of its join key's type.
+            LookupInvalid: an entity is missing or null where it must not, or its values are not of its join key's type.
         """
         made = self._made.get(view.join_keys)
         if made is None:
@@ -59,22 +66,49 @@ class KeyColumns:
         return made
 
     def _hash(self, view: ViewVersion) -> Hashes:
+        if not view.join_key_names <= self._entities.keys():
+            return self._hash_in_part(view)
         scalars = self._scalars.issuperset(view.join_key_names)
         rows = 1 if scalars else self.count
         hashes = hashing.seeds(rows)
+        nulls = []
         for key in view.join_keys:
-            if key.name not in self._entities:
-                given = ", ".join(self._entities) or "none"
-                raise LookupInvalid(
-                    f"view {view.name!r} is looked up by {key.name!r}, which is not among the entities ({given})"
-                )
             values = self._entities[key.name]
             if key.name in self._scalars:
                 values = [values] * rows
             if not _chain_text(key, values, hashes):
-                hashing.chain_array(_key_array(key, values), *hashes)
+                column = _key_array(key, values)
+                if column.null_count:
+                    nulls.append(self._nulls(key, column))
+                    column = column.fill_null("" if key.type == "string" else 0)
+                hashing.chain_array(column, *hashes)
+        for null in nulls:
+            hashes[:, null] = _NOWHERE
         signed = hashes.view(np.int64)
         return signed if rows == self.count else np.repeat(signed, self.count, axis=1)
+
+    def _hash_in_part(self, view: ViewVersion) -> Hashes:
+        """The hashes of keys that lack a column; those that are there must be of their types all the same."""
+        missing = [key.name for key in view.join_keys if key.name not in self._entities]
+        if self._incomplete == "fail" or len(missing) == len(view.join_keys):
+            given = ", ".join(self._entities) or "none"
+            raise LookupInvalid(
+                f"view {view.name!r} is looked up by {missing[0]!r}, which is not among the entities ({given})"
+            )
+        for key in view.join_keys:
+            if key.name in self._entities:
+                values = self._entities[key.name]
+                _key_array(key, [values] if key.name in self._scalars else values)
+        return np.full((2, self.count), _NOWHERE, np.int64)
+
+    def _nulls(self, key: JoinKey, column: pa.Array) -> npt.NDArray[np.bool_]:
+        """Which values of a column are null; raises LookupInvalid if none may be."""
+        nulls: npt.NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False)
+        if self._incomplete == "fail":
+            raise LookupInvalid(
+                f"entity {key.name!r} is null in row {nulls.argmax()}; leave such rows out of the request"
+            )
+        return nulls
 
 
 def _is_scalar(values: Any) -> bool:
@@ -103,7 +137,7 @@ def _chain_text(key: JoinKey, values: Any, hashes: npt.NDArray[np.uint64]) -> bo
 
 
 def _key_array(key: JoinKey, values: Any) -> pa.Array:
-    """The values of a join key as one contiguous Arrow array without nulls."""
+    """The values of a join key as one contiguous Arrow array, which may hold nulls."""
     wanted = arrow_type(key.type)
     try:
         if isinstance(values, pa.ChunkedArray):
@@ -118,14 +152,11 @@ def _key_array(key: JoinKey, values: Any) -> pa.Array:
             column = column.cast(wanted)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
         raise LookupInvalid(f"entity {key.name!r} must be {key.type}: {error}") from None
-    if column.null_count:
-        position = column.is_null().to_pylist().index(True)
-        raise LookupInvalid(f"entity {key.name!r} is null in row {position}; leave such rows out of the request")
     return column
 
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether values of a type can be keys of another; nulls can, and are refused by themselves."""
+    """Whether values of a type can be keys of another; nulls can, and are judged by themselves."""
     if pa.types.is_dictionary(given):
         given = given.value_type
     if pa.types.is_null(given):

@@ -16,7 +16,7 @@ from engine.column import ViewRows
 from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
 from engine.kernels import answering, finding, gathering
 from engine.kernels.memory import address_of
-from engine.key_columns import Entities, Hashes, KeyColumns
+from engine.key_columns import Entities, Hashes, Incomplete, KeyColumns
 from engine.result import HeapValues, LookupResult, ViewColumns
 from engine.version import LookupPlan, StoreVersion, ViewVersion, remembered
 
@@ -47,7 +47,8 @@ def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> li
         service = version.services.get(features)
         if service is None:
             known = ", ".join(sorted(version.services)) or "none"
-            raise UnknownFeature(f"the store has no feature service {features!r}; it has {known}")
+            message = f"the store has no feature service {features!r}; it has {known}"
+            raise UnknownFeature(message, "service", features)
         features = service.features
     references: list[str] = []
     for reference in features:
@@ -71,6 +72,7 @@ def lookup(
     now: int,
     max_age: timedelta | None = None,
     stale: Stale = "null",
+    incomplete: Incomplete = "fail",
 ) -> LookupResult:
     """Look up features of many keys in one version of the store.
 
@@ -80,6 +82,7 @@ def lookup(
         now: microseconds since 1970, from which ages are counted.
         max_age: the age that the caller accepts, instead of each view's TTL.
         stale: what becomes of rows that are older.
+        incomplete: what becomes of keys of which a part is null or not given.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
@@ -87,7 +90,7 @@ def lookup(
     """
     check_stale(stale)
     plan = _plan(version, features)
-    keys = KeyColumns(entities)
+    keys = KeyColumns(entities, incomplete)
     parts = []
     for view_name, names in plan.features.items():
         view = version.view(view_name)

@@ -137,7 +137,7 @@ class ViewVersion:
         schema = self.record.view_schema
         if name not in schema.feature_index:
             known = ", ".join(feature.name for feature in schema.features)
-            raise UnknownFeature(f"view {schema.name!r} has no feature {name!r}; it has {known}")
+            raise UnknownFeature(f"view {schema.name!r} has no feature {name!r}; it has {known}", "feature", name)
         return schema.features[schema.feature_index[name]]
 
     def program(self, names: tuple[str, ...]) -> Program:
@@ -203,13 +203,18 @@ class StoreVersion:
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict, repr=False)
     matrix_plans: dict[str | tuple[str, ...], MatrixPlan] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def join_key_names(self) -> frozenset[str]:
+        """The join keys of all views."""
+        return frozenset().union(*(view.join_key_names for view in self.views.values()))
+
     def view(self, name: str) -> ViewVersion:
         """One view; raises UnknownFeature if the store has none of this name."""
         try:
             return self.views[name]
         except KeyError:
             known = ", ".join(sorted(self.views)) or "none"
-            raise UnknownFeature(f"the store has no view {name!r}; it has {known}") from None
+            raise UnknownFeature(f"the store has no view {name!r}; it has {known}", "view", name) from None
 
 
 def read_version(store: Path, live: LiveEnvironment, previous: StoreVersion | None) -> StoreVersion:

@@ -8,7 +8,7 @@ bytes are base64, and a key without a row has the event time 1970-01-01T00:00:00
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -23,44 +23,74 @@ MEDIA_TYPE = "application/json"
 _EPOCH = 0
 
 
-def encode(result: LookupResult, join_keys: Mapping[str, list[Any]], *, full_feature_names: bool = False) -> bytes:
+def encode(
+    result: LookupResult,
+    join_keys: Mapping[str, list[Any]],
+    *,
+    full_feature_names: bool = False,
+    view_names: bool = False,
+    strict: bool = False,
+) -> bytes:
     """The answer as JSON.
 
     Args:
         result: what was looked up.
         join_keys: the lists of the request, join key → one value a row.
         full_feature_names: name a feature `view__feature` instead of `feature`.
+        view_names: name the views in the metadata, as Feast does where their versions are asked for: of definitions
+            there is only the current one, and Feast gives that no number.
+        strict: write floats as Feast does, and say PRESENT of a null in a row that is there.
 
     Raises:
         AmbiguousFeature: two names in the answer are the same.
         LookupInvalid: a time is beyond what RFC 3339 can say.
     """
-    head = _head(tuple(join_keys), result.plan.references, full_feature_names)
+    head = _head(tuple(join_keys), result.plan.references, full_feature_names, view_names)
     all_present = np.ones(result.keys, np.uint8)
     no_times = b",".join([b'"1970-01-01T00:00:00Z"'] * result.keys)
     of_keys = b'{"values":%%b,"statuses":%b,"event_timestamps":[%b]}' % (statuses(all_present, all_present), no_times)
-    columns = [_columns(part) for part in result.parts]
+    columns = [_columns(part, strict) for part in result.parts]
     results = [of_keys % dumps(values) for values in join_keys.values()]
     results += [columns[part][column] for part, column in result.plan.order]
     return b'%b"results":[%b]}' % (head, b",".join(results))
 
 
-def _columns(part: ViewColumns) -> list[bytes]:
+def _columns(part: ViewColumns, strict: bool) -> list[bytes]:
     """The results of each feature of a view."""
+    all_valid = np.ones(part.rows.status.size, np.uint8)
+    of_features = [statuses(part.rows.status, all_valid)] * len(part.valid) if strict else statuses_of(part)
     times = b',"event_timestamps":' + event_times_of(part.rows, _EPOCH) + b"}"
     return [
         b'{"values":' + values + b',"statuses":' + of_feature + times
-        for values, of_feature in zip(values_of(part, seconds=True), statuses_of(part), strict=True)
+        for values, of_feature in zip(values_of(part, seconds=True, named_floats=strict), of_features, strict=True)
     ]
 
 
 @lru_cache(maxsize=256)
-def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool) -> bytes:
+def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool, view_names: bool) -> bytes:
     """What stands before the results."""
-    pairs = (reference.split(":") for reference in references)
-    names = [*join_keys, *(f"{view}__{name}" if full else name for view, name in pairs)]
+    names = [*join_keys, *feature_names(references, full=full)]
     _check_distinct(names)
-    return b'{"metadata":{"feature_names":%b},' % dumps(names)
+    metadata: dict[str, Any] = {"feature_names": names}
+    if view_names:
+        metadata["feature_view_metadata"] = [{"name": view} for view in _views(references)]
+    return b'{"metadata":%b,' % dumps(metadata)
+
+
+def _views(references: Sequence[str]) -> dict[str, None]:
+    """The views of features, each once, in the order of their first mention."""
+    return dict.fromkeys(reference.partition(":")[0] for reference in references)
+
+
+def feature_names(references: Sequence[str], *, full: bool) -> list[str]:
+    """The names of features in an answer.
+
+    Raises:
+        AmbiguousFeature: two are the same.
+    """
+    names = [reference.replace(":", "__", 1) if full else reference.partition(":")[2] for reference in references]
+    _check_distinct(names)
+    return names
 
 
 def _check_distinct(names: list[str]) -> None:

@@ -5,12 +5,14 @@ is NaN, which JSON does not know and both write as null; so is a stored NaN or i
 """
 
 import base64
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
+import pyarrow as pa
 
 from engine.column import Column, ViewRows
 from engine.errors import LookupInvalid
@@ -27,6 +29,7 @@ _FORMS = {
     "float32": Form.FLOAT32,
     "timestamp": Form.TIME,
 }
+_FLOAT_FORMS = (Form.FLOAT32, Form.FLOATS)
 _BRACKETS = 2
 _OVERWRITTEN = 8
 """Bytes behind the end of a number that its kernel may write to."""
@@ -37,13 +40,17 @@ def dumps(document: Any) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def values_of(part: ViewColumns, *, seconds: bool = False) -> list[bytes]:
+def values_of(part: ViewColumns, *, seconds: bool = False, named_floats: bool = False) -> list[bytes]:
     """The values of each feature: numbers as numbers, bytes in base64, times in RFC 3339, or in whole seconds.
+
+    Args:
+        named_floats: write a float32 with all the digits of a float64, and infinities as "Infinity" and "-Infinity",
+            also "NaN" in a list, instead of null.
 
     Raises:
         LookupInvalid: a time is beyond what RFC 3339 can say.
     """
-    forms, most_bytes = _forms(part.program.types, seconds)
+    forms, most_bytes = _forms(part.program.types, seconds, named_floats)
     features, keys = part.valid.shape
     text = np.empty(most_bytes * keys + _BRACKETS * features + _OVERWRITTEN, np.uint8)
     ends = np.empty(features, np.int64)
@@ -53,7 +60,7 @@ def values_of(part: ViewColumns, *, seconds: bool = False) -> list[bytes]:
         raise _beyond(column.reference, column.values[column.valid.view(np.bool_)])
     written, start, texts = text[: ends[-1]].tobytes(), 0, []
     for feature, end in enumerate(ends.tolist()):
-        texts.append(written[start:end] if end > start else dumps(_objects(part.columns[feature])))
+        texts.append(written[start:end] if end > start else dumps(_objects(part.columns[feature], named_floats)))
         start = end
     return texts
 
@@ -97,7 +104,7 @@ def _beyond(name: str, times: npt.NDArray[np.datetime64]) -> LookupInvalid:
 
 
 @lru_cache(maxsize=256)
-def _forms(types: tuple[str, ...], seconds: bool) -> tuple[npt.NDArray[np.int64], int]:
+def _forms(types: tuple[str, ...], seconds: bool, named_floats: bool) -> tuple[npt.NDArray[np.int64], int]:
     """The table of forms for features of some types, and the most bytes that all of a key's values take."""
     rows, most_bytes = [], 0
     for feature_type in types:
@@ -105,13 +112,17 @@ def _forms(types: tuple[str, ...], seconds: bool) -> tuple[npt.NDArray[np.int64]
         form = Form.FLOATS if items else _FORMS.get(feature_type, Form.ELSEWHERE)
         if form is Form.TIME and seconds:
             form = Form.SECONDS
+        if form in _FLOAT_FORMS and named_floats:
+            form = Form.ELSEWHERE
         rows.append([int(form), items or 1])
         most_bytes += json_text.most_bytes(form, items or 1)
     return np.array(rows, np.int64), most_bytes
 
 
-def _objects(column: Column) -> Any:
+def _objects(column: Column, named_floats: bool) -> Any:
     """The values of a column that the kernels do not write."""
+    if named_floats and "float" in column.feature.type:
+        return _named_floats(column)
     if column.feature.type == "float64":
         return column.values
     if column.feature.type == "bytes":
@@ -121,3 +132,28 @@ def _objects(column: Column) -> Any:
         # As Python floats they would be written with all the digits of a float64.
         return column.to_arrow().to_numpy(zero_copy_only=False).tolist()
     return column.to_arrow().to_pylist()
+
+
+def _named_floats(column: Column) -> Any:
+    """Floats with the digits of a float64; what is no number by its name, but null where a scalar is NaN."""
+    values = column.to_arrow()
+    if not pa.types.is_floating(values.type):
+        items = np.asarray(values.flatten())
+        return (
+            values.to_pylist() if np.isfinite(items).all() else [_list_of_named(items) for items in values.to_pylist()]
+        )
+    # A null is NaN here, and orjson writes both as null.
+    numbers = column.values.astype(np.float64)
+    if not np.isinf(numbers).any():
+        return numbers
+    return [None if math.isnan(number) else _named(number) for number in numbers.tolist()]
+
+
+def _list_of_named(items: list[float] | None) -> list[float | str] | None:
+    return None if items is None else [_named(item) for item in items]
+
+
+def _named(number: float) -> float | str:
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"

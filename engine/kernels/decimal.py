@@ -53,6 +53,7 @@ _FORTY = np.uint64(40)
 _HUNDRED = np.uint64(100)
 _THIRTY_TWO = np.uint64(32)
 _SIXTY = np.uint64(60)
+_THOUSAND = np.uint64(1_000)
 _MILLION = np.uint64(1_000_000)
 _DAY = np.uint64(86_400)
 _ERA = np.uint64(146_097)
@@ -247,8 +248,8 @@ def write_float32(to: int, bits: int) -> Any:
 
 @njit(inline="always")
 def write_time(to: int, microseconds: int) -> Any:
-    """Write a time since 1970 in quotes, as RFC 3339 has it in UTC, with a fraction only where it has one; returns the
-    end. Its seconds are to be between FIRST_SECOND and END_SECOND.
+    """Write a time since 1970 in quotes, as RFC 3339 has it in UTC, with a fraction of three or six digits where it has
+    one; returns the end. Its seconds are to be between FIRST_SECOND and END_SECOND.
 
     Source of the calendar: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
     """
@@ -277,10 +278,13 @@ def write_time(to: int, microseconds: int) -> Any:
     to = _write_part(to, hours, 2, _COLON)
     to = _write_part(to, minutes - hours * _SIXTY, 2, _COLON)
     to = _write_part(to, rest - minutes * _SIXTY, 2, _POINT)
-    if fraction:
-        to = _write_part(to, fraction, 6, _Z)
-    else:
+    milliseconds = fraction // _THOUSAND
+    if fraction == 0:
         store_u8(to - 1, _Z)
+    elif fraction == milliseconds * _THOUSAND:
+        to = _write_part(to, milliseconds, 3, _Z)
+    else:
+        to = _write_part(to, fraction, 6, _Z)
     store_u8(to, _QUOTE)
     return to + 1
 

@@ -116,7 +116,9 @@ def _write_value(to: int, form: int, items: int, source: int) -> Any:
             store_u8(to, _COMMA)
             to += 1
         return _close(start, to)
-    return write_integer(to, load_i64(source) // 1_000_000)
+    # Towards 1970, as Feast does.
+    time = load_i64(source)
+    return write_integer(to, time // 1_000_000 if time >= 0 else -(-time // 1_000_000))
 
 
 @njit(inline="always")

@@ -22,13 +22,13 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
 from engine.control import WriterClient
-from engine.encoders import json_feast
 from engine.encoders.negotiation import choose_format
 from engine.errors import ShoalError
 from engine.processes import describe_server
+from engine.server import feast
 from engine.server.metrics import Metrics
-from engine.server.requests import FeastRequest, LookupRequest, ReloadRequest, check_keys, read_body
-from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_feast_error, answer_json
+from engine.server.requests import LookupRequest, ReloadRequest, check_keys, read_body, read_bytes
+from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_json
 from engine.server.served_store import ServedStore
 from engine.settings import ServerSettings
 from engine.status import describe_version, describe_views
@@ -100,15 +100,15 @@ class Application:
         try:
             response = await self._handler(request)(request)
         except ShoalError as error:
-            response = _refuse(request, type(error).__name__, str(error), error.http_status)
+            response = self._refuse(request, error, str(error), error.http_status)
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: {error.reason}"
-            response = _refuse(request, type(error).__name__, message, error.status)
+            response = self._refuse(request, error, message, error.status)
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
-        except Exception:
+        except Exception as error:
             log.exception("%s %s failed", request.method, request.path)
-            response = _refuse(request, "InternalError", "the server met something unexpected; its log says what", 500)
+            response = self._refuse(request, error, "the server met something unexpected; its log says what", 500)
         finally:
             self.in_flight -= 1
         version = None if VERSION_HEADER in response.headers else self._served.version()
@@ -119,6 +119,12 @@ class Application:
         endpoint = request.path if request.path in self._endpoints else "other"
         self._metrics.count_request(endpoint, response.status, time.perf_counter() - started)
         return response
+
+    def _refuse(self, request: web.BaseRequest, error: Exception, message: str, status: int) -> web.Response:
+        if request.path == _FEAST_PATH:
+            return feast.answer_error(error, message, status, strict=self._settings.feast_strict)
+        is_foreseen = isinstance(error, ShoalError | web.HTTPException)
+        return answer_error(type(error).__name__ if is_foreseen else "InternalError", message, status)
 
     # --- lookups -----------------------------------------------------------------------------------------------
 
@@ -133,16 +139,13 @@ class Application:
         return answer_bytes(encoding.encode(result), encoding.media_type, result.version)
 
     async def _lookup_for_feast(self, request: web.BaseRequest) -> web.Response:
-        asked = await read_body(request, FeastRequest, self._settings.max_body_bytes)
+        strict = self._settings.feast_strict
+        body = await read_bytes(request, self._settings.max_body_bytes)
+        asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
-        store = self._served.open()
-        result = store.lookup(asked.wanted, asked.entities)
+        result, content = feast.answer(self._served.open(), asked, strict=strict)
         self._metrics.count_lookup(result)
-        views = store.version().views
-        used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))
-        join_keys = {name: values for name, values in asked.entities.items() if name in used}
-        content = json_feast.encode(result, join_keys, full_feature_names=asked.full_feature_names)
-        return answer_bytes(content, json_feast.MEDIA_TYPE, result.version)
+        return answer_bytes(content, feast.MEDIA_TYPE, result.version)
 
     # --- the store ---------------------------------------------------------------------------------------------
 
@@ -183,8 +186,3 @@ class Application:
     async def _expose_metrics(self, request: web.BaseRequest) -> web.Response:
         content, content_type = self._metrics.exposition(self._served.version(), request.headers.get("Accept", ""))
         return answer_bytes(content, content_type)
-
-
-def _refuse(request: web.BaseRequest, code: str, message: str, status: int) -> web.Response:
-    answer = answer_feast_error if request.path == _FEAST_PATH else answer_error
-    return answer(code, message, status)

@@ -1,11 +1,11 @@
 """Read the bodies of requests: strictly, and with errors that name what is wrong."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import orjson
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from engine.durations import parse_duration
@@ -59,29 +59,6 @@ class LookupRequest(_Body):
         return self.service if self.service is not None else self.features or []
 
 
-class FeastRequest(_Body):
-    """POST /get-online-features, as Feast's clients send it."""
-
-    features: list[str] = []
-    feature_service: str | None = None
-    entities: dict[str, list[Any]]
-    full_feature_names: bool = False
-    include_feature_view_version_metadata: Literal[False] = Field(
-        default=False, description="Feast's clients always send it; Shoal knows no versions of definitions."
-    )
-
-    @model_validator(mode="after")
-    def _asks_for_one_thing(self) -> Self:
-        if bool(self.features) == (self.feature_service is not None):
-            raise _wrong("give either features, a list of view:feature, or feature_service")
-        return self
-
-    @property
-    def wanted(self) -> str | list[str]:
-        """The features as a lookup takes them."""
-        return self.feature_service if self.feature_service is not None else self.features
-
-
 class ReloadRequest(_Body):
     """POST /v1/reload."""
 
@@ -100,15 +77,24 @@ async def read_body(request: web.BaseRequest, model: type[Body], max_bytes: int)
         RequestTooLarge: it has more than `max_bytes`, as sent or unpacked.
         LookupInvalid: it ends early, is not JSON, or is not what `model` says.
     """
+    return parse_body(await read_bytes(request, max_bytes), model)
+
+
+async def read_bytes(request: web.BaseRequest, max_bytes: int) -> bytes:
+    """The body of a request as it came, unpacked.
+
+    Raises:
+        RequestTooLarge: it has more than `max_bytes`, as sent or unpacked.
+        LookupInvalid: it ends early, or cannot be unpacked.
+    """
     if request.content_length is not None and request.content_length > max_bytes:
         raise _too_large(f"{request.content_length} bytes", max_bytes)
     try:
-        data = await request.read()
+        return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise _too_large("more", max_bytes) from None
     except (web.RequestPayloadError, ConnectionError) as error:
         raise LookupInvalid(f"the request's body ended early or cannot be unpacked: {error}") from error
-    return parse_body(data, model)
 
 
 def parse_body(data: bytes, model: type[Body]) -> Body:

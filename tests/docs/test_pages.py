@@ -15,7 +15,7 @@ def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
 def test_every_endpoint_and_metric_has_its_place_in_the_page_of_the_http_interface() -> None:
     page = (DOCS / "http.md").read_text()
     server = DOCS.parent / "engine" / "server"
-    endpoints = set(re.findall(r'add_(?:get|post)\("([^"]+)"', (server / "app.py").read_text()))
+    endpoints = set(re.findall(r'"(/[a-z0-9/-]+)"(?:: \{|\n)', (server / "app.py").read_text()))
     metrics = set(re.findall(r'"(shoal_[a-z_]+)"', (server / "metrics.py").read_text()))
     assert endpoints
     assert metrics

@@ -105,16 +105,23 @@ def test_whole_numbers(form: Form, dtype: Any, strategy: Any) -> None:
     check()
 
 
+def rfc3339(time: datetime) -> str:
+    """A time with as few groups of three digits behind the second as say it, as Protobuf's JSON has it."""
+    if time.microsecond % 1000:
+        return time.isoformat(timespec="microseconds") + "Z"
+    return time.isoformat(timespec="milliseconds" if time.microsecond else "seconds") + "Z"
+
+
 @settings(max_examples=300)
-@given(st.lists(st.datetimes()))
+@given(st.lists(st.datetimes() | st.datetimes().map(lambda time: time.replace(microsecond=123_000))))
 def test_times(times: list[datetime]) -> None:
     values = np.array(times, "M8[us]")
-    expected = orjson.dumps(times, option=orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z)
+    expected = orjson.dumps([rfc3339(time) for time in times])
     assert write(Form.TIME, values) == expected
     rows = ViewRows("docs", np.ones(values.size, np.uint8), values.view(np.int64))
     assert event_times_of(rows) == expected
 
 
 def test_times_as_seconds() -> None:
-    values = np.array(["1970-01-01T00:00:01.999999", "1969-12-31T23:59:59.000001"], "M8[us]")
-    assert write(Form.SECONDS, values) == b"[1,-1]"
+    values = np.array(["1970-01-01T00:00:01.999999", "1969-12-31T23:59:57.000001"], "M8[us]")
+    assert write(Form.SECONDS, values) == b"[1,-2]"

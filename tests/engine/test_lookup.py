@@ -250,6 +250,29 @@ def test_a_view_without_rows_has_no_key(store: FeatureStore, keys: list[str]) ->
     assert result.views["empty"].status.tolist() == [NOT_FOUND] * len(keys)
 
 
+def test_keys_that_are_incomplete_are_found_nowhere(store: FeatureStore) -> None:
+    features = ["counts:clicks", "users:text", "items:text"]
+    entities = {"items_id": ["item-1", None, "item-3", "item-4"], "users_id": [-2, -1, None, 1]}
+    with pytest.raises(LookupInvalid, match="is null in row"):
+        store.lookup(features, entities)
+    result = store.lookup(features, entities, incomplete="not_found")
+    assert result["counts:clicks"].status.tolist() == [PRESENT, NOT_FOUND, NOT_FOUND, PRESENT]
+    assert result["users:text"].status.tolist() == [NOT_FOUND, NOT_FOUND, NOT_FOUND, PRESENT]
+    assert result["items:text"].status.tolist()[1] == NOT_FOUND
+
+
+@pytest.mark.parametrize("given", [{"items_id": ["item-1", "item-2"]}, {"users_id": 1}])
+def test_a_composite_key_of_which_a_part_is_not_given(store: FeatureStore, given: dict[str, Any]) -> None:
+    with pytest.raises(LookupInvalid, match="which is not among the entities"):
+        store.lookup(["counts:clicks"], given)
+    result = store.lookup(["counts:clicks"], given, incomplete="not_found")
+    assert set(result["counts:clicks"].status.tolist()) == {NOT_FOUND}
+    with pytest.raises(LookupInvalid, match="not among the entities"):
+        store.lookup(["counts:clicks"], {"others_id": 1}, incomplete="not_found")
+    with pytest.raises(LookupInvalid, match="must be"):
+        store.lookup(["counts:clicks"], {"users_id": ["x"]}, incomplete="not_found")
+
+
 # --- requests that are wrong ----------------------------------------------------------------------------------
 
 WRONG_ENTITIES: dict[str, tuple[Mapping[str, Any], str]] = {

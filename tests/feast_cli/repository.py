@@ -155,7 +155,6 @@ def _definitions(feast: Any, unmappable: bool) -> list[Any]:
     ranker = feast.FeatureService(name="ranker", features=[users[["score", "embedding"]], pairs, stock])
     definitions = [user, item, users, pairs, items, stock, ranker]
     if unmappable:
-
         fields = [feast.Field(name="double", dtype=Float64)]
 
         @on_demand_feature_view(sources=[users], schema=fields, mode="python")  # type: ignore[untyped-decorator]

@@ -1,0 +1,185 @@
+"""POST /get-online-features as Feast's feature server has it: what its clients send, what they read, what they raise.
+
+`docs/feast.md` compares the two, answer by answer. Requests are read as leniently as Feast reads them; what is unusual
+in one takes a slower way.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine.encoders import json_feast
+from engine.errors import FeastBodyInvalid, LookupInvalid, UnknownFeature
+from engine.feature_store import FeatureStore
+from engine.lookup import resolve_features
+from engine.result import LookupResult
+from engine.schema import JoinKeyType
+from engine.server.responses import answer_json
+from engine.version import StoreVersion
+
+MEDIA_TYPE = json_feast.MEDIA_TYPE
+
+_EXCEPTIONS = {
+    "AmbiguousFeature": "FeatureNameCollisionError",
+    "UnknownFeature": "FeastObjectNotFoundException",
+}
+_MISSING = {
+    "view": ("FeatureViewNotFoundException", "Feature view {} does not exist"),
+    "service": ("FeatureServiceNotFoundException", "Feature service {} does not exist"),
+}
+_NOT_JSON = "Input should be a valid dictionary or object to extract fields from"
+
+
+class FeastRequest(BaseModel):
+    """The body; members that Feast does not know are left out, and a feature service goes before features."""
+
+    model_config = ConfigDict(frozen=True)
+    entities: dict[str, list[Any]]
+    feature_service: str | None = None
+    features: list[str] = []
+    full_feature_names: bool = False
+    include_feature_view_version_metadata: bool = False
+
+    @property
+    def wanted(self) -> str | list[str]:
+        """The features as a lookup takes them; raises LookupInvalid if there are none."""
+        if not self.feature_service and not self.features:
+            raise LookupInvalid(
+                "No features specified for retrieval: give features, a list of view:feature, or feature_service"
+            )
+        return self.feature_service or self.features
+
+
+def parse_request(body: bytes, content_type: str) -> FeastRequest:
+    """The request in a body.
+
+    Raises:
+        FeastBodyInvalid: it is not JSON, or has not the members, or they are not of the types that Feast takes.
+    """
+    if not body:
+        raise _refused({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
+    if not _is_json(content_type):
+        shown = body.decode(errors="replace")
+        raise _refused({"type": "model_attributes_type", "loc": ["body"], "msg": _NOT_JSON, "input": shown})
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _refused(_not_json(body, error)) from None
+    try:
+        return FeastRequest.model_validate(content, from_attributes=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise _refused(*({**detail, "loc": ["body", *detail["loc"]]} for detail in details)) from None
+
+
+def _is_json(content_type: str) -> bool:
+    kind, _, subtype = content_type.lower().partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def _not_json(body: bytes, error: json.JSONDecodeError) -> dict[str, Any]:
+    """The complaint about a body that is not JSON, in the words of Python's own parser, which Feast's server uses."""
+    try:
+        json.loads(body)
+    except json.JSONDecodeError as own:
+        error = own
+    except (ValueError, RecursionError):
+        pass
+    place = ["body", error.pos]
+    return {"type": "json_invalid", "loc": place, "msg": "JSON decode error", "input": {}, "ctx": {"error": error.msg}}
+
+
+def _refused(*details: Mapping[str, Any]) -> FeastBodyInvalid:
+    return FeastBodyInvalid(f"{details[0]['loc']}: {details[0]['msg']}", details)
+
+
+def answer(store: FeatureStore, asked: FeastRequest, *, strict: bool) -> tuple[LookupResult, bytes]:
+    """What was looked up, and the answer's body.
+
+    Every entity that is a join key of any view is in the answer, others are not; keys of which a part is null or not
+    given are not found.
+
+    Args:
+        strict: answer to the letter as Feast: rows of any age count as present.
+
+    Raises:
+        LookupInvalid, UnknownFeature: the request does not fit the store.
+    """
+    entities, max_age = asked.entities, timedelta.max if strict else None
+    try:
+        result = store.lookup(asked.wanted, entities, max_age=max_age, incomplete="not_found")
+    except LookupInvalid:
+        # Of several things that are wrong, Feast tells views that do not exist first, and then names that are the same.
+        references = resolve_features(store.version(), asked.wanted)
+        types = _key_types(store.version(), references)
+        json_feast.feature_names(references, full=asked.full_feature_names)
+        entities = coerced(entities, types)
+        result = store.lookup(asked.wanted, entities, max_age=max_age, incomplete="not_found")
+    known = store.version().join_key_names
+    content = json_feast.encode(
+        result,
+        {name: values for name, values in entities.items() if name in known},
+        full_feature_names=asked.full_feature_names,
+        view_names=asked.include_feature_view_version_metadata,
+        strict=strict,
+    )
+    return result, content
+
+
+def _key_types(version: StoreVersion, references: Sequence[str]) -> dict[str, JoinKeyType]:
+    """The types of the join keys by which features are looked up."""
+    views = {reference.partition(":")[0] for reference in references}
+    return {key.name: key.type for name in views for key in version.view(name).join_keys}
+
+
+def coerced(entities: Mapping[str, list[Any]], types: Mapping[str, JoinKeyType]) -> dict[str, list[Any]]:
+    """Entities with their values as Feast reads them: what Python's int or str makes of them, nulls excepted.
+
+    Raises:
+        LookupInvalid: a value is a list or an object, or no whole number where there must be one.
+    """
+    return {
+        name: [_coerced(name, value, types[name]) for value in values] if name in types else values
+        for name, values in entities.items()
+    }
+
+
+def _coerced(name: str, value: Any, key_type: JoinKeyType) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, list | dict):
+        raise LookupInvalid(f"entity {name!r} must be {key_type}, but holds {type(value).__name__}s; give plain values")
+    if key_type == "string":
+        return str(value)
+    try:
+        return int(value)
+    except (ValueError, OverflowError) as error:
+        raise LookupInvalid(f"entity {name!r} must be int64: {error}") from None
+
+
+def answer_error(error: Exception, message: str, status: int, *, strict: bool) -> web.Response:
+    """An error as Feast's server says it.
+
+    A body that has not the right shape is answered with a list of what is wrong, anything else with a JSON text that
+    holds the JSON of the exception to raise in the client.
+
+    Args:
+        strict: answer 500, as Feast does, for a request that does not fit the store. Feast's own client tries again
+            what is answered so, and then does not tell why.
+    """
+    if isinstance(error, FeastBodyInvalid):
+        content = orjson.dumps({"detail": error.details}, default=str)
+        return web.Response(body=content, status=status, content_type=MEDIA_TYPE)
+    kind = _EXCEPTIONS.get(type(error).__name__, "FeastError")
+    if isinstance(error, UnknownFeature) and error.what != "feature":
+        kind, pattern = _MISSING[error.what]
+        message = f"{pattern.format(error.name)}: {message}"
+    elif strict and isinstance(error, LookupInvalid) and status in (400, 404):
+        status = 500
+    detail = orjson.dumps({"module": "feast.errors", "class": kind, "message": message}).decode()
+    return answer_json(detail, status=status)
