@@ -27,7 +27,7 @@ from loaders.environment_file import FIRST_VALUE, MAX_VALUE_BYTES, EnvironmentFi
 from loaders.published_rows import EntryReader, RowGroup
 from loaders.segment_writer import ChunkBuilder, ChunkMemory
 
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES = 64 << 20
 """Rows are cut into chunks of about so many bytes, their variable-length values included."""
 
 _BUILDING = ".building-"

@@ -7,7 +7,7 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.catalog import SegmentRecord, chunk_key
@@ -133,6 +133,42 @@ def test_a_chunk_that_is_there_in_part_is_written_again(
     for chunk in segment.chunks:
         chunk.verify()
     assert len({int(first) for chunk in segment.chunks for first in chunk.hashes}) == len(ROWS)
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_whatever_a_power_failure_leaves_of_the_last_write_the_chunks_before_stand(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    store = tmp_path_factory.mktemp("store")
+    builder = GenerationBuilder(store, "doc", "1-abc")
+    path = generations_path(store, "doc") / ".building-1-abc" / DATA
+    states = [path.read_bytes()]
+    for number in range(3):
+        builder.add(_chunk({(100 * number + n, 1): {"doc_id": n, "text": "x" * 99} for n in range(50)}))
+        states.append(path.read_bytes())
+    chunks = builder.chunks
+    builder.complete()
+    states.append((builder.path / DATA).read_bytes())
+    os.rename(builder.path, path.parent)
+
+    step = data.draw(st.integers(0, 3), label="writes that reached the disk")
+    before, after = states[step].ljust(len(states[step + 1]), b"\0"), states[step + 1]
+    pages = range(0, len(after), 4096)
+    reached = data.draw(
+        st.lists(st.booleans(), min_size=len(pages), max_size=len(pages)), label="pages of the next one"
+    )
+    left = b"".join((after if new else before)[at : at + 4096] for at, new in zip(pages, reached, strict=True))
+    length = data.draw(st.sampled_from([len(states[step]), len(after)]), label="length")
+    path.write_bytes(left[:length])
+
+    found = GenerationBuilder(store, "doc", "1-abc")
+    whole = step < 3 and left[:length] == after
+    assert found.chunks == chunks[: step + whole]
+    for number in range(len(found.chunks), 3):
+        found.add(_chunk({(100 * number + n, 1): {"doc_id": n, "text": "x" * 99} for n in range(50)}))
+    found.complete()
+    assert (found.path / DATA).read_bytes() == states[-1]
 
 
 def test_a_generation_is_an_environment(tmp_path: Path, manifest: Manifest, small_chunks: None) -> None:
