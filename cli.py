@@ -10,9 +10,10 @@ import click
 from engine.commands import STORE, lookup_command, status_command
 from engine.errors import ShoalError
 from engine.export_root import ExportRoot
+from engine.feast_commands import feast_diff_command
 from engine.settings import ServerSettings, server_settings
 from loaders.commands import load_command, reload_command, verify_command
-from spark_export.command import export_command
+from spark_export.command import export_command, feast_views_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,7 +59,16 @@ def serve_command(store: Path, root_path: Path | None, poll: float, **options: o
 
 
 shoal.add_command(serve_command)
-for command in (export_command, load_command, lookup_command, reload_command, status_command, verify_command):
+for command in (
+    export_command,
+    feast_diff_command,
+    feast_views_command,
+    load_command,
+    lookup_command,
+    reload_command,
+    status_command,
+    verify_command,
+):
     shoal.add_command(command)
 
 

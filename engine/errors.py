@@ -24,6 +24,25 @@ class DefinitionError(ShoalError):
     exit_code = 2
 
 
+# --- while Shoal is set against Feast -----------------------------------------------------------------------------
+
+
+class FeastFailed(ShoalError):
+    """Feast is not installed, cannot open the repository, or does not answer."""
+
+    exit_code = 2
+
+
+class ServerFailed(ShoalError):
+    """The server that was asked in Shoal's place does not answer, or refuses."""
+
+    exit_code = 2
+
+
+class Unmappable(DefinitionError):
+    """A Feast repository holds what views.yaml cannot say; the message lists it, with what to do about each."""
+
+
 # --- while an export is published ------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The command `shoal export`."""
+"""The commands `shoal export` and `shoal feast-views`."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 
 from engine.export_root import ExportRoot
+from engine.feast_repository import open_repository
+from spark_export.feast_views import feast_views, write_views
 from spark_export.report import Report
 from spark_export.views import load_views
 
@@ -47,6 +49,35 @@ def export_command(
     finally:
         if as_json:
             click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
+
+
+@click.command("feast-views", short_help="Make a views.yaml of what a Feast repository defines.")
+@click.argument("repository", metavar="REPO")
+@click.option("--output", type=click.Path(path_type=Path), help="The views.yaml to write; stdout if not given.")
+@click.option("--project", metavar="NAME", help="The project, if REPO is a registry that holds several.")
+@click.option("--cast", is_flag=True, help="Cast columns to the declared types where it is unknown if they need it.")
+@click.option("--skip-unmappable", is_flag=True, help="Leave out what views.yaml cannot say, and list it on stderr.")
+def feast_views_command(
+    repository: str, output: Path | None, project: str | None, cast: bool, skip_unmappable: bool
+) -> None:
+    """Make a views.yaml of what a Feast repository defines, so that `shoal export` publishes it.
+
+    REPO is a directory with a feature_store.yaml, or a registry: a file, or an address that Feast knows. What is read
+    is what was applied to the registry. If something there cannot be said in views.yaml, nothing is written unless
+    --skip-unmappable.
+    """
+    made = feast_views(open_repository(repository, project), repository, cast=cast)
+    if not skip_unmappable:
+        made.check_complete()
+    if output is None:
+        click.echo(made.text, nl=False)
+    else:
+        try:
+            write_views(made, output)
+        except OSError as error:
+            raise click.UsageError(f"cannot write {output}: {error.strerror}") from None
+    for told in made.unmappable:
+        click.echo(f"left out: {told}", err=True)
 
 
 def _sentence(report: Report) -> str:

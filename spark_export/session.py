@@ -34,6 +34,8 @@ _EXPORT_SETTINGS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
     "spark.sql.parquet.writeLegacyFormat": "false",
+    # Spark refuses a file with timestamps of nanoseconds, as pandas may write it; a query can make them of integers.
+    "spark.sql.legacy.parquet.nanosAsLong": "true",
 }
 
 

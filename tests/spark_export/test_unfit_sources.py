@@ -37,6 +37,11 @@ COLUMNS: dict[str, tuple[str, pa.DataType, str]] = {
     "doubles for an embedding": ("emb", pa.list_(pa.float64()), "is array<double>, but float32[2] takes array<float>"),
     "number for a key": (KEY, pa.int64(), "column 'doc_id' of its source is bigint, but string takes string"),
     "number for a time": (TIMESTAMP, pa.int64(), "is bigint, but timestamp takes timestamp or timestamp_ntz or date"),
+    "nanoseconds": (
+        TIMESTAMP,
+        pa.timestamp("ns", tz="UTC"),
+        "'event_timestamp' of its source is bigint, but timestamp",
+    ),
     "string for bytes": ("raw", pa.string(), "column 'raw' of its source is string, but bytes takes binary"),
 }
 

@@ -1,0 +1,354 @@
+"""Compare what a Feast online store and Shoal answer for the same keys and features.
+
+Values are compared, as far as both can hold them: Feast keeps timestamps in whole seconds, has null for a NaN, and not
+every store of it tells a row that is absent from one without values. Rows past their TTL are compared as well, since
+Feast serves them; they are counted. So are event times that differ under equal values.
+"""
+
+import base64
+import json
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import UUID
+
+import numpy as np
+
+from engine.errors import FeastFailed, LookupInvalid, ServerFailed, UnknownFeature
+from engine.feast_repository import failing
+from engine.feature_store import FeatureStore
+from engine.kernels.gathering import Status
+from engine.schema import FeatureService, ViewSchema
+from engine.status import describe_views
+
+Keys = Mapping[str, list[Any]]
+"""Join key → its values, as many as there are rows."""
+
+_BATCH = 500
+_TIMEOUT_SECONDS = 60
+_SECOND = timedelta(seconds=1)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value as one side answered it."""
+
+    value: Any
+    status: str
+    event_time: datetime | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key and feature for which the sides do not agree."""
+
+    key: Mapping[str, Any]
+    feature: str
+    feast: Value
+    shoal: Value
+
+
+@dataclass
+class Summary:
+    """How many values were compared, and how they came out. `missing_in_*` are those that only the other side has;
+    `older_than_ttl` and `other_event_times` are counted beside."""
+
+    keys: int = 0
+    compared: int = 0
+    equal: int = 0
+    different: int = 0
+    missing_in_feast: int = 0
+    missing_in_shoal: int = 0
+    older_than_ttl: int = 0
+    other_event_times: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether there was something to compare, and all of it is equal."""
+        return self.compared > 0 and self.equal == self.compared
+
+
+@dataclass(frozen=True)
+class Description:
+    """The views and feature services of a store."""
+
+    views: Mapping[str, ViewSchema]
+    services: Mapping[str, FeatureService] = field(default_factory=dict)
+
+    def references(self, features: Sequence[str]) -> list[str]:
+        """The `view:feature` references that are meant, `view:*` being all of a view.
+
+        Raises:
+            LookupInvalid, UnknownFeature: a reference is malformed, or the store does not have it.
+        """
+        found = []
+        for reference in features:
+            view, separator, name = reference.partition(":")
+            if not separator:
+                raise LookupInvalid(f"{reference!r} is no feature reference; write view:feature, or view:* for all")
+            if view not in self.views:
+                known = ", ".join(self.views) or "none"
+                raise UnknownFeature(f"Shoal has no view {view!r}; it has {known}", "view", view)
+            features_of = self.views[view].feature_index
+            if name != "*" and name not in features_of:
+                listed = ", ".join(features_of)
+                raise UnknownFeature(f"view {view!r} has no feature {name!r}; it has {listed}", "feature", name)
+            found += [f"{view}:{each}" for each in features_of] if name == "*" else [reference]
+        return [*dict.fromkeys(found)]
+
+    def service(self, name: str) -> list[str]:
+        """The references of a feature service; raises UnknownFeature if there is none."""
+        if name not in self.services:
+            known = ", ".join(self.services) or "none"
+            raise UnknownFeature(f"Shoal has no feature service {name!r}; it has {known}", "service", name)
+        return self.references(self.services[name].features)
+
+    def feature_type(self, reference: str) -> str:
+        """The type of a feature."""
+        view, _, name = reference.partition(":")
+        schema = self.views[view]
+        return schema.features[schema.feature_index[name]].type
+
+    def join_keys(self, references: Sequence[str]) -> dict[str, str]:
+        """The join keys of the views that are asked, and their types."""
+        views = dict.fromkeys(reference.partition(":")[0] for reference in references)
+        return {key.name: key.type for view in views for key in self.views[view].join_keys}
+
+
+class Side(Protocol):
+    """Someone who answers lookups."""
+
+    def answer(self, references: Sequence[str], keys: Keys) -> dict[str, list[Value]]:
+        """A value a key, for each feature."""
+        ...
+
+
+class StoreSide:
+    """Shoal, read from a store on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it; raises StoreNotFound, StoreDamaged."""
+        self.store = FeatureStore.open(path)
+        self.description = _described(describe_views(self.store.version()))
+
+    def answer(self, references: Sequence[str], keys: Keys) -> dict[str, list[Value]]:
+        result = self.store.lookup(references, keys, stale="serve")
+        answer = {}
+        for column in result.columns:
+            told = zip(column.to_arrow().to_pylist(), column.status, column.rows.event_time.tolist(), strict=True)
+            answer[column.reference] = [
+                # An absent row has no event time to tell.
+                Value(value, Status(status).name, _instant(time) if status != Status.NOT_FOUND else None)
+                for value, status, time in told
+            ]
+        return answer
+
+
+class ServerSide:
+    """Shoal, asked over HTTP."""
+
+    def __init__(self, url: str) -> None:
+        """Ask a server what it has; raises ServerFailed."""
+        self._url = url.rstrip("/")
+        self.description = _described(self._ask("/v1/views"))
+
+    def answer(self, references: Sequence[str], keys: Keys) -> dict[str, list[Value]]:
+        body = {"features": list(references), "entities": keys, "stale": "serve"}
+        document = self._ask("/v1/lookup", body)
+        answer = {}
+        for reference in references:
+            view, of = reference.partition(":")[0], self.description.feature_type(reference)
+            told = zip(
+                document["features"][reference],
+                document["status"][view],
+                document["event_timestamps"][view],
+                strict=True,
+            )
+            answer[reference] = [
+                Value(
+                    _from_json(value, of),
+                    "NULL_VALUE" if value is None and status == "PRESENT" else status,
+                    datetime.fromisoformat(time) if time is not None else None,
+                )
+                for value, status, time in told
+            ]
+        return answer
+
+    def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        address = self._url + path
+        content = json.dumps(body).encode() if body is not None else None
+        try:
+            request = urllib.request.Request(address, content, {"Accept": "application/json"})
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")
+            raise ServerFailed(f"{address} answers {error.code}: {text}") from None
+        except (OSError, ValueError) as error:
+            raise ServerFailed(f"{address} does not answer as a server of Shoal: {error}") from None
+
+
+class FeastSide:
+    """A Feast online store, asked by Feast itself."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def service(self, name: str) -> list[str]:
+        """The references of a feature service; raises FeastFailed."""
+        with failing(f"Feast does not tell of the feature service {name!r}"):
+            projections = self._store.get_feature_service(name).feature_view_projections
+            return [f"{view.name_to_use()}:{feature.name}" for view in projections for feature in view.features]
+
+    def answer(self, references: Sequence[str], keys: Keys) -> dict[str, list[Value]]:
+        with failing("Feast's online store does not answer"):
+            response = self._store.get_online_features(
+                features=list(references), entity_rows=dict(keys), full_feature_names=True
+            )
+            values, proto = response.to_dict(), response.proto
+            vectors = dict(zip(proto.metadata.feature_names.val, proto.results, strict=True))
+            names = {reference: reference.replace(":", "__") for reference in references}
+            if missing := sorted(names[reference] for reference in references if names[reference] not in vectors):
+                raise FeastFailed(f"Feast's answer lacks {missing[0]}, which it was asked for")
+            return {reference: [*_feast_values(values[name], vectors[name])] for reference, name in names.items()}
+
+
+def compare(
+    references: Sequence[str],
+    keys: Keys,
+    feast: Side,
+    shoal: Side,
+    description: Description,
+    *,
+    tolerance: float = 0.0,
+    summary: Summary,
+) -> Iterator[Difference]:
+    """Look all keys up on both sides, batch by batch, and give each difference as it is found.
+
+    Args:
+        references: the features, as `Description.references` gives them.
+        tolerance: how far numbers may be apart and count as equal.
+        summary: counts as it goes.
+
+    Raises:
+        FeastFailed, ServerFailed, LookupInvalid: a side does not answer.
+    """
+    types = {reference: description.feature_type(reference) for reference in references}
+    join_keys = {reference: [*description.join_keys([reference])] for reference in references}
+    for batch in _batches(keys):
+        count = len(next(iter(batch.values())))
+        answers = feast.answer(references, batch), shoal.answer(references, batch)
+        summary.keys += count
+        for row in range(count):
+            for reference in references:
+                theirs, ours = answers[0][reference][row], answers[1][reference][row]
+                if not _judge(theirs, ours, types[reference], tolerance, summary):
+                    key = {name: batch[name][row] for name in join_keys[reference]}
+                    yield Difference(key, reference, theirs, ours)
+
+
+def _judge(feast: Value, shoal: Value, of: str, tolerance: float, summary: Summary) -> bool:
+    """Count one pair of values; whether they are equal."""
+    summary.compared += 1
+    theirs, ours = _comparable(feast.value), _comparable(shoal.value)
+    if shoal.status == "OUTSIDE_MAX_AGE":
+        summary.older_than_ttl += 1
+    both = theirs is not None and ours is not None
+    if (theirs is None and ours is None) or (both and _same(theirs, ours, of, tolerance)):
+        summary.equal += 1
+        if feast.event_time and shoal.event_time and not _same_time(feast.event_time, shoal.event_time):
+            summary.other_event_times += 1
+        return True
+    if theirs is None:
+        summary.missing_in_feast += 1
+    elif ours is None:
+        summary.missing_in_shoal += 1
+    else:
+        summary.different += 1
+    return False
+
+
+def _comparable(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _same(feast: Any, shoal: Any, of: str, tolerance: float) -> bool:
+    if isinstance(shoal, list):
+        if not isinstance(feast, list) or len(feast) != len(shoal):
+            return False
+        items = "float32" if "float32" in of else of
+        return all(_same(theirs, ours, items, tolerance) for theirs, ours in zip(feast, shoal, strict=True))
+    if isinstance(shoal, datetime):
+        return isinstance(feast, datetime) and _same_time(feast, shoal)
+    if isinstance(shoal, float) and isinstance(feast, int | float):
+        if of == "float32":
+            feast, shoal = float(np.float32(feast)), float(np.float32(shoal))
+        return feast == shoal or abs(feast - shoal) <= tolerance or (math.isnan(feast) and math.isnan(shoal))
+    if tolerance and isinstance(shoal, int) and isinstance(feast, int):
+        return abs(feast - shoal) <= tolerance
+    return bool(feast == shoal)
+
+
+def _same_time(feast: datetime, shoal: datetime) -> bool:
+    """Whether times are the same; of one in whole seconds it is not known what was cut off."""
+    return feast == shoal or (feast.microsecond == 0 and abs(feast - shoal) < _SECOND)
+
+
+def _batches(keys: Keys) -> Iterator[dict[str, list[Any]]]:
+    rows = zip(*keys.values(), strict=True)
+    while batch := [*islice(rows, _BATCH)]:
+        yield dict(zip(keys, map(list, zip(*batch, strict=True)), strict=True))
+
+
+def _described(document: Mapping[str, Any]) -> Description:
+    """What `engine.status.describe_views` says, as models again. Nobody compares by the TTL."""
+    views = [
+        ViewSchema.model_validate({member: view[member] for member in ("name", "join_keys", "features")})
+        for view in document["views"]
+    ]
+    services = [FeatureService.model_validate(service) for service in document["services"]]
+    return Description({view.name: view for view in views}, {service.name: service for service in services})
+
+
+def _instant(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds)
+
+
+def _from_json(value: Any, of: str) -> Any:
+    if value is None:
+        return None
+    match of:
+        case "bytes":
+            return base64.b64decode(value)
+        case "timestamp":
+            return datetime.fromisoformat(value)
+        case "float32" | "float64":
+            return float(value)
+        case _:
+            return value
+
+
+def _feast_values(values: Sequence[Any], vector: Any) -> Iterator[Value]:
+    for row, (value, status) in enumerate(zip(values, vector.statuses, strict=True)):
+        # The remote store answers without event times; of an absent row, all stores have the epoch.
+        seen = vector.event_timestamps[row].ToMicroseconds() if row < len(vector.event_timestamps) else 0
+        yield Value(_native(value), _FEAST_STATUSES.get(status, str(status)), _instant(seen) if seen else None)
+
+
+_FEAST_STATUSES = {0: "INVALID", 1: "PRESENT", 2: "NULL_VALUE", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE"}
+
+
+def _native(value: Any) -> Any:
+    """A value of Feast's SDK as the type that Shoal has for it."""
+    if isinstance(value, UUID | Decimal):
+        return str(value)
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return value
