@@ -8,6 +8,7 @@ from numba import njit
 from engine.kernels.finding import BLOCK, find_block
 from engine.kernels.gathering import Status, gather_block, judge, place_columns
 from engine.kernels.matrix import gather_matrix_block
+from engine.kernels.memory import data_of
 
 _PRESENT = int(Status.PRESENT)
 _NULL_VALUE = int(Status.NULL_VALUE)
@@ -61,7 +62,7 @@ def answer_columns(
         find_block(first[start:end], second[start:end], chunks, segments, rows, own_chunk)
         stale += judge(rows, zero_row, oldest, serve_stale, status[start:end], event_time[start:end])
         gather_block(
-            rows, own_chunk, start, chunks, program, presence, alike, outputs, arena.ctypes.data, at, valid, nulls
+            rows, own_chunk, start, chunks, program, presence, alike, outputs, data_of(arena), at, valid, nulls
         )
     _count_values(status, valid, nulls, counts)
     return stale

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from engine.kernels.memory import load_i32, load_u8, load_u32, load_u64
+from engine.kernels.memory import data_of, load_i32, load_u8, load_u32, load_u64
 from engine.keys import SECOND_SEED, SPARK_SEED
 
 SEPARATOR = 0
@@ -147,7 +147,7 @@ def chain_joined(text: Any, first: Any, second: Any) -> Any:
         separators += text[position] == SEPARATOR
     if separators != first.size - 1:
         return False
-    data = text.ctypes.data
+    data = data_of(text)
     start = 0
     for row in range(first.size):
         end = start

@@ -16,7 +16,7 @@ from engine.kernels.decimal import (
     write_time,
 )
 from engine.kernels.gathering import NO_EVENT_TIME, Status
-from engine.kernels.memory import copy_bytes, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
+from engine.kernels.memory import copy_bytes, data_of, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
 
 # Columns of the table of forms, int64[features, FORM_COLUMNS].
 FORM = 0
@@ -139,12 +139,12 @@ def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: 
     Returns:
         The number of a column with a time that RFC 3339 cannot say, or -1.
     """
-    to = text.ctypes.data
+    to = data_of(text)
     for feature in range(forms.shape[0]):
         form, items = forms[feature, FORM], forms[feature, ITEMS]
         if form != _ELSEWHERE:
             start = to
-            source, width = arena.ctypes.data + at[feature], _WIDTHS[form] * items
+            source, width = data_of(arena) + at[feature], _WIDTHS[form] * items
             store_u8(to, _OPEN)
             to += 1
             for key in range(valid.shape[1]):
@@ -157,7 +157,7 @@ def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: 
                 store_u8(to, _COMMA)
                 to += 1
             to = _close(start, to)
-        ends[feature] = to - text.ctypes.data
+        ends[feature] = to - data_of(text)
     return -1
 
 
@@ -169,7 +169,7 @@ def write_event_times(event_time: Any, absent: int, text: Any) -> int:
     Returns:
         Where the text ends, or -1 if RFC 3339 cannot say one.
     """
-    start = text.ctypes.data
+    start = data_of(text)
     store_u8(start, _OPEN)
     to = start + 1
     for key in range(event_time.size):
@@ -191,7 +191,7 @@ def write_event_times(event_time: Any, absent: int, text: Any) -> int:
 def write_statuses(status: Any, valid: Any, text: Any) -> int:
     """Write the names of a column's Status, uint8[keys] of its rows; those whose `valid` is 0 in a row that is PRESENT
     are NULL_VALUE. Returns where the text ends."""
-    start = text.ctypes.data
+    start = data_of(text)
     store_u8(start, _OPEN)
     to = start + 1
     for key in range(status.size):
@@ -199,6 +199,6 @@ def write_statuses(status: Any, valid: Any, text: Any) -> int:
         if own == _PRESENT and not valid[key]:
             own = _NULL_VALUE
         begin, end = _NAME_ENDS[own - 1], _NAME_ENDS[own]
-        copy_bytes(to, _NAME_BYTES.ctypes.data + begin, end - begin)
+        copy_bytes(to, data_of(_NAME_BYTES) + begin, end - begin)
         to += end - begin
     return int(_close(start, to) - start)

@@ -12,7 +12,7 @@ from numba import njit
 
 from engine.kernels.finding import SEGMENT
 from engine.kernels.gathering import Status, has_all, is_present
-from engine.kernels.memory import copy_bytes, float64_from_bits, load_f32, load_i32, load_i64, load_u8
+from engine.kernels.memory import copy_bytes, data_of, float64_from_bits, load_f32, load_i32, load_i64, load_u8
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
 KIND = 0
@@ -101,7 +101,7 @@ def gather_matrix_block(
         span = spans[segment]
         if span[SPAN_SIZE] and has_all(row, presence[segment]):
             # Only a matrix of float32 has spans.
-            to = matrix.ctypes.data + 4 * (matrix.shape[1] * key + span[SPAN_COLUMN])
+            to = data_of(matrix) + 4 * (matrix.shape[1] * key + span[SPAN_COLUMN])
             copy_bytes(to, row + span[SPAN_OFFSET], 4 * span[SPAN_SIZE])
             counts[status[number]] += program.shape[1]
             continue

@@ -130,6 +130,13 @@ leading_zeros: Any = _leading_zeros
 
 
 @njit(inline="always")
+def data_of(array: Any) -> Any:
+    """In a kernel, the address of an array's first element: signed, since Numba adds signed and unsigned numbers as
+    floats."""
+    return np.int64(array.ctypes.data)
+
+
+@njit(inline="always")
 def load_f32(address: int) -> Any:
     """The float32 at an address."""
     return _float32_from_bits(np.int32(load_i32(address)))

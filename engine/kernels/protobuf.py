@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from engine.kernels.gathering import NO_EVENT_TIME
-from engine.kernels.memory import copy_bytes, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
+from engine.kernels.memory import copy_bytes, data_of, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
 
 # Columns of the table of fields, int64[features, FIELD_COLUMNS].
 FIELD = 0
@@ -79,12 +79,6 @@ def most_bytes_of_heap(field: Field, keys: int, size: int) -> int:
     # a string in a list has its end before it, of 4 bytes, where its tag and its size take up to 6.
     growth = 2 if field in (Field.INT64_LIST, Field.STRING_LIST) else 1
     return _MAX_HEAD * keys + growth * size
-
-
-@njit(inline="always")
-def _start_of(array: Any) -> Any:
-    """The address of an array's first element, signed: Numba would go on in floats from an unsigned one."""
-    return np.int64(array.ctypes.data)
 
 
 @njit(inline="always")
@@ -190,15 +184,15 @@ def write_columns(fields: Any, arena: Any, at: Any, valid: Any, out: Any, ends: 
         out: uint8[bytes], becomes the columns, one after the other.
         ends: int64[features], becomes where in it each ends; an ELSEWHERE column has none.
     """
-    to = _start_of(out)
+    to = data_of(out)
     for feature in range(fields.shape[0]):
         field, items = fields[feature, FIELD], fields[feature, ITEMS]
         if field != ELSEWHERE:
-            source, width = _start_of(arena) + at[feature], _width(field, items)
+            source, width = data_of(arena) + at[feature], _width(field, items)
             for key in range(valid.shape[1]):
                 there = valid[feature, key]
                 to = _write_value(to, field, items, source + width * key) if there else _write_nothing(to)
-        ends[feature] = to - _start_of(out)
+        ends[feature] = to - data_of(out)
 
 
 @njit(inline="always")
@@ -241,9 +235,9 @@ def _write_strings(to: int, source: int) -> Any:
 def write_heap(field: int, data: Any, offsets: Any, valid: Any, out: Any) -> int:
     """Write one column of variable-length values, of which value i is data[offsets[i]:offsets[i + 1]], into `out`,
     uint8[bytes]. Returns where it ends."""
-    to = _start_of(out)
+    to = data_of(out)
     for key in range(valid.size):
-        source, size = _start_of(data) + offsets[key], np.int64(offsets[key + 1]) - offsets[key]
+        source, size = data_of(data) + offsets[key], np.int64(offsets[key + 1]) - offsets[key]
         if not valid[key]:
             to = _write_nothing(to)
         elif field == _INT64_LIST:
@@ -254,14 +248,14 @@ def write_heap(field: int, data: Any, offsets: Any, valid: Any, out: Any) -> int
             to = _open_floats(to, size) if field == _FLOAT_LIST else _open_value(to, field, size)
             copy_bytes(to, source, size)
             to += size
-    return int(to - _start_of(out))
+    return int(to - data_of(out))
 
 
 @njit(nogil=True, cache=True)
 def write_event_times(event_time: Any, out: Any) -> int:
     """Write event times, int64[keys] microseconds since 1970, as a repeated field 3 of `Timestamp`; NO_EVENT_TIME is
     1970, which is an empty one. Returns where they end."""
-    to = _start_of(out)
+    to = data_of(out)
     for key in range(event_time.size):
         time = event_time[key]
         if time == NO_EVENT_TIME:
@@ -278,7 +272,7 @@ def write_event_times(event_time: Any, out: Any) -> int:
             store_u8(to, _SECOND_VARINT)
             to = _write_varint(to + 1, nanoseconds)
         store_u8(start + 1, to - start - 2)
-    return int(to - _start_of(out))
+    return int(to - data_of(out))
 
 
 @njit(inline="always")
@@ -317,7 +311,7 @@ def read_integers(data: Any, field: int, out: Any) -> int:
     Returns:
         How many there are, or -1 if it is written otherwise, or is something else.
     """
-    at, count = _start_of(data), 0
+    at, count = data_of(data), 0
     end = at + data.size
     while at < end:
         source, at = _read_key(at, end, field << 3 | _VARINT)
@@ -343,7 +337,7 @@ def read_strings(data: Any, offsets: Any, out: Any) -> int:
     Returns:
         How many there are, or -1 if it is written otherwise, or is something else.
     """
-    at, count, to = _start_of(data), 0, 0
+    at, count, to = data_of(data), 0, 0
     end = at + data.size
     offsets[0] = 0
     while at < end:
@@ -353,7 +347,7 @@ def read_strings(data: Any, offsets: Any, out: Any) -> int:
         size, source = _read_varint(source, at)
         if source > at or size != at - source:
             return -1
-        copy_bytes(_start_of(out) + to, source, size)
+        copy_bytes(data_of(out) + to, source, size)
         to += size
         count += 1
         offsets[count] = to
