@@ -87,7 +87,7 @@ def sample_keys(version: StoreVersion, views: Sequence[str], count: int) -> dict
         sampled = _sample(view, count)
         if not sampled:
             raise LookupInvalid(f"the base of view {view.name!r} is empty; give keys by --keys or --key")
-        for position, name in enumerate(view.join_key_names):
+        for position, name in enumerate(key.name for key in view.join_keys):
             columns.setdefault(name, [key[position] for key in sampled])
     rows = max(len(values) for values in columns.values())
     return {name: [values[row % len(values)] for row in range(rows)] for name, values in columns.items()}
