@@ -8,9 +8,9 @@ import itertools
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,10 +131,11 @@ def build_from_entry(builder: GenerationBuilder, reader: EntryReader, progress: 
     progress(written)
     ends = itertools.accumulate(group.rows for group in groups)
     remaining = [group for group, end in zip(groups, ends, strict=True) if end > written]
-    batches = read_ahead(reader.read, remaining)
     # Of two: a chunk goes to the disk while its successor is encoded.
     memories = itertools.cycle((ChunkMemory(), ChunkMemory()))
-    with ThreadPoolExecutor(1) as writing:
+    # Whatever happens, reading ends here and now: if it were left to the collector of garbage, that would wait for a
+    # thread wherever it happens to be, even where threads cannot end.
+    with closing(read_ahead(reader.read, remaining)) as batches, ThreadPoolExecutor(1) as writing:
         before: Future[None] | None = None
         for plan, memory in zip(chunk_plans(remaining, layout.stride + 8), memories, strict=False):
             chunk = ChunkBuilder(layout, sum(group.rows for group in plan), with_origins=False, memory=memory)
@@ -174,7 +175,9 @@ def chunk_plans(groups: Iterable[RowGroup], row_bytes: int) -> list[list[RowGrou
     return plans
 
 
-def read_ahead(read: Callable[[RowGroup], pa.RecordBatch], groups: Iterable[RowGroup]) -> Iterator[pa.RecordBatch]:
+def read_ahead(
+    read: Callable[[RowGroup], pa.RecordBatch], groups: Iterable[RowGroup]
+) -> Generator[pa.RecordBatch, None, None]:
     """The batches of row groups in order, the next one being read while its forerunner is worked on."""
     with ThreadPoolExecutor(1) as pool:
         following = None

@@ -1,6 +1,7 @@
 """Building a generation: chunk by chunk, each on disk before the next, so that a build that broke off goes on."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,14 @@ def test_a_build_that_broke_off_goes_on_with_the_chunk_it_was_at(
     segment = as_segment(tmp_path, builder)
     once = np.concatenate([chunk.hashes for chunk in segment.chunks])
     assert len(set(once.tolist())) == len(ROWS)
+
+
+def test_a_build_that_broke_off_leaves_nothing_running(tmp_path: Path, manifest: Manifest, small_chunks: None) -> None:
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as broken:
+        build(tmp_path, manifest, Counter(5))
+    assert threading.active_count() == before
+    assert broken.traceback  # It refers to all that there was.
 
 
 @pytest.mark.parametrize("torn", ["cut", "cut in its head", "zeros", "behind"])
