@@ -9,6 +9,7 @@ Source: the structs MDB_page, MDB_node, MDB_db and MDB_meta in mdb.c of LMDB 0.9
 import os
 import struct
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from itertools import accumulate, count
@@ -20,6 +21,7 @@ import numpy.typing as npt
 PAGE = 4096
 _HEADER = 16
 """The bytes between the start of a page, or of a value's first page, and what is in it."""
+_PART_BYTES = 32 << 20
 _META_PAGES = 2
 FIRST_VALUE = PAGE * _META_PAGES + _HEADER
 """Where in the file the first value begins."""
@@ -75,8 +77,7 @@ class EnvironmentFile:
                 # Room that is asked for as a whole is found faster, and lies together.
                 os.posix_fallocate(file.fileno(), start, size)
                 _write(file, head, start)
-                _write(file, value.data, offset)
-                os.fdatasync(file.fileno())
+                _write_through(file, value.data, offset)
         except OSError:
             os.truncate(self._path, start)
             raise
@@ -151,6 +152,17 @@ def _meta_page(commit: int, main: bytes, last: int) -> bytes:
     free = _DATABASE.pack(PAGE, _INTEGER_KEYS, 0, 0, 0, 0, 0, _NO_PAGE)
     meta = _META.pack(_MAGIC, _DATA_VERSION, 0, PAGE * (last + 1), free, main, last, commit)
     return (_PAGE.pack(commit, 0, _IS_META, 0, 0) + meta).ljust(PAGE, b"\0")
+
+
+def _write_through(file: FileIO, data: memoryview, at: int) -> None:
+    """Write to the disk itself, which is busy with one part while the system takes the next one."""
+    with ThreadPoolExecutor(1) as pool:
+        syncs = []
+        for start in range(0, len(data), _PART_BYTES):
+            _write(file, data[start : start + _PART_BYTES], at + start)
+            syncs.append(pool.submit(os.fdatasync, file.fileno()))
+        for sync in syncs:
+            sync.result()
 
 
 def _write(file: FileIO, data: "bytes | memoryview", at: int) -> None:
