@@ -11,7 +11,10 @@ import asyncio
 import logging
 import mmap
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
 
 log = logging.getLogger("shoal.worker")
 
@@ -19,11 +22,17 @@ _HEAD_START_SECONDS = 0.002
 _EXHAUSTED_SECONDS = 0.5
 
 
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
 class ConnectionCounts:
     """How many connections each worker has; made before the workers are forked."""
 
     def __init__(self, workers: int) -> None:
         self._counts = memoryview(mmap.mmap(-1, 4 * workers)).cast("i")
+
+    def __getitem__(self, worker: int) -> int:
+        return self._counts[worker]
 
     def __setitem__(self, worker: int, count: int) -> None:
         self._counts[worker] = count
@@ -33,33 +42,45 @@ class ConnectionCounts:
         return min(self._counts)
 
 
+class CountingServer(web.Server):
+    """aiohttp's low-level server, with a count of its worker's connections that goes down as soon as one is lost: its
+    own list of them keeps each for a while."""
+
+    def __init__(self, handler: Handler, counts: ConnectionCounts, worker: int, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self._counts = counts
+        self._worker = worker
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """What aiohttp calls once for each connection that was made."""
+        super().connection_lost(handler, exc)
+        self._counts[self._worker] -= 1
+
+
 class Acceptor:
     """Accepts connections for one worker until `close`.
 
     Args:
         listener: the shared socket, non-blocking.
-        protocol: makes the protocol of a new connection.
-        connections: how many connections this worker has.
-        counts: where all workers note that, and `worker`, this one's place there.
+        protocol: makes the protocol of a new connection, and counts it out when it is lost.
+        counts: where all workers note how many connections they have, and `worker`, this one's place there.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         protocol: Callable[[], asyncio.BaseProtocol],
-        connections: Callable[[], int],
         counts: ConnectionCounts,
         worker: int,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._protocol = protocol
-        self._connections = connections
         self._counts = counts
         self._worker = worker
         self._greeting: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.TimerHandle | None = None
-        self._count()
+        counts[worker] = 0  # One that died in this place had some.
         self._listen()
 
     def close(self) -> None:
@@ -74,15 +95,10 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._offered)
 
     def _offered(self) -> None:
-        if self._count() > self._counts.least():
+        if self._counts[self._worker] > self._counts.least():
             self._pause(_HEAD_START_SECONDS, self._accept_and_listen)
         else:
             self._accept()
-
-    def _count(self) -> int:
-        mine = self._connections() + len(self._greeting)
-        self._counts[self._worker] = mine
-        return mine
 
     def _accept_and_listen(self) -> None:
         self._listen()
@@ -97,11 +113,11 @@ class Acceptor:
             log.error("connections cannot be accepted: %s", error)
             self._pause(_EXHAUSTED_SECONDS, self._listen)
             return
+        self._counts[self._worker] += 1
         connection.setblocking(False)
         greeting = self._loop.create_task(self._greet(connection))
         self._greeting.add(greeting)
         greeting.add_done_callback(self._greeting.discard)
-        self._count()
 
     def _pause(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._listener)
@@ -112,3 +128,4 @@ class Acceptor:
             await self._loop.connect_accepted_socket(self._protocol, connection)
         except OSError:
             connection.close()  # The client has gone already.
+            self._counts[self._worker] -= 1

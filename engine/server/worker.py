@@ -68,7 +68,7 @@ async def _serve(
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     served, metrics = ServedStore(settings.store), Metrics()
     application = Application(settings, served, metrics)
-    server = application.server()
+    server = application.server(counts, place)
     runner = web.ServerRunner(server)
     await runner.setup()
     served.refresh()
@@ -77,7 +77,7 @@ async def _serve(
     gc.collect()
     gc.freeze()
     keeping_up = asyncio.create_task(_keep_up(served, metrics, rpcs, beat))
-    acceptor = Acceptor(listener, server, lambda: len(server.connections), counts, place)
+    acceptor = Acceptor(listener, server, counts, place)
     await stop.wait()
     application.draining = True
     acceptor.close()
