@@ -27,6 +27,7 @@ from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
 
+_NICENESS = 5
 _DEBOUNCE_MS = 50
 _STEP_MS = 10
 
@@ -212,6 +213,8 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> 
         StoreLocked: the store has a writer already.
     """
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    # Its threads take what cores the lookups leave: a delta can wait for milliseconds, a request cannot.
+    os.nice(_NICENESS)
     asyncio.run(_run(StoreWriter(store), root, poll_seconds))
 
 
