@@ -342,7 +342,7 @@ def _feast_values(values: Sequence[Any], vector: Any) -> Iterator[Value]:
         yield Value(_native(value), _FEAST_STATUSES.get(status, str(status)), _instant(seen) if seen else None)
 
 
-_FEAST_STATUSES = {0: "INVALID", 1: "PRESENT", 2: "NULL_VALUE", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE"}
+_FEAST_STATUSES = {0: "INVALID"} | {status.value: status.name for status in Status}
 
 
 def _native(value: Any) -> Any:

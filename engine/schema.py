@@ -14,7 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from engine.errors import SchemaChangeRefused
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,127}$")]
+NAME_PATTERN = "[A-Za-z][A-Za-z0-9_]{0,127}"
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 """A view's, feature's, join key's or feature service's name: a letter, then letters, digits and underscores."""
 
 JoinKeyType = Literal["string", "int64"]

@@ -54,20 +54,13 @@ def load_snapshot(
         return
     builder = GenerationBuilder(writer.store, view, generation_id)
     build_from_entry(builder, EntryReader(root, manifest), progress)
-    base = SegmentRecord(
-        id=generation_id,
-        view_schema=manifest.view,
-        origins=(_origin(manifest),),
+    base = builder.record(
+        manifest.view,
+        (_origin(manifest),),
         first_seq=manifest.seq,
         last_seq=manifest.seq,
         last_entry=manifest.id,
-        chunks=len(builder.chunks),
-        offsets=tuple(chunk.offset for chunk in builder.chunks),
-        rows=manifest.rows,
-        tombstones=0,
-        bytes=sum(chunk.size for chunk in builder.chunks),
         watermark=manifest.watermark,
-        created_at=datetime.now(UTC),
     )
 
     def swap(record: ViewRecord | None) -> ViewRecord:

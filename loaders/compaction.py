@@ -6,7 +6,6 @@ and Saxe, as log-structured merge trees use it).
 """
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 
 from engine.catalog import SegmentRecord, ViewRecord
 from loaders.generation import CHUNK_BYTES, GenerationBuilder, fold_id, is_fold
@@ -86,20 +85,13 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
         for chunk in merge.chunks(CHUNK_BYTES):
             builder.add(chunk)
             progress(chunk.rows)
-        base = SegmentRecord(
-            id=builder.id,
-            view_schema=record.view_schema,
-            origins=merge.origins,
+        base = builder.record(
+            record.view_schema,
+            merge.origins,
             first_seq=record.base.first_seq,
             last_seq=record.applied_seq,
             last_entry=record.applied_entry,
-            chunks=len(builder.chunks),
-            offsets=tuple(chunk.offset for chunk in builder.chunks),
-            rows=sum(chunk.rows for chunk in builder.chunks),
-            tombstones=0,
-            bytes=sum(chunk.size for chunk in builder.chunks),
             watermark=record.watermark,
-            created_at=datetime.now(UTC),
         )
 
         def swap(current: ViewRecord | None) -> ViewRecord | None:

@@ -12,15 +12,17 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 
-from engine.catalog import chunk_key
+from engine.catalog import Origin, SegmentRecord, chunk_key
 from engine.environment import DATA, generation_path, generations_path, map_generation, store_full_named
 from engine.errors import FileDamaged, StoreDamaged
 from engine.export_root import sync_directory
 from engine.layout import RowLayout
+from engine.schema import ViewSchema
 from engine.segment import Chunk
 from loaders.arrow_rows import encode
 from loaders.environment_file import FIRST_VALUE, MAX_VALUE_BYTES, EnvironmentFile, StoredValue, next_value
@@ -80,6 +82,33 @@ class GenerationBuilder:
         with store_full_named(self.path):
             offset = self._file.append(chunk_key(self.id, len(self.chunks)), value)
         self.chunks.append(StoredChunk(chunk.rows, offset, value.size, last))
+
+    def record(
+        self,
+        schema: ViewSchema,
+        origins: tuple[Origin, ...],
+        *,
+        first_seq: int,
+        last_seq: int,
+        last_entry: str,
+        watermark: datetime | None,
+    ) -> SegmentRecord:
+        """The record of the base that all chunks so far make up; the arguments as in `SegmentRecord`."""
+        return SegmentRecord(
+            id=self.id,
+            view_schema=schema,
+            origins=origins,
+            first_seq=first_seq,
+            last_seq=last_seq,
+            last_entry=last_entry,
+            chunks=len(self.chunks),
+            offsets=tuple(chunk.offset for chunk in self.chunks),
+            rows=sum(chunk.rows for chunk in self.chunks),
+            tombstones=0,
+            bytes=sum(chunk.size for chunk in self.chunks),
+            watermark=watermark,
+            created_at=datetime.now(UTC),
+        )
 
     def complete(self) -> None:
         """Give the generation its name, for the catalog to refer to; to be called while no other commit can happen, as

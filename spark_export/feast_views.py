@@ -15,10 +15,11 @@ from typing import Any
 
 from engine.errors import Unmappable
 from engine.feast_repository import failing
+from engine.schema import NAME_PATTERN
 from spark_export.feast_sources import Columns, UnmappableSource, map_source
 from spark_export.views import load_views
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
+_NAME = re.compile(NAME_PATTERN)
 _TYPES = {
     "Bool": "bool",
     "Int32": "int32",

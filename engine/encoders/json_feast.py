@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from engine.encoders.feast_names import answer_names
-from engine.encoders.json_values import dumps, event_times_of, statuses, statuses_of, values_of
+from engine.encoders.json_values import dumps, event_times_of, row_statuses, statuses_of, values_of
+from engine.kernels.gathering import Status
 from engine.result import LookupResult, ViewColumns
 
 MEDIA_TYPE = "application/json"
@@ -45,9 +46,9 @@ def encode(
         LookupInvalid: a time is beyond what RFC 3339 can say.
     """
     head = _head(tuple(join_keys), result.plan.references, full_feature_names, view_names)
-    all_present = np.ones(result.keys, np.uint8)
+    all_present = np.full(result.keys, Status.PRESENT, np.uint8)
     no_times = b",".join([b'"1970-01-01T00:00:00Z"'] * result.keys)
-    of_keys = b'{"values":%%b,"statuses":%b,"event_timestamps":[%b]}' % (statuses(all_present, all_present), no_times)
+    of_keys = b'{"values":%%b,"statuses":%b,"event_timestamps":[%b]}' % (row_statuses(all_present), no_times)
     columns = [_columns(part, strict) for part in result.parts]
     results = [of_keys % dumps(values) for values in join_keys.values()]
     results += [columns[part][column] for part, column in result.plan.order]
@@ -56,8 +57,7 @@ def encode(
 
 def _columns(part: ViewColumns, strict: bool) -> list[bytes]:
     """The results of each feature of a view."""
-    all_valid = np.ones(part.rows.status.size, np.uint8)
-    of_features = [statuses(part.rows.status, all_valid)] * len(part.valid) if strict else statuses_of(part)
+    of_features = [row_statuses(part.rows.status)] * len(part.valid) if strict else statuses_of(part)
     times = b',"event_timestamps":' + event_times_of(part.rows, _EPOCH) + b"}"
     return [
         b'{"values":' + values + b',"statuses":' + of_feature + times

@@ -10,9 +10,7 @@ Lists have one item a key, in the order asked. Statuses and event times are thos
 from collections.abc import Mapping
 from functools import lru_cache
 
-import numpy as np
-
-from engine.encoders.json_values import dumps, event_times_of, statuses, values_of
+from engine.encoders.json_values import dumps, event_times_of, row_statuses, values_of
 from engine.result import LookupResult
 
 MEDIA_TYPE = "application/json"
@@ -29,12 +27,11 @@ def encode(result: LookupResult) -> bytes:
         reference: values[part][column]
         for reference, (part, column) in zip(result.plan.references, result.plan.order, strict=True)
     }
-    all_valid = np.ones(result.keys, np.uint8)
     return b'{"version":%d,"keys":%d,"features":%b,"status":%b,"event_timestamps":%b}' % (
         result.version,
         result.keys,
         _object(features),
-        _object({part.rows.view: statuses(part.rows.status, all_valid) for part in result.parts}),
+        _object({part.rows.view: row_statuses(part.rows.status) for part in result.parts}),
         _object({part.rows.view: event_times_of(part.rows) for part in result.parts}),
     )
 

@@ -31,8 +31,6 @@ _FORMS = {
 }
 _FLOAT_FORMS = (Form.FLOAT32, Form.FLOATS)
 _BRACKETS = 2
-_OVERWRITTEN = 8
-"""Bytes behind the end of a number that its kernel may write to."""
 
 
 def dumps(document: Any) -> bytes:
@@ -52,7 +50,7 @@ def values_of(part: ViewColumns, *, seconds: bool = False, named_floats: bool = 
     """
     forms, most_bytes = _forms(part.program.types, seconds, named_floats)
     features, keys = part.valid.shape
-    text = np.empty(most_bytes * keys + _BRACKETS * features + _OVERWRITTEN, np.uint8)
+    text = np.empty(most_bytes * keys + _BRACKETS * features + json_text.OVERWRITTEN, np.uint8)
     ends = np.empty(features, np.int64)
     beyond = json_text.write_columns(forms, part.arena, part.starts, part.valid, text, ends)
     if beyond >= 0:
@@ -67,15 +65,19 @@ def values_of(part: ViewColumns, *, seconds: bool = False, named_floats: bool = 
 
 def statuses_of(part: ViewColumns) -> list[bytes]:
     """The statuses of each feature."""
-    all_valid = np.ones(part.rows.status.size, np.uint8)
-    of_rows = statuses(part.rows.status, all_valid)
+    of_rows = row_statuses(part.rows.status)
     return [
-        statuses(part.rows.status, part.valid[feature]) if nulls else of_rows
+        _statuses(part.rows.status, part.valid[feature]) if nulls else of_rows
         for feature, nulls in enumerate(part.nulls.tolist())
     ]
 
 
-def statuses(status: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8]) -> bytes:
+def row_statuses(status: npt.NDArray[np.uint8]) -> bytes:
+    """The names of the statuses of rows."""
+    return _statuses(status, np.ones(status.size, np.uint8))
+
+
+def _statuses(status: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8]) -> bytes:
     """The names of statuses, as a column has them that is null where `valid`, uint8[keys], is 0."""
     text = np.empty(json_text.MAX_STATUS * status.size + _BRACKETS, np.uint8)
     return text[: json_text.write_statuses(status, valid, text)].tobytes()

@@ -60,6 +60,9 @@ _NAME_ENDS = np.cumsum([len(name) for name in _NAMES])
 MAX_STATUS = max(map(len, _NAMES))
 """The most bytes that a status takes, with a comma."""
 
+OVERWRITTEN = 8
+"""Bytes behind the end of a number that may be written to."""
+
 NULL_TIME = NO_EVENT_TIME
 """What stands for no event time: null is written."""
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import uvloop
 from aiohttp import web
 
-if TYPE_CHECKING:
-    from engine.server.grpc_server import GrpcServer
-
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.app import Application
 from engine.server.metrics import Metrics
 from engine.server.served_store import ServedStore
 from engine.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from engine.server.grpc_server import GrpcServer
 
 log = logging.getLogger("shoal.worker")
 

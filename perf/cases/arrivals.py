@@ -5,8 +5,7 @@ What the workers can do is what eight connections get from them that ask without
 machine's cores there too, so the client's work is part of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +14,8 @@ import numpy.typing as npt
 import orjson
 
 from perf import servers
-from perf.cases.http import read_npy
+from perf.cases import http
+from perf.cases.http import Form
 from perf.dataset import Dataset, matrix, random_documents
 from perf.report import Finding
 from perf.scale import Scale
@@ -34,22 +34,14 @@ Point = dict[str, float]
 """What came of a share of the capacity arriving; rates are of a second, times in milliseconds."""
 
 
-@dataclass(frozen=True)
-class Form:
-    """A format of answers: how to ask for it, and how to read it."""
-
-    accept: str
-    read: Callable[[bytes], npt.NDArray[np.float32]]
-
-
 def read_json(body: bytes) -> npt.NDArray[np.float32]:
     """float32[keys, features] of an answer in JSON."""
     return np.array(list(orjson.loads(body)["features"].values()), np.float32).T
 
 
 FORMS: Mapping[str, Form] = {
-    "JSON": Form("application/json", read_json),
-    "npy": Form("application/x-npy", read_npy),
+    "JSON": Form("/v1/lookup", "application/json", read_json),
+    "npy": http.FORMS["npy"],
 }
 
 
