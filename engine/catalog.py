@@ -38,7 +38,8 @@ class SegmentRecord(_Record):
     """One segment: a base generation (an environment of its own) or an overlay (chunks in the live environment).
 
     `first_seq` … `last_seq` are the log entries whose changes it holds; a row's origin is a position in `origins`.
-    `offsets` are where the chunks of a base begin in its environment's file.
+    `offsets` are where the chunks of a base begin in its environment's file. `pushed` of the rows and tombstones were
+    pushed, and have no origin.
     """
 
     id: str
@@ -51,6 +52,7 @@ class SegmentRecord(_Record):
     offsets: tuple[int, ...] = ()
     rows: int
     tombstones: int
+    pushed: int = 0
     bytes: int
     watermark: datetime | None
     created_at: datetime
@@ -139,6 +141,11 @@ def store_in(raw: dict[bytes, bytes]) -> StoreRecord:
 def write_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str, record: ViewRecord) -> None:
     """Replace one view's record."""
     transaction.put(_VIEW_PREFIX + name.encode(), _encode(record), db=db)
+
+
+def delete_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str) -> None:
+    """Remove one view's record."""
+    transaction.delete(_VIEW_PREFIX + name.encode(), db=db)
 
 
 def write_trouble(transaction: lmdb.Transaction, db: lmdb._Database, view: str, trouble: Trouble | None) -> None:

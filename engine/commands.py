@@ -163,7 +163,7 @@ def _print_histories(
             click.echo(f"\n{view} {' '.join(key)}" + ("" if history else ": nothing of this key is stored"))
             for position, row in enumerate(history):
                 when = "now" if position == 0 else "before"
-                origin = f"{row.origin.kind} {row.origin.seq} ({row.origin.id[:8]})"
+                origin = f"{row.origin.kind} {row.origin.seq} ({row.origin.id[:8]})" if row.origin else "push"
                 click.echo(f"  {when:<6} {origin}, event time {_text(row.event_time)}, in {row.place} {row.segment}")
                 older = history[position + 1] if position + 1 < len(history) else None
                 click.echo(f"         {_change(row, older)}")
@@ -189,7 +189,7 @@ def _history_document(histories: dict[str, list[list[StoredRow]]]) -> dict[str, 
         view: [
             [
                 {
-                    "origin": row.origin.model_dump(),
+                    "origin": row.origin.model_dump() if row.origin else {"kind": "push"},
                     "place": row.place,
                     "segment": row.segment,
                     "event_timestamp": row.event_time,

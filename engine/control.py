@@ -1,7 +1,10 @@
 """The writer's control socket: where it is, how to bind it, and the client that asks the writer for something.
 
-    POST /reload   {"view": str | null, "snapshot": str | null, "accept_schema_change": bool}  ->  {"views": [...]}
-    GET  /status   ->  a document about the writer
+    POST   /reload      {"view": str | null, "snapshot": str | null, "accept_schema_change": bool} -> {"views": [...]}
+    POST   /push?view=  rows as `engine.pushed_rows` encodes them -> {"rows": int, "superseded": int, "version": int}
+    PUT    /views       a view's schema: it is defined, or changed to it
+    DELETE /views/NAME  the view is dropped
+    GET    /status      -> a document about the writer
 
 An error is answered with its `http_status` and {"error": {"code": name of its class, "message": str}}, the same form in
 which the worker answers its own clients.
@@ -9,21 +12,33 @@ which the worker answers its own clients.
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
+from urllib.parse import quote
 
 import aiohttp
 import orjson
+import pyarrow as pa
 
 from engine import errors
 from engine.errors import AddressUnusable, ShoalError, WriterUnavailable
+from engine.pushed_rows import encode_rows
+from engine.schema import ViewSchema
 
 _MAX_ADDRESS_BYTES = 107
 _BACKLOG = 1024
+_CONNECTIONS = 256
 _RELOAD_SECONDS = 3600
 _STATUS_SECONDS = 10
+_PUSH_SECONDS = 60
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+REQUEST_ID_HEADER = "Idempotency-Key"
+"""By this a push that comes again is known."""
 
 
 def writer_socket_path(store: Path) -> Path:
@@ -92,10 +107,20 @@ def _remove_stale_socket(path: Path, address: str) -> None:
 
 class WriterClient:
     """Asks the writer process of a store. Each call makes a connection of its own, so that a script may use
-    `asyncio.run(WriterClient(store).status())`."""
+    `asyncio.run(WriterClient(store).status())`; inside `async with` connections are kept for the next call."""
 
     def __init__(self, store: str | os.PathLike[str]) -> None:
         self._socket = writer_socket_path(Path(store))
+        self._kept: aiohttp.ClientSession | None = None
+        self._closing = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._kept = await self._closing.enter_async_context(self._session())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._kept = None
+        await self._closing.aclose()
 
     async def reload(
         self, view: str | None = None, *, snapshot: str | None = None, accept_schema_change: bool = False
@@ -107,27 +132,58 @@ class WriterClient:
             ShoalError: the writer's own error, of the class that it met.
         """
         body = {"view": view, "snapshot": snapshot, "accept_schema_change": accept_schema_change}
-        return await self._ask("POST", "/reload", _RELOAD_SECONDS, body)
+        return await self._ask("POST", "/reload", _RELOAD_SECONDS, orjson.dumps(body))
+
+    async def push(self, view: str, rows: Sequence[pa.RecordBatch], request_id: str | None = None) -> dict[str, Any]:
+        """Have rows, as `engine.pushed_rows` makes them, written to a view; they are on the disk when this returns.
+
+        Raises:
+            WriterUnavailable: no writer answers; whether it wrote the rows is not known.
+            ShoalError: the writer's own error, of the class that it met.
+        """
+        headers = {REQUEST_ID_HEADER: request_id} if request_id else {}
+        return await self._ask("POST", f"/push?view={quote(view)}", _PUSH_SECONDS, encode_rows(rows), headers)
+
+    async def define_view(self, schema: ViewSchema) -> None:
+        """Have a view defined that no root publishes, or changed to this schema; raises as `reload` does."""
+        await self._ask("PUT", "/views", _PUSH_SECONDS, schema.model_dump_json().encode())
+
+    async def drop_view(self, view: str) -> None:
+        """Have a view dropped; raises as `reload` does."""
+        await self._ask("DELETE", f"/views/{quote(view)}", _PUSH_SECONDS)
 
     async def status(self) -> dict[str, Any]:
         """What the writer says of itself; raises as `reload` does."""
         return await self._ask("GET", "/status", _STATUS_SECONDS)
 
-    async def _ask(self, method: str, path: str, seconds: float, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        data = orjson.dumps(body) if body is not None else None
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        body: bytes | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=seconds)
         try:
-            with unix_address(self._socket) as address:
-                connector, timeout = aiohttp.UnixConnector(address), aiohttp.ClientTimeout(total=seconds)
-                async with (
-                    aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-                    session.request(method, f"http://writer{path}", data=data) as response,
-                ):
-                    answer = await response.read()
+            async with AsyncExitStack() as closing:
+                session = self._kept
+                if session is None:
+                    session = await closing.enter_async_context(self._session())
+                asking = session.request(method, f"http://writer{path}", data=body, headers=headers, timeout=timeout)
+                response = await closing.enter_async_context(asking)
+                answer = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise WriterUnavailable(
                 f"no writer answers on {self._socket} ({error or type(error).__name__}); `shoal serve` runs one"
             ) from error
         return self._checked(response.status, answer)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
+        with unix_address(self._socket) as address:
+            async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(address, limit=_CONNECTIONS)) as session:
+                yield session
 
     def _checked(self, status: int, answer: bytes) -> dict[str, Any]:
         try:

@@ -48,7 +48,8 @@ def generation_path(store: Path, view: str, generation_id: str) -> Path:
 
 
 class LiveEnvironment:
-    """The mutable environment of a store, with its two databases: the catalog and the overlays' chunks."""
+    """The mutable environment of a store, with its databases: the catalog, the overlays' chunks, and, for the writer,
+    the pushes that were answered."""
 
     def __init__(self, path: Path, env: lmdb.Environment, *, writable: bool) -> None:
         self.path = path
@@ -56,6 +57,8 @@ class LiveEnvironment:
         self.writable = writable
         self.catalog = env.open_db(b"catalog", create=writable)
         self.segments = env.open_db(b"segments", create=writable)
+        if writable:
+            self.requests = env.open_db(b"requests")
 
     def last_transaction(self) -> int:
         """The id of the last committed transaction, which is the one that a read transaction begun now would show.
@@ -99,7 +102,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
                 _allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
             elif not _has_content(path / DATA):
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
-            env = _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=2, max_readers=MAX_READERS)
+            env = _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=3, max_readers=MAX_READERS)
             try:
                 live = _live[path] = LiveEnvironment(path, env, writable=writable)
             except lmdb.NotFoundError:

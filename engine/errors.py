@@ -13,6 +13,8 @@ class ShoalError(Exception):
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
+    retry_after: ClassVar[int | None] = None
+    """After how many seconds trying again makes sense."""
 
 
 # --- while definitions are read -------------------------------------------------------------------------------
@@ -134,6 +136,7 @@ class WriterUnavailable(ShoalError):
     """No writer process answers on the store's control socket."""
 
     http_status = 503
+    retry_after = 1
 
 
 # --- while the server starts -----------------------------------------------------------------------------------
@@ -172,10 +175,27 @@ class UnknownFeature(LookupInvalid):
 
     http_status = 404
 
-    def __init__(self, message: str, what: Literal["view", "feature", "service"], name: str) -> None:
+    def __init__(self, message: str, what: Literal["view", "feature", "service", "object"], name: str) -> None:
         super().__init__(message)
         self.what = what
         self.name = name
+
+
+class PushInvalid(LookupInvalid):
+    """Rows that were pushed do not fit their view: a column is unknown, missing, or of another type or length."""
+
+
+class PushSourceUnknown(PushInvalid):
+    """No view has the push source that rows were pushed to."""
+
+    http_status = 422
+
+
+class PushesFull(ShoalError):
+    """More pushed rows wait to be written than the server holds."""
+
+    http_status = 429
+    retry_after = 1
 
 
 class FeastBodyInvalid(LookupInvalid):
@@ -186,6 +206,12 @@ class FeastBodyInvalid(LookupInvalid):
     def __init__(self, message: str, details: Sequence[Any]) -> None:
         super().__init__(message)
         self.details = details
+
+
+class MaterializeElsewhere(ShoalError):
+    """The server was asked to materialize, which it does not do."""
+
+    http_status = 501
 
 
 class AmbiguousFeature(LookupInvalid):

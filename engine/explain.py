@@ -14,7 +14,7 @@ import numpy as np
 from engine.catalog import Origin
 from engine.kernels import finding, gathering
 from engine.key_columns import Entities, Hashes, KeyColumns
-from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE_BIT
+from engine.layout import PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
 from engine.lookup import find_rows, read_columns
 from engine.version import StoreVersion, ViewVersion, read_generation
 
@@ -23,10 +23,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class StoredRow:
-    """One row of a key: what wrote it, where it lies, and its values, None for a tombstone. `place` is "overlay",
-    "base", or "kept" for a generation that is only there for going back."""
+    """One row of a key: the log's entry that wrote it, None if it was pushed; where it lies; and its values, None for a
+    tombstone. `place` is "overlay", "base", or "kept" for a generation that is only there for going back."""
 
-    origin: Origin
+    origin: Origin | None
     place: str
     segment: str
     event_time: datetime
@@ -64,14 +64,14 @@ def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColu
         chunk = segment.chunks[chunk_number]
         row = chunk.row_at(address)
         event_time = int(chunk.rows[row, ROW_EVENT_TIME : ROW_EVENT_TIME + 8].copy().view(np.int64)[0])
-        tombstone = bool(chunk.rows[row, ROW_PRESENCE] >> TOMBSTONE_BIT & 1)
+        state = int(chunk.rows[row, ROW_PRESENCE])
         histories[key].append(
             StoredRow(
-                origin=segment.record.origins[chunk.origin_of(row)],
+                origin=None if state & PUSHED else segment.record.origins[chunk.origin_of(row)],
                 place=place,
                 segment=segment.record.id,
                 event_time=_EPOCH + timedelta(microseconds=event_time),
-                values=None if tombstone else {name: column[key] for name, column in values.items()},
+                values=None if state & TOMBSTONE else {name: column[key] for name, column in values.items()},
             )
         )
 

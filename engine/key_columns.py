@@ -77,7 +77,7 @@ class KeyColumns:
             if key.name in self._scalars:
                 values = [values] * rows
             if not _chain_text(key, values, hashes):
-                column = _key_array(key, values)
+                column = key_array(key, values)
                 if column.null_count:
                     nulls.append(self._nulls(key, column))
                     column = column.fill_null("" if key.type == "string" else 0)
@@ -98,7 +98,7 @@ class KeyColumns:
         for key in view.join_keys:
             if key.name in self._entities:
                 values = self._entities[key.name]
-                _key_array(key, [values] if key.name in self._scalars else values)
+                key_array(key, [values] if key.name in self._scalars else values)
         return np.full((2, self.count), _NOWHERE, np.int64)
 
     def _nulls(self, key: JoinKey, column: pa.Array) -> npt.NDArray[np.bool_]:
@@ -136,7 +136,7 @@ def _chain_text(key: JoinKey, values: Any, hashes: npt.NDArray[np.uint64]) -> bo
     return bool(hashing.chain_joined(np.frombuffer(text, np.uint8), *hashes))
 
 
-def _key_array(key: JoinKey, values: Any) -> pa.Array:
+def key_array(key: JoinKey, values: Any) -> pa.Array:
     """The values of a join key as one contiguous Arrow array, which may hold nulls."""
     wanted = arrow_type(key.type)
     try:

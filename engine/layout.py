@@ -13,10 +13,16 @@ from engine.errors import StoreDamaged
 from engine.schema import ViewSchema, embedding_size
 
 MAGIC = b"SHOALSEG"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 TOMBSTONE_BIT = 0
-"""The bit of a row's presence bitmap that marks a tombstone; feature i has bit i + 1, set where it is not null."""
+PUSHED_BIT = 1
+FIRST_FEATURE_BIT = 2
+"""The bits of a row's presence bitmap: whether it is a tombstone, whether it was pushed and comes from no entry of the
+log, and for each feature whether it is not null."""
+TOMBSTONE = 1 << TOMBSTONE_BIT
+PUSHED = 1 << PUSHED_BIT
+ROW_STATE = TOMBSTONE | PUSHED
 
 ROW_SECOND_HASH = 0
 ROW_EVENT_TIME = 8
@@ -81,7 +87,7 @@ class RowLayout:
 
     def __init__(self, schema: ViewSchema) -> None:
         self.schema = schema
-        position = ROW_PRESENCE + (len(schema.features) + 1 + 7) // 8
+        position = ROW_PRESENCE + (len(schema.features) + FIRST_FEATURE_BIT + 7) // 8
         offsets = [0] * len(schema.features)
         widths = [min(width_of(feature.type), 8) for feature in schema.features]
         for alignment in (1, 4, 8):

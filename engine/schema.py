@@ -76,13 +76,19 @@ class Feature(BaseModel):
 
 
 class ViewSchema(BaseModel):
-    """A feature view as the store knows it."""
+    """A feature view as the store knows it.
+
+    `timestamp_field` is what clients that push rows may call their event time, `push_source` the name under which
+    Feast's clients push to it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Name
     join_keys: tuple[JoinKey, ...] = Field(min_length=1)
     features: tuple[Feature, ...] = Field(min_length=1)
     ttl: timedelta | None = Field(default=None, gt=timedelta(0))
+    timestamp_field: str | None = None
+    push_source: str | None = None
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:

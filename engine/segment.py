@@ -14,7 +14,7 @@ from engine.kernels import finding, gathering, matrix
 from engine.kernels.gathering import Operation
 from engine.kernels.matrix import Number
 from engine.kernels.memory import address_of
-from engine.layout import CHECKSUM_OFFSET, ChunkHeader, RowLayout, Storage, storage_of, width_of
+from engine.layout import CHECKSUM_OFFSET, FIRST_FEATURE_BIT, ChunkHeader, RowLayout, Storage, storage_of, width_of
 from engine.schema import Feature, embedding_size
 
 _COPIES = {
@@ -145,7 +145,7 @@ class Segment:
             if index is not None:
                 row[matrix.KIND] = int(NUMBERS.get(layout.schema.features[index].type, Number.FLOATS))
                 row[matrix.OFFSET] = layout.offsets[index]
-                row[matrix.PRESENCE_BIT] = index + 1
+                row[matrix.PRESENCE_BIT] = FIRST_FEATURE_BIT + index
             rows.append(row)
         return rows
 
@@ -157,7 +157,7 @@ class Segment:
             operation = _COPIES[storage_of(stored)] if stored == feature.type else _WIDENINGS[stored, feature.type]
             instruction[gathering.OPERATION] = int(operation)
             instruction[gathering.OFFSET] = layout.offsets[index]
-            instruction[gathering.PRESENCE_BIT] = index + 1
+            instruction[gathering.PRESENCE_BIT] = FIRST_FEATURE_BIT + index
         return instruction
 
 

@@ -11,11 +11,12 @@ from engine.catalog import Origin, SegmentRecord, ViewRecord
 from engine.errors import ForeignDelta, GenerationNotKept
 from engine.export_root import ExportRoot
 from engine.kernels import finding
+from engine.kernels.gathering import NO_EVENT_TIME
 from engine.kernels.memory import load_i64, load_u8
 from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, RowLayout
+from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, ROW_STATE, TOMBSTONE, RowLayout
 from engine.manifest import EVENT_TIMESTAMP, Manifest
-from engine.version import ViewVersion
+from engine.version import ViewVersion, read_generation
 from loaders.generation import (
     GenerationBuilder,
     Progress,
@@ -24,8 +25,11 @@ from loaders.generation import (
     encode_published,
 )
 from loaders.published_rows import EntryReader
+from loaders.retention import retained
 from loaders.segment_writer import ChunkBuilder
-from loaders.store_writer import StoreWriter, seal_overlay
+from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
+
+_ANY_TIME = int(NO_EVENT_TIME)
 
 
 def load_snapshot(
@@ -46,11 +50,8 @@ def load_snapshot(
         manifest.view.check_succeeds(old.view_schema)
     clear_unfinished(writer.store, view, but=generation_id)
 
-    def take_kept(record: ViewRecord | None) -> ViewRecord | None:
-        kept = next((base for base in record.kept if base.id == generation_id), None) if record else None
-        return _on_base(writer, manifest, kept, record) if kept else None
-
-    if writer.commit_view(view, take_kept) is not None:
+    if old is not None and generation_id in (kept.id for kept in old.kept):
+        _take_kept(writer, manifest)
         return
     builder = GenerationBuilder(writer.store, view, generation_id)
     build_from_entry(builder, EntryReader(root, manifest), progress)
@@ -63,11 +64,24 @@ def load_snapshot(
         watermark=manifest.watermark,
     )
 
-    def swap(record: ViewRecord | None) -> ViewRecord:
-        builder.complete()
-        return _on_base(writer, manifest, base, record)
+    with writer.changing(view):
+        pushed = retained(writer.version().views.get(view), builder.segment(base), manifest.view)
 
-    writer.commit_view(view, swap)
+        def swap(record: ViewRecord | None) -> ViewRecord:
+            builder.complete()
+            return _on_base(writer, manifest, base, record, pushed)
+
+        writer.commit_view(view, swap, pushed)
+
+
+def _take_kept(writer: StoreWriter, manifest: Manifest) -> None:
+    """Go to the base that a snapshot became before, and that was kept."""
+    view = manifest.view.name
+    with writer.changing(view):
+        version = writer.version().view(view)
+        base = next(base for base in version.record.kept if base.id == manifest.snapshot_id)
+        pushed = retained(version, read_generation(writer.store, base), manifest.view)
+        writer.commit_view(view, lambda record: _on_base(writer, manifest, base, record, pushed), pushed)
 
 
 def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> None:
@@ -82,10 +96,15 @@ def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> No
         FileDamaged: a file is not what its manifest says; the last version stands.
         StoreFull: there is no room; the last version stands.
     """
+    with writer.changing(manifest.view.name):
+        _lay_over(writer, EntryReader(root, manifest), manifest)
+
+
+def _lay_over(writer: StoreWriter, reader: EntryReader, manifest: Manifest) -> None:
     view = manifest.view.name
     version = writer.version().view(view)
     manifest.view.check_succeeds(version.record.view_schema)
-    chunks = _delta_chunks(EntryReader(root, manifest), version)
+    chunks = _delta_chunks(reader, version)
     overlay = None
     if chunks:
         overlay = seal_overlay(
@@ -108,23 +127,24 @@ def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> No
 
 
 def roll_back(writer: StoreWriter, view: str, generation_id: str) -> None:
-    """Serve a kept base as it was loaded, and stay there until `follow_again`.
+    """Serve a kept base as it was loaded, under what was pushed since, and stay there until `follow_again`.
 
     Raises:
         GenerationNotKept: this node has no such generation of the view.
     """
-
-    def go_back(record: ViewRecord | None) -> ViewRecord:
-        known = (record.base, *record.kept) if record else ()
+    with writer.changing(view):
+        version = writer.version().views.get(view)
+        known = (version.record.base, *version.record.kept) if version else ()
         base = next((base for base in known if base.id == generation_id), None)
-        if base is None or record is None:
+        if base is None or version is None:
             ids = ", ".join(base.id for base in known) or "none"
             raise GenerationNotKept(f"view {view!r} has no generation {generation_id!r} on this node; it has {ids}")
-        return record.model_copy(
+        pushed = retained(version, read_generation(writer.store, base), base.view_schema)
+        went_back = version.record.model_copy(
             update={
                 "view_schema": base.view_schema,
                 "base": base,
-                "overlays": (),
+                "overlays": (pushed.record,) if pushed else (),
                 "kept": tuple(other for other in known if other.id != generation_id),
                 "applied_seq": base.last_seq,
                 "applied_entry": base.last_entry,
@@ -133,8 +153,7 @@ def roll_back(writer: StoreWriter, view: str, generation_id: str) -> None:
                 "pinned": True,
             }
         )
-
-    writer.commit_view(view, go_back)
+        writer.commit_view(view, lambda record: went_back, pushed)
 
 
 def follow_again(writer: StoreWriter, view: str) -> None:
@@ -160,11 +179,18 @@ def _at_entry(
     )
 
 
-def _on_base(writer: StoreWriter, manifest: Manifest, base: SegmentRecord, record: ViewRecord | None) -> ViewRecord:
-    """A view that stands at a snapshot; bases before it stay for going back."""
+def _on_base(
+    writer: StoreWriter,
+    manifest: Manifest,
+    base: SegmentRecord,
+    record: ViewRecord | None,
+    pushed: NewOverlay | None,
+) -> ViewRecord:
+    """A view that stands at a snapshot, with what was pushed over it; bases before it stay for going back."""
     earlier = (record.base, *record.kept) if record else ()
     kept = tuple(other for other in earlier if other.id != base.id)
-    return _at_entry(manifest, base, (), kept[: writer.kept_generations])
+    overlays = (pushed.record,) if pushed else ()
+    return _at_entry(manifest, base, overlays, kept[: writer.kept_generations])
 
 
 def _origin(manifest: Manifest) -> Origin:
@@ -187,14 +213,17 @@ def _without_late_rows(batch: pa.RecordBatch, version: ViewVersion) -> pa.Record
     first, second = (batch.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2))
     address, chunk = np.empty(first.size, np.int64), np.empty(first.size, np.int64)
     finding.find(first, second, version.chunks, version.segment_starts, address, chunk)
-    on_time = np.empty(first.size, np.bool_)
-    mark_on_time(address, batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy(), on_time)
+    stored = np.empty(first.size, np.int64)
+    stored_event_times(address, stored)
+    on_time = batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy() >= stored
     return batch if on_time.all() else batch.filter(pa.array(on_time))
 
 
 @njit(nogil=True, cache=True)
-def mark_on_time(address: Any, event_time: Any, on_time: Any) -> None:
-    """Mark the rows whose event time is not older than that of the living row found at their address, if one was."""
+def stored_event_times(address: Any, event_time: Any) -> None:
+    """Write the event time that a later row must have at least to replace the row at an address: NO_EVENT_TIME if any
+    will do, because there is no row, or a tombstone that was not pushed, which a fold forgets."""
     for row in range(address.size):
-        alive = address[row] != finding.NOT_FOUND and load_u8(address[row] + ROW_PRESENCE) & 1 == 0
-        on_time[row] = not alive or event_time[row] >= load_i64(address[row] + ROW_EVENT_TIME)
+        event_time[row] = _ANY_TIME
+        if address[row] != finding.NOT_FOUND and load_u8(address[row] + ROW_PRESENCE) & ROW_STATE != TOMBSTONE:
+            event_time[row] = load_i64(address[row] + ROW_EVENT_TIME)

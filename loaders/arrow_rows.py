@@ -14,11 +14,14 @@ from numba import njit
 from engine.kernels.memory import copy_bytes, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import (
+    FIRST_FEATURE_BIT,
     HEAP_LENGTH_BITS,
     MAX_HEAP_VALUE,
+    PUSHED,
     ROW_EVENT_TIME,
     ROW_PRESENCE,
     ROW_SECOND_HASH,
+    TOMBSTONE_BIT,
     Storage,
     storage_of,
     width_of,
@@ -44,6 +47,7 @@ _BYTE = int(Storage.BYTE)
 _WORD_4 = int(Storage.WORD_4)
 _WORD_8 = int(Storage.WORD_8)
 _INLINE = int(Storage.INLINE)
+_TOMBSTONE = 1 << TOMBSTONE_BIT
 _BLOCK = 128
 
 
@@ -64,8 +68,8 @@ def published_schema(schema: ViewSchema, *, delta: bool) -> pa.Schema:
     return pa.schema(fields)
 
 
-def encode(builder: ChunkBuilder, start: int, batch: pa.RecordBatch) -> None:
-    """Write a batch, of columns as in `published_schema`, into the builder's rows from `start` on.
+def encode(builder: ChunkBuilder, start: int, batch: pa.RecordBatch, *, pushed: bool = False) -> None:
+    """Write a batch, of columns as in `published_schema`, into the builder's rows from `start` on, as pushed or not.
 
     Raises:
         ValueError: a value is longer than MAX_HEAP_VALUE, a list holds a null, or an embedding has another length than
@@ -81,7 +85,7 @@ def encode(builder: ChunkBuilder, start: int, batch: pa.RecordBatch) -> None:
         kept_alive.append(column)
         _describe(column, feature.type, sources[index])
         sources[index, FIELD] = layout.offsets[index]
-        sources[index, PRESENCE_BIT] = index + 1
+        sources[index, PRESENCE_BIT] = FIRST_FEATURE_BIT + index
         if storage_of(feature.type) is Storage.HEAP:
             heap_bytes += _heap_bytes(column)
     used_before = builder.heap_size
@@ -91,7 +95,7 @@ def encode(builder: ChunkBuilder, start: int, batch: pa.RecordBatch) -> None:
         layout.stride,
         _integers(batch.column(KEY_HASH_2)),
         _integers(batch.column(EVENT_TIMESTAMP)),
-        _tombstones(batch),
+        _states(batch, pushed),
         sources,
         heap,
         used_before,
@@ -111,11 +115,13 @@ def _integers(column: pa.Array) -> npt.NDArray[np.int64]:
     return values[column.offset : column.offset + len(column)]
 
 
-def _tombstones(batch: pa.RecordBatch) -> npt.NDArray[np.uint8]:
-    if TOMBSTONE not in batch.schema.names:
-        return np.zeros(batch.num_rows, np.uint8)
-    flags: npt.NDArray[np.bool_] = batch.column(TOMBSTONE).to_numpy(zero_copy_only=False)
-    return flags.view(np.uint8)
+def _states(batch: pa.RecordBatch, pushed: bool) -> npt.NDArray[np.uint8]:
+    """The first byte of each row's presence bitmap, before any feature is in it."""
+    states = np.full(batch.num_rows, PUSHED if pushed else 0, np.uint8)
+    if TOMBSTONE in batch.schema.names:
+        flags: npt.NDArray[np.bool_] = batch.column(TOMBSTONE).to_numpy(zero_copy_only=False)
+        states |= flags.view(np.uint8) << TOMBSTONE_BIT
+    return states
 
 
 def _encode_keys(builder: ChunkBuilder, start: int, batch: pa.RecordBatch) -> None:
@@ -209,13 +215,13 @@ def _copy_words(row: int, stride: int, count: int, byte: int, mask: int, field: 
 
 @njit(nogil=True, cache=True)
 def encode_rows(
-    rows: int, stride: int, second: Any, event_time: Any, tombstones: Any, sources: Any, heap: int, heap_offset: int
+    rows: int, stride: int, second: Any, event_time: Any, states: Any, sources: Any, heap: int, heap_offset: int
 ) -> Any:
     """Write rows from columns.
 
     Args:
         rows: address of the first row; all rows are zero.
-        second, event_time, tombstones: int64, int64 and uint8[rows].
+        second, event_time, states: int64, int64 and uint8[rows].
         sources: int64[features, SOURCE_COLUMNS].
         heap: address where variable-length values go, which is `heap_offset` bytes into the chunk's heap.
 
@@ -228,8 +234,8 @@ def encode_rows(
         for row in range(block, block_end):
             store_i64(rows + stride * row + ROW_SECOND_HASH, second[row])
             store_i64(rows + stride * row + ROW_EVENT_TIME, event_time[row])
-            store_u8(rows + stride * row + ROW_PRESENCE, tombstones[row])
-        all_alive = not tombstones[block:block_end].any()
+            store_u8(rows + stride * row + ROW_PRESENCE, states[row])
+        all_alive = not (states[block:block_end] & _TOMBSTONE).any()
         for feature in range(sources.shape[0]):
             source = sources[feature]
             storage = source[STORAGE]
@@ -240,7 +246,7 @@ def encode_rows(
                 _copy_words(rows + stride * block, stride, block_end - block, byte, mask, source[FIELD], values)
                 continue
             for row in range(block, block_end):
-                if tombstones[row] or not _is_valid(source, row):
+                if states[row] & _TOMBSTONE or not _is_valid(source, row):
                     continue
                 address = rows + stride * row
                 store_u8(address + byte, load_u8(address + byte) | mask)

@@ -8,9 +8,11 @@ and Saxe, as log-structured merge trees use it).
 from collections.abc import Callable, Sequence
 
 from engine.catalog import SegmentRecord, ViewRecord
+from engine.schema import ViewSchema
+from engine.segment import Segment
 from loaders.generation import CHUNK_BYTES, GenerationBuilder, fold_id, is_fold
 from loaders.merge import Merge
-from loaders.store_writer import StoreWriter, seal_overlay
+from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
 
 TIER_GROWTH = 4
 MAX_OVERLAYS = 6
@@ -40,20 +42,33 @@ def should_fold(record: ViewRecord) -> bool:
 
 def merge_overlays(writer: StoreWriter, view: str) -> bool:
     """Merge what the tiers ask for, leaving alone what is being folded; whether anything was merged."""
-    version = writer.version().view(view)
-    records = list(version.record.overlays)
-    ids = [record.id for record in records]
-    newest_folded = writer.folding.get(view)
-    if newest_folded in ids:
-        records = records[: ids.index(newest_folded)]
-    count = overlays_to_merge(records)
-    if not count:
-        return False
-    merged = records[:count]
-    merge = Merge(version.segments[:count], version.record.view_schema, drop_tombstones=False)
-    newest, oldest = merged[0], merged[-1]
-    overlay = seal_overlay(
-        version.record.view_schema,
+    with writer.changing(view):
+        version = writer.version().view(view)
+        count = overlays_to_merge(unfolded(version.record.overlays, writer.folding.get(view)))
+        if not count:
+            return False
+        overlay = merged(version.record.view_schema, version.segments[:count])
+
+        def replace(record: ViewRecord | None) -> ViewRecord | None:
+            if record is None:
+                return None
+            return record.model_copy(update={"overlays": (overlay.record, *record.overlays[count:])})
+
+        return writer.commit_view(view, replace, overlay) is not None
+
+
+def unfolded(overlays: Sequence[SegmentRecord], newest_folded: str | None) -> Sequence[SegmentRecord]:
+    """Those of a view's overlays, newest first, that a fold under way does not count on."""
+    ids = [overlay.id for overlay in overlays]
+    return overlays[: ids.index(newest_folded)] if newest_folded in ids else overlays
+
+
+def merged(schema: ViewSchema, segments: Sequence[Segment]) -> NewOverlay:
+    """Some of a view's segments, newest first, as one overlay."""
+    merge = Merge(segments, schema, drop_tombstones=False)
+    newest, oldest = segments[0].record, segments[-1].record
+    return seal_overlay(
+        schema,
         list(merge.chunks(CHUNK_BYTES)),
         merge.origins,
         first_seq=oldest.first_seq,
@@ -62,23 +77,17 @@ def merge_overlays(writer: StoreWriter, view: str) -> bool:
         watermark=newest.watermark,
     )
 
-    def replace(record: ViewRecord | None) -> ViewRecord | None:
-        if record is None or list(record.overlays[:count]) != merged:
-            return None
-        return record.model_copy(update={"overlays": (overlay.record, *record.overlays[count:])})
-
-    return writer.commit_view(view, replace, overlay) is not None
-
 
 def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambda rows: None) -> bool:
     """Write a new base that holds the base and all overlays of now; overlays that come meanwhile stay over it.
 
     Returns whether it took over: not if another base did meanwhile.
     """
-    version = writer.version().view(view)
-    record = version.record
-    if record.overlays:
-        writer.folding[view] = record.overlays[0].id
+    with writer.changing(view):
+        version = writer.version().view(view)
+        record = version.record
+        if record.overlays:
+            writer.folding[view] = record.overlays[0].id
     builder = GenerationBuilder(writer.store, view, fold_id(record.applied_seq))
     try:
         merge = Merge(version.segments, record.view_schema, drop_tombstones=True)

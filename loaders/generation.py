@@ -23,7 +23,7 @@ from engine.errors import FileDamaged, StoreDamaged
 from engine.export_root import sync_directory
 from engine.layout import RowLayout
 from engine.schema import ViewSchema
-from engine.segment import Chunk
+from engine.segment import Chunk, Segment
 from loaders.arrow_rows import encode
 from loaders.environment_file import FIRST_VALUE, MAX_VALUE_BYTES, EnvironmentFile, StoredValue, next_value
 from loaders.published_rows import EntryReader, RowGroup
@@ -41,12 +41,14 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A chunk of a generation, and where it begins in the file."""
+    """A chunk of a generation, and where it begins in the file. `rows` counts tombstones too."""
 
     rows: int
     offset: int
     size: int
     max_hash: int
+    tombstones: int = 0
+    pushed: int = 0
 
 
 class GenerationBuilder:
@@ -74,6 +76,7 @@ class GenerationBuilder:
         Raises:
             StoreFull: the disk has no room; nothing of the chunk is left.
         """
+        tombstones, pushed = chunk.tombstones, chunk.pushed
         value, first, last = chunk.finish(), int(chunk.hashes[0]), int(chunk.hashes[-1])
         if self.chunks and first <= self.chunks[-1].max_hash:
             raise FileDamaged(f"{self.path}: two chunks share a first hash; export with another number of shards")
@@ -81,7 +84,7 @@ class GenerationBuilder:
             raise FileDamaged(f"{self.path}: a chunk takes {value.size} bytes; write row groups of less than 4 GiB")
         with store_full_named(self.path):
             offset = self._file.append(chunk_key(self.id, len(self.chunks)), value)
-        self.chunks.append(StoredChunk(chunk.rows, offset, value.size, last))
+        self.chunks.append(StoredChunk(chunk.rows, offset, value.size, last, tombstones, pushed))
 
     def record(
         self,
@@ -103,12 +106,18 @@ class GenerationBuilder:
             last_entry=last_entry,
             chunks=len(self.chunks),
             offsets=tuple(chunk.offset for chunk in self.chunks),
-            rows=sum(chunk.rows for chunk in self.chunks),
-            tombstones=0,
+            rows=sum(chunk.rows - chunk.tombstones for chunk in self.chunks),
+            tombstones=sum(chunk.tombstones for chunk in self.chunks),
+            pushed=sum(chunk.pushed for chunk in self.chunks),
             bytes=sum(chunk.size for chunk in self.chunks),
             watermark=watermark,
             created_at=datetime.now(UTC),
         )
+
+    def segment(self, record: SegmentRecord) -> Segment:
+        """All chunks so far as a segment to look up in, while the generation has no name yet."""
+        content = map_generation(self._building)
+        return Segment(record, [Chunk(content[chunk.offset :], f"{self._building}") for chunk in self.chunks])
 
     def complete(self) -> None:
         """Give the generation its name, for the catalog to refer to; to be called while no other commit can happen, as
@@ -126,7 +135,7 @@ class GenerationBuilder:
 
 def _chunks_on_disk(building: Path) -> list[StoredChunk]:
     """The chunks that a build left. Each was on disk before its successor was begun: only the last may be there in
-    part."""
+    part. Only builds of snapshots go on, which hold neither tombstones nor pushed rows."""
     found: list[tuple[int, Chunk]] = []
     with suppress(StoreDamaged):  # This is how it ends: behind the last chunk there is none.
         content, offset = map_generation(building), FIRST_VALUE

@@ -4,7 +4,7 @@ Overlays are merged so that a lookup meets few of them, and folded with their ba
 rows come in the order of their hashes already; a merge goes through them once, a range of hashes at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,14 @@ from engine.kernels.finding import HEAP, SEGMENT
 from engine.kernels.gathering import ABSENT, HEAP_REFERENCE, OFFSET, OPERATION, PRESENCE_BIT, copy_field, is_present
 from engine.kernels.memory import copy_bytes, load_i64, load_u8, load_u32, store_i64, store_u8
 from engine.layout import (
+    FIRST_FEATURE_BIT,
     HEAP_LENGTH_BITS,
     MAX_HEAP_VALUE,
     ROW_EVENT_TIME,
     ROW_PRESENCE,
     ROW_SECOND_HASH,
+    ROW_STATE,
+    TOMBSTONE,
     RowLayout,
     width_of,
 )
@@ -35,17 +38,31 @@ _KEYS = 1
 _ORIGINS = 2
 _COLD_COLUMNS = 3
 
+_Int64s = npt.NDArray[np.int64]
+
 MAX_ORIGINS = 1000
 """The catalog names so many origins of a segment; rows of older ones count as written by the oldest of these."""
 
 
 class Merge:
-    """A merge of segments, newest first, under a schema that all their schemas lead to."""
+    """A merge of segments, newest first, under a schema that all their schemas lead to.
 
-    def __init__(self, segments: Sequence[Segment], schema: ViewSchema, *, drop_tombstones: bool) -> None:
+    Args:
+        only: which of the newest rows are taken, by their first hashes and addresses, int64[rows] each; all by default.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        schema: ViewSchema,
+        *,
+        drop_tombstones: bool,
+        only: Callable[[_Int64s, _Int64s], npt.NDArray[np.bool_]] | None = None,
+    ) -> None:
         self.layout = RowLayout(schema)
         self._segments = segments
         self._drop_tombstones = drop_tombstones
+        self._only = only
         self._chunks, self._starts = chunk_table(segments)
         chunks = [chunk for segment in segments for chunk in segment.chunks]
         self._all_chunks = chunks
@@ -92,8 +109,12 @@ class Merge:
             ends.append(sum(part.size for part in hashes))
         address = np.concatenate(addresses)
         picked = np.empty(address.size, np.int64)
-        count = pick_newest(np.concatenate(hashes), address, np.array(ends, np.int64), self._drop_tombstones, picked)
-        return address[picked[:count]], np.concatenate(chunk_of)[picked[:count]]
+        first = np.concatenate(hashes)
+        count = pick_newest(first, address, np.array(ends, np.int64), self._drop_tombstones, picked)
+        picked = picked[:count]
+        if self._only is not None:
+            picked = picked[self._only(first[picked], address[picked])]
+        return address[picked], np.concatenate(chunk_of)[picked]
 
     def _copy(self, address: npt.NDArray[np.int64], chunk_of: npt.NDArray[np.int64]) -> ChunkBuilder:
         builder = ChunkBuilder(self.layout, address.size, with_origins=len(self.origins) > 1)
@@ -142,7 +163,8 @@ def pick_newest(hashes: Any, address: Any, ends: Any, drop_tombstones: bool, pic
     Args:
         hashes, address: int64[rows], first hash and address of each row, run after run, newest run first.
         ends: int64[runs + 1], where each run begins; the last is the number of rows.
-        drop_tombstones: leave out keys whose newest row is a tombstone.
+        drop_tombstones: leave out keys whose newest row is a tombstone, unless it was pushed: that one is still to
+            hide the row of a later snapshot.
         picked: int64[rows], becomes the positions of the rows that stay, in order.
 
     Returns:
@@ -161,7 +183,7 @@ def pick_newest(hashes: Any, address: Any, ends: Any, drop_tombstones: bool, pic
         if best < 0:
             return count
         winner = heads[best]
-        if not (drop_tombstones and load_u8(address[winner] + ROW_PRESENCE) & 1):
+        if not (drop_tombstones and load_u8(address[winner] + ROW_PRESENCE) & ROW_STATE == TOMBSTONE):
             picked[count] = winner
             count += 1
         second = load_i64(address[winner] + ROW_SECOND_HASH)
@@ -241,14 +263,14 @@ def copy_rows(
         key_offsets[row + 1] = keys_used
         store_i64(target + ROW_SECOND_HASH, load_i64(source + ROW_SECOND_HASH))
         store_i64(target + ROW_EVENT_TIME, load_i64(source + ROW_EVENT_TIME))
-        store_u8(target + ROW_PRESENCE, load_u8(source + ROW_PRESENCE) & 1)
+        store_u8(target + ROW_PRESENCE, load_u8(source + ROW_PRESENCE) & ROW_STATE)
         instructions = program[chunks[chunk, SEGMENT]]
         for feature in range(instructions.shape[0]):
             operation = instructions[feature, OPERATION]
             if operation == ABSENT or not is_present(source, instructions[feature, PRESENCE_BIT]):
                 continue
-            byte = target + ROW_PRESENCE + ((feature + 1) >> 3)
-            store_u8(byte, load_u8(byte) | 1 << ((feature + 1) & 7))
+            byte = target + ROW_PRESENCE + ((FIRST_FEATURE_BIT + feature) >> 3)
+            store_u8(byte, load_u8(byte) | 1 << ((FIRST_FEATURE_BIT + feature) & 7))
             field = target + fields[feature, 0]
             value = source + instructions[feature, OFFSET]
             if operation != HEAP_REFERENCE:

@@ -16,8 +16,9 @@ from engine.kernels.memory import address_of, load_i64, store_i32
 from engine.layout import (
     CHECKSUM_OFFSET,
     HEADER_SIZE,
+    PUSHED,
     ROW_PRESENCE,
-    TOMBSTONE_BIT,
+    TOMBSTONE,
     ChunkHeader,
     RowLayout,
     most_buckets,
@@ -116,10 +117,16 @@ class ChunkBuilder:
     @property
     def tombstones(self) -> int:
         """How many of the rows are tombstones."""
-        presence = self._section(self._row_data, np.uint8, self.layout.stride * self.rows)[
-            ROW_PRESENCE :: self.layout.stride
-        ]
-        return int(np.count_nonzero(presence & (1 << TOMBSTONE_BIT)))
+        return self._count(TOMBSTONE)
+
+    @property
+    def pushed(self) -> int:
+        """How many of the rows, tombstones included, were pushed."""
+        return self._count(PUSHED)
+
+    def _count(self, state: int) -> int:
+        rows = self._section(self._row_data, np.uint8, self.layout.stride * self.rows)
+        return int(np.count_nonzero(rows[ROW_PRESENCE :: self.layout.stride] & state))
 
     def finish(self) -> npt.NDArray[np.uint8]:
         """The sealed chunk, uint8[bytes], in the builder's memory; the builder is of no further use."""

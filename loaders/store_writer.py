@@ -8,7 +8,8 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+import lmdb
 import numpy as np
 import numpy.typing as npt
 
@@ -24,8 +26,10 @@ from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
 from engine.environment import generation_path, generations_path, open_live, store_full_named
 from engine.errors import ShoalError, StoreLocked
 from engine.schema import FeatureService, ViewSchema
+from engine.segment import Chunk, Segment
 from engine.version import StoreVersion, read_version
 from loaders.generation import clear_dead_folds
+from loaders.request_log import RequestLog
 from loaders.segment_writer import ChunkBuilder
 
 LOCK = "writer.lock"
@@ -37,6 +41,10 @@ class NewOverlay:
 
     record: SegmentRecord
     chunks: Sequence[npt.NDArray[np.uint8]]
+
+    def segment(self) -> Segment:
+        """It as a segment to look up in, in the memory that it was made in."""
+        return Segment(self.record, [Chunk(chunk.data, self.record.id) for chunk in self.chunks])
 
 
 class StoreWriter:
@@ -52,11 +60,13 @@ class StoreWriter:
         self.folding: dict[str, str] = {}
         """View → the newest overlay that is being folded into a new base: it and older ones must stay as they are."""
         self._committing = threading.RLock()
+        self._changing: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         with store_full_named(store), ExitStack() as unless_open:
             (store / "run").mkdir(parents=True, exist_ok=True)
             self._lock_file = unless_open.enter_context(_lock(store / "run" / LOCK))
             self._live = open_live(store, writable=True)
             self._live.env.reader_check()
+            self.requests = RequestLog(self._live)
             self._version = read_version(store, self._live, None)
             unless_open.pop_all()
         for view, version in self._version.views.items():
@@ -87,10 +97,21 @@ class StoreWriter:
         version = self.version().views.get(view)
         return version.record if version else None
 
+    def changing(self, view: str) -> threading.RLock:
+        """The lock to hold from reading what a view's rows are until the commit of what follows from it."""
+        with self._committing:
+            return self._changing[view]
+
     def commit_view(
-        self, view: str, change: Callable[[ViewRecord | None], ViewRecord | None], overlay: NewOverlay | None = None
+        self,
+        view: str,
+        change: Callable[[ViewRecord | None], ViewRecord | None],
+        overlay: NewOverlay | None = None,
+        *,
+        also: Callable[[lmdb.Transaction], None] | None = None,
     ) -> ViewRecord | None:
-        """Replace a view's record by what `change` makes of the newest one, and store a new overlay with it.
+        """Replace a view's record by what `change` makes of the newest one, and store a new overlay with it, and what
+        `also` writes in the same transaction.
 
         `change` runs while no other commit can, and may give a generation its name. Where it returns None nothing is
         written. Overlays and generations that the new record does not name are removed; a version still in use keeps
@@ -109,15 +130,35 @@ class StoreWriter:
                     for number, chunk in enumerate(overlay.chunks):
                         key = chunk_key(overlay.record.id, number)
                         transaction.put(key, chunk.data, db=self._live.segments)
-                for gone in set(old.overlays if old else ()) - set(new.overlays):
-                    for number in range(gone.chunks):
-                        transaction.delete(chunk_key(gone.id, number), db=self._live.segments)
+                self._delete_overlays(transaction, set(old.overlays if old else ()) - set(new.overlays))
                 catalog.write_view(transaction, self._live.catalog, view, new)
+                if also is not None:
+                    also(transaction)
                 if old is None or (old.applied_entry, old.pinned) != (new.applied_entry, new.pinned):
                     catalog.write_trouble(transaction, self._live.catalog, view, None)
             self._live.env.reader_check()
-            self._remove_unreferenced(view, new)
+            if old is None or (old.base, old.kept) != (new.base, new.kept):
+                self._remove_unreferenced(view, new)
             return new
+
+    def remove_view(self, view: str) -> None:
+        """Remove a view and all that the store has of it; versions still in use keep their rows.
+
+        Raises:
+            StoreFull: there is no room to note it; the view stands.
+        """
+        with self._committing:
+            old = self.version().view(view).record
+            with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+                self._delete_overlays(transaction, old.overlays)
+                catalog.delete_view(transaction, self._live.catalog, view)
+                catalog.write_trouble(transaction, self._live.catalog, view, None)
+            shutil.rmtree(generations_path(self.store, view), ignore_errors=True)
+
+    def _delete_overlays(self, transaction: lmdb.Transaction, overlays: Iterable[SegmentRecord]) -> None:
+        for gone in overlays:
+            for number in range(gone.chunks):
+                transaction.delete(chunk_key(gone.id, number), db=self._live.segments)
 
     def commit_root(self, root: str, services: tuple[FeatureService, ...]) -> None:
         """Note where the store is loaded from and which feature services there are, if that is new."""
@@ -179,6 +220,7 @@ def seal_overlay(
         chunks=len(sealed),
         rows=rows - tombstones,
         tombstones=tombstones,
+        pushed=sum(chunk.pushed for chunk in chunks),
         bytes=sum(chunk.size for chunk in sealed),
         watermark=watermark,
         created_at=datetime.now(UTC),

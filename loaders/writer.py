@@ -16,12 +16,17 @@ import pydantic
 from aiohttp import web
 from watchfiles import Change, awatch
 
-from engine.control import error_document, listen_unix, writer_socket_path
-from engine.errors import LookupInvalid, ShoalError
+from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
+from engine.errors import DefinitionError, LookupInvalid, ShoalError
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
+from engine.pushed_rows import decode_rows
+from engine.schema import ViewSchema
 from loaders.compaction import fold, should_fold
+from loaders.definition import define_view, drop_view
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, catch_up
+from loaders.push import Push
+from loaders.push_queue import PushQueue
 from loaders.reload import ReloadRequest, reload_view, views_to_reload
 from loaders.store_writer import StoreWriter
 
@@ -30,6 +35,7 @@ log = logging.getLogger("shoal.writer")
 _NICENESS = 5
 _DEBOUNCE_MS = 50
 _STEP_MS = 10
+_LARGEST_ORDER = 1 << 30
 
 
 class LogObserver:
@@ -71,6 +77,7 @@ class WriterProcess:
         self._news: set[str] = set()
         self._catching_up: set[str] = set()
         self._folding: set[str] = set()
+        self._pushes = PushQueue(writer, self._fold_if_due)
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; SIGHUP looks for news at once.
@@ -175,8 +182,11 @@ class WriterProcess:
     # --- orders ----------------------------------------------------------------------------------------------
 
     def _control(self) -> web.Application:
-        app = web.Application(middlewares=[_errors_as_json])
+        app = web.Application(middlewares=[_errors_as_json], client_max_size=_LARGEST_ORDER)
         app.router.add_post("/reload", self._reload)
+        app.router.add_post("/push", self._push)
+        app.router.add_put("/views", self._define_view)
+        app.router.add_delete("/views/{view}", self._drop_view)
         app.router.add_get("/status", self._status)
         return app
 
@@ -194,6 +204,26 @@ class WriterProcess:
                 )
                 self._fold_if_due(view)
         return web.json_response({"views": answers})
+
+    async def _push(self, request: web.Request) -> web.Response:
+        order = Push(decode_rows(await request.read()), request.headers.get(REQUEST_ID_HEADER))
+        pushed = await self._pushes.submit(request.query["view"], order)
+        return web.json_response(
+            {"rows": pushed.applied.rows, "superseded": pushed.applied.superseded, "version": pushed.version}
+        )
+
+    async def _define_view(self, request: web.Request) -> web.Response:
+        try:
+            schema = ViewSchema.model_validate_json(await request.read())
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise DefinitionError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        await asyncio.to_thread(define_view, self._writer, schema)
+        return web.json_response({})
+
+    async def _drop_view(self, request: web.Request) -> web.Response:
+        await asyncio.to_thread(drop_view, self._writer, request.match_info["view"])
+        return web.json_response({})
 
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(

@@ -163,10 +163,13 @@ class _Mapping:
             "features": features,
             "timestamp_field": timestamp,
             "ttl": _duration(view.ttl),
+            "push_source": None,
             "source": mapped,
         }
         stream = getattr(view, "stream_source", None)
-        if stream is not None:
+        if stream is not None and type(stream).__name__ == "PushSource":
+            self.views[view.name]["push_source"] = stream.name
+        elif stream is not None:
             kind = type(stream).__name__
             self._note(view.name, f"what arrives by its {kind} {stream.name} is not followed, only its batch source is")
         endpoint = getattr(source, "s3_endpoint_override", None)
@@ -268,7 +271,7 @@ def _view_lines(name: str, view: Mapping[str, Any]) -> Iterator[str]:
     for member in ("join_keys", "features"):
         yield f"    {member}:"
         yield from (f"      - {{name: {_scalar(column)}, type: {_scalar(of)}}}" for column, of in view[member].items())
-    for member in ("timestamp_field", "ttl"):
+    for member in ("timestamp_field", "ttl", "push_source"):
         if view[member] is not None:
             yield f"    {member}: {_scalar(view[member])}"
     yield "    source:"

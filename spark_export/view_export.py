@@ -104,8 +104,9 @@ def _what_to_publish(
         return "snapshot", basis.reason
     if found.shipped or found.counts[Verdict.REMOVED]:
         return "delta", None
-    if view.ttl != basis.previous.view.ttl:
-        return "delta", "the ttl changed"
+    for member in ("ttl", "timestamp_field", "push_source"):
+        if getattr(view, member) != getattr(basis.previous.view, member):
+            return "delta", f"the {member} changed"
     return None, None
 
 

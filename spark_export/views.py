@@ -110,7 +110,8 @@ class ViewDefinition(BaseModel):
     """A feature view: its schema, and how the exporter reads and publishes its rows.
 
     `timestamp_field` names the source's column of event times; without it a row's event time is the time of the run
-    that ships it. `shards` is the number of hash ranges, and so of files, in which an entry's rows are published.
+    that ships it. `push_source` is the name under which Feast's clients push rows of it to a server. `shards` is the
+    number of hash ranges, and so of files, in which an entry's rows are published.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,6 +120,7 @@ class ViewDefinition(BaseModel):
     features: tuple[FeatureDefinition, ...] = Field(min_length=1)
     timestamp_field: str | None = Field(default=None, min_length=1)
     ttl: Annotated[timedelta, BeforeValidator(_duration)] | None = None
+    push_source: str | None = Field(default=None, min_length=1)
     source: Source
     shards: int = Field(default=DEFAULT_SHARDS, ge=1, le=4096)
 
@@ -142,7 +144,14 @@ class ViewDefinition(BaseModel):
     def schema(self) -> ViewSchema:  # type: ignore[override]  # hides a deprecated method of BaseModel
         """The view as it is published."""
         features = tuple(Feature(name=feature.name, type=feature.type) for feature in self.features)
-        return ViewSchema(name=self.name, join_keys=self.join_keys, features=features, ttl=self.ttl)
+        return ViewSchema(
+            name=self.name,
+            join_keys=self.join_keys,
+            features=features,
+            ttl=self.ttl,
+            timestamp_field=self.timestamp_field,
+            push_source=self.push_source,
+        )
 
 
 class ViewsFile(BaseModel):

@@ -22,7 +22,7 @@ from engine.kernels.memory import (
     store_i64,
     store_u8,
 )
-from engine.layout import HEAP_LENGTH_BITS, MAX_HEAP_VALUE, ROW_EVENT_TIME, ROW_PRESENCE
+from engine.layout import HEAP_LENGTH_BITS, MAX_HEAP_VALUE, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
 OPERATION = 0
@@ -99,7 +99,7 @@ def judge(address: Any, zero_row: int, oldest: int, serve_stale: bool, status: A
     stale = 0
     for key in range(address.size):
         row = address[key]
-        if row == NOT_FOUND or load_u8(row + ROW_PRESENCE) & 1:
+        if row == NOT_FOUND or load_u8(row + ROW_PRESENCE) & TOMBSTONE:
             status[key] = _NOT_FOUND
             event_time[key] = NO_EVENT_TIME
             address[key] = zero_row

@@ -1,7 +1,10 @@
 """The HTTP application of one worker: its endpoints, and what all of them have in common.
 
-    POST /v1/lookup             features in JSON, Arrow or NumPy
-    POST /get-online-features   the same for Feast's clients
+    POST /v1/lookup               features in JSON, Arrow or NumPy
+    POST /get-online-features     the same for Feast's clients
+    POST /v1/push                 rows written directly
+    POST /push                    the same for Feast's clients, by push source
+    POST /write-to-online-store   and by feature view
     GET  /v1/views              schemas and feature services
     GET  /v1/status             where each view stands, and the processes
     POST /v1/reload             forwarded to the writer
@@ -23,11 +26,12 @@ from aiohttp.http_parser import RawRequestMessage
 
 from engine.control import WriterClient
 from engine.encoders.negotiation import choose_format
-from engine.errors import ShoalError
+from engine.errors import MaterializeElsewhere, ShoalError
 from engine.processes import describe_server
 from engine.server import feast
 from engine.server.accepting import ConnectionCounts, CountingServer
 from engine.server.metrics import Metrics
+from engine.server.pushes import Pushes
 from engine.server.requests import LookupRequest, ReloadRequest, check_keys, read_body, read_bytes
 from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_json
 from engine.server.served_store import ServedStore
@@ -36,7 +40,12 @@ from engine.status import describe_version, describe_views
 
 log = logging.getLogger("shoal.worker")
 
-_FEAST_PATH = "/get-online-features"
+_FEAST_PATHS = {
+    _FEAST_LOOKUP := "/get-online-features",
+    _FEAST_PUSH := "/push",
+    _FEAST_WRITE := "/write-to-online-store",
+    *(_FEAST_MATERIALIZE := ("/materialize", "/materialize-incremental")),
+}
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
@@ -45,14 +54,19 @@ class Application:
     """One worker's endpoints. `draining` is set once the worker was told to stop; `in_flight` counts requests whose
     answer is not made yet."""
 
-    def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics) -> None:
+    def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics, writer: WriterClient) -> None:
         self._settings = settings
         self._served = served
         self._metrics = metrics
-        self._writer = WriterClient(settings.store)
+        self._writer = writer
+        pushes = Pushes(settings, served, metrics, writer)
         self._endpoints: dict[str, dict[str, Handler]] = {
             "/v1/lookup": {"POST": self._lookup},
-            _FEAST_PATH: {"POST": self._lookup_for_feast},
+            "/v1/push": {"POST": pushes.push},
+            _FEAST_LOOKUP: {"POST": self._lookup_for_feast},
+            _FEAST_PUSH: {"POST": pushes.push_for_feast},
+            _FEAST_WRITE: {"POST": pushes.write_for_feast},
+            **{path: {"POST": self._materialize_for_feast} for path in _FEAST_MATERIALIZE},
             "/v1/views": {"GET": self._views},
             "/v1/status": {"GET": self._status},
             "/v1/reload": {"POST": self._reload},
@@ -103,6 +117,8 @@ class Application:
             response = await self._handler(request)(request)
         except ShoalError as error:
             response = self._refuse(request, error, str(error), error.http_status)
+            if error.retry_after is not None:
+                response.headers["Retry-After"] = str(error.retry_after)
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: {error.reason}"
             response = self._refuse(request, error, message, error.status)
@@ -123,7 +139,7 @@ class Application:
         return response
 
     def _refuse(self, request: web.BaseRequest, error: Exception, message: str, status: int) -> web.Response:
-        if request.path == _FEAST_PATH:
+        if request.path in _FEAST_PATHS:
             return feast.answer_error(error, message, status, strict=self._settings.feast_strict)
         is_foreseen = isinstance(error, ShoalError | web.HTTPException)
         return answer_error(type(error).__name__ if is_foreseen else "InternalError", message, status)
@@ -148,6 +164,12 @@ class Application:
         result, content = feast.answer(self._served.open(), asked, strict=strict)
         self._metrics.count_lookup(result)
         return answer_bytes(content, feast.MEDIA_TYPE, result.version)
+
+    async def _materialize_for_feast(self, request: web.BaseRequest) -> web.Response:
+        raise MaterializeElsewhere(
+            "the store follows an export root: run `shoal export`, which publishes what changed, or `feast "
+            "materialize` with Shoal as its online store"
+        )
 
     # --- the store ---------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ in one takes a slower way.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from aiohttp import web
@@ -28,6 +28,7 @@ MEDIA_TYPE = json_feast.MEDIA_TYPE
 _EXCEPTIONS = {
     "AmbiguousFeature": "FeatureNameCollisionError",
     "UnknownFeature": "FeastObjectNotFoundException",
+    "PushSourceUnknown": "PushSourceNotFoundException",
 }
 _MISSING = {
     "view": ("FeatureViewNotFoundException", "Feature view {} does not exist"),
@@ -56,8 +57,16 @@ class FeastRequest(BaseModel):
         return self.feature_service or self.features
 
 
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
 def parse_request(body: bytes, content_type: str) -> FeastRequest:
-    """The request in a body.
+    """The request for features in a body; raises as `parse_body`."""
+    return parse_body(body, content_type, FeastRequest)
+
+
+def parse_body(body: bytes, content_type: str, model: type[_Body], *, nan: bool = False) -> _Body:
+    """What a body says; with `nan` it may say NaN, which JSON has not but Python writes.
 
     Raises:
         FeastBodyInvalid: it is not JSON, or has not the members, or they are not of the types that Feast takes.
@@ -67,12 +76,9 @@ def parse_request(body: bytes, content_type: str) -> FeastRequest:
     if not _is_json(content_type):
         shown = body.decode(errors="replace")
         raise _refused({"type": "model_attributes_type", "loc": ["body"], "msg": _NOT_JSON, "input": shown})
+    content = _loads(body, nan)
     try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise _refused(_not_json(body, error)) from None
-    try:
-        return FeastRequest.model_validate(content, from_attributes=True)
+        return model.model_validate(content, from_attributes=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise _refused(*({**detail, "loc": ["body", *detail["loc"]]} for detail in details)) from None
@@ -83,16 +89,23 @@ def _is_json(content_type: str) -> bool:
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
-def _not_json(body: bytes, error: json.JSONDecodeError) -> dict[str, Any]:
-    """The complaint about a body that is not JSON, in the words of Python's own parser, which Feast's server uses."""
+def _loads(body: bytes, nan: bool) -> Any:
+    """The content of a body; the words for what is not JSON are those of Python's own parser, which Feast's server
+    uses."""
     try:
-        json.loads(body)
-    except json.JSONDecodeError as own:
-        error = own
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        refusal: json.JSONDecodeError = error
+    try:
+        content = json.loads(body)
+        if nan:
+            return content
+    except json.JSONDecodeError as error:
+        refusal = error
     except (ValueError, RecursionError):
         pass
-    place = ["body", error.pos]
-    return {"type": "json_invalid", "loc": place, "msg": "JSON decode error", "input": {}, "ctx": {"error": error.msg}}
+    why = {"loc": ["body", refusal.pos], "ctx": {"error": refusal.msg}}
+    raise _refused({"type": "json_invalid", "msg": "JSON decode error", "input": {}, **why})
 
 
 def _refused(*details: Mapping[str, Any]) -> FeastBodyInvalid:
@@ -177,7 +190,7 @@ def answer_error(error: Exception, message: str, status: int, *, strict: bool) -
         content = orjson.dumps({"detail": error.details}, default=str)
         return web.Response(body=content, status=status, content_type=MEDIA_TYPE)
     kind = _EXCEPTIONS.get(type(error).__name__, "FeastError")
-    if isinstance(error, UnknownFeature) and error.what != "feature":
+    if isinstance(error, UnknownFeature) and error.what in _MISSING:
         kind, pattern = _MISSING[error.what]
         message = f"{pattern.format(error.name)}: {message}"
     elif strict and isinstance(error, LookupInvalid) and status in (400, 404):

@@ -63,6 +63,13 @@ class Metrics:
             multiprocess_mode="liveall",
             registry=None,
         )
+        self._pushes = Counter(
+            "shoal_pushed_rows",
+            "Rows pushed and written, or superseded by a newer row of the store",
+            ["view", "outcome"],
+            registry=None,
+        )
+        self._pushed = cache(self._pushes.labels)
         self._answered = cache(self._requests.labels)
         self._valued = cache(self._values.labels)
 
@@ -78,6 +85,11 @@ class Metrics:
             for status in Status:
                 if counts[status]:
                     self._valued(view, status.name).inc(counts[status])
+
+    def count_push(self, view: str, rows: int, superseded: int) -> None:
+        """One push was answered."""
+        self._pushed(view, "superseded").inc(superseded)
+        self._pushed(view, "written").inc(rows - superseded)
 
     def set_version(self, version: StoreVersion | None) -> None:
         """This worker is at a version."""

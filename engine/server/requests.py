@@ -60,6 +60,21 @@ class LookupRequest(_Body):
         return self.service if self.service is not None else self.features or []
 
 
+class PushRequest(_Body):
+    """POST /v1/push: columns of rows, and of the keys of rows that are to go. Their values are checked against the
+    view's schema."""
+
+    view: str
+    rows: dict[str, list[Any]] | None = None
+    deletes: dict[str, list[Any]] | None = None
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Self:
+        if self.rows is None and self.deletes is None:
+            raise _wrong("give rows, deletes or both, each an object of columns")
+        return self
+
+
 class ReloadRequest(_Body):
     """POST /v1/reload."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import uvloop
 from aiohttp import web
 
+from engine.control import WriterClient
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.app import Application
 from engine.server.metrics import Metrics
@@ -64,10 +65,23 @@ async def _serve(
     place: int,
     beat: Callable[[], None],
 ) -> None:
+    async with WriterClient(settings.store) as writer:
+        await _serve_with(writer, settings, listener, grpc_address, counts, place, beat)
+
+
+async def _serve_with(
+    writer: WriterClient,
+    settings: ServerSettings,
+    listener: socket.socket,
+    grpc_address: str | None,
+    counts: ConnectionCounts,
+    place: int,
+    beat: Callable[[], None],
+) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     served, metrics = ServedStore(settings.store), Metrics()
-    application = Application(settings, served, metrics)
+    application = Application(settings, served, metrics, writer)
     server = application.server(counts, place)
     runner = web.ServerRunner(server)
     await runner.setup()

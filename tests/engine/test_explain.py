@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine import FeatureStore
+from engine.catalog import Origin
 from engine.errors import LookupInvalid, UnknownFeature
 from engine.explain import StoredRow, explain
 from engine.export_root import ExportRoot
@@ -42,13 +43,18 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+def origin(row: StoredRow) -> Origin:
+    assert row.origin
+    return row.origin
+
+
 def history(store: Path, key: int) -> list[StoredRow]:
     (stored,) = explain(store, FeatureStore.open(store).version(), "doc", {"doc_id": key})
     return stored
 
 
 def test_a_key_has_its_rows_newest_first(store: Path) -> None:
-    found = [(row.place, row.origin.kind, row.origin.seq) for row in history(store, 1)]
+    found = [(row.place, origin(row).kind, origin(row).seq) for row in history(store, 1)]
     assert found == [
         ("overlay", "delta", 6),
         ("overlay", "delta", 5),
@@ -71,8 +77,8 @@ def test_event_times_are_exact_however_far_away(tmp_path: Path) -> None:
 
 def test_a_key_that_was_removed_has_a_row_without_values(store: Path) -> None:
     first, *rest = history(store, 2)
-    assert (first.place, first.values, first.origin.seq) == ("overlay", None, 5)
-    assert [row.origin.seq for row in rest] == [4, 1, 1]
+    assert (first.place, first.values, origin(first).seq) == ("overlay", None, 5)
+    assert [origin(row).seq for row in rest] == [4, 1, 1]
 
 
 def test_a_key_that_never_was_has_no_rows(store: Path) -> None:

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import StoreDamaged
-from engine.layout import CHECKSUM_OFFSET, HEADER_SIZE, ROW_PRESENCE, ChunkHeader, RowLayout, section_start, width_of
+from engine.layout import (
+    CHECKSUM_OFFSET,
+    FIRST_FEATURE_BIT,
+    HEADER_SIZE,
+    ROW_PRESENCE,
+    ChunkHeader,
+    RowLayout,
+    section_start,
+    width_of,
+)
 from engine.schema import SCALAR_TYPES
 from tests.stores import schema
 
@@ -38,7 +47,7 @@ HEADER = ChunkHeader(
 def test_fields_lie_side_by_side_and_aligned(types: list[str]) -> None:
     features: dict[str, Any] = {f"f{number}": of for number, of in enumerate(types)}
     layout = RowLayout(schema("doc", **features))
-    taken = [(0, ROW_PRESENCE + (len(types) + 1 + 7) // 8)]
+    taken = [(0, ROW_PRESENCE + (len(types) + FIRST_FEATURE_BIT + 7) // 8)]
     for of, offset in zip(types, layout.offsets, strict=True):
         width = width_of(of)
         assert offset % (4 if of.startswith("float32[") else width) == 0
@@ -68,11 +77,11 @@ def test_a_value_too_short_for_a_header_is_damaged(size: int) -> None:
         ChunkHeader.unpack(HEADER.pack()[:size], "the chunk")
 
 
-@pytest.mark.parametrize(("position", "content"), [(0, b"X"), (8, struct.pack("<I", 2))])
+@pytest.mark.parametrize(("position", "content"), [(0, b"X"), (8, struct.pack("<I", 1))])
 def test_what_is_no_chunk_of_this_format_is_damaged(position: int, content: bytes) -> None:
     packed = bytearray(HEADER.pack().ljust(HEADER.total, b"\0"))
     packed[position : position + len(content)] = content
-    with pytest.raises(StoreDamaged, match="expected b'SHOALSEG' version 1"):
+    with pytest.raises(StoreDamaged, match="expected b'SHOALSEG' version 2"):
         ChunkHeader.unpack(bytes(packed), "the chunk")
 
 

@@ -13,7 +13,6 @@ from engine import FeatureStore
 from engine.catalog import SegmentRecord, ViewRecord
 from engine.environment import generations_path
 from engine.export_root import ExportRoot
-from loaders import compaction
 from loaders.apply import apply_delta, load_snapshot, roll_back
 from loaders.compaction import (
     FOLD_LEAST_ROWS,
@@ -24,7 +23,7 @@ from loaders.compaction import (
     overlays_to_merge,
     should_fold,
 )
-from loaders.store_writer import StoreWriter, seal_overlay
+from loaders.store_writer import StoreWriter
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64", text="string")
@@ -211,25 +210,6 @@ def test_a_fold_after_which_the_view_was_rolled_back_is_dropped(writer: StoreWri
     assert not fold(writer, "doc", lambda _: roll_back(writer, "doc", base.id))
     assert seen(writer)[:3] == [0, 0, 0]
     assert state(writer).base == base
-
-
-def test_a_merge_that_a_roll_back_overtook_is_dropped(
-    writer: StoreWriter, root: ExportRoot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lay(writer, root, rows(1, 1, 2))
-    lay(writer, root, rows(2, 2))
-    base = state(writer).base
-    make = seal_overlay
-
-    def overtaken(*arguments: Any, **named: Any) -> Any:
-        overlay = make(*arguments, **named)
-        roll_back(writer, "doc", base.id)
-        return overlay
-
-    monkeypatch.setattr(compaction, "seal_overlay", overtaken)
-    assert not merge_overlays(writer, "doc")
-    assert state(writer).overlays == ()
-    assert seen(writer)[:3] == [0, 0, 0]
 
 
 def test_folding_again_and_again_keeps_what_was_published(writer: StoreWriter, root: ExportRoot) -> None:

@@ -49,6 +49,7 @@ def test_a_right_file(tmp_path: Path) -> None:
             Feature(name="emb", type="float32[64]"),
         ),
         ttl=timedelta(days=7),
+        timestamp_field="event_timestamp",
     )
     assert [feature.tolerance for feature in docs.features] == [None, 0.001, None]
     assert (docs.timestamp_field, docs.shards) == ("event_timestamp", 4)

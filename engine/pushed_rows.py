@@ -1,0 +1,236 @@
+"""Rows that a client writes directly: checked against their view, and in the form in which they reach the writer.
+
+That form is an Arrow record batch of the columns of a published delta (see `engine.manifest`), in which a feature may
+be left out: such rows keep what the store has of it.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.errors import LookupInvalid, PushInvalid
+from engine.key_columns import KeyColumns, key_array
+from engine.keys import KEY_HASH, KEY_HASH_2
+from engine.layout import MAX_HEAP_VALUE
+from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from engine.schema import Feature, arrow_type, embedding_size
+from engine.version import ViewVersion
+
+EVENT_TIME_COLUMN = "event_timestamp"
+"""What a client calls the event time of its rows; where it is left out, they are of the moment they arrive."""
+
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+
+def pushed_rows(view: ViewVersion, columns: Mapping[str, Any], *, now: datetime) -> pa.RecordBatch:
+    """Rows that say how things are from their event time on.
+
+    Args:
+        view: the view that they are rows of.
+        columns: join keys, `event_timestamp` (ISO 8601, or typed; UTC where it says no zone) and any of the features →
+            a list, NumPy array or Arrow array of values, all of one length.
+        now: the event time of rows that come without one.
+
+    Raises:
+        PushInvalid: a column is unknown, missing, of another length or of another type.
+    """
+    columns = dict(columns)
+    times = columns.pop(EVENT_TIME_COLUMN, None)
+    keys = {key.name: columns.pop(key.name) for key in view.join_keys if key.name in columns}
+    features = [feature for feature in view.record.view_schema.features if feature.name in columns]
+    if len(features) < len(columns):
+        known = {feature.name for feature in features}
+        unknown = next(name for name in columns if name not in known)
+        names = [key.name for key in view.join_keys] + [feature.name for feature in view.record.view_schema.features]
+        raise PushInvalid(
+            f"view {view.name!r} has no column {unknown!r}; a push to it may have {EVENT_TIME_COLUMN}, "
+            f"{', '.join(names)}"
+        )
+    if not features:
+        raise PushInvalid(f"a push to view {view.name!r} holds no feature; give some, or delete the rows")
+    values = {feature.name: _feature_array(feature, columns[feature.name]) for feature in features}
+    return _batch(view, keys, times, now, values, tombstone=False)
+
+
+def deleted_rows(view: ViewVersion, columns: Mapping[str, Any], *, now: datetime) -> pa.RecordBatch:
+    """Tombstones: from their event time on there is no row of these keys. Arguments and errors are those of
+    `pushed_rows`, but that there are no features."""
+    columns = dict(columns)
+    times = columns.pop(EVENT_TIME_COLUMN, None)
+    keys = {key.name: columns.pop(key.name) for key in view.join_keys if key.name in columns}
+    if columns:
+        raise PushInvalid(
+            f"{next(iter(columns))!r} is no join key of view {view.name!r}; a deletion has {EVENT_TIME_COLUMN} and "
+            f"{', '.join(key.name for key in view.join_keys)}"
+        )
+    return _batch(view, keys, times, now, {}, tombstone=True)
+
+
+def from_base64(name: str, values: Sequence[Any]) -> list[bytes | None]:
+    """A column of bytes from its texts in base64, nulls as they are; raises PushInvalid."""
+    try:
+        return [None if value is None else base64.b64decode(value, validate=True) for value in values]
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise PushInvalid(f"column {name!r} must be bytes in base64: {error}") from None
+
+
+def encode_rows(batches: Sequence[pa.RecordBatch]) -> bytes:
+    """Rows as they travel to the writer: an Arrow stream a batch, one behind the other."""
+    sink = pa.BufferOutputStream()
+    for batch in batches:
+        with pa.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def decode_rows(body: bytes) -> list[pa.RecordBatch]:
+    """What `encode_rows` made; raises PushInvalid if that is something else."""
+    source, batches = pa.BufferReader(body), []
+    try:
+        while source.tell() < len(body):
+            with pa.ipc.open_stream(source) as stream:
+                batches += list(stream)
+    except pa.ArrowInvalid as error:
+        raise PushInvalid(f"the body is no Arrow stream: {error}") from None
+    return batches
+
+
+def _batch(
+    view: ViewVersion,
+    keys: Mapping[str, Any],
+    times: Any,
+    now: datetime,
+    values: Mapping[str, pa.Array],
+    tombstone: bool,
+) -> pa.RecordBatch:
+    missing = [key.name for key in view.join_keys if key.name not in keys]
+    if missing:
+        raise PushInvalid(f"a push to view {view.name!r} lacks its join key {missing[0]!r}")
+    try:
+        arrays = {key.name: key_array(key, _listed(key.name, keys[key.name])) for key in view.join_keys}
+        hashes = KeyColumns(arrays).hashes(view)
+    except LookupInvalid as error:
+        raise PushInvalid(str(error)) from None
+    count = hashes.shape[1]
+    event_times = _event_times(times, now, count)
+    for name, array in [(EVENT_TIME_COLUMN, event_times), *values.items()]:
+        if len(array) != count:
+            raise PushInvalid(f"column {name!r} has {len(array)} values, but {view.join_keys[0].name!r} has {count}")
+    columns = {
+        KEY_HASH: pa.array(hashes[0]),
+        KEY_HASH_2: pa.array(hashes[1]),
+        EVENT_TIMESTAMP: event_times,
+        TOMBSTONE: pa.array(np.full(count, tombstone)),
+    }
+    return pa.RecordBatch.from_pydict(columns | arrays | dict(values))
+
+
+def _listed(name: str, values: Any) -> Any:
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+        raise PushInvalid(f"column {name!r} is {values!r}; give a list of values, one a row")
+    return values
+
+
+def _event_times(values: Any, now: datetime, count: int) -> pa.Array:
+    if values is None:
+        return pa.array([now] * count, _TIMESTAMP)
+    times = _timestamps(EVENT_TIME_COLUMN, _listed(EVENT_TIME_COLUMN, values))
+    if times.null_count:
+        row = pc.index(times.is_null(), True).as_py()
+        raise PushInvalid(f"column {EVENT_TIME_COLUMN!r} is null in row {row}; leave the column out to mean now")
+    return times
+
+
+def _timestamps(name: str, values: Any) -> pa.Array:
+    """Timestamps given as ISO 8601 texts, datetimes, or an array of any timestamps; UTC where they say no zone."""
+    if isinstance(values, Sequence):
+        values = [_parsed(name, value) for value in values]
+    values = _inferred(name, values)
+    if pa.types.is_null(values.type) or pa.types.is_timestamp(values.type):
+        return _cast(name, "timestamp", values, _TIMESTAMP)
+    raise PushInvalid(
+        f"column {name!r} holds {values.type}, such as {values[0].as_py()!r}; give timestamps in ISO 8601"
+    )
+
+
+def _parsed(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise PushInvalid(f"column {name!r} holds {value!r}; give timestamps in ISO 8601") from None
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
+
+
+def _feature_array(feature: Feature, values: Any) -> pa.Array:
+    """The values of a feature as `loaders.arrow_rows` encodes them."""
+    name, wanted = feature.name, feature.type
+    size = embedding_size(wanted)
+    values = _listed(name, values)
+    if wanted == "timestamp":
+        return _timestamps(name, values)
+    array = _inferred(name, values)
+    to = pa.list_(pa.float32()) if size else arrow_type(wanted)
+    if not _is_kind_of(array.type, to):
+        example = next((value for value in array.to_pylist() if value is not None), None)
+        raise PushInvalid(f"column {name!r} must be {wanted}, but holds {array.type}, such as {example!r}")
+    array = _cast(name, wanted, array, to)
+    if pa.types.is_list(array.type):
+        if array.flatten().null_count:
+            raise PushInvalid(f"column {name!r} has a list that holds null; leave such items out")
+        lengths = pc.list_value_length(array)
+        if size and not pc.all(pc.equal(lengths, size), min_count=0).as_py():
+            raise PushInvalid(f"column {name!r} must be {wanted}: a list in it has another length than {size}")
+        item_bytes = pc.sum(pc.binary_length(array.flatten())) if pa.types.is_string(array.type.value_type) else None
+        longest = (item_bytes.as_py() or 0) if item_bytes is not None else 8 * (pc.max(lengths).as_py() or 0)
+    elif pa.types.is_string(array.type) or pa.types.is_binary(array.type):
+        longest = pc.max(pc.binary_length(array)).as_py() or 0
+    else:
+        longest = 0
+    if longest > MAX_HEAP_VALUE:
+        raise PushInvalid(f"column {name!r} has a value of {longest} bytes, a value has at most {MAX_HEAP_VALUE}")
+    return array
+
+
+def _inferred(name: str, values: Any) -> pa.Array:
+    """Values as Arrow understands them by themselves: a conversion would take 1.5 for the integer 1."""
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    try:
+        return values if isinstance(values, pa.Array) else pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
+        raise PushInvalid(f"column {name!r} cannot be read: {error}") from None
+
+
+def _is_kind_of(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a type's values can be those of another, if they are in its range."""
+    if pa.types.is_null(given) or given == wanted:
+        return True
+    if pa.types.is_list(wanted):
+        lists = pa.types.is_list(given) or pa.types.is_large_list(given) or pa.types.is_fixed_size_list(given)
+        return bool(lists) and _is_kind_of(given.value_type, wanted.value_type)
+    if pa.types.is_floating(wanted):
+        return bool(pa.types.is_floating(given) or pa.types.is_integer(given))
+    if pa.types.is_integer(wanted):
+        return bool(pa.types.is_integer(given) or pa.types.is_floating(given))
+    if pa.types.is_binary(wanted):
+        return bool(pa.types.is_large_binary(given) or pa.types.is_fixed_size_binary(given))
+    return bool(pa.types.is_string(wanted) and (pa.types.is_large_string(given) or pa.types.is_string_view(given)))
+
+
+def _cast(name: str, wanted: str, array: pa.Array, to: pa.DataType) -> pa.Array:
+    if array.type == to:
+        return array
+    try:
+        cast = array.cast(to)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise PushInvalid(f"column {name!r} must be {wanted}: {error}") from None
+    if to == pa.float32() and pc.sum(pc.is_inf(cast)).as_py() != pc.sum(pc.is_inf(array.cast(pa.float64()))).as_py():
+        raise PushInvalid(f"column {name!r} must be {wanted}: a value of it is too large for that")
+    return cast

@@ -1,0 +1,104 @@
+"""What Feast's clients write: the bodies of POST /push and POST /write-to-online-store as rows.
+
+They hold a data frame as columns. As with Feast's server all features of a view must be there, and columns that are
+none of the view's are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from engine.encoders import json_feast
+from engine.errors import PushInvalid, PushSourceUnknown, UnknownFeature
+from engine.pushed_rows import EVENT_TIME_COLUMN, from_base64, pushed_rows
+from engine.server.feast import coerced, parse_body
+from engine.version import StoreVersion, ViewVersion
+
+MEDIA_TYPE = json_feast.MEDIA_TYPE
+
+
+class PushToSource(BaseModel):
+    """The body of /push."""
+
+    model_config = ConfigDict(frozen=True)
+    push_source_name: str
+    df: dict[str, list[Any]]
+    to: str = "online"
+
+
+class WriteToView(BaseModel):
+    """The body of /write-to-online-store."""
+
+    model_config = ConfigDict(frozen=True)
+    feature_view_name: str
+    df: dict[str, list[Any]]
+
+
+def rows_for_source(version: StoreVersion, body: bytes, content_type: str) -> list[tuple[ViewVersion, pa.RecordBatch]]:
+    """The rows of a push for each view that has the push source; where none has, for the view of that name.
+
+    Raises:
+        FeastBodyInvalid: the body has not Feast's shape.
+        PushSourceUnknown: there is no such push source.
+        PushInvalid: the rows do not fit, or are for an offline store.
+    """
+    asked = parse_body(body, content_type, PushToSource, nan=True)
+    if asked.to != "online":
+        raise PushInvalid(f"to is {asked.to!r}, but there is no offline store here; push to 'online'")
+    name = asked.push_source_name
+    views = [view for view in version.views.values() if view.record.view_schema.push_source == name]
+    if not views and name in version.views:
+        views = [version.views[name]]
+    if not views:
+        raise PushSourceUnknown(f"Unable to find push source {name!r}.")
+    return [(view, _rows(view, asked.df)) for view in views]
+
+
+def rows_for_view(version: StoreVersion, body: bytes, content_type: str) -> tuple[ViewVersion, pa.RecordBatch]:
+    """The view that a body names, and the rows for it; raises as `rows_for_source`, or UnknownFeature."""
+    asked = parse_body(body, content_type, WriteToView, nan=True)
+    name = asked.feature_view_name
+    if name not in version.views:
+        raise UnknownFeature(f"Can't recognize feast object with a name {name}", "object", name)
+    return version.views[name], _rows(version.views[name], asked.df)
+
+
+def _rows(view: ViewVersion, frame: Mapping[str, list[Any]]) -> pa.RecordBatch:
+    # Feast takes a number that is none for no value.
+    frame = {name: [None if value != value else value for value in values] for name, values in frame.items()}
+    schema = view.record.view_schema
+    names = [*(key.name for key in schema.join_keys), *(feature.name for feature in schema.features)]
+    own = schema.timestamp_field
+    time_name = own if own is not None and own in frame else EVENT_TIME_COLUMN
+    missing = [name for name in (*names, time_name) if name not in frame]
+    if missing:
+        given = ", ".join(frame) or "none"
+        raise PushInvalid(f"the rows lack column {missing[0]!r} of view {view.name!r}; they have {given}")
+    keys = coerced(
+        {key.name: frame[key.name] for key in schema.join_keys}, {key.name: key.type for key in schema.join_keys}
+    )
+    columns: dict[str, Any] = {EVENT_TIME_COLUMN: _times(time_name, frame[time_name], "ns"), **keys}
+    for feature in schema.features:
+        columns[feature.name] = _values(feature.name, feature.type, frame[feature.name])
+    return pushed_rows(view, columns, now=datetime.now(UTC))
+
+
+def _values(name: str, feature_type: str, values: Sequence[Any]) -> Any:
+    if feature_type == "timestamp":
+        return _times(name, values, "s")
+    if feature_type == "bytes":
+        return from_base64(name, values)
+    return values
+
+
+def _times(name: str, values: Sequence[Any], unit: str) -> Any:
+    """Timestamps that are whole numbers count in a unit since 1970; others are as everywhere."""
+    if not values or not all(value is None or type(value) is int for value in values):
+        return values
+    try:
+        return pa.array(values, pa.timestamp(unit, tz="UTC")).cast(pa.timestamp("us", tz="UTC"), safe=False)
+    except (pa.ArrowInvalid, OverflowError) as error:
+        raise PushInvalid(f"column {name!r} must be timestamps: {error}") from None

@@ -1,0 +1,130 @@
+"""POST /v1/push: rows written directly, in JSON or Arrow, with some or all of their features, and deletions.
+
+A worker checks rows against their view and hands them to the writer; it answers when they are on the disk. The request
+id in the header Idempotency-Key, if there is one, keeps a push that is sent again from being applied again.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+from aiohttp import web
+
+from engine.control import REQUEST_ID_HEADER, WriterClient
+from engine.encoders import arrow_stream
+from engine.errors import PushInvalid, RequestTooLarge
+from engine.manifest import EVENT_TIMESTAMP
+from engine.pushed_rows import EVENT_TIME_COLUMN, deleted_rows, from_base64, pushed_rows
+from engine.server import feast_pushes
+from engine.server.metrics import Metrics
+from engine.server.requests import PushRequest, parse_body, read_bytes
+from engine.server.responses import answer_bytes, answer_json
+from engine.server.served_store import ServedStore
+from engine.settings import ServerSettings
+from engine.version import ViewVersion
+
+_LONGEST_REQUEST_ID = 256
+_FURTHEST_AHEAD = timedelta(days=1)
+
+
+class Pushes:
+    """The push endpoints of one worker."""
+
+    def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics, writer: WriterClient) -> None:
+        self._settings = settings
+        self._served = served
+        self._metrics = metrics
+        self._writer = writer
+
+    async def push(self, request: web.BaseRequest) -> web.Response:
+        """POST /v1/push."""
+        body = await read_bytes(request, self._settings.max_body_bytes)
+        version, now, batches = self._served.open().version(), datetime.now(UTC), []
+        if request.content_type == arrow_stream.MEDIA_TYPE:
+            view = version.view(_asked_view(request))
+            batches.append(pushed_rows(view, _timed(view, _arrow_columns(body)), now=now))
+        else:
+            asked = parse_body(body, PushRequest)
+            view = version.view(asked.view)
+            if asked.rows is not None:
+                batches.append(pushed_rows(view, _json_columns(view, _timed(view, asked.rows)), now=now))
+            if asked.deletes is not None:
+                batches.append(deleted_rows(view, _timed(view, asked.deletes), now=now))
+        answer = await self._write(request, view, batches)
+        return answer_json(answer, answer["version"])
+
+    async def push_for_feast(self, request: web.BaseRequest) -> web.Response:
+        """POST /push."""
+        body = await read_bytes(request, self._settings.max_body_bytes)
+        parts = feast_pushes.rows_for_source(self._served.open().version(), body, request.content_type)
+        for view, batch in parts:
+            await self._write(request, view, [batch])
+        return answer_bytes(b"", feast_pushes.MEDIA_TYPE)
+
+    async def write_for_feast(self, request: web.BaseRequest) -> web.Response:
+        """POST /write-to-online-store."""
+        body = await read_bytes(request, self._settings.max_body_bytes)
+        view, batch = feast_pushes.rows_for_view(self._served.open().version(), body, request.content_type)
+        answer = await self._write(request, view, [batch])
+        return answer_json(None, answer["version"])
+
+    async def _write(
+        self, request: web.BaseRequest, view: ViewVersion, batches: Sequence[pa.RecordBatch]
+    ) -> dict[str, Any]:
+        request_id = request.headers.get(REQUEST_ID_HEADER)
+        if request_id is not None and not 0 < len(request_id) <= _LONGEST_REQUEST_ID:
+            raise PushInvalid(
+                f"{REQUEST_ID_HEADER} has {len(request_id)} characters; give 1 to {_LONGEST_REQUEST_ID}, such as a UUID"
+            )
+        rows = sum(batch.num_rows for batch in batches)
+        if rows > self._settings.max_keys:
+            raise RequestTooLarge(
+                f"the push has {rows} rows, the server takes {self._settings.max_keys}; push in parts, or raise its "
+                f"max_keys"
+            )
+        for batch in batches:
+            _check_times(batch)
+        answer = await self._writer.push(view.name, batches, request_id)
+        self._metrics.count_push(view.name, answer["rows"], answer["superseded"])
+        return answer
+
+
+def _asked_view(request: web.BaseRequest) -> str:
+    name = request.query.get("view")
+    if name is None:
+        raise PushInvalid("rows in Arrow do not say of which view they are; add ?view=NAME to the URL")
+    return name
+
+
+def _timed(view: ViewVersion, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns with the event time under the name that it always has, where the client used the view's own for it."""
+    own = view.record.view_schema.timestamp_field
+    return {EVENT_TIME_COLUMN if name == own else name: values for name, values in columns.items()}
+
+
+def _check_times(batch: pa.RecordBatch) -> None:
+    """Refuse event times that no clock can have: a row from the year 5000 would keep out all that come after it."""
+    latest = max(batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist(), default=0)
+    limit = datetime.now(UTC) + _FURTHEST_AHEAD
+    if latest > limit.timestamp() * 1_000_000:
+        raise PushInvalid(
+            f"column {EVENT_TIME_COLUMN!r} holds {latest} microseconds since 1970, more than a day from now; check the "
+            f"unit and the client's clock"
+        )
+
+
+def _json_columns(view: ViewVersion, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Columns as they came in JSON, which has no bytes: those come in base64."""
+    as_bytes = {feature.name for feature in view.record.view_schema.features if feature.type == "bytes"}
+    return {name: from_base64(name, values) if name in as_bytes else values for name, values in columns.items()}
+
+
+def _arrow_columns(body: bytes) -> dict[str, Any]:
+    try:
+        with pa.ipc.open_stream(body) as stream:
+            table = stream.read_all()
+        table.validate(full=True)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise PushInvalid(f"the body is no Arrow stream: {error}") from None
+    return dict(zip(table.column_names, table.combine_chunks().columns, strict=True))

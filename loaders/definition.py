@@ -1,0 +1,64 @@
+"""Views that no export root publishes: they are defined here, and rows are pushed to them."""
+
+from datetime import UTC, datetime
+
+from engine.catalog import ViewRecord
+from engine.errors import UnknownFeature
+from engine.schema import ViewSchema
+from loaders.generation import GenerationBuilder, fold_id
+from loaders.store_writer import StoreWriter
+
+BEFORE_THE_LOG = 0
+"""The seq of a view of which no entry was applied: should a root come to publish it, its first snapshot is next."""
+
+
+def define_view(writer: StoreWriter, schema: ViewSchema) -> None:
+    """Have a view of this schema in the store: a new one without rows, or the one there is, changed to it.
+
+    Raises:
+        SchemaChangeRefused: rows of the view that there is cannot be read under this schema.
+        StoreFull: there is no room.
+    """
+    with writer.changing(schema.name):
+        old = writer.record(schema.name)
+        if old is None:
+            _create(writer, schema)
+            return
+        schema.check_succeeds(old.view_schema)
+        if schema != old.view_schema:
+            changed = old.model_copy(update={"view_schema": schema})
+            writer.commit_view(schema.name, lambda record: changed)
+
+
+def _create(writer: StoreWriter, schema: ViewSchema) -> None:
+    builder = GenerationBuilder(writer.store, schema.name, fold_id(BEFORE_THE_LOG))
+    base = builder.record(schema, (), first_seq=BEFORE_THE_LOG, last_seq=BEFORE_THE_LOG, last_entry="", watermark=None)
+    now = datetime.now(UTC)
+
+    def create(record: ViewRecord | None) -> ViewRecord:
+        builder.complete()
+        return ViewRecord(
+            view_schema=schema,
+            base=base,
+            applied_seq=BEFORE_THE_LOG,
+            applied_entry="",
+            published_at=now,
+            applied_at=now,
+            watermark=None,
+        )
+
+    writer.commit_view(schema.name, create)
+
+
+def drop_view(writer: StoreWriter, name: str) -> None:
+    """Remove a view and all its rows from the store; a root that publishes it brings it back.
+
+    Raises:
+        UnknownFeature: the store has no such view.
+    """
+    with writer.changing(name):
+        record = writer.record(name)
+        if record is None:
+            known = ", ".join(sorted(writer.version().views)) or "none"
+            raise UnknownFeature(f"the store has no view {name!r}; it has {known}", "view", name)
+        writer.remove_view(name)

@@ -1,0 +1,72 @@
+"""The ids of pushes that were applied, and what was answered: a push that comes again is not applied again.
+
+They are written in the transaction that applies the push, so that whichever of the two a crash leaves, it leaves both.
+Old ones are forgotten as new ones come.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import lmdb
+import xxhash
+
+from engine.environment import LiveEnvironment
+
+REMEMBERED = timedelta(hours=24)
+MOST_REMEMBERED = 200_000
+
+_ANSWER = struct.Struct("<QQQ")
+_TIME = struct.Struct(">Q")
+_BY_ID = b"i"
+_BY_TIME = b"t"
+_FORGOTTEN_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of a push: how many rows it had, and how many of them found a newer row in the store."""
+
+    rows: int
+    superseded: int
+
+
+class RequestLog:
+    """The log of one store; `LiveEnvironment.requests` holds each id twice, by itself and by time."""
+
+    def __init__(self, live: LiveEnvironment) -> None:
+        self._live = live
+
+    def applied(self, view: str, request_id: str) -> Applied | None:
+        """What became of a push to a view, if it is known by its id."""
+        with self._live.env.begin() as transaction:
+            value = transaction.get(_BY_ID + _digest(view, request_id), db=self._live.requests)
+        return Applied(*_ANSWER.unpack(value)[1:]) if value is not None else None
+
+    def write(self, transaction: lmdb.Transaction, view: str, pushes: Mapping[str, Applied]) -> None:
+        """Remember pushes by their ids, and forget those that are too old or too many."""
+        now = int(datetime.now(UTC).timestamp() * 1000)
+        for request_id, applied in pushes.items():
+            digest = _digest(view, request_id)
+            value = _ANSWER.pack(now, applied.rows, applied.superseded)
+            transaction.put(_BY_ID + digest, value, db=self._live.requests)
+            transaction.put(_BY_TIME + _TIME.pack(now) + digest, b"", db=self._live.requests)
+        self._forget(transaction, now - REMEMBERED // timedelta(milliseconds=1))
+
+    def _forget(self, transaction: lmdb.Transaction, before: int) -> None:
+        surplus = transaction.stat(self._live.requests)["entries"] // 2 - MOST_REMEMBERED
+        with transaction.cursor(db=self._live.requests) as cursor:
+            for _ in range(_FORGOTTEN_AT_ONCE):
+                if not cursor.set_range(_BY_TIME):
+                    return
+                key = bytes(cursor.key())
+                if surplus <= 0 and _TIME.unpack_from(key, 1)[0] >= before:
+                    return
+                cursor.delete()
+                transaction.delete(_BY_ID + key[1 + _TIME.size :], db=self._live.requests)
+                surplus -= 1
+
+
+def _digest(view: str, request_id: str) -> bytes:
+    return xxhash.xxh3_128_digest(f"{view}\0{request_id}".encode())
