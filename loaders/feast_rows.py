@@ -1,0 +1,165 @@
+"""Feast's feature views, entity keys and values, as a Shoal store has them.
+
+Types that Shoal lacks (maps, sets, other lists, JSON and the like) are kept as the bytes of Feast's own message, so
+that Feast reads back what it wrote; to Shoal's own clients they are bytes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from feast.protos.feast.types import Value_pb2 as values
+
+from engine.errors import Unmappable
+from engine.pushed_rows import EVENT_TIME_COLUMN
+from engine.schema import Feature, JoinKey, ViewSchema
+
+Row = tuple[Any, Mapping[str, Any], datetime, datetime | None]
+"""A row as Feast writes it: entity key, values by feature, event time, and when it was made."""
+
+NO_ENTITY = "no_entity"
+"""The join key of a view without entities, all of whose rows have the one key that is empty."""
+_FEASTS_NO_ENTITY = "__dummy_id"
+
+_KEY_TYPES = {"String": "string", "Int64": "int64", "Int32": "int64"}
+_TYPES = {
+    "Int32": "int32",
+    "Int64": "int64",
+    "Float32": "float32",
+    "Float64": "float64",
+    "String": "string",
+    "Bytes": "bytes",
+    "Bool": "bool",
+    "UnixTimestamp": "timestamp",
+    "Array(Int64)": "list<int64>",
+    "Array(Float32)": "list<float32>",
+    "Array(String)": "list<string>",
+}
+_MEMBERS = {
+    "Int32": "int32_val",
+    "Int64": "int64_val",
+    "Float32": "float_val",
+    "Float64": "double_val",
+    "String": "string_val",
+    "Bytes": "bytes_val",
+    "Bool": "bool_val",
+}
+_LISTS: dict[str, Callable[[Any], Any]] = {
+    "Array(Int64)": lambda items: values.Value(int64_list_val=values.Int64List(val=items)),
+    "Array(Float32)": lambda items: values.Value(float_list_val=values.FloatList(val=items)),
+    "Array(String)": lambda items: values.Value(string_list_val=values.StringList(val=items)),
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NOT_A_TIME = -(2**63)
+
+
+def schema_of(view: Any) -> ViewSchema:
+    """The schema of a Feast feature view.
+
+    Raises:
+        Unmappable: a name or the type of a join key has no counterpart.
+    """
+    keys = [_join_key(view.name, column) for column in view.entity_columns if column.name != _FEASTS_NO_ENTITY]
+    source: Any = getattr(view, "batch_source", None)
+    stream: Any = getattr(view, "stream_source", None)
+    try:
+        return ViewSchema(
+            name=view.name,
+            join_keys=tuple(keys) or (JoinKey(name=NO_ENTITY, type="string"),),
+            features=tuple(Feature(name=one.name, type=_TYPES.get(str(one.dtype), "bytes")) for one in view.features),
+            ttl=getattr(view, "ttl", None) or None,
+            timestamp_field=getattr(source, "timestamp_field", None) or None,
+            push_source=stream.name if type(stream).__name__ == "PushSource" else None,
+        )
+    except ValueError as error:
+        raise Unmappable(f"feature view {view.name!r} cannot be kept in a Shoal store: {error}") from None
+
+
+def _join_key(view: str, column: Any) -> JoinKey:
+    declared = str(column.dtype)
+    if declared not in _KEY_TYPES:
+        raise Unmappable(
+            f"join key {column.name!r} of feature view {view!r} is of type {declared}; declare it String, Int64 or "
+            f"Int32"
+        )
+    try:
+        return JoinKey.model_validate({"name": column.name, "type": _KEY_TYPES[declared]})
+    except ValueError:
+        raise Unmappable(
+            f"join key {column.name!r} of feature view {view!r} is not a letter, then letters, digits and underscores; "
+            f"rename it"
+        ) from None
+
+
+def key_columns(schema: ViewSchema, entity_keys: Sequence[Any]) -> dict[str, list[Any]]:
+    """Entity keys as columns, a join key each."""
+    if schema.join_keys[0].name == NO_ENTITY:
+        return {NO_ENTITY: [""] * len(entity_keys)}
+    columns: dict[str, list[Any]] = {key.name: [] for key in schema.join_keys}
+    for entity in entity_keys:
+        given = {name: _plain(value) for name, value in zip(entity.join_keys, entity.entity_values, strict=True)}
+        for name, column in columns.items():
+            column.append(given.get(name))
+    return columns
+
+
+def columns_of(schema: ViewSchema, view: Any, rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as columns to push, in the order in which the later of two with the same event time was made later.
+
+    A feature that none of the rows has is left out.
+    """
+    rows = sorted(rows, key=lambda row: (_aware(row[2]), _aware(row[3]) if row[3] is not None else _EPOCH))
+    columns = key_columns(schema, [row[0] for row in rows])
+    columns[EVENT_TIME_COLUMN] = [_aware(row[2]) for row in rows]
+    for field in view.features:
+        given = [row[1].get(field.name) for row in rows]
+        if any(value is not None for value in given):
+            write = _writer(str(field.dtype))
+            columns[field.name] = [write(value) if _is_set(value) else None for value in given]
+    return columns
+
+
+def reader(declared: str) -> Callable[[Any], Any]:
+    """What makes Feast's message of a stored value, None included, of a feature of a declared type."""
+    member = _MEMBERS.get(declared)
+    if member is not None:
+        name = str(member)
+        return lambda value: values.Value() if value is None else values.Value(**{name: value})
+    if declared == "UnixTimestamp":
+        return lambda value: values.Value() if value is None else values.Value(unix_timestamp_val=_seconds(value))
+    if declared in _LISTS:
+        make = _LISTS[declared]
+        return lambda value: values.Value() if value is None else make(value)
+    return lambda value: values.Value() if value is None else values.Value.FromString(value)
+
+
+def _writer(declared: str) -> Callable[[Any], Any]:
+    """What makes a value to store of Feast's message."""
+    if declared == "UnixTimestamp":
+        return _time
+    if declared in _LISTS:
+        return lambda value: list(_plain(value).val)
+    return _plain if declared in _MEMBERS else lambda value: value.SerializeToString()
+
+
+def _plain(value: Any) -> Any:
+    member = value.WhichOneof("val")
+    return getattr(value, member) if member else None
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value.WhichOneof("val") not in (None, "null_val")
+
+
+def _time(value: Any) -> datetime | None:
+    seconds = _plain(value)
+    return None if seconds == _NOT_A_TIME else _EPOCH + timedelta(seconds=seconds)
+
+
+def _seconds(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(seconds=1)
+
+
+def _aware(time: datetime) -> datetime:
+    """A time with its zone; Feast's own have none, and are in UTC."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
