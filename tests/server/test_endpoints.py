@@ -118,7 +118,12 @@ USER = {"users_id": [1]}
             "features is 'users:score': Input should",
         ),
         ({"features": ["score"], "entities": USER}, 400, "LookupInvalid", "'score' is no feature reference"),
-        ({"features": ["nope:x"], "entities": USER}, 404, "UnknownFeature", "no view 'nope'; it has items, recent"),
+        (
+            {"features": ["nope:x"], "entities": USER},
+            404,
+            "UnknownFeature",
+            "no view 'nope'; it has items, pairs, recent",
+        ),
         ({"features": ["users:x"], "entities": USER}, 404, "UnknownFeature", "no feature 'x'; it has score, text"),
         ({"service": "x", "entities": USER}, 404, "UnknownFeature", "no feature service 'x'; it has ranking"),
         (
@@ -224,9 +229,9 @@ def test_a_client_that_leaves_in_the_middle_does_no_harm(server: Server) -> None
 
 def test_views(server: Server) -> None:
     answer = server.ask("GET", "/v1/views")
-    assert [view["name"] for view in answer.json["views"]] == ["items", "recent", "users"]
+    assert [view["name"] for view in answer.json["views"]] == ["items", "pairs", "recent", "users"]
     assert answer.json["version"] == answer.version
-    recent = answer.json["views"][1]
+    recent = answer.json["views"][2]
     assert recent["join_keys"] == [{"name": "recent_id", "type": "string"}]
     assert recent["features"] == [{"name": "clicks", "type": "int64"}, {"name": "rate", "type": "float32"}]
     assert recent["ttl_seconds"] == 3600

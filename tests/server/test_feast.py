@@ -189,7 +189,7 @@ def test_bodies_that_are_hard_to_read_are_refused(server: Server, body: bytes) -
             {"features": ["nope:x"], "entities": USER},
             404,
             "FeatureViewNotFoundException",
-            "Feature view nope does not exist: the store has no view 'nope'; it has items, recent",
+            "Feature view nope does not exist: the store has no view 'nope'; it has items, pairs, recent",
         ),
         (
             {"feature_service": "nope", "entities": USER},

@@ -53,6 +53,8 @@ REQUESTS = [
     asked(["users:score", "items:words", "items:single", "users:text"], ITEMS | {"users_id": integers(*range(24))}),
     asked("ranking", {"items_id": texts("item-1", "none"), "users_id": integers(3, 99)}, full_feature_names=True),
     asked(["users:text"], {"users_id": {"val": [{"int32_val": 3}]}}, include_feature_view_version_metadata=True),
+    asked(["pairs:*"], {"items_id": texts("item-1", "item-2", "none"), "users_id": integers(0, 1, 3)}),
+    asked(["pairs:*", "users:text"], {"users_id": integers(0, 1)}, full_feature_names=True),
     asked(["recent:*"], {"recent_id": texts("fresh", "stale", "stale-null", "none")}),
     asked(["users:text"], {"users_id": {"val": []}}),
 ]
@@ -129,6 +131,29 @@ def test_join_keys_come_first_then_features_in_the_order_asked(client: Client) -
             {"values": [{"int64_val": str(-(2**63))}, {}], "statuses": found, "event_timestamps": times},
         ],
     }
+
+
+def test_keys_of_several_parts(client: Client) -> None:
+    entities = {"items_id": texts("item-3", "item-2", "item-9"), "users_id": integers(1, 3, 3)}
+    answer = client.ask(asked(["pairs:*"], entities))
+    assert answer["metadata"]["feature_names"]["val"] == ["items_id", "users_id", "seen", "times"]
+    assert [result["statuses"] for result in answer["results"][2:]] == [
+        ["PRESENT", "PRESENT", "NOT_FOUND"],
+        ["NULL_VALUE", "PRESENT", "NOT_FOUND"],
+    ]
+    assert [result["values"] for result in answer["results"][2:]] == [
+        [{"bool_val": False}, {"bool_val": True}, {}],
+        [{}, {"int32_val": 2}, {}],
+    ]
+
+
+def test_a_key_given_in_part_is_not_found(client: Client) -> None:
+    """Which costs the other views nothing."""
+    answer = client.ask(asked(["pairs:times", "users:score"], {"users_id": integers(1, 3)}))
+    assert answer["metadata"]["feature_names"]["val"] == ["users_id", "times", "score"]
+    missing, found = answer["results"][1:]
+    assert missing == {"values": [{}, {}], "statuses": ["NOT_FOUND"] * 2, "event_timestamps": [EPOCH] * 2}
+    assert found["values"] == [{"float_val": 0.25}, {"float_val": 0.75}]
 
 
 def test_every_type(client: Client) -> None:
@@ -226,6 +251,8 @@ def test_feasts_own_name_of_its_python_service_and_the_info(client: Client) -> N
         (asked(["users:nope"], USER), "NOT_FOUND", "'nope'"),
         (asked([], USER), "INVALID_ARGUMENT", "give either features"),
         (asked(["users:score"], {}), "INVALID_ARGUMENT", "'users_id'"),
+        (asked(["pairs:seen"], {}), "INVALID_ARGUMENT", "'users_id'"),
+        (asked(["pairs:seen"], {"users_id": texts("3")}), "INVALID_ARGUMENT", "must be int64"),
         (asked(["users:score"], {"users_id": texts("3")}), "INVALID_ARGUMENT", "must be int64"),
         (asked(["users:score"], {"users_id": {"val": [{"int64_val": 1}, {}]}}), "INVALID_ARGUMENT", "no key in row 1"),
         (
@@ -328,7 +355,7 @@ def test_all_workers_answer(server: Server) -> None:
 
 def test_a_worker_that_replaces_another_answers_too(root: ExportRoot, tmp_path: Path) -> None:
     with Server(tmp_path / "store", {"root": str(root)}, workers=1, grpc_port=0) as server:
-        server.await_ready()
+        eventually(lambda: "users" in server.ask("GET", "/v1/views").body.decode(), "the view")
         first = server.record.workers
         os.kill(first[0], signal.SIGKILL)
         eventually(lambda: server.record.workers not in ((), first), "another worker")
@@ -346,7 +373,8 @@ def test_without_a_store_there_is_an_error_and_no_health(tmp_path: Path) -> None
 
 def test_a_server_that_drains_answers_or_says_that_it_is_gone(root: ExportRoot, tmp_path: Path) -> None:
     with Server(tmp_path / "store", {"root": str(root)}, grpc_port=0) as server:
-        server.await_ready()
+        # The first view that is loaded makes it ready.
+        eventually(lambda: "items" in server.ask("GET", "/v1/views").body.decode(), "the view")
         clients = [Client(server.grpc_address) for _ in range(4)]
         request = as_sent(asked(["items:*"], ITEMS))
         outcomes: list[str] = []
