@@ -224,6 +224,20 @@ def test_a_client_that_leaves_in_the_middle_does_no_harm(server: Server) -> None
     assert " failed" not in server.log
 
 
+@pytest.mark.parametrize("path", ["/v1/lookup", "/get-online-features"])
+def test_clients_that_wait_to_be_told_to_send_a_body_are_told(server: Server, path: str) -> None:
+    body = json.dumps({"features": ["users:score"], "entities": USER}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: shoal\r\nExpect: 100-continue\r\nContent-Length: "
+    with server.raw_socket() as client, client.makefile("rb") as answers:
+        client.sendall(f"{head}{len(body)}\r\n\r\n".encode())
+        assert (answers.readline(), answers.readline()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
+        client.sendall(body)
+        assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+    with server.raw_socket() as client, client.makefile("rb") as answers:
+        client.sendall(f"{head}20001\r\n\r\n".encode())
+        assert answers.readline().startswith(b"HTTP/1.1 413 ")
+
+
 # --- the store and its server ----------------------------------------------------------------------------------------
 
 
