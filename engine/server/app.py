@@ -37,8 +37,14 @@ from engine.status import describe_version, describe_views
 log = logging.getLogger("shoal.worker")
 
 _FEAST_PATH = "/get-online-features"
+_FEAST_PATH_WITH_SLASH = _FEAST_PATH + "/"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
+
+
+def _path(request: web.BaseRequest) -> str:
+    """The path that was asked for. Feast's server sends clients that end it with a slash to the one without."""
+    return _FEAST_PATH if request.path == _FEAST_PATH_WITH_SLASH else request.path
 
 
 class Application:
@@ -86,7 +92,7 @@ class Application:
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=most)
 
     def _handler(self, request: web.BaseRequest) -> Handler:
-        methods = self._endpoints.get(request.path)
+        methods = self._endpoints.get(_path(request))
         if methods is None:
             raise web.HTTPNotFound
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -118,12 +124,13 @@ class Application:
             response.headers[VERSION_HEADER] = str(version.id)
         if self.draining:
             response.force_close()
-        endpoint = request.path if request.path in self._endpoints else "other"
+        path = _path(request)
+        endpoint = path if path in self._endpoints else "other"
         self._metrics.count_request(endpoint, response.status, time.perf_counter() - started)
         return response
 
     def _refuse(self, request: web.BaseRequest, error: Exception, message: str, status: int) -> web.Response:
-        if request.path == _FEAST_PATH:
+        if _path(request) == _FEAST_PATH:
             return feast.answer_error(error, message, status, strict=self._settings.feast_strict)
         is_foreseen = isinstance(error, ShoalError | web.HTTPException)
         return answer_error(type(error).__name__ if is_foreseen else "InternalError", message, status)

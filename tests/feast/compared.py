@@ -97,6 +97,8 @@ def _request(source: random.Random) -> dict[str, Any]:
             for view in views
             for feature in source.sample(view.features, source.randint(1, len(view.features)))
         ]
+        if source.random() < 0.1:
+            features[0] = features[0].replace(":", source.choice(["@latest:", "@:", "@Latest:"]))
         body["features"] = features
         if source.random() < 0.05:
             features.append(source.choice([*WRONG_FEATURES, features[0]]))
