@@ -1,10 +1,11 @@
 # Each target sets up what it needs: a fresh clone, Python 3.11 with venv, and Java 17 are enough.
 PYTHON ?= python3
 BIN := .venv/bin
+FEAST_SUITE_VENV ?= .venv-feast-suite
 NEEDS_JAVA = command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
   { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
 
-.PHONY: setup demo test check bench bench-small clean
+.PHONY: setup demo test check feast-suite bench bench-small clean
 
 setup: .venv/installed
 
@@ -37,6 +38,16 @@ check: setup
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis,grpcio]~=0.67.0'
 	@touch $@
 
+# Feast's own tests of an online store. FEAST_REPOSITORY is where they are fetched from; SUITE='--store sqlite' tests
+# Feast's instead.
+feast-suite: $(FEAST_SUITE_VENV)/installed
+	$(FEAST_SUITE_VENV)/bin/python -m tests.feast_suite $(SUITE)
+
+$(FEAST_SUITE_VENV)/installed: tests/feast_suite/requirements.txt pyproject.toml
+	test -x $(FEAST_SUITE_VENV)/bin/python || $(PYTHON) -m venv $(FEAST_SUITE_VENV)
+	$(FEAST_SUITE_VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/feast_suite/requirements.txt -e .
+	@touch $@
+
 bench: setup .venv-peers/installed
 	@$(NEEDS_JAVA)
 	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
@@ -47,4 +58,4 @@ bench-small: setup
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .venv .venv-peers build *.egg-info demo/data
+	rm -rf .venv .venv-peers .venv-feast-suite build *.egg-info demo/data

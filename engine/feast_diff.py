@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from uuid import UUID
 
 import numpy as np
 
-from engine.errors import FeastFailed, LookupInvalid, ServerFailed, UnknownFeature
+from engine.errors import FeastFailed, LookupInvalid, RequestTooLarge, ServerFailed, UnknownFeature
 from engine.feast_repository import failing
 from engine.feature_store import FeatureStore
 from engine.kernels.gathering import Status
@@ -157,9 +158,28 @@ class ServerSide:
     def __init__(self, url: str) -> None:
         """Ask a server what it has; raises ServerFailed."""
         self._url = url.rstrip("/")
+        self._most_keys = _BATCH
         self.description = _described(self._ask("/v1/views"))
 
     def answer(self, references: Sequence[str], keys: Keys) -> dict[str, list[Value]]:
+        """As many keys at a time as the server has been seen to take."""
+        answer: dict[str, list[Value]] = {reference: [] for reference in references}
+        rest = {name: [*values] for name, values in keys.items()}
+        while rows := len(next(iter(rest.values()))):
+            asked = min(rows, self._most_keys)
+            try:
+                part = self._look_up(references, {name: values[:asked] for name, values in rest.items()})
+            except RequestTooLarge:
+                if asked == 1:
+                    raise
+                self._most_keys = asked // 2
+                continue
+            for reference in references:
+                answer[reference] += part[reference]
+            rest = {name: values[asked:] for name, values in rest.items()}
+        return answer
+
+    def _look_up(self, references: Sequence[str], keys: Keys) -> dict[str, list[Value]]:
         body = {"features": list(references), "entities": keys, "stale": "serve"}
         document = self._ask("/v1/lookup", body)
         answer = {}
@@ -190,6 +210,8 @@ class ServerSide:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")
+            if error.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                raise RequestTooLarge(f"{address} takes not even one key: {text}") from None
             raise ServerFailed(f"{address} answers {error.code}: {text}") from None
         except (OSError, ValueError) as error:
             raise ServerFailed(f"{address} does not answer as a server of Shoal: {error}") from None

@@ -56,19 +56,28 @@ def export_command(
 @click.option("--output", type=click.Path(path_type=Path), help="The views.yaml to write; stdout if not given.")
 @click.option("--project", metavar="NAME", help="The project, if REPO is a registry that holds several.")
 @click.option("--cast", is_flag=True, help="Cast columns to the declared types where it is unknown if they need it.")
-@click.option("--skip-unmappable", is_flag=True, help="Leave out what views.yaml cannot say, and list it on stderr.")
+@click.option("--skip", "accepted", multiple=True, metavar="NAME", help="Leave this out; may be given again.")
+@click.option("--skip-unmappable", is_flag=True, help="Leave out whatever views.yaml cannot say.")
 def feast_views_command(
-    repository: str, output: Path | None, project: str | None, cast: bool, skip_unmappable: bool
+    repository: str,
+    output: Path | None,
+    project: str | None,
+    cast: bool,
+    accepted: tuple[str, ...],
+    skip_unmappable: bool,
 ) -> None:
     """Make a views.yaml of what a Feast repository defines, so that `shoal export` publishes it.
 
     REPO is a directory with a feature_store.yaml, or a registry: a file, or an address that Feast knows. What is read
-    is what was applied to the registry. If something there cannot be said in views.yaml, nothing is written unless
-    --skip-unmappable.
+    is what was applied to the registry.
+
+    If something there cannot be said in views.yaml, it is listed on stderr, and nothing is written. What is named by
+    --skip is left out instead, and anything else still fails: so that a job that runs by itself loses only what
+    somebody has accepted. With --skip-unmappable nothing fails.
     """
     made = feast_views(open_repository(repository, project), repository, cast=cast)
     if not skip_unmappable:
-        made.check_complete()
+        made.check_complete(accepted)
     if output is None:
         click.echo(made.text, nl=False)
     else:
@@ -76,8 +85,11 @@ def feast_views_command(
             write_views(made, output)
         except OSError as error:
             raise click.UsageError(f"cannot write {output}: {error.strerror}") from None
-    for told in made.unmappable:
-        click.echo(f"left out: {told}", err=True)
+    for loss in made.losses:
+        click.echo(f"left out: {loss}", err=True)
+    for name in dict.fromkeys(accepted):
+        if name not in [loss.name for loss in made.losses]:
+            click.echo(f"--skip {name}: nothing of that name had to be left out", err=True)
 
 
 def _sentence(report: Report) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -46,19 +46,33 @@ _MENDS = {
 }
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Something of a Feast repository, of some kind and name, that views.yaml cannot say; and why, with the mend."""
+
+    kind: str
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {self.reason}"
+
+
 @dataclass
 class FeastViews:
     """What was made of a Feast repository: the text of a views.yaml, and what it could not take over."""
 
     text: str
-    unmappable: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
 
-    def check_complete(self) -> None:
-        """Raises Unmappable if anything could not be taken over."""
-        if self.unmappable:
+    def check_complete(self, accepted: Collection[str]) -> None:
+        """Raises Unmappable if anything could not be taken over but what has one of the names that are accepted."""
+        losses = [loss for loss in self.losses if loss.name not in accepted]
+        if losses:
             raise Unmappable(
-                f"{len(self.unmappable)} things of the Feast repository cannot be said in views.yaml; mend them there, "
-                f"or leave them out with --skip-unmappable:\n" + "\n".join(f"  {told}" for told in self.unmappable)
+                f"{len(losses)} things of the Feast repository cannot be said in views.yaml; mend them there, or leave "
+                f"each out with --skip NAME, or all with --skip-unmappable:\n"
+                + "\n".join(f"  {loss}" for loss in losses)
             )
 
 
@@ -79,11 +93,11 @@ def feast_views(store: Any, origin: str, *, cast: bool = False) -> FeastViews:
         mapping = _Mapping(store, cast=cast)
         mapping.map_views()
         mapping.map_services()
-    made = FeastViews(_text(mapping, origin), mapping.unmappable)
+    made = FeastViews(_text(mapping, origin), mapping.losses)
     if not mapping.views:
         raise Unmappable(
             f"project {mapping.project!r} of {origin} has no feature view that views.yaml can say; run `feast apply` "
-            f"if nothing was applied yet" + "".join(f"\n  {told}" for told in mapping.unmappable)
+            f"if nothing was applied yet" + "".join(f"\n  {loss}" for loss in mapping.losses)
         )
     _check(made.text)
     return made
@@ -97,7 +111,7 @@ class _Mapping:
         self.views: dict[str, dict[str, Any]] = {}
         self.services: dict[str, list[str]] = {}
         self.notes: dict[str, list[str]] = {}
-        self.unmappable: list[str] = []
+        self.losses: list[Loss] = []
         self._store = store
         self._repository = Path(store.config.repo_path) if store.config.repo_path else None
         self._cast = cast
@@ -115,26 +129,26 @@ class _Mapping:
                 except UnmappableSource as error:
                     reason = str(error)
             if reason is not None:
-                self.unmappable.append(f"feature view {view.name!r}: {reason}")
+                self._lose("feature view", view.name, reason)
         for view in _by_name(store.list_on_demand_feature_views()):
-            self.unmappable.append(
-                f"on-demand feature view {view.name!r}: Shoal computes nothing when it answers; compute its features "
-                f"in the source of a feature view, or in the client"
+            self._lose(
+                "on-demand feature view",
+                view.name,
+                "Shoal computes nothing when it answers; compute its features in the source of a feature view, or in "
+                "the client",
             )
         for view in _by_name(store.list_label_views() if hasattr(store, "list_label_views") else ()):
-            self.unmappable.append(f"label view {view.name!r}: labels are not served; leave it to Feast")
+            self._lose("label view", view.name, "labels are not served; leave it to Feast")
 
     def map_services(self) -> None:
         for service in _by_name(self._store.list_feature_services()):
             references = [*dict.fromkeys(self._references(service))]
             if not _NAME.fullmatch(service.name):
-                self.unmappable.append(f"feature service {service.name!r}: {_BAD_NAME}")
+                self._lose(_SERVICE, service.name, _BAD_NAME)
             elif references:
                 self.services[service.name] = references
             else:
-                self.unmappable.append(
-                    f"feature service {service.name!r}: none of its features can be taken over; see there"
-                )
+                self._lose(_SERVICE, service.name, "none of its features can be taken over; see there")
 
     def _map_view(self, view: Any) -> None:
         keys = {}
@@ -152,7 +166,7 @@ class _Mapping:
             if reason is None:
                 features[column.name] = _feature_type(column)
             else:
-                self.unmappable.append(f"feature {view.name}:{column.name}: {reason}")
+                self._lose("feature", f"{view.name}:{column.name}", reason)
         if not features:
             raise UnmappableSource("none of its features can be taken over; see there")
         source, timestamp = view.batch_source, view.batch_source.timestamp_field or None
@@ -178,12 +192,13 @@ class _Mapping:
 
     def _references(self, service: Any) -> Iterator[str]:
         for projection in service.feature_view_projections:
-            named = f"feature service {service.name!r}"
             alias = projection.name_alias
             if (alias and alias != projection.name) or projection.join_key_map:
-                self.unmappable.append(
-                    f"{named}: it names view {projection.name!r} under another name or other join keys, which Shoal "
-                    f"cannot; ask for it in a lookup of its own, with the keys under the view's own names"
+                self._lose(
+                    _SERVICE,
+                    service.name,
+                    f"it names view {projection.name} under another name or other join keys, which Shoal cannot; ask "
+                    f"for it in a lookup of its own, with the keys under the view's own names",
                 )
                 continue
             view = self.views.get(projection.name)
@@ -191,12 +206,17 @@ class _Mapping:
                 if view is not None and feature.name in view["features"]:
                     yield f"{projection.name}:{feature.name}"
                 else:
-                    self.unmappable.append(f"{named}: {projection.name}:{feature.name} is not among what is taken over")
+                    reference = f"{projection.name}:{feature.name}"
+                    self._lose(_SERVICE, service.name, f"{reference} is not among what is taken over")
+
+    def _lose(self, kind: str, name: str, reason: str) -> None:
+        self.losses.append(Loss(kind, name, reason))
 
     def _note(self, view: str, text: str) -> None:
         self.notes.setdefault(view, []).append(text)
 
 
+_SERVICE = "feature service"
 _BAD_NAME = "names are a letter, then letters, digits and underscores, at most 128; rename it"
 
 
@@ -252,8 +272,8 @@ def _text(mapping: _Mapping, origin: str) -> str:
         f"# Made by `shoal feast-views` of project {mapping.project} of the Feast repository {origin}.",
         "# Made again, it is the same as long as nothing is applied there that changes it.",
     ]
-    if mapping.unmappable:
-        lines += ["#", "# Left out, because it has no counterpart:", *(f"#   {told}" for told in mapping.unmappable)]
+    if mapping.losses:
+        lines += ["#", "# Left out, because it has no counterpart:", *(f"#   {loss}" for loss in mapping.losses)]
     lines.append("views:")
     for name in sorted({*mapping.views, *mapping.notes}):
         lines += [f"  # {note}" for note in mapping.notes.get(name, ())]

@@ -23,6 +23,13 @@ FEATURES: dict[str, Any] = {
 }
 ITEMS = stores.schema("items", **FEATURES)
 USERS = stores.schema("users", key="int64", score="float32", text="string")
+PAIRS = ViewSchema.model_validate(
+    {
+        "name": "pairs",
+        "join_keys": [{"name": "users_id", "type": "int64"}, {"name": "items_id", "type": "string"}],
+        "features": [{"name": "seen", "type": "bool"}, {"name": "times", "type": "int32"}],
+    }
+)
 RECENT = stores.schema("recent", ttl=timedelta(hours=1), clicks="int64", rate="float32")
 SERVICE = FeatureService(name="ranking", features=("items:single", "users:*"))
 
@@ -78,6 +85,15 @@ def item_rows(count: int, view: ViewSchema = ITEMS) -> list[dict[str, Any]]:
 def user_rows(count: int) -> list[dict[str, Any]]:
     """Users 0 to `count` - 1."""
     return [{"users_id": number, "score": number / 4, "text": f"user {number}"} for number in range(count)]
+
+
+def pair_rows() -> list[dict[str, Any]]:
+    """Users 0 to 3 with items 0 to 3 each."""
+    return [
+        {"users_id": user, "items_id": f"item-{item}", "seen": item % 2 == 0, "times": None if user == 1 else item}
+        for user in range(4)
+        for item in range(4)
+    ]
 
 
 def recent_rows() -> list[dict[str, Any]]:

@@ -50,6 +50,12 @@ _FEAST_PATHS = {
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
+def _path(request: web.BaseRequest) -> str:
+    """The path that was asked for. Feast's server sends clients that end it with a slash to the one without."""
+    path = request.path
+    return path[:-1] if path.endswith("/") and path[:-1] in _FEAST_PATHS else path
+
+
 class Application:
     """One worker's endpoints. `draining` is set once the worker was told to stop; `in_flight` counts requests whose
     answer is not made yet."""
@@ -100,7 +106,7 @@ class Application:
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=most)
 
     def _handler(self, request: web.BaseRequest) -> Handler:
-        methods = self._endpoints.get(request.path)
+        methods = self._endpoints.get(_path(request))
         if methods is None:
             raise web.HTTPNotFound
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -134,12 +140,13 @@ class Application:
             response.headers[VERSION_HEADER] = str(version.id)
         if self.draining:
             response.force_close()
-        endpoint = request.path if request.path in self._endpoints else "other"
+        path = _path(request)
+        endpoint = path if path in self._endpoints else "other"
         self._metrics.count_request(endpoint, response.status, time.perf_counter() - started)
         return response
 
     def _refuse(self, request: web.BaseRequest, error: Exception, message: str, status: int) -> web.Response:
-        if request.path in _FEAST_PATHS:
+        if _path(request) in _FEAST_PATHS:
             return feast.answer_error(error, message, status, strict=self._settings.feast_strict)
         is_foreseen = isinstance(error, ShoalError | web.HTTPException)
         return answer_error(type(error).__name__ if is_foreseen else "InternalError", message, status)

@@ -5,6 +5,7 @@ in one takes a slower way.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -34,6 +35,8 @@ _MISSING = {
     "view": ("FeatureViewNotFoundException", "Feature view {} does not exist"),
     "service": ("FeatureServiceNotFoundException", "Feature service {} does not exist"),
 }
+_LATEST = re.compile(r"^([^@:]*)@(?:latest)?(?=:)", re.IGNORECASE)
+"""A view in a reference, of which the newest version is asked for, in so many words."""
 _NOT_JSON = "Input should be a valid dictionary or object to extract fields from"
 
 
@@ -124,16 +127,18 @@ def answer(store: FeatureStore, asked: FeastRequest, *, strict: bool) -> tuple[L
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
     """
-    entities, max_age = asked.entities, timedelta.max if strict else None
+    wanted, entities, max_age = asked.wanted, asked.entities, timedelta.max if strict else None
     try:
-        result = store.lookup(asked.wanted, entities, max_age=max_age, incomplete="not_found")
+        result = store.lookup(wanted, entities, max_age=max_age, incomplete="not_found")
     except LookupInvalid:
+        if not isinstance(wanted, str):
+            wanted = [_LATEST.sub(r"\1", reference) for reference in wanted]
         # Of several things that are wrong, Feast tells views that do not exist first, and then names that are the same.
-        references = resolve_features(store.version(), asked.wanted)
+        references = resolve_features(store.version(), wanted)
         types = _key_types(store.version(), references)
         feature_names(references, full=asked.full_feature_names)
         entities = coerced(entities, types)
-        result = store.lookup(asked.wanted, entities, max_age=max_age, incomplete="not_found")
+        result = store.lookup(wanted, entities, max_age=max_age, incomplete="not_found")
     known = store.version().join_key_names
     content = json_feast.encode(
         result,

@@ -119,7 +119,7 @@ class GrpcServer:
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
         # Rows that are too old are served, and marked as such, as Feast's own servers do.
-        result = store.lookup(asked.wanted, entities, stale="serve")
+        result = store.lookup(asked.wanted, entities, stale="serve", incomplete="not_found")
         self._metrics.count_lookup(result)
         views = store.version().views
         used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))

@@ -14,6 +14,7 @@ from engine.errors import LookupInvalid, RequestTooLarge
 from engine.lookup import Stale
 
 _SHOWN_CHARACTERS = 60
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def _wrong(message: str) -> PydanticCustomError:
@@ -105,6 +106,9 @@ async def read_bytes(request: web.BaseRequest, max_bytes: int) -> bytes:
     """
     if request.content_length is not None and request.content_length > max_bytes:
         raise _too_large(f"{request.content_length} bytes", max_bytes)
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        # curl, .NET and others hold a body back for up to a second until they are told to send it.
+        request.transport.write(_CONTINUE)
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:

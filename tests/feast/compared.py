@@ -9,17 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.schema import FeatureService, ViewSchema, arrow_type
+from engine.schema import FeatureService, arrow_type
 from tests import stores
-from tests.every_type import ITEMS, USERS, item_rows, user_rows
+from tests.every_type import ITEMS, PAIRS, USERS, item_rows, pair_rows, user_rows
 
-PAIRS = ViewSchema.model_validate(
-    {
-        "name": "pairs",
-        "join_keys": [{"name": "users_id", "type": "int64"}, {"name": "items_id", "type": "string"}],
-        "features": [{"name": "seen", "type": "bool"}, {"name": "times", "type": "int32"}],
-    }
-)
 AGEING = stores.schema("ageing", key="int64", ttl=timedelta(hours=1), clicks="int64", rate="float32")
 VIEWS = (ITEMS, USERS, PAIRS, AGEING)
 SERVICES = (
@@ -57,11 +50,7 @@ def rows() -> dict[str, list[stores.Row]]:
     return {
         "items": [*items, *NOT_NUMBERS],
         "users": [*user_rows(10), {"users_id": 2**62 + 1}, {"users_id": -(2**63), "score": 0.1}],
-        "pairs": [
-            {"users_id": user, "items_id": f"item-{item}", "seen": item % 2 == 0, "times": None if user == 1 else item}
-            for user in range(4)
-            for item in range(4)
-        ],
+        "pairs": pair_rows(),
         "ageing": [
             {"ageing_id": key, "clicks": key, "rate": None if key % 2 else key / 7, stores.TIMESTAMP: now - age}
             for key, age in enumerate(ages * 2)
@@ -108,6 +97,8 @@ def _request(source: random.Random) -> dict[str, Any]:
             for view in views
             for feature in source.sample(view.features, source.randint(1, len(view.features)))
         ]
+        if source.random() < 0.1:
+            features[0] = features[0].replace(":", source.choice(["@latest:", "@:", "@Latest:"]))
         body["features"] = features
         if source.random() < 0.05:
             features.append(source.choice([*WRONG_FEATURES, features[0]]))

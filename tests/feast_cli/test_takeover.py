@@ -144,11 +144,11 @@ def test_what_has_no_counterpart_is_listed_and_left_out_only_if_asked(feast: Any
     names = [line.split(": ", 1)[0] for line in listed]
     assert names == [
         "feature extras:attributes",
-        "feature view 'odd-name'",
-        "feature view 'world'",
-        "on-demand feature view 'doubled'",
-        "feature service 'both'",
-        "feature service 'both'",
+        "feature view odd-name",
+        "feature view world",
+        "on-demand feature view doubled",
+        "feature service both",
+        "feature service both",
     ]
     done = place.shoal("feast-views", "repository", "--output", "views.yaml", "--skip-unmappable")
     assert [line.removeprefix("left out: ") for line in done.stderr.splitlines()] == listed
@@ -159,3 +159,10 @@ def test_what_has_no_counterpart_is_listed_and_left_out_only_if_asked(feast: Any
     assert "# feature view hidden is not served online in Feast: left out" in text
     assert "# what arrives by its PushSource clicks_push is not followed" in text
     assert all(f"#   {line}" in text for line in listed)
+
+    accepted = ["--skip", "extras:attributes", "--skip", "odd-name", "--skip", "world", "--skip", "both"]
+    done = place.shoal("feast-views", "repository", *accepted, code=2)
+    assert [line.strip() for line in done.stderr.splitlines()[1:]] == [listed[3]]
+    done = place.shoal("feast-views", "repository", *accepted, "--skip", "doubled", "--skip", "stock")
+    assert done.stdout == text
+    assert done.stderr.splitlines()[len(listed) :] == ["--skip stock: nothing of that name had to be left out"]

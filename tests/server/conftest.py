@@ -8,7 +8,7 @@ import pytest
 
 from engine.export_root import ExportRoot
 from tests import stores
-from tests.every_type import ITEMS, RECENT, SERVICE, USERS, item_rows, recent_rows, user_rows
+from tests.every_type import ITEMS, PAIRS, RECENT, SERVICE, USERS, item_rows, pair_rows, recent_rows, user_rows
 from tests.server.serving import Server, eventually
 
 # A free one, where gRPC is installed.
@@ -20,6 +20,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> ExportRoot:
     root = ExportRoot(tmp_path_factory.mktemp("endpoints") / "root")
     stores.publish_snapshot(root, ITEMS, item_rows(20))
     stores.publish_snapshot(root, USERS, user_rows(10))
+    stores.publish_snapshot(root, PAIRS, pair_rows())
     stores.publish_snapshot(root, RECENT, recent_rows())
     root.publish_services((SERVICE,))
     return root
@@ -30,5 +31,5 @@ def server(root: ExportRoot) -> Iterator[Server]:
     store = Path(str(root)).parent / "store"
     with Server(store, {"root": str(root)}, max_body_bytes=20_000, max_keys=50, grpc_port=GRPC_PORT) as server:
         server.await_ready()
-        eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 3, "three views")
+        eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 4, "four views")
         yield server

@@ -118,7 +118,12 @@ USER = {"users_id": [1]}
             "features is 'users:score': Input should",
         ),
         ({"features": ["score"], "entities": USER}, 400, "LookupInvalid", "'score' is no feature reference"),
-        ({"features": ["nope:x"], "entities": USER}, 404, "UnknownFeature", "no view 'nope'; it has items, recent"),
+        (
+            {"features": ["nope:x"], "entities": USER},
+            404,
+            "UnknownFeature",
+            "no view 'nope'; it has items, pairs, recent",
+        ),
         ({"features": ["users:x"], "entities": USER}, 404, "UnknownFeature", "no feature 'x'; it has score, text"),
         ({"service": "x", "entities": USER}, 404, "UnknownFeature", "no feature service 'x'; it has ranking"),
         (
@@ -219,14 +224,28 @@ def test_a_client_that_leaves_in_the_middle_does_no_harm(server: Server) -> None
     assert " failed" not in server.log
 
 
+@pytest.mark.parametrize("path", ["/v1/lookup", "/get-online-features"])
+def test_clients_that_wait_to_be_told_to_send_a_body_are_told(server: Server, path: str) -> None:
+    body = json.dumps({"features": ["users:score"], "entities": USER}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: shoal\r\nExpect: 100-continue\r\nContent-Length: "
+    with server.raw_socket() as client, client.makefile("rb") as answers:
+        client.sendall(f"{head}{len(body)}\r\n\r\n".encode())
+        assert (answers.readline(), answers.readline()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
+        client.sendall(body)
+        assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+    with server.raw_socket() as client, client.makefile("rb") as answers:
+        client.sendall(f"{head}20001\r\n\r\n".encode())
+        assert answers.readline().startswith(b"HTTP/1.1 413 ")
+
+
 # --- the store and its server ----------------------------------------------------------------------------------------
 
 
 def test_views(server: Server) -> None:
     answer = server.ask("GET", "/v1/views")
-    assert [view["name"] for view in answer.json["views"]] == ["items", "recent", "users"]
+    assert [view["name"] for view in answer.json["views"]] == ["items", "pairs", "recent", "users"]
     assert answer.json["version"] == answer.version
-    recent = answer.json["views"][1]
+    recent = answer.json["views"][2]
     assert recent["join_keys"] == [{"name": "recent_id", "type": "string"}]
     assert recent["features"] == [{"name": "clicks", "type": "int64"}, {"name": "rate", "type": "float32"}]
     assert recent["ttl_seconds"] == 3600

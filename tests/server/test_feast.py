@@ -77,6 +77,28 @@ def test_a_feature_service_goes_before_features(server: Server) -> None:
     assert answer.json["metadata"]["feature_names"] == ["users_id", "items_id", "single", "score", "text"]
 
 
+def error(answer: Answer) -> str:
+    """The exception that a client would raise."""
+    return str(json.loads(answer.json)["class"])
+
+
+@pytest.mark.parametrize("reference", ["users@latest:score", "users@LATEST:score", "users@:score"])
+def test_the_latest_version_of_a_view_is_the_view(server: Server, reference: str) -> None:
+    answer = feast(server, features=["users:text", reference], entities=USER, full_feature_names=True)
+    assert result(answer, "users__score") == ([0.25], ["PRESENT"])
+    answer = feast(server, features=["users:score", reference], entities=USER)
+    assert (answer.status, error(answer)) == (400, "FeatureNameCollisionError")
+
+
+def test_the_path_may_end_with_a_slash(server: Server) -> None:
+    path = "/get-online-features/"
+    body = {"features": ["users:score"], "entities": USER}
+    assert server.ask("POST", path, body).json == feast(server, **body).json
+    assert error(server.ask("POST", path, body | {"features": ["nope:x"]})) == "FeatureViewNotFoundException"
+    assert server.ask("POST", path + "/", body).status == 404
+    assert server.ask("GET", path).headers["allow"] == "POST"
+
+
 def test_versions_of_views_are_asked_for(server: Server) -> None:
     features = ["users:score", "items:large", "users:text"]
     entities = USER | {"items_id": ["empties"]}
@@ -189,7 +211,7 @@ def test_bodies_that_are_hard_to_read_are_refused(server: Server, body: bytes) -
             {"features": ["nope:x"], "entities": USER},
             404,
             "FeatureViewNotFoundException",
-            "Feature view nope does not exist: the store has no view 'nope'; it has items, recent",
+            "Feature view nope does not exist: the store has no view 'nope'; it has items, pairs, recent",
         ),
         (
             {"feature_service": "nope", "entities": USER},

@@ -1,51 +1,27 @@
-"""Feast's serving protocol over gRPC: what goes over the wire, and how workers come and go on one port."""
+"""Feast's serving protocol over gRPC: what goes over the wire."""
 
 import json
 import os
-import signal
-import socket
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from engine.export_root import ExportRoot
 from tests.server.serving import PATIENCE_SECONDS, Server, eventually
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'shoal[grpc]'")
 
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
-
-from tests.server.feast_messages import decode, encode  # noqa: E402
+from tests.server.feast_messages import decode  # noqa: E402
+from tests.server.grpc_client import SERVING, Asked, Client, as_sent, asked, client_of, integers, texts  # noqa: E402
 
 PYTHON_OF_FEAST = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
-SERVING = "feast.serving.ServingService"
 EPOCH = "1970-01-01T00:00:00Z"
 NEW_YEAR = "2026-01-01T00:00:00Z"
 HARD = ["nulls", "extremes", "empties", "none"]
-Asked = dict[str, Any]
-
-
-def texts(*values: str) -> Asked:
-    return {"val": [{"string_val": value} for value in values]}
-
-
-def integers(*values: int) -> Asked:
-    return {"val": [{"int64_val": value} for value in values]}
-
-
 ITEMS = {"items_id": texts(*HARD, *(f"item-{number}" for number in range(20)))}
 USER = {"users_id": integers(3)}
-
-
-def asked(features: list[str] | str, entities: Asked, **more: Any) -> Asked:
-    kind = {"feature_service": features} if isinstance(features, str) else {"features": {"val": features}}
-    return kind | {"entities": entities} | more
 
 
 REQUESTS = [
@@ -53,54 +29,11 @@ REQUESTS = [
     asked(["users:score", "items:words", "items:single", "users:text"], ITEMS | {"users_id": integers(*range(24))}),
     asked("ranking", {"items_id": texts("item-1", "none"), "users_id": integers(3, 99)}, full_feature_names=True),
     asked(["users:text"], {"users_id": {"val": [{"int32_val": 3}]}}, include_feature_view_version_metadata=True),
+    asked(["pairs:*"], {"items_id": texts("item-1", "item-2", "none"), "users_id": integers(0, 1, 3)}),
+    asked(["pairs:*", "users:text"], {"users_id": integers(0, 1)}, full_feature_names=True),
     asked(["recent:*"], {"recent_id": texts("fresh", "stale", "stale-null", "none")}),
     asked(["users:text"], {"users_id": {"val": []}}),
 ]
-
-
-def as_sent(request: Asked) -> bytes:
-    """With the map of entities as the list of entries that it is."""
-    maps = {
-        name: [{"key": key, "value": value} for key, value in request[name].items()]
-        for name in ("entities", "request_context")
-        if name in request
-    }
-    return encode("GetOnlineFeaturesRequest", request | maps)
-
-
-class Client:
-    """A channel of its own, that is, a connection of its own."""
-
-    def __init__(self, address: str) -> None:
-        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
-        self.channel = grpc.insecure_channel(address, options=options)
-
-    def call(self, request: bytes, service: str = SERVING, method: str = "GetOnlineFeatures") -> Any:
-        """The answer's bytes, and the call."""
-        return self.channel.unary_unary(f"/{service}/{method}").with_call(
-            request, timeout=PATIENCE_SECONDS, wait_for_ready=True
-        )
-
-    def ask(self, request: Asked) -> dict[str, Any]:
-        return decode("GetOnlineFeaturesResponse", self.call(as_sent(request))[0])
-
-    def refusal(self, request: bytes) -> tuple[str, str]:
-        with pytest.raises(grpc.RpcError) as caught:
-            self.call(request)
-        return caught.value.code().name, caught.value.details()
-
-    def health(self, service: str = "") -> str:
-        request = health_pb2.HealthCheckRequest(service=service)
-        status = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=PATIENCE_SECONDS).status
-        name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
-        return name
-
-
-@contextmanager
-def client_of(server: Server) -> Iterator[Client]:
-    client = Client(server.grpc_address)
-    with client.channel:
-        yield client
 
 
 @pytest.fixture
@@ -129,6 +62,29 @@ def test_join_keys_come_first_then_features_in_the_order_asked(client: Client) -
             {"values": [{"int64_val": str(-(2**63))}, {}], "statuses": found, "event_timestamps": times},
         ],
     }
+
+
+def test_keys_of_several_parts(client: Client) -> None:
+    entities = {"items_id": texts("item-3", "item-2", "item-9"), "users_id": integers(1, 3, 3)}
+    answer = client.ask(asked(["pairs:*"], entities))
+    assert answer["metadata"]["feature_names"]["val"] == ["items_id", "users_id", "seen", "times"]
+    assert [result["statuses"] for result in answer["results"][2:]] == [
+        ["PRESENT", "PRESENT", "NOT_FOUND"],
+        ["NULL_VALUE", "PRESENT", "NOT_FOUND"],
+    ]
+    assert [result["values"] for result in answer["results"][2:]] == [
+        [{"bool_val": False}, {"bool_val": True}, {}],
+        [{}, {"int32_val": 2}, {}],
+    ]
+
+
+def test_a_key_given_in_part_is_not_found(client: Client) -> None:
+    """Which costs the other views nothing."""
+    answer = client.ask(asked(["pairs:times", "users:score"], {"users_id": integers(1, 3)}))
+    assert answer["metadata"]["feature_names"]["val"] == ["users_id", "times", "score"]
+    missing, found = answer["results"][1:]
+    assert missing == {"values": [{}, {}], "statuses": ["NOT_FOUND"] * 2, "event_timestamps": [EPOCH] * 2}
+    assert found["values"] == [{"float_val": 0.25}, {"float_val": 0.75}]
 
 
 def test_every_type(client: Client) -> None:
@@ -226,6 +182,8 @@ def test_feasts_own_name_of_its_python_service_and_the_info(client: Client) -> N
         (asked(["users:nope"], USER), "NOT_FOUND", "'nope'"),
         (asked([], USER), "INVALID_ARGUMENT", "give either features"),
         (asked(["users:score"], {}), "INVALID_ARGUMENT", "'users_id'"),
+        (asked(["pairs:seen"], {}), "INVALID_ARGUMENT", "'users_id'"),
+        (asked(["pairs:seen"], {"users_id": texts("3")}), "INVALID_ARGUMENT", "must be int64"),
         (asked(["users:score"], {"users_id": texts("3")}), "INVALID_ARGUMENT", "must be int64"),
         (asked(["users:score"], {"users_id": {"val": [{"int64_val": 1}, {}]}}), "INVALID_ARGUMENT", "no key in row 1"),
         (
@@ -301,92 +259,3 @@ def by_name(answer: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     names = answer["metadata"]["feature_names"]["val"]
     assert len(set(names)) == len(names)
     return dict(zip(names, answer["results"], strict=True)), answer["metadata"].get("feature_view_metadata")
-
-
-# --- workers on one port -----------------------------------------------------------------------------------------
-
-
-def workers_on(server: Server) -> set[int]:
-    """The workers that clients of gRPC are connected to."""
-    port = int(server.grpc_address.rpartition(":")[2])
-    return {
-        pid
-        for pid in server.record.workers
-        for connection in psutil.Process(pid).net_connections("tcp")
-        if connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == port
-    }
-
-
-def test_all_workers_answer(server: Server) -> None:
-    clients = [Client(server.grpc_address) for _ in range(24)]
-    for client in clients:
-        assert client.ask(asked(["users:score"], USER))["results"]
-    assert workers_on(server) == set(server.record.workers)
-    for client in clients:
-        client.channel.close()
-
-
-def test_a_worker_that_replaces_another_answers_too(root: ExportRoot, tmp_path: Path) -> None:
-    with Server(tmp_path / "store", {"root": str(root)}, workers=1, grpc_port=0) as server:
-        server.await_ready()
-        first = server.record.workers
-        os.kill(first[0], signal.SIGKILL)
-        eventually(lambda: server.record.workers not in ((), first), "another worker")
-        with client_of(server) as client:
-            assert client.ask(asked(["users:score"], USER))["results"]
-
-
-def test_without_a_store_there_is_an_error_and_no_health(tmp_path: Path) -> None:
-    with Server(tmp_path / "store", grpc_port=0) as server, client_of(server) as client:
-        code, message = client.refusal(as_sent(asked(["users:score"], USER)))
-        assert code == "UNAVAILABLE"
-        assert "store" in message
-        assert client.health() == "NOT_SERVING"
-
-
-def test_a_server_that_drains_answers_or_says_that_it_is_gone(root: ExportRoot, tmp_path: Path) -> None:
-    with Server(tmp_path / "store", {"root": str(root)}, grpc_port=0) as server:
-        server.await_ready()
-        clients = [Client(server.grpc_address) for _ in range(4)]
-        request = as_sent(asked(["items:*"], ITEMS))
-        outcomes: list[str] = []
-
-        def keep_asking(client: Client) -> None:
-            while True:
-                try:
-                    client.channel.unary_unary(f"/{SERVING}/GetOnlineFeatures")(request, timeout=PATIENCE_SECONDS)
-                except grpc.RpcError as error:
-                    outcomes.append(error.code().name)
-                    return
-
-        threads = [threading.Thread(target=keep_asking, args=(client,)) for client in clients]
-        for thread in threads:
-            thread.start()
-        eventually(lambda: workers_on(server), "connections")
-        server.process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join(PATIENCE_SECONDS)
-        assert server.process.wait(PATIENCE_SECONDS) == 0
-        # A request that arrives as the server closes is cancelled: gRPC has it, and gives it to nobody.
-        assert len(outcomes) == 4
-        assert {"UNAVAILABLE", "CANCELLED"}.issuperset(outcomes)
-        assert "did not stop" not in server.log
-
-
-@pytest.mark.parametrize("reuse", [False, True])
-def test_a_port_that_is_taken_is_one_error_at_the_start(tmp_path: Path, reuse: bool) -> None:
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(reuse))
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        server = Server(tmp_path / "store", grpc_port=taken.getsockname()[1])
-        assert server.process.wait(PATIENCE_SECONDS) == 1
-    assert "AddressUnusable: cannot listen for gRPC on 127.0.0.1" in server.log
-    assert "started, pid" not in server.log
-
-
-def test_two_servers_do_not_share_a_port(tmp_path: Path) -> None:
-    with Server(tmp_path / "one", grpc_port=0) as one:
-        two = Server(tmp_path / "two", grpc_port=int(one.grpc_address.rpartition(":")[2]))
-        assert two.process.wait(PATIENCE_SECONDS) == 1
-        assert "AddressUnusable" in two.log
