@@ -66,13 +66,26 @@ def schema_of(view: Any) -> ViewSchema:
         return ViewSchema(
             name=view.name,
             join_keys=tuple(keys) or (JoinKey(name=NO_ENTITY, type="string"),),
-            features=tuple(Feature(name=one.name, type=_TYPES.get(str(one.dtype), "bytes")) for one in view.features),
+            features=tuple(
+                Feature(name=one.name, type=_TYPES.get(str(one.dtype), "bytes")) for one in stored_fields(view)
+            ),
             ttl=getattr(view, "ttl", None) or None,
             timestamp_field=getattr(source, "timestamp_field", None) or None,
             push_source=stream.name if type(stream).__name__ == "PushSource" else None,
         )
     except ValueError as error:
         raise Unmappable(f"feature view {view.name!r} cannot be kept in a Shoal store: {error}") from None
+
+
+def stored_fields(view: Any) -> list[Any]:
+    """The features that a store has of a Feast feature view: all but those under a join key's name, whose values stand
+    in the key."""
+    keys = {column.name for column in view.entity_columns}
+    return [field for field in view.features if field.name not in keys]
+
+
+def _feature(field: Any) -> Feature:
+    return Feature(name=field.name, type=_TYPES.get(str(field.dtype), "bytes"))
 
 
 def _join_key(view: str, column: Any) -> JoinKey:
@@ -111,7 +124,7 @@ def columns_of(schema: ViewSchema, view: Any, rows: Sequence[Row]) -> dict[str, 
     rows = sorted(rows, key=lambda row: (_aware(row[2]), _aware(row[3]) if row[3] is not None else _EPOCH))
     columns = key_columns(schema, [row[0] for row in rows])
     columns[EVENT_TIME_COLUMN] = [_aware(row[2]) for row in rows]
-    for field in view.features:
+    for field in stored_fields(view):
         given = [row[1].get(field.name) for row in rows]
         if any(value is not None for value in given):
             write = _writer(str(field.dtype))

@@ -68,15 +68,16 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
         fields = [field for field in table.features if requested_features is None or field.name in requested_features]
         if not entity_keys or not fields:
             return [(None, None)] * len(entity_keys)
-        references = [f"{table.name}:{field.name}" for field in fields]
-        keys = key_columns(schema_of(table), entity_keys)
+        schema = schema_of(table)
+        keys = key_columns(schema, entity_keys)
+        stored = [field.name for field in fields if field.name not in keys]
+        # Whether there is a row is known from any of its features.
+        references = [f"{table.name}:{name}" for name in stored or [schema.features[0].name]]
         result = self._reader(_store_of(config)).lookup(references, keys, stale="serve", incomplete="not_found")
         rows = result.views[table.name]
         names = [field.name for field in fields]
-        columns = [
-            map(reader(str(field.dtype)), column.to_arrow().to_pylist())
-            for field, column in zip(fields, result.columns, strict=True)
-        ]
+        found = {name: column.to_arrow().to_pylist() for name, column in zip(stored, result.columns, strict=False)}
+        columns = [map(reader(str(field.dtype)), (keys | found)[field.name]) for field in fields]
         values = zip(*columns, strict=True)
         return [
             (_EPOCH + timedelta(microseconds=time), dict(zip(names, row, strict=True)))
