@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
-from engine.errors import StoreDamaged, StoreFull, StoreLocked, StoreNotFound
+from engine.errors import LOAD_AGAIN, START_ANEW, StoreDamaged, StoreFull, StoreLocked, StoreNotFound, StoreUnreadable
 
 LIVE_MAP_SIZE = 256 << 30
 """Address space, not disk: a map that never has to grow never has to move."""
@@ -134,14 +134,19 @@ def map_generation(path: Path) -> memoryview:
     touches every page of it, which of all chunks together would be the whole store.
 
     Raises:
-        StoreDamaged: it cannot be mapped.
+        StoreDamaged: it is not there, or nothing is in it.
+        StoreUnreadable: the system refuses to open or map it now.
     """
     try:
         with (path / DATA).open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
         raise StoreDamaged(
-            f"generation {path} is missing, though the catalog names it ({error}); load the view again"
+            f"generation {path} is missing, though the catalog names it ({error}); {LOAD_AGAIN}"
+        ) from error
+    except OSError as error:
+        raise StoreUnreadable(
+            f"generation {path} cannot be read now ({error}); see to it: the view is tried again every second"
         ) from error
     content.madvise(mmap.MADV_RANDOM)
     return memoryview(content)
@@ -170,5 +175,7 @@ def _open(path: Path, **options: Any) -> lmdb.Environment:
     try:
         with store_full_named(path):
             return lmdb.open(str(path), readahead=False, **options)
+    except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
+        raise StoreDamaged(f"{path} cannot be opened: {error}; {START_ANEW}") from error
     except lmdb.Error as error:
-        raise StoreDamaged(f"{path} cannot be opened: {error}") from error
+        raise StoreUnreadable(f"{path} cannot be opened now: {error}") from error

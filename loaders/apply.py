@@ -1,6 +1,7 @@
 """Apply published entries: a snapshot becomes a base generation, a delta an overlay; or go back to an earlier base."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,14 @@ import pyarrow as pa
 from numba import njit
 
 from engine.catalog import Origin, SegmentRecord, ViewRecord
-from engine.errors import ForeignDelta, GenerationNotKept
+from engine.errors import ForeignDelta, GenerationNotKept, StoreDamaged, StoreUnreadable
 from engine.export_root import ExportRoot
 from engine.kernels import finding
 from engine.kernels.memory import load_i64, load_u8
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, RowLayout
 from engine.manifest import EVENT_TIMESTAMP, Manifest
-from engine.version import ViewVersion
+from engine.version import ViewVersion, read_generation
 from loaders.generation import (
     GenerationBuilder,
     Progress,
@@ -48,13 +49,26 @@ def load_snapshot(
 
     def take_kept(record: ViewRecord | None) -> ViewRecord | None:
         kept = next((base for base in record.kept if base.id == generation_id), None) if record else None
-        return _on_base(writer, manifest, kept, record) if kept else None
+        return _on_base(writer, manifest, kept, record) if kept and is_whole(writer.store, kept) else None
 
     if writer.commit_view(view, take_kept) is not None:
         return
-    builder = GenerationBuilder(writer.store, view, generation_id)
+    builder, base = build_base(writer, root, manifest, progress)
+
+    def swap(record: ViewRecord | None) -> ViewRecord:
+        builder.complete()
+        return _on_base(writer, manifest, base, record)
+
+    writer.commit_view(view, swap)
+
+
+def build_base(
+    writer: StoreWriter, root: ExportRoot, manifest: Manifest, progress: Progress
+) -> tuple[GenerationBuilder, SegmentRecord]:
+    """A snapshot's base generation, built but not completed, and its record; raises as `load_snapshot`."""
+    builder = GenerationBuilder(writer.store, manifest.view.name, manifest.snapshot_id)
     build_from_entry(builder, EntryReader(root, manifest), progress)
-    base = builder.record(
+    return builder, builder.record(
         manifest.view,
         (_origin(manifest),),
         first_seq=manifest.seq,
@@ -63,11 +77,14 @@ def load_snapshot(
         watermark=manifest.watermark,
     )
 
-    def swap(record: ViewRecord | None) -> ViewRecord:
-        builder.complete()
-        return _on_base(writer, manifest, base, record)
 
-    writer.commit_view(view, swap)
+def is_whole(store: Path, base: SegmentRecord) -> bool:
+    """Whether a base generation can be read."""
+    try:
+        read_generation(store, base)
+    except (StoreDamaged, StoreUnreadable):
+        return False
+    return True
 
 
 def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> None:
@@ -111,7 +128,7 @@ def roll_back(writer: StoreWriter, view: str, generation_id: str) -> None:
     """Serve a kept base as it was loaded, and stay there until `follow_again`.
 
     Raises:
-        GenerationNotKept: this node has no such generation of the view.
+        GenerationNotKept: this node has no such generation of the view, or it is damaged.
     """
 
     def go_back(record: ViewRecord | None) -> ViewRecord:
@@ -120,27 +137,37 @@ def roll_back(writer: StoreWriter, view: str, generation_id: str) -> None:
         if base is None or record is None:
             ids = ", ".join(base.id for base in known) or "none"
             raise GenerationNotKept(f"view {view!r} has no generation {generation_id!r} on this node; it has {ids}")
-        return record.model_copy(
-            update={
-                "view_schema": base.view_schema,
-                "base": base,
-                "overlays": (),
-                "kept": tuple(other for other in known if other.id != generation_id),
-                "applied_seq": base.last_seq,
-                "applied_entry": base.last_entry,
-                "applied_at": datetime.now(UTC),
-                "watermark": base.watermark,
-                "pinned": True,
-            }
-        )
+        if not is_whole(writer.store, base):
+            raise GenerationNotKept(f"view {view!r}: generation {generation_id!r} is damaged; go back to another")
+        kept = tuple(other for other in known if other.id != generation_id)
+        return _at_base(record, base).model_copy(update={"kept": kept, "pinned": True})
 
     writer.commit_view(view, go_back)
+
+
+def forget_overlays(writer: StoreWriter, view: str) -> None:
+    """Have a view stand where its base does, as if no delta behind it had been applied yet."""
+    writer.commit_view(view, lambda record: _at_base(record, record.base) if record else None)
 
 
 def follow_again(writer: StoreWriter, view: str) -> None:
     """Let a view that was rolled back go on along the log."""
     writer.commit_view(
         view, lambda record: record.model_copy(update={"pinned": False}) if record and record.pinned else None
+    )
+
+
+def _at_base(record: ViewRecord, base: SegmentRecord) -> ViewRecord:
+    return record.model_copy(
+        update={
+            "view_schema": base.view_schema,
+            "base": base,
+            "overlays": (),
+            "applied_seq": base.last_seq,
+            "applied_entry": base.last_entry,
+            "applied_at": datetime.now(UTC),
+            "watermark": base.watermark,
+        }
     )
 
 
@@ -161,9 +188,9 @@ def _at_entry(
 
 
 def _on_base(writer: StoreWriter, manifest: Manifest, base: SegmentRecord, record: ViewRecord | None) -> ViewRecord:
-    """A view that stands at a snapshot; bases before it stay for going back."""
+    """A view that stands at a snapshot; bases before it stay for going back, unless they are damaged."""
     earlier = (record.base, *record.kept) if record else ()
-    kept = tuple(other for other in earlier if other.id != base.id)
+    kept = tuple(other for other in earlier if other.id != base.id and is_whole(writer.store, other))
     return _at_entry(manifest, base, (), kept[: writer.kept_generations])
 
 

@@ -42,7 +42,7 @@ def next_step(root: ExportRoot, view: str, record: ViewRecord | None) -> Step | 
         ManifestInvalid: an entry breaks the contract.
     """
     if record is None:
-        return LoadSnapshot(_newest_snapshot(root, view), "the store has nothing of the view yet")
+        return LoadSnapshot(newest_snapshot(root, view), "the store has nothing of the view yet")
     following = record.applied_seq + 1
     if not root.has_entry(view, following):
         return _without_next(root, view, record)
@@ -97,7 +97,8 @@ def _without_next(root: ExportRoot, view: str, record: ViewRecord) -> Step | Non
     )
 
 
-def _newest_snapshot(root: ExportRoot, view: str) -> Manifest:
+def newest_snapshot(root: ExportRoot, view: str) -> Manifest:
+    """The newest snapshot of a view; raises NotPublished if it has none."""
     snapshot = root.newest_snapshot(view)
     if snapshot is None:
         raise NotPublished(

@@ -110,7 +110,9 @@ class _StoreCollector:
                 if value is not None:
                     family.add_metric([view], value)
             yield family
-        family = GaugeMetricFamily("shoal_view_trouble", "1 if the view does not move on", labels=["view"])
-        for view in {*version.views, *version.troubles}:
-            family.add_metric([view], view in version.troubles)
-        yield family
+        trouble = GaugeMetricFamily("shoal_view_trouble", "1 if the view does not move on", labels=["view"])
+        damaged = GaugeMetricFamily("shoal_view_damaged", "1 if the view's data cannot be read", labels=["view"])
+        for view in version.names:
+            trouble.add_metric([view], view in version.troubles)
+            damaged.add_metric([view], version.is_damaged(view))
+        yield from (trouble, damaged)
