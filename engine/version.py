@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import catalog
-from engine.environment import LiveEnvironment, ReadTransaction, generation_path, map_generation
+from engine.environment import LiveEnvironment, ReadTransaction, damage_named, generation_path, map_generation
 from engine.errors import LOAD_AGAIN, ShoalError, StoreDamaged, StoreUnreadable, UnknownFeature, ViewDamaged
 from engine.kernels import gathering, matrix
 from engine.kernels.memory import address_of
@@ -259,7 +259,8 @@ def read_version(
         StoreDamaged: the catalog cannot be read.
     """
     transaction = ReadTransaction(live)
-    raw = catalog.read_raw(transaction.lmdb, live.catalog)
+    with damage_named(live.path):
+        raw = catalog.read_raw(transaction.lmdb, live.catalog)
     views, damaged = {}, {}
     for name, value in catalog.raw_views(raw).items():
         old = previous.views.get(name) if previous else None
@@ -302,7 +303,8 @@ def read_overlay(transaction: ReadTransaction, record: catalog.SegmentRecord) ->
     live, chunks = transaction.live, []
     for number in range(record.chunks):
         key = catalog.chunk_key(record.id, number)
-        value = transaction.lmdb.get(key, db=live.segments)
+        with damage_named(live.path):
+            value = transaction.lmdb.get(key, db=live.segments)
         if value is None:
             raise StoreDamaged(f"{live.path} has no chunk {key.decode()}, though the catalog names it; {LOAD_AGAIN}")
         chunks.append(Chunk(value, f"{live.path} chunk {key.decode()}"))
