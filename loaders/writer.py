@@ -22,7 +22,7 @@ from engine.export_root import MANIFEST, SERVICES, ExportRoot
 from loaders.compaction import fold, should_fold
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, catch_up
-from loaders.reload import ReloadRequest, reload_view, views_to_reload
+from loaders.reload import ReloadRequest, reload_or_tell, views_to_reload
 from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
@@ -190,7 +190,7 @@ class WriterProcess:
         for view in views_to_reload(self._root, order):
             async with self._lock(view):
                 answers.append(
-                    await asyncio.to_thread(reload_view, self._writer, self._root, view, order, self._observer)
+                    await asyncio.to_thread(reload_or_tell, self._writer, self._root, view, order, self._observer)
                 )
                 self._fold_if_due(view)
         return web.json_response({"views": answers})

@@ -15,7 +15,14 @@ import pytest
 from engine import FeatureStore
 from engine.catalog import ViewRecord
 from engine.control import WriterClient
-from engine.errors import GenerationNotKept, LookupInvalid, NotPublished, SchemaChangeRefused, StoreNotFound
+from engine.errors import (
+    ForeignDelta,
+    GenerationNotKept,
+    LookupInvalid,
+    NotPublished,
+    SchemaChangeRefused,
+    StoreNotFound,
+)
 from engine.export_root import SERVICES, ExportRoot
 from engine.schema import FeatureService
 from loaders import writer as writer_module
@@ -186,6 +193,19 @@ def test_orders_that_cannot_be_followed_are_answered_with_the_error(
     assert seen(store) == "x"
     status = asyncio.run(WriterClient(store).status())
     assert (status["pid"], status["root"]) == (writer.pid, str(root.path))
+
+
+def test_of_all_views_each_is_reloaded_though_one_fails(
+    writer: subprocess.Popen[str], store: Path, root: ExportRoot
+) -> None:
+    bad = stores.publish_delta(root, VIEW, rows(1))
+    stores.falsify(root, bad, parent="f" * 32)
+    stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 1}])
+    failed, reloaded = ask(store)["views"]
+    assert (failed["view"], failed["error"]["code"]) == ("doc", "ForeignDelta")
+    assert (reloaded["view"], reloaded["applied_seq"]) == ("other", 2)
+    with pytest.raises(ForeignDelta):
+        ask(store, view="doc")
 
 
 def test_services_that_are_damaged_keep_no_view_from_moving_on(
