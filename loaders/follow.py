@@ -74,7 +74,7 @@ def _without_next(root: ExportRoot, view: str, record: ViewRecord) -> Step | Non
         ends = f"ends at {published[-1]}" if published else "is empty"
         raise ForeignDelta(
             f"view {view!r}: the store stands at seq {record.applied_seq}, but the log in {root} {ends}; it is another "
-            f"root or was made anew: load into a new store directory"
+            f"root or was made anew: load into a new store directory, or bring the root back"
         )
     if published[-1] == record.applied_seq:
         entry = root.entry(view, record.applied_seq)

@@ -78,6 +78,7 @@ def catch_up(
     try:
         if (damage := writer.damage(view)) is not None:
             applied += _repair(writer, root, view, damage, observer)
+        root.check_exists()
         while step := _advance(writer, root, view, observer, accept_schema_change):
             applied.append(step)
             observer.finished(step)

@@ -122,16 +122,20 @@ class WriterProcess:
                 continue
 
     def _look(self, root: ExportRoot) -> list[str]:
-        """Take over the feature services; the views that may have news."""
+        """Take over the feature services; the views that may have news, or have to be told that the root is gone."""
+        try:
+            views = root.views()
+        except OSError as error:
+            log.error("%s: %s", root, error)
+            views = []
+        if not views:
+            # A mount that is lost leaves an empty directory, which takes no services along.
+            return list(self._writer.version().views)
         try:
             self._writer.commit_root(str(root), root.services())
         except ShoalError as error:
             log.error("%s: %s", root, error)
-        try:
-            return root.views()
-        except OSError as error:
-            log.error("%s: %s", root, error)
-            return []
+        return views
 
     async def _catch_up(self, root: ExportRoot, view: str) -> None:
         # What is published while the last entry is being looked for may be missed by it, and makes another round.

@@ -65,6 +65,8 @@ class Metrics:
         )
         self._answered = cache(self._requests.labels)
         self._valued = cache(self._values.labels)
+        # Opens the file of the histograms now: it is not to be missing when an answer is counted.
+        self._answered("/health", 200)
 
     def count_request(self, endpoint: str, status: int | str, seconds: float) -> None:
         """One request was answered."""

@@ -25,6 +25,7 @@ from engine.errors import (
 )
 from engine.export_root import SERVICES, ExportRoot
 from engine.schema import FeatureService
+from engine.version import StoreVersion
 from loaders import writer as writer_module
 from loaders.load import Applied, Observer, catch_up
 from loaders.store_writer import StoreWriter
@@ -240,6 +241,30 @@ def test_a_root_that_is_made_later_is_found(store: Path, tmp_path: Path) -> None
         stores.publish_snapshot(root, VIEW, rows(7))
         process.send_signal(signal.SIGHUP)
         eventually(lambda: applied(store) == 1, "the snapshot")
+
+
+@pytest.mark.parametrize("leaves", ["nothing", "an empty directory"])
+def test_a_root_that_is_gone_is_named_and_takes_nothing_along(store: Path, root: ExportRoot, leaves: str) -> None:
+    root.publish_services((FeatureService(name="ranking", features=("doc:a",)),))
+    away = root.path.with_name("away")
+
+    def now() -> StoreVersion:
+        return FeatureStore.open(store).version()
+
+    with writing.running(store, root.path, poll_seconds=0.1):
+        eventually(lambda: applied(store, "doc") == applied(store, "other") == 1, "both views are loaded")
+        root.path.rename(away)
+        if leaves == "an empty directory":
+            root.path.mkdir()
+        eventually(lambda: set(now().troubles) == {"doc", "other"}, "the trouble")
+        assert str(root) in now().troubles["doc"].message
+        assert "ranking" in now().services
+        assert seen(store) == 0
+        if leaves == "an empty directory":
+            root.path.rmdir()
+        away.rename(root.path)
+        stores.publish_delta(root, VIEW, rows(1))
+        eventually(lambda: seen(store) == 1 and not now().troubles, "the delta, and the end of the trouble")
 
 
 def test_a_writer_ends_when_it_is_told_to_though_it_is_loading(store: Path, root: ExportRoot) -> None:
