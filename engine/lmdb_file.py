@@ -52,7 +52,7 @@ def check_length(path: Path) -> None:
             if meta is None or size >= (meta.last_page + 1) * meta.page_size:
                 return  # What is no environment at all, LMDB refuses.
             # A page that a commit took and gave back is never written: at the end of a file it may rightly be missing.
-            if all(_is_there(file, meta.page_size, size, root) for root in meta.roots):
+            if _is_complete(file, meta, size):
                 return
             if _newest_meta(file) == meta:  # Else a commit came while the trees of the one before were being read.
                 raise StoreDamaged(
@@ -78,6 +78,13 @@ def _meta(file: FileIO, at: int) -> _Meta | None:
     if (magic, version) != (MAGIC, DATA_VERSION) or page_size not in _PAGE_SIZES:
         return None
     return _Meta(commit, page_size, (free_root, DATABASE.unpack(main)[-1]), last)
+
+
+def _is_complete(file: FileIO, meta: _Meta, size: int) -> bool:
+    try:
+        return all(_is_there(file, meta.page_size, size, root) for root in meta.roots)
+    except (struct.error, RecursionError):
+        return False  # What is there makes no sense either.
 
 
 def _is_there(file: FileIO, page_size: int, size: int, number: int) -> bool:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numba import njit
 
 from engine.catalog import Origin, SegmentRecord, ViewRecord
-from engine.errors import ForeignDelta, GenerationNotKept, StoreDamaged, StoreUnreadable
+from engine.errors import ForeignDelta, GenerationNotKept, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.kernels import finding
 from engine.kernels.memory import load_i64, load_u8
@@ -79,10 +79,10 @@ def build_base(
 
 
 def is_whole(store: Path, base: SegmentRecord) -> bool:
-    """Whether a base generation can be read."""
+    """Whether a base generation can be read; raises StoreUnreadable if that cannot be told now."""
     try:
         read_generation(store, base)
-    except (StoreDamaged, StoreUnreadable):
+    except StoreDamaged:
         return False
     return True
 

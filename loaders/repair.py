@@ -46,8 +46,9 @@ def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamage
             return _start_over(writer, root, view, None, started, reason)
         if not is_whole(writer.store, record.base):
             return _replace_base(writer, root, view, record, started, reason)
-        _check_lineage(root, view, record)
-        forget_overlays(writer, view)
+        if view in writer.version().damaged:
+            _check_lineage(root, view, record)
+            forget_overlays(writer, view)
         return None
     except ShoalError as error:
         raise StoreDamaged(f"{damage}; that does not succeed: {error}") from error

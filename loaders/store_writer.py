@@ -97,18 +97,20 @@ class StoreWriter:
 
     def damage(self, view: str) -> StoreDamaged | None:
         """What is wrong with a view's data, looked at anew; None if nothing is, or it cannot be told now."""
-        version = self.version()
-        if view in version.damaged:
-            found = version.damaged[view]
-            return StoreDamaged(found.message) if issubclass(found.kind, StoreDamaged) else None
-        try:
-            if view in version.views:
-                read_generation(self.store, version.views[view].record.base)
-        except StoreDamaged as error:
-            return error
-        except StoreUnreadable:
-            pass
-        return None
+        # A fold that commits meanwhile takes the base away that is being looked at.
+        with self._committing:
+            version = self.version()
+            if view in version.damaged:
+                found = version.damaged[view]
+                return StoreDamaged(found.message) if issubclass(found.kind, StoreDamaged) else None
+            try:
+                if view in version.views:
+                    read_generation(self.store, version.views[view].record.base)
+            except StoreDamaged as error:
+                return error
+            except StoreUnreadable:
+                pass
+            return None
 
     def commit_view(
         self, view: str, change: Callable[[ViewRecord | None], ViewRecord | None], overlay: NewOverlay | None = None

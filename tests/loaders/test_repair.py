@@ -3,6 +3,7 @@
 import gc
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
@@ -17,6 +18,7 @@ from loaders.apply import roll_back
 from loaders.compaction import fold
 from loaders.load import Applied, catch_up
 from loaders.reload import ReloadRequest, reload_view
+from loaders.repair import repair
 from loaders.store_writer import StoreWriter
 from loaders.verify import verify_store
 from tests import stores
@@ -125,6 +127,24 @@ def test_what_is_damaged_while_a_writer_runs_is_loaded_again_too(store: Path, ro
         assert before.segments[-1].chunks[0].bytes.tobytes() == content[before.record.base.offsets[0] :]
         assert reader.version().view("doc").segments[-1] is not before.segments[-1]
     check_whole(store)
+
+
+def test_a_view_that_is_whole_again_meanwhile_is_left_as_it_is(store: Path, root: ExportRoot) -> None:
+    with StoreWriter(store) as writer:
+        before = writer.record("doc")
+        assert repair(writer, root, "doc", StoreDamaged("it was, a moment ago"), stores.Silence().started) is None
+        assert writer.record("doc") == before
+
+
+def test_nothing_is_taken_for_damaged_while_folds_replace_bases(store: Path, root: ExportRoot) -> None:
+    found: list[StoreDamaged | None] = []
+    with StoreWriter(store) as writer, ThreadPoolExecutor(1) as pool:
+        folding = pool.submit(lambda: [fold(writer, "doc") for _ in range(30)])
+        while not folding.done():
+            found.append(writer.damage("doc"))
+        folding.result()
+    assert found
+    assert set(found) == {None}
 
 
 def test_a_base_that_was_folded_here_is_made_anew_of_the_log(store: Path, root: ExportRoot) -> None:
