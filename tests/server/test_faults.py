@@ -107,7 +107,8 @@ def test_a_store_whose_catalog_is_cut_short_is_one_error_that_says_what_to_do(st
         answer = server.lookup(["doc:a"], KEYS)
         assert (answer.status, answer.error[0]) == (503, "StoreDamaged")
         assert "it was cut short; move the directory `live` aside and start again" in answer.error[1]
-        eventually(lambda: "StoreDamaged" in server.log, "the writer's complaint")
+        eventually(lambda: "writer cannot go on: StoreDamaged: " in server.log, "the writer's complaint")
+        assert "Traceback" not in server.log
         # It is done while the server runs: the supervisor tries a new writer again and again.
         live_path(store).rename(store / "live.damaged")
         eventually(lambda: attempt(lambda: server.ask("GET", "/ready")).status == 200, "a store, loaded anew")  # type: ignore[union-attr]
