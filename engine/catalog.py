@@ -11,7 +11,7 @@ import lmdb
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.errors import StoreDamaged
+from engine.errors import LOAD_AGAIN, START_ANEW, StoreDamaged
 from engine.schema import FeatureService, ViewSchema
 
 FORMAT_VERSION = 1
@@ -174,4 +174,6 @@ def _decode(value: bytes, model: type[_Model]) -> _Model:
     try:
         return model.model_validate_json(value)
     except ValidationError as error:
-        raise StoreDamaged(f"the catalog holds a {model.__name__} that cannot be read: {error.errors()[0]}") from error
+        first, mend = error.errors(include_url=False)[0], LOAD_AGAIN if model is ViewRecord else START_ANEW
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        raise StoreDamaged(f"the catalog holds a {model.__name__} that cannot be read ({problem}); {mend}") from error

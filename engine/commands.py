@@ -210,14 +210,14 @@ def _history_document(histories: dict[str, list[list[StoredRow]]]) -> dict[str, 
 def status_command(store: Path, as_json: bool) -> None:
     """Show what a store holds, how fresh it is, and who serves it.
 
-    Ends with 1 if a view does not move on.
+    Ends with 1 if a view does not move on, or its data cannot be read.
     """
     status = describe_version(FeatureStore.open(store).version()) | {"server": describe_server(store)}
     if as_json:
         click.echo(json.dumps(status, indent=2))
     else:
         _print_status(status)
-    if any(view["trouble"] for view in status["views"]):
+    if any(view["trouble"] or view["damage"] for view in status["views"]):
         sys.exit(1)
 
 
@@ -243,6 +243,8 @@ def _print_status(status: dict[str, Any]) -> None:
         )
     _print(table)
     for view in status["views"]:
+        if damage := view["damage"]:
+            click.echo(f"\n{view['name']} cannot be read: {damage}")
         if trouble := view["trouble"]:
             click.echo(
                 f"\ntrouble with {view['name']} since {trouble['since']}: {trouble['code']}: {trouble['message']}"

@@ -6,6 +6,8 @@
     DELETE /views/NAME  the view is dropped
     GET    /status      -> a document about the writer
 
+Of all views, one that cannot be reloaded holds up no other: it is answered as {"view": str, "error": …}.
+
 An error is answered with its `http_status` and {"error": {"code": name of its class, "message": str}}, the same form in
 which the worker answers its own clients.
 """
@@ -49,6 +51,18 @@ def writer_socket_path(store: Path) -> Path:
 def error_document(error: ShoalError) -> dict[str, Any]:
     """The JSON form of an error."""
     return {"error": {"code": type(error).__name__, "message": str(error)}}
+
+
+def error_in(document: dict[str, Any]) -> ShoalError:
+    """The error in its JSON form, as an exception of the class that was met."""
+    code, message = document["error"]["code"], document["error"]["message"]
+    kind = getattr(errors, code, ShoalError)
+    return (kind if isinstance(kind, type) and issubclass(kind, ShoalError) else ShoalError)(message)
+
+
+def first_failure(views: list[dict[str, Any]]) -> ShoalError | None:
+    """The first error among the views that were reloaded."""
+    return next((error_in(view) for view in views if "error" in view), None)
 
 
 @contextmanager
@@ -127,6 +141,8 @@ class WriterClient:
     ) -> dict[str, Any]:
         """Have a view, or all views, loaded anew from the newest snapshot, or from the one named.
 
+        Of all views, the answer tells which could not be (see `first_failure`).
+
         Raises:
             WriterUnavailable: no writer answers.
             ShoalError: the writer's own error, of the class that it met.
@@ -190,10 +206,9 @@ class WriterClient:
             document: dict[str, Any] = orjson.loads(answer)
             if status == 200:
                 return document
-            code, message = document["error"]["code"], document["error"]["message"]
+            error_met = error_in(document)
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
             raise WriterUnavailable(
                 f"what answers on {self._socket} is no writer: status {status}, {answer[:100]!r}"
             ) from error
-        kind = getattr(errors, code, ShoalError)
-        raise (kind if isinstance(kind, type) and issubclass(kind, ShoalError) else ShoalError)(message)
+        raise error_met

@@ -21,7 +21,8 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
-from engine.errors import StoreDamaged, StoreFull, StoreLocked, StoreNotFound
+from engine.errors import LOAD_AGAIN, START_ANEW, StoreDamaged, StoreFull, StoreLocked, StoreNotFound, StoreUnreadable
+from engine.lmdb_file import check_length
 
 LIVE_MAP_SIZE = 256 << 30
 """Address space, not disk: a map that never has to grow never has to move."""
@@ -91,7 +92,8 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
     Raises:
         StoreNotFound: there is no store at this path.
         StoreLocked: this process has it open for reading, and wants to write.
-        StoreDamaged: LMDB does not accept its files.
+        StoreDamaged: its file was cut short, or LMDB does not accept it.
+        StoreUnreadable: the system does not let it be opened now.
     """
     path = live_path(store).resolve()
     with _opening:
@@ -100,11 +102,14 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
             if writable:
                 path.mkdir(parents=True, exist_ok=True)
                 _allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
-            elif not _has_content(path / DATA):
+            elif not (path / DATA).is_file():
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
+            if not _has_content(path / DATA, store) and not writable:
+                raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does")
             env = _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=3, max_readers=MAX_READERS)
             try:
-                live = _live[path] = LiveEnvironment(path, env, writable=writable)
+                with damage_named(path):
+                    live = _live[path] = LiveEnvironment(path, env, writable=writable)
             except lmdb.NotFoundError:
                 raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does") from None
         elif writable and not live.writable:
@@ -112,12 +117,35 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         return live
 
 
-def _has_content(path: Path) -> bool:
-    """Whether there is a file and something in it; LMDB makes an environment's file before it writes to it."""
+def _has_content(path: Path, store: Path) -> bool:
+    """Whether an environment's file has been written to; LMDB makes it before it does.
+
+    Raises:
+        StoreDamaged: it was cut short.
+        StoreUnreadable: the system does not let it be read now.
+    """
     try:
-        return path.stat().st_size > 0
-    except (FileNotFoundError, NotADirectoryError):
+        if path.stat().st_size:
+            check_length(path)
+            return True
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise StoreUnreadable(f"{path} cannot be opened now: {error}") from error
+    if any(not entry.name.startswith(".") for entry in (store / "generations").glob("*/*")):
+        raise StoreDamaged(
+            f"{path} is empty, though there are generations that it named: it was cut short; {START_ANEW}"
+        )
+    return False
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn the ways in which LMDB says that what it reads makes no sense into StoreDamaged."""
+    try:
+        yield
+    except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError) as error:
+        raise StoreDamaged(f"{path} is damaged: {error}; {START_ANEW}") from error
 
 
 def _allocate(path: Path, size: int) -> None:
@@ -137,14 +165,19 @@ def map_generation(path: Path) -> memoryview:
     touches every page of it, which of all chunks together would be the whole store.
 
     Raises:
-        StoreDamaged: it cannot be mapped.
+        StoreDamaged: it is not there, or nothing is in it.
+        StoreUnreadable: the system refuses to open or map it now.
     """
     try:
         with (path / DATA).open("rb") as file:
             content = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
         raise StoreDamaged(
-            f"generation {path} is missing, though the catalog names it ({error}); load the view again"
+            f"generation {path} is missing, though the catalog names it ({error}); {LOAD_AGAIN}"
+        ) from error
+    except OSError as error:
+        raise StoreUnreadable(
+            f"generation {path} cannot be read now ({error}); see to it: the view is tried again every second"
         ) from error
     content.madvise(mmap.MADV_RANDOM)
     return memoryview(content)
@@ -171,7 +204,7 @@ def store_full_named(path: Path) -> Iterator[None]:
 
 def _open(path: Path, **options: Any) -> lmdb.Environment:
     try:
-        with store_full_named(path):
+        with store_full_named(path), damage_named(path):
             return lmdb.open(str(path), readahead=False, **options)
     except lmdb.Error as error:
-        raise StoreDamaged(f"{path} cannot be opened: {error}") from error
+        raise StoreUnreadable(f"{path} cannot be opened now: {error}") from error

@@ -112,8 +112,30 @@ class StoreNotFound(ShoalError):
     http_status = 503
 
 
+LOAD_AGAIN = "`shoal load` loads the view again, and a server that follows an export root does so by itself"
+"""The mend of a view whose data is damaged."""
+
+START_ANEW = (
+    "move the directory `live` aside and start again: what the export root published is then loaded anew, and what was "
+    "written to this store alone is lost"
+)
+"""The mend of a store whose catalog is damaged. Nobody but its owner can say whether that is no loss."""
+
+
 class StoreDamaged(ShoalError):
     """The store's own data fails its checks."""
+
+    http_status = 503
+
+
+class ViewDamaged(StoreDamaged):
+    """The data of one view cannot be read; the store's other views can."""
+
+
+class StoreUnreadable(ShoalError):
+    """The system does not let the store's files be read now: too many are open, or access is denied."""
+
+    http_status = 503
 
 
 class StoreLocked(ShoalError):

@@ -11,18 +11,20 @@ from typing import Self
 from engine import lookup as _lookup
 from engine import matrix_lookup as _matrix_lookup
 from engine.environment import LiveEnvironment, open_live
-from engine.errors import StoreDamaged
 from engine.key_columns import Entities, Incomplete
 from engine.lookup import Stale
 from engine.result import LookupResult, MatrixResult
 from engine.version import StoreVersion, read_version
 
+_RETRY_SECONDS = 1.0
+
 
 class FeatureStore:
     """A store open for lookups, from any number of threads.
 
-    Every lookup runs on the newest version that is committed when it starts, and on that version alone. A store must
-    not be carried over a fork: open it in the child.
+    Every lookup runs on the newest version that is committed when it starts, and on that version alone. A view whose
+    data is damaged is looked up as this process could read it last, or not at all, until it can be read again. A store
+    must not be carried over a fork: open it in the child.
     """
 
     def __init__(self, path: Path, live: LiveEnvironment) -> None:
@@ -37,7 +39,8 @@ class FeatureStore:
 
         Raises:
             StoreNotFound: there is none.
-            StoreDamaged: it cannot be read.
+            StoreDamaged: none of it can be read. Where a view cannot, it opens.
+            StoreUnreadable: the system does not let it be read now.
         """
         store = Path(path)
         return cls(store, open_live(store))
@@ -63,6 +66,7 @@ class FeatureStore:
 
         Raises:
             LookupInvalid, UnknownFeature: the request does not fit the store.
+            ViewDamaged: the data of a view that is asked for cannot be read.
             StaleFeatures: rows are older than accepted, and `stale` is "fail".
         """
         now = time.time_ns() // 1000
@@ -88,19 +92,22 @@ class FeatureStore:
     def version(self) -> StoreVersion:
         """The newest committed version."""
         version = self._version
-        if self._live.last_transaction() == version.id:
+        if self._is_newest(version):
             return version
         with self._refreshing:
-            if self._live.last_transaction() != self._version.id:
+            if not self._is_newest(self._version):
                 self._version = self._read(self._version)
             return self._version
 
+    def _is_newest(self, version: StoreVersion) -> bool:
+        """Whether there is nothing to read; a damaged view may be whole again without a commit."""
+        retry = version.damaged and time.monotonic() > self._retry_at
+        return self._live.last_transaction() == version.id and not retry
+
     def _read(self, previous: StoreVersion | None) -> StoreVersion:
         while True:
-            before = self._live.last_transaction()
-            try:
-                return read_version(self.path, self._live, previous)
-            except StoreDamaged:
-                # A generation may go while its version is being opened, if a newer one has come.
-                if self._live.last_transaction() == before:
-                    raise
+            version = read_version(self.path, self._live, previous)
+            # A generation may go while its version is being opened, if a newer one has come.
+            if not version.damaged or self._live.last_transaction() == version.id:
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                return version

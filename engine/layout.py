@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
-from engine.errors import StoreDamaged
+from engine.errors import LOAD_AGAIN, StoreDamaged
 from engine.schema import ViewSchema, embedding_size
 
 MAGIC = b"SHOALSEG"
@@ -141,14 +141,12 @@ class ChunkHeader:
             StoreDamaged: it is not a chunk, is of another format, or its sections do not fit.
         """
         if len(value) < HEADER_SIZE:
-            raise StoreDamaged(
-                f"{origin} has {len(value)} bytes, a chunk has at least {HEADER_SIZE}; load the view again"
-            )
+            raise StoreDamaged(f"{origin} has {len(value)} bytes, a chunk has at least {HEADER_SIZE}; {LOAD_AGAIN}")
         magic, version, *values = cls._STRUCT.unpack_from(value)
         if magic != MAGIC or version != FORMAT_VERSION:
             raise StoreDamaged(
                 f"{origin} starts with {magic!r} version {version}, expected {MAGIC!r} version {FORMAT_VERSION}; "
-                f"load the view again"
+                f"{LOAD_AGAIN}"
             )
         header = cls(*values)
         header._check_sections(len(value), origin)
@@ -165,10 +163,10 @@ class ChunkHeader:
             (self.keys, 0),
         )
         if self.rows < 1 or self.total > size or any(start + length > self.total for start, length in needed):
-            raise StoreDamaged(f"{origin}: its sections do not fit into its {size} bytes; load the view again")
+            raise StoreDamaged(f"{origin}: its sections do not fit into its {size} bytes; {LOAD_AGAIN}")
         hashes = self.max_hash - self.min_hash
         if hashes < 0 or self.shift > 63 or hashes >> self.shift >= self.buckets:
-            raise StoreDamaged(f"{origin}: its directory does not span its hashes; load the view again")
+            raise StoreDamaged(f"{origin}: its directory does not span its hashes; {LOAD_AGAIN}")
 
 
 HEADER_SIZE = 176

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from engine.catalog import SegmentRecord, Trouble
-from engine.version import StoreVersion, ViewVersion
+from engine.catalog import SegmentRecord
+from engine.version import StoreVersion
 
 
 def describe_views(version: StoreVersion) -> dict[str, Any]:
@@ -26,15 +26,14 @@ def describe_views(version: StoreVersion) -> dict[str, Any]:
 
 
 def describe_version(version: StoreVersion) -> dict[str, Any]:
-    """Where each view stands. A view that could not be loaded yet has no more than its trouble.
+    """Where each view stands. One that could not be loaded yet, or cannot be read, has no more than its trouble.
 
     `rows` and `bytes` are those stored, so they count a row once in the base and once in each overlay that has it.
     """
-    names = sorted({*version.views, *version.troubles})
     return {
         "version": version.id,
         "root": version.store.root,
-        "views": [_describe_view(name, version.views.get(name), version.troubles.get(name)) for name in names],
+        "views": [_describe_view(name, version) for name in version.names],
     }
 
 
@@ -43,8 +42,13 @@ def freshness_seconds(watermark: datetime | None) -> float | None:
     return (datetime.now(UTC) - watermark).total_seconds() if watermark else None
 
 
-def _describe_view(name: str, view: ViewVersion | None, trouble: Trouble | None) -> dict[str, Any]:
-    document: dict[str, Any] = {"name": name, "trouble": trouble.model_dump(mode="json") if trouble else None}
+def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:
+    view, damage, trouble = version.views.get(name), version.damaged.get(name), version.troubles.get(name)
+    document: dict[str, Any] = {
+        "name": name,
+        "trouble": trouble.model_dump(mode="json") if trouble else None,
+        "damage": damage.message if damage else None,
+    }
     if view is None:
         return document
     record = view.record

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from engine.errors import ShoalError
 from engine.run_directory import (
     ServerRecord,
     remove_server_record,
@@ -258,6 +259,8 @@ class Supervisor:
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except ShoalError as error:
+            log.error("%s cannot go on: %s: %s", child.name, type(error).__name__, error)
         except BaseException:
             log.exception("%s cannot go on", child.name)
         finally:

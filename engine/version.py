@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import catalog
-from engine.environment import LiveEnvironment, ReadTransaction, generation_path, map_generation
-from engine.errors import StoreDamaged, UnknownFeature
+from engine.environment import LiveEnvironment, ReadTransaction, damage_named, generation_path, map_generation
+from engine.errors import LOAD_AGAIN, ShoalError, StoreDamaged, StoreUnreadable, UnknownFeature, ViewDamaged
 from engine.kernels import gathering, matrix
 from engine.kernels.memory import address_of
 from engine.layout import RowLayout, Storage, storage_of
@@ -192,14 +192,27 @@ def _is_one_run(rows: npt.NDArray[np.int64]) -> bool:
 
 
 @dataclass(frozen=True)
+class Damage:
+    """Why a view cannot be read as the catalog has it; and its record there, unless that is what cannot be read."""
+
+    kind: type[ShoalError]
+    message: str
+    record: catalog.ViewRecord | None
+
+
+@dataclass(frozen=True)
 class StoreVersion:
-    """All views of a store as of one committed transaction; `id` rises with every commit."""
+    """All views of a store as of one committed transaction; `id` rises with every commit.
+
+    A view that is `damaged` is not among the `views`, or is there as it was when it could be read last.
+    """
 
     id: int
     store: catalog.StoreRecord
     views: Mapping[str, ViewVersion]
     services: Mapping[str, FeatureService]
     troubles: Mapping[str, catalog.Trouble]
+    damaged: Mapping[str, Damage] = field(default_factory=dict)
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict, repr=False)
     matrix_plans: dict[str | tuple[str, ...], MatrixPlan] = field(default_factory=dict, repr=False)
 
@@ -208,41 +221,81 @@ class StoreVersion:
         """The join keys of all views."""
         return frozenset().union(*(view.join_key_names for view in self.views.values()))
 
+    @property
+    def names(self) -> list[str]:
+        """All views that the store knows of, though they may not be loaded yet, or not be readable."""
+        return sorted({*self.views, *self.damaged, *self.troubles})
+
+    def is_damaged(self, name: str) -> bool:
+        """Whether a view's data cannot be read: by this process, which may have it open still, or by the writer."""
+        trouble = self.troubles.get(name)
+        return name in self.damaged or (trouble is not None and trouble.code == StoreDamaged.__name__)
+
     def view(self, name: str) -> ViewVersion:
-        """One view; raises UnknownFeature if the store has none of this name."""
+        """One view.
+
+        Raises:
+            UnknownFeature: the store has none of this name.
+            ViewDamaged: it has, but its data cannot be read.
+        """
         try:
             return self.views[name]
         except KeyError:
+            if name in self.damaged:
+                raise ViewDamaged(f"view {name!r} cannot be served: {self.damaged[name].message}") from None
             known = ", ".join(sorted(self.views)) or "none"
             raise UnknownFeature(f"the store has no view {name!r}; it has {known}", "view", name) from None
 
 
-def read_version(store: Path, live: LiveEnvironment, previous: StoreVersion | None) -> StoreVersion:
+def read_version(
+    store: Path, live: LiveEnvironment, previous: StoreVersion | None, *, keep_readable: bool = True
+) -> StoreVersion:
     """The newest committed version; what `previous` has in common with it is taken over.
 
+    Args:
+        keep_readable: of a view that cannot be read any more, keep what `previous` has.
+
     Raises:
-        StoreDamaged: a record, a chunk or a generation is missing or wrong.
+        StoreDamaged: the catalog cannot be read.
     """
     transaction = ReadTransaction(live)
-    raw = catalog.read_raw(transaction.lmdb, live.catalog)
-    views = {}
+    with damage_named(live.path):
+        raw = catalog.read_raw(transaction.lmdb, live.catalog)
+    views, damaged = {}, {}
     for name, value in catalog.raw_views(raw).items():
         old = previous.views.get(name) if previous else None
         if old is not None and old.raw == value:
             views[name] = old.carried_over(transaction)
             continue
-        record = catalog.decode_view(value)
-        known = {segment.record.id: segment for segment in old.segments} if old is not None else {}
-        overlays = [known.get(overlay.id) or read_overlay(transaction, overlay) for overlay in record.overlays]
-        base = known.get(record.base.id) or read_generation(store, record.base)
-        views[name] = ViewVersion(record, (*overlays, base), transaction, value)
+        record = None
+        try:
+            record = catalog.decode_view(value)
+            views[name] = _read_view(store, transaction, record, value, old)
+        except (StoreDamaged, StoreUnreadable) as error:
+            damaged[name] = Damage(type(error), str(error), record)
+            if old is not None and keep_readable:
+                views[name] = old
     return StoreVersion(
         id=transaction.lmdb.id(),
         store=catalog.store_in(raw),
         views=views,
         services=catalog.services_in(raw),
         troubles=catalog.troubles_in(raw),
+        damaged=damaged,
     )
+
+
+def _read_view(
+    store: Path, transaction: ReadTransaction, record: catalog.ViewRecord, raw: bytes, old: ViewVersion | None
+) -> ViewVersion:
+    """A view's version; segments that an older one has are taken from there."""
+    known = {segment.record.id: segment for segment in old.segments} if old is not None else {}
+    overlays = [known.get(overlay.id) or read_overlay(transaction, overlay) for overlay in record.overlays]
+    base = known.get(record.base.id)
+    # A base that was damaged is built again under its old id.
+    if base is None or base.record != record.base:
+        base = read_generation(store, record.base)
+    return ViewVersion(record, (*overlays, base), transaction, raw)
 
 
 def read_overlay(transaction: ReadTransaction, record: catalog.SegmentRecord) -> Segment:
@@ -250,18 +303,29 @@ def read_overlay(transaction: ReadTransaction, record: catalog.SegmentRecord) ->
     live, chunks = transaction.live, []
     for number in range(record.chunks):
         key = catalog.chunk_key(record.id, number)
-        value = transaction.lmdb.get(key, db=live.segments)
+        with damage_named(live.path):
+            value = transaction.lmdb.get(key, db=live.segments)
         if value is None:
-            raise StoreDamaged(
-                f"{live.path} has no chunk {key.decode()}, though the catalog names it; load the view again"
-            )
+            raise StoreDamaged(f"{live.path} has no chunk {key.decode()}, though the catalog names it; {LOAD_AGAIN}")
         chunks.append(Chunk(value, f"{live.path} chunk {key.decode()}"))
     return Segment(record, chunks)
 
 
 def read_generation(store: Path, record: catalog.SegmentRecord) -> Segment:
-    """A base, whose chunks keep its file mapped; raises StoreDamaged."""
+    """A base, whose chunks keep its file mapped.
+
+    The checksums are left alone: taking them would read all of it, at each start of each process. `shoal verify` does.
+
+    Raises:
+        StoreDamaged: its file is missing or cut short, or a chunk's header is wrong.
+        StoreUnreadable: the system refuses to map it now.
+    """
     path = generation_path(store, record.view_schema.name, record.id)
     content = map_generation(path)
+    if len(content) < record.bytes:
+        raise StoreDamaged(
+            f"generation {path} has {len(content)} bytes, its chunks alone take {record.bytes}: it was cut short; "
+            f"{LOAD_AGAIN}"
+        )
     chunks = [Chunk(content[offset:], f"{path} chunk {number}") for number, offset in enumerate(record.offsets)]
     return Segment(record, chunks)

@@ -1,6 +1,7 @@
 """Apply published entries: a snapshot becomes a base generation, a delta an overlay; or go back to an earlier base."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 from numba import njit
 
 from engine.catalog import Origin, SegmentRecord, ViewRecord
-from engine.errors import ForeignDelta, GenerationNotKept
+from engine.errors import ForeignDelta, GenerationNotKept, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.kernels import finding
 from engine.kernels.gathering import NO_EVENT_TIME
@@ -50,22 +51,13 @@ def load_snapshot(
         manifest.view.check_succeeds(old.view_schema)
     clear_unfinished(writer.store, view, but=generation_id)
 
-    if old is not None and generation_id in (kept.id for kept in old.kept):
-        _take_kept(writer, manifest)
+    kept = next((kept for kept in old.kept if kept.id == generation_id), None) if old is not None else None
+    if kept is not None and is_whole(writer.store, kept):
+        _take_kept(writer, manifest, kept)
         return
-    builder = GenerationBuilder(writer.store, view, generation_id)
-    build_from_entry(builder, EntryReader(root, manifest), progress)
-    base = builder.record(
-        manifest.view,
-        (_origin(manifest),),
-        first_seq=manifest.seq,
-        last_seq=manifest.seq,
-        last_entry=manifest.id,
-        watermark=manifest.watermark,
-    )
-
+    builder, base = build_base(writer, root, manifest, progress)
     with writer.changing(view):
-        pushed = retained(writer.version().views.get(view), builder.segment(base), manifest.view)
+        pushed = retained(writer.readable(view), builder.segment(base), manifest.view)
 
         def swap(record: ViewRecord | None) -> ViewRecord:
             builder.complete()
@@ -74,14 +66,37 @@ def load_snapshot(
         writer.commit_view(view, swap, pushed)
 
 
-def _take_kept(writer: StoreWriter, manifest: Manifest) -> None:
+def _take_kept(writer: StoreWriter, manifest: Manifest, base: SegmentRecord) -> None:
     """Go to the base that a snapshot became before, and that was kept."""
     view = manifest.view.name
     with writer.changing(view):
-        version = writer.version().view(view)
-        base = next(base for base in version.record.kept if base.id == manifest.snapshot_id)
-        pushed = retained(version, read_generation(writer.store, base), manifest.view)
+        pushed = retained(writer.readable(view), read_generation(writer.store, base), manifest.view)
         writer.commit_view(view, lambda record: _on_base(writer, manifest, base, record, pushed), pushed)
+
+
+def build_base(
+    writer: StoreWriter, root: ExportRoot, manifest: Manifest, progress: Progress
+) -> tuple[GenerationBuilder, SegmentRecord]:
+    """A snapshot's base generation, built but not completed, and its record; raises as `load_snapshot`."""
+    builder = GenerationBuilder(writer.store, manifest.view.name, manifest.snapshot_id)
+    build_from_entry(builder, EntryReader(root, manifest), progress)
+    return builder, builder.record(
+        manifest.view,
+        (_origin(manifest),),
+        first_seq=manifest.seq,
+        last_seq=manifest.seq,
+        last_entry=manifest.id,
+        watermark=manifest.watermark,
+    )
+
+
+def is_whole(store: Path, base: SegmentRecord) -> bool:
+    """Whether a base generation can be read; raises StoreUnreadable if that cannot be told now."""
+    try:
+        read_generation(store, base)
+    except StoreDamaged:
+        return False
+    return True
 
 
 def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> None:
@@ -130,36 +145,53 @@ def roll_back(writer: StoreWriter, view: str, generation_id: str) -> None:
     """Serve a kept base as it was loaded, under what was pushed since, and stay there until `follow_again`.
 
     Raises:
-        GenerationNotKept: this node has no such generation of the view.
+        GenerationNotKept: this node has no such generation of the view, or it is damaged.
     """
     with writer.changing(view):
-        version = writer.version().views.get(view)
-        known = (version.record.base, *version.record.kept) if version else ()
+        record = writer.record(view)
+        known = (record.base, *record.kept) if record else ()
         base = next((base for base in known if base.id == generation_id), None)
-        if base is None or version is None:
+        if base is None or record is None:
             ids = ", ".join(base.id for base in known) or "none"
             raise GenerationNotKept(f"view {view!r} has no generation {generation_id!r} on this node; it has {ids}")
-        pushed = retained(version, read_generation(writer.store, base), base.view_schema)
-        went_back = version.record.model_copy(
-            update={
-                "view_schema": base.view_schema,
-                "base": base,
-                "overlays": (pushed.record,) if pushed else (),
-                "kept": tuple(other for other in known if other.id != generation_id),
-                "applied_seq": base.last_seq,
-                "applied_entry": base.last_entry,
-                "applied_at": datetime.now(UTC),
-                "watermark": base.watermark,
-                "pinned": True,
-            }
-        )
+        if not is_whole(writer.store, base):
+            raise GenerationNotKept(f"view {view!r}: generation {generation_id!r} is damaged; go back to another")
+        pushed = retained(writer.readable(view), read_generation(writer.store, base), base.view_schema)
+        kept = tuple(other for other in known if other.id != generation_id)
+        went_back = _at_base(record, base, pushed).model_copy(update={"kept": kept, "pinned": True})
         writer.commit_view(view, lambda record: went_back, pushed)
+
+
+def forget_overlays(writer: StoreWriter, view: str) -> None:
+    """Have a view stand where its base does, as if no delta behind it had been applied yet; what was pushed, and can be
+    read, stays."""
+    with writer.changing(view):
+        record = writer.record(view)
+        if record is not None:
+            base = read_generation(writer.store, record.base)
+            pushed = retained(writer.readable(view), base, record.base.view_schema)
+            at_base = _at_base(record, record.base, pushed)
+            writer.commit_view(view, lambda record: at_base, pushed)
 
 
 def follow_again(writer: StoreWriter, view: str) -> None:
     """Let a view that was rolled back go on along the log."""
     writer.commit_view(
         view, lambda record: record.model_copy(update={"pinned": False}) if record and record.pinned else None
+    )
+
+
+def _at_base(record: ViewRecord, base: SegmentRecord, pushed: NewOverlay | None) -> ViewRecord:
+    return record.model_copy(
+        update={
+            "view_schema": base.view_schema,
+            "base": base,
+            "overlays": (pushed.record,) if pushed else (),
+            "applied_seq": base.last_seq,
+            "applied_entry": base.last_entry,
+            "applied_at": datetime.now(UTC),
+            "watermark": base.watermark,
+        }
     )
 
 
@@ -186,9 +218,10 @@ def _on_base(
     record: ViewRecord | None,
     pushed: NewOverlay | None,
 ) -> ViewRecord:
-    """A view that stands at a snapshot, with what was pushed over it; bases before it stay for going back."""
+    """A view that stands at a snapshot, with what was pushed over it; bases before it stay for going back, unless they
+    are damaged."""
     earlier = (record.base, *record.kept) if record else ()
-    kept = tuple(other for other in earlier if other.id != base.id)
+    kept = tuple(other for other in earlier if other.id != base.id and is_whole(writer.store, other))
     overlays = (pushed.record,) if pushed else ()
     return _at_entry(manifest, base, overlays, kept[: writer.kept_generations])
 

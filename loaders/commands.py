@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from engine.commands import STORE, size
-from engine.control import WriterClient
+from engine.control import WriterClient, first_failure
 from engine.errors import ShoalError, StoreLocked, StoreNotFound
 from engine.export_root import ExportRoot
 from loaders.compaction import fold, should_fold
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, load
-from loaders.reload import ReloadRequest, reload_view, views_to_reload
+from loaders.reload import ReloadRequest, reload_or_tell, views_to_reload
 from loaders.store_writer import StoreWriter
 from loaders.verify import verify
 
@@ -123,7 +123,8 @@ def reload_command(
 ) -> None:
     """Look for news at once, or go back to a kept generation (`shoal status --json` lists them).
 
-    Asks the server if one runs on the store, and does it itself otherwise.
+    Asks the server if one runs on the store, and does it itself otherwise. A view that fails holds up no
+    other; the command then ends as with its error.
     """
     request = ReloadRequest(view=view, snapshot=snapshot, accept_schema_change=accept_schema_change)
     if not (store / "live").is_dir():
@@ -133,19 +134,23 @@ def reload_command(
             known = writer.version().store.root
             path = root_path if root_path is not None else Path(known) if known else None
             root = ExportRoot(path) if path else None
-            answers = [reload_view(writer, root, name, request, observer) for name in views_to_reload(root, request)]
+            answers = [reload_or_tell(writer, root, name, request, observer) for name in views_to_reload(root, request)]
     except StoreLocked:
         client = WriterClient(store)
         answer = asyncio.run(client.reload(view, snapshot=snapshot, accept_schema_change=accept_schema_change))
         answers = answer["views"]
     if as_json:
         click.echo(json.dumps({"views": answers}, indent=2))
-        return
-    for answer in answers:
-        click.echo(_where(answer))
+    else:
+        for answer in answers:
+            click.echo(_where(answer))
+    if (error := first_failure(answers)) is not None:
+        raise error
 
 
 def _where(answer: dict[str, Any]) -> str:
+    if "error" in answer:
+        return f"{answer['view']}: failed: {answer['error']['code']}: {answer['error']['message']}"
     pinned = ", pinned: `shoal reload --view` lets it go on" if answer["pinned"] else ""
     return (
         f"{answer['view']}: at seq {answer['applied_seq']} on {answer['generation']}, "

@@ -2,8 +2,6 @@
 
 What comes out is an environment like any other. But LMDB copies each value into fresh memory before it writes it: with
 its own transactions a load takes nearly twice as long.
-
-Source: the structs MDB_page, MDB_node, MDB_db and MDB_meta in mdb.c of LMDB 0.9, whose data version is 1.
 """
 
 import os
@@ -18,27 +16,32 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from engine.lmdb_file import (
+    DATA_VERSION,
+    DATABASE,
+    HEADER,
+    IS_BRANCH,
+    IS_LEAF,
+    IS_META,
+    IS_VALUE,
+    MAGIC,
+    META,
+    NO_PAGE,
+    NODE,
+    NUMBER,
+    PAGE_HEAD,
+    VALUE_APART,
+)
+
+_VALUE_PAGE = struct.Struct("<QHHI")  # Number, padding, flags, how many pages the value takes.
 PAGE = 4096
-_HEADER = 16
-"""The bytes between the start of a page, or of a value's first page, and what is in it."""
 _PART_BYTES = 32 << 20
 _META_PAGES = 2
-FIRST_VALUE = PAGE * _META_PAGES + _HEADER
+FIRST_VALUE = PAGE * _META_PAGES + HEADER
 """Where in the file the first value begins."""
 MAX_VALUE_BYTES = (1 << 32) - 1
 
-_IS_BRANCH, _IS_LEAF, _IS_VALUE, _IS_META = 1, 2, 4, 8
-_VALUE_APART = 1
 _INTEGER_KEYS = 8
-_NO_PAGE = (1 << 64) - 1
-_MAGIC, _DATA_VERSION = 0xBEEFC0DE, 1
-
-_PAGE = struct.Struct("<QHHHH")  # Number, padding, flags, where the list of nodes ends, where the first of them begins.
-_VALUE_PAGE = struct.Struct("<QHHI")  # Number, padding, flags, how many pages the value takes.
-_NODE = struct.Struct("<HHHH")  # A value's size, low and high, flags, the key's size; in a branch 48 bits of a number.
-_NUMBER = struct.Struct("<Q")
-_DATABASE = struct.Struct("<IHHQQQQQ")  # Padding, flags, depth; pages of branches, leaves and values; entries; root.
-_META = struct.Struct("<IIQQ48s48sQQ")  # Magic, version, fixed address, map size, free pages, main, last page, commit.
 
 _Node = tuple[bytes, bytes]
 """A key, and the node for it."""
@@ -63,15 +66,15 @@ class EnvironmentFile:
         self._next = next_value(values[-1].offset, values[-1].size) if values else FIRST_VALUE
         path.touch()
         with path.open("r+b", buffering=0) as file:
-            file.truncate(self._next - _HEADER)
+            file.truncate(self._next - HEADER)
             os.fsync(file.fileno())
 
     def append(self, key: bytes, value: npt.NDArray[np.uint8]) -> int:
         """Write a value of at most MAX_VALUE_BYTES under a key behind all others. When this returns it is on the disk,
         at the offset returned; if it raises OSError, as it does where there is no room, nothing of it is left."""
         offset, following = self._next, next_value(self._next, value.size)
-        start, size = offset - _HEADER, following - offset
-        head = _VALUE_PAGE.pack(start // PAGE, 0, _IS_VALUE, size // PAGE)
+        start, size = offset - HEADER, following - offset
+        head = _VALUE_PAGE.pack(start // PAGE, 0, IS_VALUE, size // PAGE)
         try:
             with self._path.open("r+b", buffering=0) as file:
                 # Room that is asked for as a whole is found faster, and lies together.
@@ -88,14 +91,14 @@ class EnvironmentFile:
     def finish(self) -> None:
         """Write the tree over all values. When this returns LMDB can open the file, and all of it is on the disk."""
         first = number = self._next // PAGE
-        levels = [_pages(map(_leaf, self._values), _IS_LEAF, number)]
+        levels = [_pages(map(_leaf, self._values), IS_LEAF, number)]
         while len(levels[-1]) > 1:
             children = map(_branch, levels[-1], count(number))
             number += len(levels[-1])
-            levels.append(_pages(children, _IS_BRANCH, number))
+            levels.append(_pages(children, IS_BRANCH, number))
         pages = [page for level in levels for _, page in level]
         last, leaves = first + len(pages) - 1, len(levels[0])
-        main = _DATABASE.pack(
+        main = DATABASE.pack(
             0,
             0,
             len(levels) if leaves else 0,
@@ -103,7 +106,7 @@ class EnvironmentFile:
             leaves,
             first - _META_PAGES,
             len(self._values),
-            last if leaves else _NO_PAGE,
+            last if leaves else NO_PAGE,
         )
         with self._path.open("r+b", buffering=0) as file:
             _write(file, b"".join(pages), PAGE * first)
@@ -113,17 +116,17 @@ class EnvironmentFile:
 
 def next_value(offset: int, size: int) -> int:
     """Where the next value begins behind one."""
-    return -(-(offset + size) // PAGE) * PAGE + _HEADER
+    return -(-(offset + size) // PAGE) * PAGE + HEADER
 
 
 def _leaf(value: StoredValue) -> _Node:
-    head = _NODE.pack(value.size & 0xFFFF, value.size >> 16, _VALUE_APART, len(value.key))
-    return value.key, head + value.key + _NUMBER.pack(value.offset // PAGE)
+    head = NODE.pack(value.size & 0xFFFF, value.size >> 16, VALUE_APART, len(value.key))
+    return value.key, head + value.key + NUMBER.pack(value.offset // PAGE)
 
 
 def _branch(page: _Node, number: int) -> _Node:
     key, _ = page
-    return key, _NODE.pack(number & 0xFFFF, number >> 16 & 0xFFFF, number >> 32, len(key)) + key
+    return key, NODE.pack(number & 0xFFFF, number >> 16 & 0xFFFF, number >> 32, len(key)) + key
 
 
 def _pages(nodes: Iterable[_Node], flags: int, number: int) -> list[_Node]:
@@ -134,7 +137,7 @@ def _pages(nodes: Iterable[_Node], flags: int, number: int) -> list[_Node]:
         even = node + bytes(len(node) % 2)
         if room < 2 + len(even):
             gathered.append((key, []))
-            room = PAGE - _HEADER
+            room = PAGE - HEADER
         gathered[-1][1].append(even)
         room -= 2 + len(even)
     return [(key, _page(number + index, flags, inside)) for index, (key, inside) in enumerate(gathered)]
@@ -143,15 +146,15 @@ def _pages(nodes: Iterable[_Node], flags: int, number: int) -> list[_Node]:
 def _page(number: int, flags: int, nodes: Sequence[bytes]) -> bytes:
     """A page: its head, where each node begins, a gap, the nodes."""
     *starts, _ = accumulate(map(len, nodes), initial=PAGE - sum(map(len, nodes)))
-    head = _PAGE.pack(number, 0, flags, _HEADER + 2 * len(nodes), starts[0])
+    head = PAGE_HEAD.pack(number, 0, flags, HEADER + 2 * len(nodes), starts[0])
     return (head + struct.pack(f"<{len(nodes)}H", *starts)).ljust(starts[0], b"\0") + b"".join(nodes)
 
 
 def _meta_page(commit: int, main: bytes, last: int) -> bytes:
     """A meta page, which has the number of its commit. There are no free pages: nothing was ever rewritten."""
-    free = _DATABASE.pack(PAGE, _INTEGER_KEYS, 0, 0, 0, 0, 0, _NO_PAGE)
-    meta = _META.pack(_MAGIC, _DATA_VERSION, 0, PAGE * (last + 1), free, main, last, commit)
-    return (_PAGE.pack(commit, 0, _IS_META, 0, 0) + meta).ljust(PAGE, b"\0")
+    free = DATABASE.pack(PAGE, _INTEGER_KEYS, 0, 0, 0, 0, 0, NO_PAGE)
+    meta = META.pack(MAGIC, DATA_VERSION, 0, PAGE * (last + 1), free, main, last, commit)
+    return (PAGE_HEAD.pack(commit, 0, IS_META, 0, 0) + meta).ljust(PAGE, b"\0")
 
 
 def _write_through(file: FileIO, data: memoryview, at: int) -> None:

@@ -42,7 +42,7 @@ def next_step(root: ExportRoot, view: str, record: ViewRecord | None) -> Step | 
         ManifestInvalid: an entry breaks the contract.
     """
     if record is None:
-        return LoadSnapshot(_newest_snapshot(root, view), "the store has nothing of the view yet")
+        return LoadSnapshot(newest_snapshot(root, view), "the store has nothing of the view yet")
     following = record.applied_seq + 1
     if not root.has_entry(view, following):
         return _without_next(root, view, record)
@@ -74,7 +74,7 @@ def _without_next(root: ExportRoot, view: str, record: ViewRecord) -> Step | Non
         ends = f"ends at {published[-1]}" if published else "is empty"
         raise ForeignDelta(
             f"view {view!r}: the store stands at seq {record.applied_seq}, but the log in {root} {ends}; it is another "
-            f"root or was made anew: load into a new store directory"
+            f"root or was made anew: load into a new store directory, or bring the root back"
         )
     if published[-1] == record.applied_seq:
         entry = root.entry(view, record.applied_seq)
@@ -97,7 +97,8 @@ def _without_next(root: ExportRoot, view: str, record: ViewRecord) -> Step | Non
     )
 
 
-def _newest_snapshot(root: ExportRoot, view: str) -> Manifest:
+def newest_snapshot(root: ExportRoot, view: str) -> Manifest:
+    """The newest snapshot of a view; raises NotPublished if it has none."""
     snapshot = root.newest_snapshot(view)
     if snapshot is None:
         raise NotPublished(

@@ -13,12 +13,14 @@ from engine.errors import (
     NotPublished,
     SchemaChangeRefused,
     ShoalError,
+    StoreDamaged,
     StoreFull,
 )
 from engine.export_root import ExportRoot
 from loaders.apply import apply_delta, load_snapshot
 from loaders.compaction import merge_overlays
 from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
+from loaders.repair import repair
 from loaders.store_writer import StoreWriter
 
 
@@ -66,13 +68,17 @@ def catch_up(
 ) -> list[Applied]:
     """Apply whatever a view's log has beyond the store, one entry at a time; a pinned view stays where it is.
 
-    A newer snapshot leads around an entry that cannot be applied.
+    A newer snapshot leads around an entry that cannot be applied. A view whose data in the store is damaged is loaded
+    again first.
 
     Raises:
         ShoalError: an entry cannot be applied; those before it are, and the trouble is noted in the store.
     """
     applied: list[Applied] = []
     try:
+        if (damage := writer.damage(view)) is not None:
+            applied += _repair(writer, root, view, damage, observer)
+        root.check_exists()
         while step := _advance(writer, root, view, observer, accept_schema_change):
             applied.append(step)
             observer.finished(step)
@@ -141,6 +147,23 @@ def _advance(writer: StoreWriter, root: ExportRoot, view: str, observer: Observe
         if detour is None:
             raise
         return _take(writer, root, detour, observer, accept)
+
+
+def _repair(
+    writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamaged, observer: Observer
+) -> list[Applied]:
+    if view not in writer.version().troubles:
+        # Loading may take its time; until then this says why, also to those who have the view open still.
+        with suppress(StoreFull):
+            writer.note_trouble(view, damage)
+    started = monotonic()
+    manifest = repair(writer, root, view, damage, observer.started)
+    writer.clear_trouble(view)
+    if manifest is None:
+        return []
+    applied = Applied(view, "snapshot", manifest.seq, manifest.rows, 0, monotonic() - started, str(damage))
+    observer.finished(applied)
+    return [applied]
 
 
 def _take(

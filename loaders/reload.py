@@ -4,7 +4,8 @@ from typing import Any
 
 import pydantic
 
-from engine.errors import LookupInvalid, NotPublished
+from engine.control import error_document
+from engine.errors import LookupInvalid, NotPublished, ShoalError
 from engine.export_root import ExportRoot
 from loaders.apply import follow_again, roll_back
 from loaders.load import Applied, Observer, catch_up
@@ -25,12 +26,29 @@ def views_to_reload(root: ExportRoot | None, request: ReloadRequest) -> list[str
 
     Raises:
         LookupInvalid: it names a snapshot without a view.
+        NotPublished: the root is gone.
     """
     if request.view is not None:
         return [request.view]
     if request.snapshot is not None:
         raise LookupInvalid("a snapshot belongs to a view; name the view too")
-    return root.views() if root else []
+    if root is None:
+        return []
+    root.check_exists()
+    return root.views()
+
+
+def reload_or_tell(
+    writer: StoreWriter, root: ExportRoot | None, view: str, request: ReloadRequest, observer: Observer
+) -> dict[str, Any]:
+    """Reload one view as `reload_view` does. As one of all views that cannot be, it is answered with its error, for the
+    others to have their turn."""
+    try:
+        return reload_view(writer, root, view, request, observer)
+    except ShoalError as error:
+        if request.view is not None:
+            raise
+        return {"view": view} | error_document(error)
 
 
 def reload_view(

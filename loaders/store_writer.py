@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +23,11 @@ import numpy.typing as npt
 
 from engine import catalog
 from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
-from engine.environment import generation_path, generations_path, open_live, store_full_named
-from engine.errors import ShoalError, StoreLocked
+from engine.environment import ReadTransaction, generation_path, generations_path, open_live, store_full_named
+from engine.errors import ShoalError, StoreDamaged, StoreFull, StoreLocked, StoreUnreadable
 from engine.schema import FeatureService, ViewSchema
 from engine.segment import Chunk, Segment
-from engine.version import StoreVersion, read_version
+from engine.version import StoreVersion, ViewVersion, read_generation, read_overlay, read_version
 from loaders.generation import clear_dead_folds
 from loaders.request_log import RequestLog
 from loaders.segment_writer import ChunkBuilder
@@ -72,6 +72,11 @@ class StoreWriter:
         for view, version in self._version.views.items():
             clear_dead_folds(store, view)
             self._remove_unreferenced(view, version.record)
+        for view in self._version.damaged:
+            # Where there is no room for the note, readers find the damage all the same.
+            if (damage := self.damage(view)) is not None:
+                with suppress(StoreFull):
+                    self.note_trouble(view, damage)
 
     def __enter__(self) -> Self:
         return self
@@ -88,14 +93,50 @@ class StoreWriter:
     def version(self) -> StoreVersion:
         """The newest version; only this writer makes newer ones."""
         with self._committing:
-            if self._live.last_transaction() != self._version.id:
-                self._version = read_version(self.store, self._live, self._version)
+            if self._live.last_transaction() != self._version.id or self._version.damaged:
+                # What can no longer be read is not to be built upon.
+                self._version = read_version(self.store, self._live, self._version, keep_readable=False)
             return self._version
 
     def record(self, view: str) -> ViewRecord | None:
-        """A view's record in the newest version; None if nothing of it was loaded."""
-        version = self.version().views.get(view)
-        return version.record if version else None
+        """A view's record in the newest version; None if nothing of it was loaded, or it cannot be read."""
+        version = self.version()
+        found = version.views.get(view) or version.damaged.get(view)
+        return found.record if found else None
+
+    def readable(self, view: str) -> ViewVersion | None:
+        """A view's newest version; of one that is damaged, what of it can be read; None if that is nothing."""
+        with self._committing:
+            version, record = self.version(), self.record(view)
+            if record is None:
+                return None
+            transaction, segments = ReadTransaction(self._live), []
+            for overlay in record.overlays:
+                with suppress(StoreDamaged):
+                    segments.append(read_overlay(transaction, overlay))
+            with suppress(StoreDamaged):
+                segments.append(read_generation(self.store, record.base))
+            whole = len(segments) == 1 + len(record.overlays)
+            if whole and view in version.views:
+                return version.views[view]
+            return ViewVersion(record, segments, transaction) if segments else None
+
+    def damage(self, view: str) -> StoreDamaged | None:
+        """What is wrong with a view's data, looked at anew; None if nothing is, or it cannot be told now."""
+        # A fold that commits meanwhile takes the base away that is being looked at.
+        with self._committing:
+            version = self.version()
+            if view in version.damaged:
+                found = version.damaged[view]
+                return StoreDamaged(found.message) if issubclass(found.kind, StoreDamaged) else None
+            try:
+                if view in version.views:
+                    read_generation(self.store, version.views[view].record.base)
+            except StoreDamaged as error:
+                return error
+            except StoreUnreadable:
+                pass
+            return None
 
     def changing(self, view: str) -> threading.RLock:
         """The lock to hold from reading what a view's rows are until the commit of what follows from it."""
@@ -125,11 +166,14 @@ class StoreWriter:
             new = change(old)
             if new is None:
                 return None
+            is_lost = old is None and view in self.version().damaged
             with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
                 if overlay is not None:
                     for number, chunk in enumerate(overlay.chunks):
                         key = chunk_key(overlay.record.id, number)
                         transaction.put(key, chunk.data, db=self._live.segments)
+                if is_lost:
+                    self._remove_overlays(transaction, view, but=new)
                 self._delete_overlays(transaction, set(old.overlays if old else ()) - set(new.overlays))
                 catalog.write_view(transaction, self._live.catalog, view, new)
                 if also is not None:
@@ -188,6 +232,15 @@ class StoreWriter:
             if view in self.version().troubles:
                 with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
                     catalog.write_trouble(transaction, self._live.catalog, view, None)
+
+    def _remove_overlays(self, transaction: lmdb.Transaction, view: str, *, but: ViewRecord) -> None:
+        """Remove a view's overlays that its new record does not name, where the old one cannot say which there were."""
+        named = {overlay.id for overlay in but.overlays}
+        prefix = f"{view}.".encode()
+        keys = [bytes(key) for key, _ in transaction.cursor(db=self._live.segments)]
+        for key in keys:
+            if key.startswith(prefix) and key.decode().partition("/")[0] not in named:
+                transaction.delete(key, db=self._live.segments)
 
     def _remove_unreferenced(self, view: str, record: ViewRecord) -> None:
         directory = generations_path(self.store, view)

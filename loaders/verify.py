@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine.catalog import SegmentRecord
+from engine.catalog import SegmentRecord, ViewRecord
 from engine.environment import generations_path
 from engine.errors import NotPublished, ShoalError, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.feature_store import FeatureStore
 from engine.manifest import Manifest
 from engine.segment import Segment
-from engine.version import ViewVersion, read_generation
+from engine.version import read_generation
 from loaders.published_rows import EntryReader
 
 
@@ -72,12 +72,14 @@ def _check_entry(root: ExportRoot, manifest: Manifest) -> tuple[int, int]:
 def verify_store(path: Path) -> Iterator[Checked]:
     """Check each segment of each view, and that what lies in the store is what its catalog names."""
     version = FeatureStore.open(path).version()
+    for view, damage in version.damaged.items():
+        yield Checked(view, 0, 0, damage.message)
+        if damage.record is not None:
+            yield from _check_beside(path, view, damage.record)
     for view, at_version in version.views.items():
         for segment in at_version.segments:
             yield _checked(f"{view} {segment.record.id}", partial(_check_segment, segment))
-        for kept in at_version.record.kept:
-            yield _checked(f"{view} {kept.id} (kept)", partial(_check_generation, path, kept))
-        yield from _check_directories(path, view, at_version)
+        yield from _check_beside(path, view, at_version.record)
 
 
 def _check_segment(segment: Segment) -> tuple[int, int]:
@@ -94,11 +96,13 @@ def _check_generation(path: Path, record: SegmentRecord) -> tuple[int, int]:
     return _check_segment(read_generation(path, record))
 
 
-def _check_directories(path: Path, view: str, version: ViewVersion) -> Iterator[Checked]:
-    record = version.record
+def _check_beside(path: Path, view: str, record: ViewRecord) -> Iterator[Checked]:
+    """Check what a view has besides the segments that are served: generations that are kept, or in the way."""
+    for kept in record.kept:
+        yield _checked(f"{view} {kept.id} (kept)", partial(_check_generation, path, kept))
     named = {record.base.id, *(kept.id for kept in record.kept)}
     directory = generations_path(path, view)
-    for entry in sorted(directory.iterdir()):
+    for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
         if entry.name not in named and not entry.name.startswith("."):
             yield Checked(f"{view} {entry.name}", 0, 0, f"{entry} is not in the catalog; the next writer removes it")
 

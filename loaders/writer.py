@@ -27,7 +27,7 @@ from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, catch_up
 from loaders.push import Push
 from loaders.push_queue import PushQueue
-from loaders.reload import ReloadRequest, reload_view, views_to_reload
+from loaders.reload import ReloadRequest, reload_or_tell, views_to_reload
 from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
@@ -129,16 +129,20 @@ class WriterProcess:
                 continue
 
     def _look(self, root: ExportRoot) -> list[str]:
-        """Take over the feature services; the views that may have news."""
+        """Take over the feature services; the views that may have news, or have to be told that the root is gone."""
+        try:
+            views = root.views()
+        except OSError as error:
+            log.error("%s: %s", root, error)
+            views = []
+        if not views:
+            # A mount that is lost leaves an empty directory, which takes no services along.
+            return list(self._writer.version().views)
         try:
             self._writer.commit_root(str(root), root.services())
         except ShoalError as error:
             log.error("%s: %s", root, error)
-        try:
-            return root.views()
-        except OSError as error:
-            log.error("%s: %s", root, error)
-            return []
+        return views
 
     async def _catch_up(self, root: ExportRoot, view: str) -> None:
         # What is published while the last entry is being looked for may be missed by it, and makes another round.
@@ -200,7 +204,7 @@ class WriterProcess:
         for view in views_to_reload(self._root, order):
             async with self._lock(view):
                 answers.append(
-                    await asyncio.to_thread(reload_view, self._writer, self._root, view, order, self._observer)
+                    await asyncio.to_thread(reload_or_tell, self._writer, self._root, view, order, self._observer)
                 )
                 self._fold_if_due(view)
         return web.json_response({"views": answers})

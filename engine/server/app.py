@@ -24,7 +24,7 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
-from engine.control import WriterClient
+from engine.control import WriterClient, error_document, first_failure
 from engine.encoders.negotiation import choose_format
 from engine.errors import MaterializeElsewhere, ShoalError
 from engine.processes import describe_server
@@ -194,11 +194,13 @@ class Application:
 
     async def _reload(self, request: web.BaseRequest) -> web.Response:
         asked = await read_body(request, ReloadRequest, self._settings.max_body_bytes)
-        return answer_json(
-            await self._writer.reload(
-                asked.view, snapshot=asked.snapshot, accept_schema_change=asked.accept_schema_change
-            )
+        answer = await self._writer.reload(
+            asked.view, snapshot=asked.snapshot, accept_schema_change=asked.accept_schema_change
         )
+        error = first_failure(answer["views"])
+        if error is None:
+            return answer_json(answer)
+        return answer_json(error_document(error) | answer, status=error.http_status)
 
     # --- the worker --------------------------------------------------------------------------------------------
 

@@ -72,6 +72,8 @@ class Metrics:
         self._pushed = cache(self._pushes.labels)
         self._answered = cache(self._requests.labels)
         self._valued = cache(self._values.labels)
+        # Opens the file of the histograms now: it is not to be missing when an answer is counted.
+        self._answered("/health", 200)
 
     def count_request(self, endpoint: str, status: int | str, seconds: float) -> None:
         """One request was answered."""
@@ -122,7 +124,9 @@ class _StoreCollector:
                 if value is not None:
                     family.add_metric([view], value)
             yield family
-        family = GaugeMetricFamily("shoal_view_trouble", "1 if the view does not move on", labels=["view"])
-        for view in {*version.views, *version.troubles}:
-            family.add_metric([view], view in version.troubles)
-        yield family
+        trouble = GaugeMetricFamily("shoal_view_trouble", "1 if the view does not move on", labels=["view"])
+        damaged = GaugeMetricFamily("shoal_view_damaged", "1 if the view's data cannot be read", labels=["view"])
+        for view in version.names:
+            trouble.add_metric([view], view in version.troubles)
+            damaged.add_metric([view], version.is_damaged(view))
+        yield from (trouble, damaged)

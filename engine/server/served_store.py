@@ -36,14 +36,18 @@ class ServedStore:
 
         Raises:
             StoreNotFound: there is none yet, or nothing was loaded into it.
-            StoreDamaged: it cannot be read.
+            StoreDamaged: none of it can be read.
+            StoreUnreadable: the system does not let it be read now.
         """
         if self._store is None:
             # All workers become ready at the same moment: /ready, answered by one, speaks for the others.
             self.refresh()
         if self._store is None:
             raise self._failure
-        if not self._store.version().views:
+        version = self._store.version()
+        if not version.views:
+            for name in version.damaged:
+                version.view(name)  # Says what is wrong with it.
             raise StoreNotFound(f"nothing was loaded into {self._path} yet; `shoal load` does")
         return self._store
 

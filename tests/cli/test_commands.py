@@ -5,12 +5,14 @@ import io
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from engine.export_root import ExportRoot
+from tests.server.serving import Server
 from tests.stores import NOW, TIMESTAMP, load, publish_delta, publish_snapshot, schema
 
 DOCS = schema("docs", clicks="int64", title="string", tags="list<string>")
@@ -140,6 +142,26 @@ def test_reload_goes_back_to_a_kept_generation_and_on_again(root: ExportRoot, st
     assert _clicks(store) == 1000
     done = shoal("reload", "--store", store, "--view", "docs", "--snapshot", "nope", code=1)
     assert newest.snapshot_id in done.stderr
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_reload_tries_every_view_and_fails_if_one_does(root: ExportRoot, store: Path, served: bool) -> None:
+    damaged = publish_delta(root, DOCS, [{"docs_id": "d5", "clicks": 5}])
+    (root.directory(damaged) / damaged.files[0].path).write_bytes(b"not Parquet")
+    publish_delta(root, USERS, [{"users_id": 1, "score": 9.0}])
+    with Server(store, {"root": str(root)}) if served else nullcontext() as server:
+        done = shoal("reload", "--store", store, "--json", code=1)
+        by_view = {answer["view"]: answer for answer in json.loads(done.stdout)["views"]}
+        assert by_view["docs"]["error"]["code"] == "FileDamaged"
+        assert by_view["users"]["applied_seq"] == 2
+        assert "not readable as Parquet" in done.stderr
+        plain = shoal("reload", "--store", store, code=1)
+        assert "docs: failed: FileDamaged: " in plain.stdout
+        assert "users: at seq 2" in plain.stdout
+        if server is not None:
+            answer = server.ask("POST", "/v1/reload", {})
+            assert (answer.status, answer.error[0]) == (500, "FileDamaged")
+            assert [view["view"] for view in answer.json["views"]] == ["docs", "users"]
 
 
 def _clicks(store: Path) -> object:

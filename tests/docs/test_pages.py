@@ -22,6 +22,12 @@ def test_every_endpoint_and_metric_has_its_place_in_the_page_of_the_http_interfa
     assert {name for name in endpoints | metrics if name not in page} == set()
 
 
+def test_every_test_that_the_page_of_faults_names_is_there() -> None:
+    named = re.findall(r"\[(test_\w+)\]\(([^)]+)\)", (DOCS / "faults.md").read_text())
+    assert named
+    assert [test for test, file in named if f"def {test}(" not in (DOCS / file).read_text()] == []
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):

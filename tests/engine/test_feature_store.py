@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -101,31 +100,8 @@ def test_a_store_whose_writer_has_only_just_begun_has_no_views(tmp_path: Path) -
 def test_a_live_environment_that_is_none_is_damaged(tmp_path: Path, content: bytes) -> None:
     live_path(tmp_path).mkdir()
     (live_path(tmp_path) / "data.mdb").write_bytes(content)
-    with pytest.raises(StoreDamaged, match="cannot be opened"):
+    with pytest.raises(StoreDamaged, match=r"is damaged: .*; move the directory `live` aside"):
         FeatureStore.open(tmp_path)
-
-
-def test_a_generation_that_is_missing_is_damage(store: Path) -> None:
-    (generation,) = (store / "generations" / "doc").iterdir()
-    shutil.rmtree(generation)
-    with pytest.raises(StoreDamaged, match=f"{generation.name} is missing, though the catalog names it"):
-        FeatureStore.open(store)
-
-
-@pytest.mark.parametrize("size", [0, 1, 8192, 12288, -8192])
-def test_a_generation_cut_short_is_damage(store: Path, size: int) -> None:
-    (generation,) = (store / "generations" / "doc").iterdir()
-    content = (generation / "data.mdb").read_bytes()
-    (generation / "data.mdb").write_bytes(content[:size])
-    with pytest.raises(StoreDamaged):
-        FeatureStore.open(store)
-
-
-def test_a_generation_that_is_no_environment_is_damage(store: Path) -> None:
-    (generation,) = (store / "generations" / "doc").iterdir()
-    (generation / "data.mdb").write_bytes(b"x" * 100_000)
-    with pytest.raises(StoreDamaged, match="expected b'SHOALSEG'"):
-        FeatureStore.open(store)
 
 
 def test_a_generation_that_vanishes_in_part_is_missing(tmp_path: Path) -> None:
@@ -137,28 +113,6 @@ def test_a_generation_that_vanishes_in_part_is_missing(tmp_path: Path) -> None:
     (generation_path(tmp_path, "doc", "1") / "data.mdb").touch()
     with pytest.raises(StoreDamaged, match="is missing"):
         map_generation(generation_path(tmp_path, "doc", "1"))
-
-
-@pytest.mark.parametrize("database", [b"segments", b"catalog"])
-def test_a_chunk_or_a_record_that_is_wrong_is_damage(store: Path, tmp_path: Path, database: bytes) -> None:
-    shutil.copytree(store, tmp_path / "copy")
-    env = lmdb.open(str(live_path(tmp_path / "copy")), max_dbs=2)
-    with env.begin(write=True) as transaction:
-        db = env.open_db(database, transaction)
-        keys = [bytes(key) for key, _ in transaction.cursor(db=db) if not key.startswith((b"s", b"trouble"))]
-        transaction.put(keys[0], b"{}" * 4096, db=db)
-    env.close()
-    with pytest.raises(StoreDamaged, match=r"cannot be read|expected b'SHOALSEG'"):
-        FeatureStore.open(tmp_path / "copy")
-    env = lmdb.open(str(live_path(tmp_path / "copy")), max_dbs=2)
-    with env.begin(write=True) as transaction:
-        transaction.delete(keys[0], db=env.open_db(database, transaction))
-    env.close()
-    if database == b"segments":
-        with pytest.raises(StoreDamaged, match=r"has no chunk .*, though the catalog names it"):
-            FeatureStore.open(tmp_path / "copy")
-    else:
-        assert set(FeatureStore.open(tmp_path / "copy").version().views) == {"other"}
 
 
 def test_a_process_that_reads_a_store_cannot_begin_to_write_it(store: Path) -> None:
@@ -274,15 +228,6 @@ def test_a_base_that_goes_while_it_is_opened_makes_way_for_the_next(
         monkeypatch.setattr(version_module, "read_generation", overtaken)
         assert set(reader.lookup(["doc:a"], KEYS).to_pydict()["doc:a"]) == {4}
         assert len(gone) == 1
-
-
-def test_a_base_that_is_gone_for_good_is_damage(writer: StoreWriter, root: ExportRoot, store: Path) -> None:
-    reader = FeatureStore.open(store)
-    stores.publish_snapshot(root, VIEW, rows(3))
-    follow(writer, root, "doc")
-    shutil.rmtree(generation_path(store, "doc", writer.version().view("doc").record.base.id))
-    with pytest.raises(StoreDamaged, match="is missing, though the catalog names it"):
-        reader.lookup(["doc:a"], KEYS)
 
 
 def test_versions_let_go_leave_no_reader_behind(writer: StoreWriter, root: ExportRoot, store: Path) -> None:

@@ -15,9 +15,17 @@ import pytest
 from engine import FeatureStore
 from engine.catalog import ViewRecord
 from engine.control import WriterClient
-from engine.errors import GenerationNotKept, LookupInvalid, NotPublished, SchemaChangeRefused, StoreNotFound
+from engine.errors import (
+    ForeignDelta,
+    GenerationNotKept,
+    LookupInvalid,
+    NotPublished,
+    SchemaChangeRefused,
+    StoreNotFound,
+)
 from engine.export_root import SERVICES, ExportRoot
 from engine.schema import FeatureService
+from engine.version import StoreVersion
 from loaders import writer as writer_module
 from loaders.load import Applied, Observer, catch_up
 from loaders.store_writer import StoreWriter
@@ -188,6 +196,19 @@ def test_orders_that_cannot_be_followed_are_answered_with_the_error(
     assert (status["pid"], status["root"]) == (writer.pid, str(root.path))
 
 
+def test_of_all_views_each_is_reloaded_though_one_fails(
+    writer: subprocess.Popen[str], store: Path, root: ExportRoot
+) -> None:
+    bad = stores.publish_delta(root, VIEW, rows(1))
+    stores.falsify(root, bad, parent="f" * 32)
+    stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 1}])
+    failed, reloaded = ask(store)["views"]
+    assert (failed["view"], failed["error"]["code"]) == ("doc", "ForeignDelta")
+    assert (reloaded["view"], reloaded["applied_seq"]) == ("other", 2)
+    with pytest.raises(ForeignDelta):
+        ask(store, view="doc")
+
+
 def test_services_that_are_damaged_keep_no_view_from_moving_on(
     writer: subprocess.Popen[str], store: Path, root: ExportRoot
 ) -> None:
@@ -220,6 +241,30 @@ def test_a_root_that_is_made_later_is_found(store: Path, tmp_path: Path) -> None
         stores.publish_snapshot(root, VIEW, rows(7))
         process.send_signal(signal.SIGHUP)
         eventually(lambda: applied(store) == 1, "the snapshot")
+
+
+@pytest.mark.parametrize("leaves", ["nothing", "an empty directory"])
+def test_a_root_that_is_gone_is_named_and_takes_nothing_along(store: Path, root: ExportRoot, leaves: str) -> None:
+    root.publish_services((FeatureService(name="ranking", features=("doc:a",)),))
+    away = root.path.with_name("away")
+
+    def now() -> StoreVersion:
+        return FeatureStore.open(store).version()
+
+    with writing.running(store, root.path, poll_seconds=0.1):
+        eventually(lambda: applied(store, "doc") == applied(store, "other") == 1, "both views are loaded")
+        root.path.rename(away)
+        if leaves == "an empty directory":
+            root.path.mkdir()
+        eventually(lambda: set(now().troubles) == {"doc", "other"}, "the trouble")
+        assert str(root) in now().troubles["doc"].message
+        assert "ranking" in now().services
+        assert seen(store) == 0
+        if leaves == "an empty directory":
+            root.path.rmdir()
+        away.rename(root.path)
+        stores.publish_delta(root, VIEW, rows(1))
+        eventually(lambda: seen(store) == 1 and not now().troubles, "the delta, and the end of the trouble")
 
 
 def test_a_writer_ends_when_it_is_told_to_though_it_is_loading(store: Path, root: ExportRoot) -> None:

@@ -1,0 +1,113 @@
+"""The file of an LMDB environment, as far as Shoal reads or writes it without LMDB.
+
+Source: the structs MDB_page, MDB_node, MDB_db and MDB_meta in mdb.c of LMDB 0.9, whose data version is 1.
+"""
+
+import os
+import struct
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.errors import START_ANEW, StoreDamaged
+
+HEADER = 16
+"""The bytes between the start of a page, or of a value's first page, and what is in it."""
+MAGIC, DATA_VERSION = 0xBEEFC0DE, 1
+IS_BRANCH, IS_LEAF, IS_VALUE, IS_META = 1, 2, 4, 8
+VALUE_APART, IS_DATABASE = 1, 2
+NO_PAGE = (1 << 64) - 1
+
+PAGE_HEAD = struct.Struct(
+    "<QHHHH"
+)  # Number, padding, flags, where the list of nodes ends, where the first of them begins.
+NODE = struct.Struct("<HHHH")  # A value's size, low and high, flags, the key's size; in a branch 48 bits of a number.
+NUMBER = struct.Struct("<Q")
+DATABASE = struct.Struct("<IHHQQQQQ")  # Padding, flags, depth; pages of branches, leaves and values; entries; root.
+META = struct.Struct("<IIQQ48s48sQQ")  # Magic, version, fixed address, map size, free pages, main, last page, commit.
+
+_PAGE_SIZES = (1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16)
+
+
+class _Meta(NamedTuple):
+    """What the newest commit says: the size of a page, the roots of the trees, and the last page ever taken."""
+
+    commit: int
+    page_size: int
+    roots: tuple[int, int]
+    last_page: int
+
+
+def check_length(path: Path) -> None:
+    """Check that a file has all pages that its newest commit refers to, before LMDB maps it.
+
+    A process that touches a page of a map that its file does not have is ended by SIGBUS.
+
+    Raises:
+        StoreDamaged: the file was cut short.
+    """
+    with path.open("rb", buffering=0) as file:
+        while True:
+            meta, size = _newest_meta(file), os.fstat(file.fileno()).st_size
+            if meta is None or size >= (meta.last_page + 1) * meta.page_size:
+                return  # What is no environment at all, LMDB refuses.
+            # A page that a commit took and gave back is never written: at the end of a file it may rightly be missing.
+            if _is_complete(file, meta, size):
+                return
+            if _newest_meta(file) == meta:  # Else a commit came while the trees of the one before were being read.
+                raise StoreDamaged(
+                    f"{path} has {size} bytes, its last commit uses {(meta.last_page + 1) * meta.page_size}: it was "
+                    f"cut short; {START_ANEW}"
+                )
+
+
+def _newest_meta(file: FileIO) -> _Meta | None:
+    first = _meta(file, 0)
+    if first is None:
+        return None
+    second = _meta(file, first.page_size)
+    return max(first, second) if second else first
+
+
+def _meta(file: FileIO, at: int) -> _Meta | None:
+    data = os.pread(file.fileno(), META.size, at + HEADER)
+    if len(data) < META.size:
+        return None
+    magic, version, _, _, free, main, last, commit = META.unpack(data)
+    page_size, *_, free_root = DATABASE.unpack(free)
+    if (magic, version) != (MAGIC, DATA_VERSION) or page_size not in _PAGE_SIZES:
+        return None
+    return _Meta(commit, page_size, (free_root, DATABASE.unpack(main)[-1]), last)
+
+
+def _is_complete(file: FileIO, meta: _Meta, size: int) -> bool:
+    try:
+        return all(_is_there(file, meta.page_size, size, root) for root in meta.roots)
+    except (struct.error, RecursionError):
+        return False  # What is there makes no sense either.
+
+
+def _is_there(file: FileIO, page_size: int, size: int, number: int) -> bool:
+    """Whether the file has a page and all that it refers to."""
+    if number == NO_PAGE:
+        return True
+    page = os.pread(file.fileno(), page_size, number * page_size)
+    if len(page) < page_size:
+        return False
+    flags, end = PAGE_HEAD.unpack_from(page)[2:4]
+    if not flags & (IS_BRANCH | IS_LEAF) or not HEADER <= end <= page_size:
+        return False
+    for (start,) in struct.iter_unpack("<H", page[HEADER : end - end % 2]):
+        low, high, node_flags, key_size = NODE.unpack_from(page, start)
+        value = start + NODE.size + key_size
+        if flags & IS_BRANCH:
+            if not _is_there(file, page_size, size, low | high << 16 | node_flags << 32):
+                return False
+        elif node_flags & IS_DATABASE:
+            if not _is_there(file, page_size, size, DATABASE.unpack_from(page, value)[-1]):
+                return False
+        elif node_flags & VALUE_APART:
+            (first,) = NUMBER.unpack_from(page, value)
+            if first * page_size + HEADER + (low | high << 16) > size:
+                return False
+    return True

@@ -1,0 +1,113 @@
+"""Load a view again whose data in the store is damaged, losing as little as can be: no hand is needed for it.
+
+What is damaged is removed and never written to: readers that opened it before may still have it mapped.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+
+from engine.catalog import ViewRecord
+from engine.environment import generation_path
+from engine.errors import DeltaGap, FileDamaged, ManifestInvalid, NotPublished, ShoalError, StoreDamaged
+from engine.export_root import ExportRoot
+from engine.manifest import Manifest
+from loaders.apply import build_base, forget_overlays, is_whole, load_snapshot
+from loaders.follow import LoadSnapshot, newest_snapshot, next_step
+from loaders.generation import Progress, clear_unfinished
+from loaders.store_writer import StoreWriter
+
+log = logging.getLogger("shoal.writer")
+
+Started = Callable[[LoadSnapshot], Progress]
+"""Told that a snapshot is about to be loaded, and why."""
+
+
+def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamaged, started: Started) -> Manifest | None:
+    """Make a view whose data is damaged whole again.
+
+    A base that is damaged is built again from its snapshot, under the overlays that it has. Where overlays are damaged
+    the view goes back to its base. Where that is impossible it starts over from the newest snapshot. What the log has
+    beyond that is to be applied behind it as ever.
+
+    Returns:
+        The snapshot that was loaded, if one was.
+
+    Raises:
+        StoreDamaged: it stays damaged; the message says why, too.
+    """
+    log.warning("%s: %s", view, damage)
+    reason = f"its data in the store is damaged: {damage}"
+    try:
+        root.check_exists()
+        record = writer.record(view)
+        if record is None:
+            return _start_over(writer, root, view, None, started, reason)
+        _tell_what_is_lost(writer, view, record)
+        if not is_whole(writer.store, record.base):
+            return _replace_base(writer, root, view, record, started, reason)
+        if view in writer.version().damaged:
+            _check_lineage(root, view, record)
+            forget_overlays(writer, view)
+        return None
+    except ShoalError as error:
+        raise StoreDamaged(f"{damage}; that does not succeed: {error}") from error
+
+
+def _tell_what_is_lost(writer: StoreWriter, view: str, record: ViewRecord) -> None:
+    """Pushed rows are nowhere but in the store: those in what is damaged cannot be had again."""
+    readable = writer.readable(view)
+    whole = {segment.record.id for segment in readable.segments} if readable else set()
+    lost = sum(segment.pushed for segment in (record.base, *record.overlays) if segment.id not in whole)
+    if lost:
+        log.error("%s: %d rows that were pushed are in what is damaged, and are lost", view, lost)
+
+
+def _replace_base(
+    writer: StoreWriter, root: ExportRoot, view: str, record: ViewRecord, started: Started, reason: str
+) -> Manifest:
+    generation_id = record.base.id
+    try:
+        manifest = root.snapshot(view, generation_id)
+        clear_unfinished(writer.store, view, but=generation_id)
+        _remove(writer, view, generation_id)
+        builder, base = build_base(writer, root, manifest, started(LoadSnapshot(manifest, reason)))
+    except (FileDamaged, ManifestInvalid, NotPublished):
+        # A base that was folded on this node was never published.
+        if record.pinned:
+            raise
+        _check_lineage(root, view, record)
+        return _start_over(writer, root, view, record, started, reason)
+
+    def swap(current: ViewRecord | None) -> ViewRecord | None:
+        if current is None or current.base != record.base:
+            return None
+        builder.complete()
+        return current.model_copy(update={"base": base})
+
+    writer.commit_view(view, swap)
+    return manifest
+
+
+def _start_over(
+    writer: StoreWriter, root: ExportRoot, view: str, record: ViewRecord | None, started: Started, reason: str
+) -> Manifest:
+    manifest = newest_snapshot(root, view)
+    kept = [base for base in record.kept if base.id == manifest.snapshot_id] if record else []
+    if not any(is_whole(writer.store, base) for base in kept):
+        _remove(writer, view, manifest.snapshot_id)
+    # The view had the schema of an earlier entry, which need not succeed that of a later one.
+    is_earlier = record is not None and manifest.seq <= record.applied_seq
+    load_snapshot(writer, root, manifest, started(LoadSnapshot(manifest, reason)), accept_schema_change=is_earlier)
+    return manifest
+
+
+def _check_lineage(root: ExportRoot, view: str, record: ViewRecord) -> None:
+    """Raises ForeignDelta if the root is another than the view came from: then what it has is no replacement."""
+    with suppress(DeltaGap, ManifestInvalid):
+        next_step(root, view, record)
+
+
+def _remove(writer: StoreWriter, view: str, generation_id: str) -> None:
+    shutil.rmtree(generation_path(writer.store, view, generation_id), ignore_errors=True)
