@@ -118,6 +118,10 @@ class StoreLocked(ShoalError):
     """Another process is the writer of this store."""
 
 
+class RunDirectoryPrivate(ShoalError):
+    """The store is served, or written to, by another user."""
+
+
 class StoreFull(ShoalError):
     """The disk, or the store's map, has no room for what had to be written."""
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from engine.environment import make_file
+
 PAGE = 4096
 _HEADER = 16
 """The bytes between the start of a page, or of a value's first page, and what is in it."""
@@ -61,7 +63,7 @@ class EnvironmentFile:
         self._path = path
         self._values = list(values)
         self._next = next_value(values[-1].offset, values[-1].size) if values else FIRST_VALUE
-        path.touch()
+        make_file(path)
         with path.open("r+b", buffering=0) as file:
             file.truncate(self._next - _HEADER)
             os.fsync(file.fileno())

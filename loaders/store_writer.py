@@ -23,6 +23,7 @@ from engine import catalog
 from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
 from engine.environment import generation_path, generations_path, open_live, store_full_named
 from engine.errors import ShoalError, StoreLocked
+from engine.run_directory import make_run_directory
 from engine.schema import FeatureService, ViewSchema
 from engine.version import StoreVersion, read_version
 from loaders.generation import clear_dead_folds
@@ -44,6 +45,7 @@ class StoreWriter:
 
     Raises:
         StoreLocked: another process holds it.
+        RunDirectoryPrivate: another user does, or did.
     """
 
     def __init__(self, store: Path, *, kept_generations: int = 2) -> None:
@@ -53,8 +55,7 @@ class StoreWriter:
         """View → the newest overlay that is being folded into a new base: it and older ones must stay as they are."""
         self._committing = threading.RLock()
         with store_full_named(store), ExitStack() as unless_open:
-            (store / "run").mkdir(parents=True, exist_ok=True)
-            self._lock_file = unless_open.enter_context(_lock(store / "run" / LOCK))
+            self._lock_file = unless_open.enter_context(_lock(make_run_directory(store) / LOCK))
             self._live = open_live(store, writable=True)
             self._live.env.reader_check()
             self._version = read_version(store, self._live, None)

@@ -98,7 +98,13 @@ class Server:
     """A server in processes of its own."""
 
     def __init__(
-        self, store: Path, writer: dict[str, str] | None = None, *, tls: ssl.SSLContext | None = None, **settings: Any
+        self,
+        store: Path,
+        writer: dict[str, str] | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        umask: int = -1,
+        **settings: Any,
     ) -> None:
         self.store = store
         self.tls = tls
@@ -106,7 +112,9 @@ class Server:
         settings = {"store": str(store), "port": 0, "workers": 2, "drain_seconds": 20.0} | settings
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.server.serve", json.dumps(settings), json.dumps(writer)], stderr=log
+                [sys.executable, "-m", "tests.server.serve", json.dumps(settings), json.dumps(writer)],
+                stderr=log,
+                umask=umask,
             )
 
     def __enter__(self) -> Self:
