@@ -191,7 +191,9 @@ class ServerSide:
         try:
             request = urllib.request.Request(address, content, {"Accept": "application/json"})
             self._access.show(request)
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._access.tls) as response:
+            context = self._access.tls
+            # That the address is one of http or https was checked at the start.
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=context) as response:  # nosec B310
                 return json.load(response)
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")

@@ -8,7 +8,7 @@ from urllib.request import Request
 
 from engine.errors import ServerFailed
 
-TOKEN_VARIABLE = "SHOAL_TOKEN"
+TOKEN_VARIABLE = "SHOAL_TOKEN"  # nosec B105
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Tokens:
             raise TokenInvalid("this needs a token, and none came; send it as Authorization: Bearer TOKEN")
         scheme, _, sent = authorization.partition(" ")
         if scheme.lower() != "bearer":
-            raise TokenInvalid(f"the Authorization is {scheme[:20]!r}, not a bearer token; send Bearer TOKEN")
+            raise TokenInvalid("the Authorization is not a bearer token; send Bearer TOKEN")
         digest = sha256(sent.strip().encode(errors="surrogateescape")).digest()
         found = None
         # All of them, however early one fits: how long it takes tells nothing.

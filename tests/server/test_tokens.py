@@ -60,9 +60,9 @@ def test_names_are_those_of_the_file_or_its_lines() -> None:
     ("sent", "message"),
     [
         (None, "none came; send it as Authorization: Bearer TOKEN"),
-        ("", "is '', not a bearer token"),
-        ("Basic cmVhZGVyOg==", "is 'Basic', not a bearer token"),
-        (READER, "not a bearer token"),
+        ("", "is not a bearer token"),
+        ("Basic cmVhZGVyOg==", "is not a bearer token"),
+        (READER, "is not a bearer token; send Bearer TOKEN"),
         ("Bearer", "not one of this server's"),
         ("Bearer wrong", "not one of this server's"),
         (f"Bearer {READER}x", "not one of this server's"),
