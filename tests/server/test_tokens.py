@@ -1,6 +1,9 @@
 """Tokens and their roles: what a file of them may say, and what a real server makes of them."""
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -293,3 +296,21 @@ def test_a_server_does_not_start_with_a_file_that_is_wrong(store: Path, tmp_path
     server = Server(store.with_name("unstarted"), tokens=str(tmp_path / "tokens"))
     assert server.process.wait(30) != 0
     assert f"SettingsInvalid: {tmp_path / 'tokens'}, line 1 has 1 fields" in server.log
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (None, "shoal: host is '0.0.0.0', which other machines can reach"),
+        ("read short", "shoal: SHOAL_TOKENS, line 1: the token has 5 characters"),
+        ("", "shoal: SHOAL_TOKENS holds no token"),
+    ],
+)
+def test_the_command_takes_tokens_from_the_environment(tmp_path: Path, tokens: str | None, message: str) -> None:
+    environment = os.environ | ({"SHOAL_TOKENS": tokens} if tokens is not None else {})
+    command = [sys.executable, "cli.py", "serve", "--store", str(tmp_path / "store"), "--host", "0.0.0.0"]
+    here = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert not (tmp_path / "store").exists()
