@@ -5,7 +5,7 @@ FEAST_SUITE_VENV ?= .venv-feast-suite
 NEEDS_JAVA = command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
   { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
 
-.PHONY: setup demo test check feast-suite bench bench-small clean
+.PHONY: setup demo test check audit feast-suite bench bench-small clean
 
 setup: .venv/installed
 
@@ -31,6 +31,17 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of the packages, and patterns in the code that tend to be some.
+audit: setup .venv-audit/installed
+	.venv-audit/bin/bandit --quiet --configfile pyproject.toml --recursive engine loaders spark_export cli.py
+	$(BIN)/python .ci/audit.py .venv-audit/bin/pip-audit "$$($(BIN)/python -c 'import site; print(*site.getsitepackages())')"
+
+# In an environment of their own, so that what is audited is what Shoal has.
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check 'bandit[toml]~=1.9' 'pip-audit~=2.10'
+	@touch $@
 
 # Feast's dependencies do not go with Shoal's: it gets an environment of its own.
 .venv-peers/installed:
@@ -58,4 +69,4 @@ bench-small: setup
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .venv .venv-peers .venv-feast-suite build *.egg-info demo/data
+	rm -rf .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data

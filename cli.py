@@ -43,13 +43,20 @@ def _help(setting: str) -> str:
 @click.option("--max-keys", type=int, help=_help("max_keys"))
 @click.option("--feast-strict", is_flag=True, default=None, help=_help("feast_strict"))
 @click.option("--access-log", is_flag=True, default=None, help=_help("access_log"))
+@click.option("--tokens", type=click.Path(path_type=Path), metavar="FILE", help=_help("tokens"))
+@click.option("--protect-metrics", is_flag=True, default=None, help=_help("protect_metrics"))
+@click.option("--tls-certificate", type=click.Path(path_type=Path), metavar="FILE", help=_help("tls_certificate"))
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help=_help("tls_key"))
+@click.option("--tls-client-ca", type=click.Path(path_type=Path), metavar="FILE", help=_help("tls_client_ca"))
+@click.option("--open-to-all", is_flag=True, default=None, help=_help("open_to_all"))
 def serve_command(store: Path, root_path: Path | None, poll: float, **options: object) -> None:
     """Serve a store from many worker processes over one memory map.
 
     One writer process follows the export root: by file events, and by looking every few seconds. The store need not
     exist yet. SIGTERM drains, SIGHUP looks for news, a child that dies comes back.
     """
-    settings = server_settings(store=store, **{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = server_settings(store=store, tokens_text=os.environ.get("SHOAL_TOKENS"), **given)
 
     from engine.server import run
     from loaders.writer import run_writer

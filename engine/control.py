@@ -81,9 +81,9 @@ def unix_address(path: Path) -> Iterator[str]:
         os.close(directory)
 
 
-def listen_unix(path: Path) -> socket.socket:
+def listen_unix(path: Path, *, private: bool = False) -> socket.socket:
     """A non-blocking Unix socket that listens at a path, whose directory is made if need be; a file that a dead
-    process left there is replaced.
+    process left there is replaced. Who may connect is for the umask to say, unless it is `private` to this user.
 
     Raises:
         AddressUnusable: another process listens there, or the path cannot be bound.
@@ -93,6 +93,9 @@ def listen_unix(path: Path) -> socket.socket:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unix_address(path) as address:
             _remove_stale_socket(path, address)
+            if private:
+                # Before there is a file to change: Linux gives that the mode which the socket has.
+                os.fchmod(listener.fileno(), 0o600)
             listener.bind(address)
     except OSError as error:
         listener.close()

@@ -29,6 +29,9 @@ LIVE_MAP_SIZE = 256 << 30
 MAX_READERS = 2048
 _READER_BYTES = 64
 _FULL = 1 << 20
+_DIRECTORY_MODE, _FILE_MODE, _LOCK_MODE = 0o750, 0o640, 0o660
+"""Of what a store is made of: nothing in it is for everybody, whatever the umask, which decides about the group. LMDB's
+readers note themselves in its lock file."""
 DATA = "data.mdb"
 """The file of an environment that holds its pages."""
 
@@ -46,6 +49,19 @@ def generations_path(store: Path, view: str) -> Path:
 def generation_path(store: Path, view: str, generation_id: str) -> Path:
     """Where one base generation of a view is."""
     return generations_path(store, view) / generation_id
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory of a store, and those above it that are missing. One that is there keeps its mode: whoever made
+    it has decided."""
+    if not path.parent.is_dir():
+        make_directory(path.parent)
+    path.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file of a store, unless it is there."""
+    path.touch(mode=_FILE_MODE)
 
 
 class LiveEnvironment:
@@ -100,7 +116,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         live = _live.get(path)
         if live is None:
             if writable:
-                path.mkdir(parents=True, exist_ok=True)
+                make_directory(path)
                 _allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
             elif not (path / DATA).is_file():
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
@@ -151,7 +167,7 @@ def damage_named(path: Path) -> Iterator[None]:
 def _allocate(path: Path, size: int) -> None:
     """Give a file its room on the disk. Where a process first touches a page of a map for which there is none left, it
     dies: LMDB maps its table of readers, and makes it as a file with holes."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _LOCK_MODE)
     try:
         os.posix_fallocate(descriptor, 0, size)
     finally:
@@ -205,6 +221,6 @@ def store_full_named(path: Path) -> Iterator[None]:
 def _open(path: Path, **options: Any) -> lmdb.Environment:
     try:
         with store_full_named(path), damage_named(path):
-            return lmdb.open(str(path), readahead=False, **options)
+            return lmdb.open(str(path), readahead=False, mode=_FILE_MODE, **options)
     except lmdb.Error as error:
         raise StoreUnreadable(f"{path} cannot be opened now: {error}") from error

@@ -142,6 +142,10 @@ class StoreLocked(ShoalError):
     """Another process is the writer of this store."""
 
 
+class RunDirectoryPrivate(ShoalError):
+    """The store is served, or written to, by another user."""
+
+
 class StoreFull(ShoalError):
     """The disk, or the store's map, has no room for what had to be written."""
 
@@ -180,6 +184,25 @@ class GrpcMissing(ShoalError):
 
 class ServerRunning(ShoalError):
     """Another supervisor serves this store."""
+
+
+# --- while a request is let in ---------------------------------------------------------------------------------
+
+
+class TokenInvalid(ShoalError):
+    """A request that needs a token has none, or one that the server does not know."""
+
+    exit_code = 2
+    http_status = 401
+    challenge: ClassVar[str] = 'Bearer realm="shoal"'
+
+
+class RoleMissing(ShoalError):
+    """The token of a request has not the role that the request needs."""
+
+    exit_code = 2
+    http_status = 403
+    challenge: ClassVar[str] = 'Bearer realm="shoal", error="insufficient_scope"'
 
 
 # --- while a lookup is answered --------------------------------------------------------------------------------

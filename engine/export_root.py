@@ -9,7 +9,8 @@
     <root>/<view>/state/…                           the exporter's own
 
 A directory without a manifest does not exist. The log's manifest is created first: it decides who owns a seq, so a
-snapshot that lost a race never gets a manifest.
+snapshot that lost a race never gets a manifest. Whatever is read is a plain file inside the root: who may publish there
+can name no other file of the machine, neither by its path nor by a link.
 """
 
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import xxhash
 
-from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost
+from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost, ShoalError
 from engine.manifest import FeatureServices, Manifest, PublishedFile, seal, unseal
 from engine.schema import FeatureService
 
@@ -52,7 +53,7 @@ class ExportRoot:
 
     def sequence_numbers(self, view: str) -> list[int]:
         """The seqs of a view's log that are published, ascending."""
-        return sorted(int(entry.name) for entry in self._published(view, "deltas") if entry.name.isdigit())
+        return sorted(int(entry.name) for entry in self._published(view, "deltas") if _is_seq(entry.name))
 
     def has_entry(self, view: str, seq: int) -> bool:
         """Whether the log has an entry `seq`; cheaper than listing them all."""
@@ -97,7 +98,7 @@ class ExportRoot:
     def services(self) -> tuple[FeatureService, ...]:
         """The feature services; none if none were published."""
         try:
-            data = (self.path / SERVICES).read_bytes()
+            data = self._contained(self.path / SERVICES).read_bytes()
         except FileNotFoundError:
             return ()
         except OSError as error:
@@ -110,13 +111,21 @@ class ExportRoot:
             return self.path / manifest.view.name / "snapshots" / manifest.snapshot_id
         return self._log_directory(manifest.view.name, manifest.seq)
 
+    def file_path(self, manifest: Manifest, file: PublishedFile) -> Path:
+        """The path of one file of an entry, which may be missing.
+
+        Raises:
+            FileDamaged: what is there is no plain file inside the root.
+        """
+        return self._contained(self.directory(manifest) / file.path, FileDamaged)
+
     def check_file(self, manifest: Manifest, file: PublishedFile) -> Path:
         """The path of one file of an entry, after its size and checksum were found right.
 
         Raises:
-            FileDamaged: it is missing, or differs from what the manifest says.
+            FileDamaged: it is missing, no plain file inside the root, or differs from what the manifest says.
         """
-        path = self.directory(manifest) / file.path
+        path = self.file_path(manifest, file)
         try:
             size = path.stat().st_size
         except FileNotFoundError:
@@ -168,10 +177,20 @@ class ExportRoot:
     def _is_published(self, directory: Path) -> bool:
         return (directory / MANIFEST).is_file()
 
+    def _contained(self, path: Path, refusal: type[ShoalError] = ManifestInvalid) -> Path:
+        """A path that leads to a plain file inside the root, or to nothing."""
+        leads_to = path.resolve()
+        if not leads_to.is_relative_to(self.path.resolve()):
+            raise refusal(f"{path} leads to {leads_to}, out of the export root; publish the file itself")
+        if path.exists() and not path.is_file():
+            # To read a pipe is to wait for whoever writes to it.
+            raise refusal(f"{path} cannot be read: it is no plain file; publish it again")
+        return path
+
     def _manifest(self, view: str, directory: Path) -> Manifest:
         path = directory / MANIFEST
         try:
-            data = path.read_bytes()
+            data = self._contained(path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise NotPublished(f"view {view!r}: {directory} is not published (it has no {MANIFEST})") from None
         except OSError as error:
@@ -180,6 +199,10 @@ class ExportRoot:
         if manifest.view.name != view:
             raise ManifestInvalid(f"{path} is of view {manifest.view.name!r}, expected {view!r}")
         return manifest
+
+
+def _is_seq(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def file_checksum(path: Path) -> str:

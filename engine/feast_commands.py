@@ -14,12 +14,19 @@ from engine.errors import ShoalError
 from engine.feast_diff import Difference, FeastSide, Keys, ServerSide, StoreSide, Summary, Value, compare
 from engine.feast_keys import given_keys, read_keys, sample_keys
 from engine.feast_repository import open_repository
+from engine.server_access import server_access
+
+_FILE = click.Path(path_type=Path)
 
 
 @click.command("feast-diff", short_help="Look the same keys up in Feast and in Shoal, and show what differs.")
 @click.option("--repo", "repository", required=True, metavar="DIR", help="The Feast repository, as deployed.")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store of Shoal to read.")
 @click.option("--server", metavar="URL", help="The server of Shoal to ask instead.")
+@click.option("--token-file", type=_FILE, metavar="FILE", help="Its token, which SHOAL_TOKEN may hold instead.")
+@click.option("--tls-ca", type=_FILE, metavar="FILE", help="Trust its certificate if one of these, as PEM, signed it.")
+@click.option("--tls-certificate", type=_FILE, metavar="FILE", help="A certificate to show it, as PEM.")
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="The key of that certificate, as PEM.")
 @click.option("--features", metavar="VIEW:FEATURE,…", help="What to compare; VIEW:* is all of a view.")
 @click.option("--service", metavar="NAME", help="Compare the features of this feature service instead.")
 @click.option("--keys", "keys_path", type=click.Path(path_type=Path), metavar="FILE", help="Keys, as Parquet or CSV.")
@@ -33,6 +40,10 @@ def feast_diff_command(
     repository: str,
     store: Path | None,
     server: str | None,
+    token_file: Path | None,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
     features: str | None,
     service: str | None,
     keys_path: Path | None,
@@ -54,7 +65,10 @@ def feast_diff_command(
     if sample is not None and store is None:
         raise click.UsageError("--sample reads keys from a store; give --store, or keys by --keys or --key")
     try:
-        shoal = StoreSide(store) if store is not None else ServerSide(server or "")
+        if store is not None:
+            shoal: StoreSide | ServerSide = StoreSide(store)
+        else:
+            shoal = ServerSide(server or "", server_access(token_file, tls_ca, tls_certificate, tls_key))
         description = shoal.description
         feast = FeastSide(open_repository(repository))
         only_in_feast: list[str] = []

@@ -27,6 +27,7 @@ from engine.feast_repository import failing
 from engine.feature_store import FeatureStore
 from engine.kernels.gathering import Status
 from engine.schema import FeatureService, ViewSchema
+from engine.server_access import ServerAccess
 from engine.status import describe_views
 
 Keys = Mapping[str, list[Any]]
@@ -155,10 +156,13 @@ class StoreSide:
 class ServerSide:
     """Shoal, asked over HTTP."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, access: ServerAccess) -> None:
         """Ask a server what it has; raises ServerFailed."""
+        if not url.startswith(("http://", "https://")):
+            raise ServerFailed(f"{url} is no address of a server; give one such as http://127.0.0.1:8080")
         self._url = url.rstrip("/")
         self._most_keys = _BATCH
+        self._access = access
         self.description = _described(self._ask("/v1/views"))
 
     def answer(self, references: Sequence[str], keys: Keys) -> dict[str, list[Value]]:
@@ -206,7 +210,10 @@ class ServerSide:
         content = json.dumps(body).encode() if body is not None else None
         try:
             request = urllib.request.Request(address, content, {"Accept": "application/json"})
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+            self._access.show(request)
+            context = self._access.tls
+            # That the address is one of http or https was checked at the start.
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=context) as response:  # nosec B310
                 return json.load(response)
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")

@@ -24,16 +24,20 @@ TOMBSTONE = "__tombstone"
 
 
 def _plain_file_name(value: str) -> str:
-    if not value or "/" in value or "\\" in value or value.startswith("."):
+    if not value.isprintable() or not value or "/" in value or "\\" in value or value.startswith("."):
         raise ValueError(f"{value!r} is not a plain file name")
     return value
+
+
+PlainFileName = Annotated[str, AfterValidator(_plain_file_name)]
+"""A name that stays in the directory that it is looked for in."""
 
 
 class PublishedFile(BaseModel):
     """One Parquet file: all its rows' first hashes lie in [min_key_hash, max_key_hash], in ascending order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: Annotated[str, AfterValidator(_plain_file_name)]
+    path: PlainFileName
     rows: int = Field(gt=0)
     bytes: int = Field(gt=0)
     checksum: str = Field(pattern=r"^[0-9a-f]{16}$")
@@ -62,7 +66,7 @@ class Manifest(BaseModel):
     published_at: datetime
     job: str
     inputs: tuple[str, ...]
-    state: str | None = None
+    state: PlainFileName | None = None
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

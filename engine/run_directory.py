@@ -5,12 +5,14 @@
     <store>/run/metrics/       the workers' counters (see `engine.server.metrics`)
     <store>/run/writer.sock    see `engine.control`
 
-None of it is part of the data: without a running server it may go.
+None of it is part of the data: without a running server it may go. It is its user's alone, since who reaches the
+writer's socket can give orders.
 """
 
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +21,14 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.errors import ServerRunning, SettingsInvalid
+from engine.environment import make_directory
+from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid
 
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
+
+
+_MODE = 0o700
 
 
 class ServerRecord(BaseModel):
@@ -42,13 +48,39 @@ def run_path(store: Path) -> Path:
     return store / "run"
 
 
+def make_run_directory(store: Path) -> Path:
+    """The directory, which is made, and made private if it is not.
+
+    Raises:
+        RunDirectoryPrivate: it is another user's.
+        OSError: the store cannot be written to.
+    """
+    path = run_path(store)
+    make_directory(store)
+    path.mkdir(mode=_MODE, exist_ok=True)
+    try:
+        if stat.S_IMODE(path.stat().st_mode) != _MODE:
+            path.chmod(_MODE)
+    except PermissionError:
+        raise _private(path) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise _private(path)
+    return path
+
+
 def read_server_record(store: Path) -> ServerRecord | None:
-    """The server that runs on a store; None if none does, even where a killed one left its record."""
+    """The server that runs on a store; None if none does, even where a killed one left its record.
+
+    Raises:
+        RunDirectoryPrivate: another user serves the store.
+    """
     try:
         record = ServerRecord.model_validate_json(_record_path(store).read_bytes())
         alive = abs(psutil.Process(record.pid).create_time() - record.started_at) < 1
     except (FileNotFoundError, ValidationError, psutil.Error):
         return None
+    except PermissionError:
+        raise _private(run_path(store)) from None
     return record if alive else None
 
 
@@ -71,12 +103,12 @@ def serving(store: Path) -> Iterator[None]:
     only when its children are gone too, which is waited for.
 
     Raises:
+        RunDirectoryPrivate: another user writes to the store.
         ServerRunning: another server has it.
         SettingsInvalid: the store's directory cannot be written to.
     """
     try:
-        run_path(store).mkdir(parents=True, exist_ok=True)
-        lock_file = (run_path(store) / "server.lock").open("w")
+        lock_file = (make_run_directory(store) / "server.lock").open("w")
     except OSError as error:
         raise SettingsInvalid(f"store is {str(store)!r}, which cannot be written to: {error}") from error
     with lock_file as lock:
@@ -100,6 +132,13 @@ def clear_metrics(store: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
+
+
+def _private(path: Path) -> RunDirectoryPrivate:
+    owner = path.stat().st_uid
+    return RunDirectoryPrivate(
+        f"{path} belongs to the user {owner} alone, and this is {os.geteuid()}; run it as {owner}"
+    )
 
 
 def _record_path(store: Path) -> Path:

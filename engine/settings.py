@@ -1,10 +1,11 @@
 """All settings of the server, checked once."""
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from engine.errors import SettingsInvalid
 
@@ -39,6 +40,32 @@ class ServerSettings(BaseModel):
         default=False, description="answer Feast's clients to the letter, losses included: see docs/feast.md"
     )
     access_log: bool = Field(default=False, description="log every request")
+    tokens: Path | None = Field(
+        default=None, description="file with the tokens of clients and their roles; SHOAL_TOKENS may hold it instead"
+    )
+    tokens_text: SecretStr | None = Field(default=None, description="what such a file would say, if there is none")
+    protect_metrics: bool = Field(default=False, description="ask for a token that may read on /metrics too")
+    tls_certificate: Path | None = Field(
+        default=None, description="certificate to serve HTTPS, and gRPC over TLS, with its chain, as PEM"
+    )
+    tls_key: Path | None = Field(default=None, description="private key of the certificate, as PEM")
+    tls_client_ca: Path | None = Field(
+        default=None, description="ask clients for a certificate, signed by one of these, as PEM"
+    )
+    open_to_all: bool = Field(
+        default=False, description="let whoever reaches the address in without token or certificate"
+    )
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether requests need a token."""
+        return self.tokens is not None or self.tokens_text is not None
+
+    @property
+    def reaches_beyond(self) -> bool:
+        """Whether other machines can reach the server."""
+        listens = self.unix_socket is None or self.grpc_port is not None
+        return listens and not _is_loopback(self.host)
 
 
 def server_settings(**values: Any) -> ServerSettings:
@@ -48,7 +75,7 @@ def server_settings(**values: Any) -> ServerSettings:
         SettingsInvalid: naming the first setting that is wrong, and its value.
     """
     try:
-        return ServerSettings(**values)
+        settings = ServerSettings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -58,3 +85,27 @@ def server_settings(**values: Any) -> ServerSettings:
         if first["type"] == "missing":
             raise SettingsInvalid(f"the setting {name!r} is missing; give one") from None
         raise SettingsInvalid(f"{name} is {first['input']!r}: {first['msg']}") from None
+    _check_together(settings)
+    return settings
+
+
+def _check_together(settings: ServerSettings) -> None:
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        there, lacking = ("tls_key", "tls_certificate") if settings.tls_key else ("tls_certificate", "tls_key")
+        raise SettingsInvalid(f"{there} is set, and {lacking} is not; one is of no use without the other: give both")
+    if settings.tls_client_ca is not None and settings.tls_certificate is None:
+        raise SettingsInvalid("tls_client_ca is set, and tls_certificate is not; clients show theirs over TLS only")
+    # A warning would stand in a log that nobody reads until the features have been read, or written, by somebody else.
+    lets_all_in = not settings.asks_for_tokens and settings.tls_client_ca is None
+    if settings.reaches_beyond and lets_all_in and not settings.open_to_all:
+        raise SettingsInvalid(
+            f"host is {settings.host!r}, which other machines can reach, and any of them could read, write and reload; "
+            f"set tokens, or tls_client_ca, or open_to_all if the network lets in only who may"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

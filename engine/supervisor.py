@@ -69,6 +69,7 @@ class Supervisor:
         address: what the record says of it.
         silent_seconds: a worker that does not beat for so long is killed and replaced.
         drain_seconds: how long workers may go on once they were told to stop.
+        refresh: called several times a second, so that what a new child inherits is not out of date.
         bury: told the process id of every worker that is gone.
     """
 
@@ -83,6 +84,7 @@ class Supervisor:
         write: Callable[[], None] | None,
         silent_seconds: float,
         drain_seconds: float,
+        refresh: Callable[[], None],
         bury: Callable[[int], None],
     ) -> None:
         self._store = store
@@ -91,6 +93,7 @@ class Supervisor:
         self._written: ServerRecord | None = None
         self._silent_seconds = silent_seconds
         self._drain_seconds = drain_seconds
+        self._refresh = refresh
         self._bury = bury
         self._lifeline = os.pipe()
         self._signs = os.pipe()
@@ -129,6 +132,7 @@ class Supervisor:
         """Set right what is not, then wait a little for a signal; returns whether it was one to stop."""
         self._reap(replace=True)
         self._kill_silent()
+        self._refresh()
         for child in self._children:
             if child.pid is None and child.due <= time.monotonic():
                 self._start(child)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from engine.environment import make_file
 from engine.lmdb_file import (
     DATA_VERSION,
     DATABASE,
@@ -64,7 +65,7 @@ class EnvironmentFile:
         self._path = path
         self._values = list(values)
         self._next = next_value(values[-1].offset, values[-1].size) if values else FIRST_VALUE
-        path.touch()
+        make_file(path)
         with path.open("r+b", buffering=0) as file:
             file.truncate(self._next - HEADER)
             os.fsync(file.fileno())

@@ -18,7 +18,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from engine.catalog import Origin, SegmentRecord, chunk_key
-from engine.environment import DATA, generation_path, generations_path, map_generation, store_full_named
+from engine.environment import (
+    DATA,
+    generation_path,
+    generations_path,
+    make_directory,
+    map_generation,
+    store_full_named,
+)
 from engine.errors import FileDamaged, StoreDamaged
 from engine.export_root import sync_directory
 from engine.layout import RowLayout
@@ -64,7 +71,7 @@ class GenerationBuilder:
         with store_full_named(self.path):
             if self.path.exists():
                 os.rename(self.path, self._building)
-            self._building.mkdir(parents=True, exist_ok=True)
+            make_directory(self._building)
             self.chunks = _chunks_on_disk(self._building)
             keys = (chunk_key(generation_id, number) for number in itertools.count())
             values = [StoredValue(key, chunk.offset, chunk.size) for key, chunk in zip(keys, self.chunks, strict=False)]

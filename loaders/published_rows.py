@@ -42,7 +42,7 @@ class EntryReader:
         """All row groups in order; raises FileDamaged where a file's footer is not what the manifest says."""
         groups = []
         for file in self.manifest.files:
-            path = self.root.directory(self.manifest) / file.path
+            path = self.root.file_path(self.manifest, file)
             try:
                 metadata = pq.read_metadata(path)
             except FileNotFoundError:

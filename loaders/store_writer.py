@@ -25,6 +25,7 @@ from engine import catalog
 from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
 from engine.environment import ReadTransaction, generation_path, generations_path, open_live, store_full_named
 from engine.errors import ShoalError, StoreDamaged, StoreFull, StoreLocked, StoreUnreadable
+from engine.run_directory import make_run_directory
 from engine.schema import FeatureService, ViewSchema
 from engine.segment import Chunk, Segment
 from engine.version import StoreVersion, ViewVersion, read_generation, read_overlay, read_version
@@ -52,6 +53,7 @@ class StoreWriter:
 
     Raises:
         StoreLocked: another process holds it.
+        RunDirectoryPrivate: another user does, or did.
     """
 
     def __init__(self, store: Path, *, kept_generations: int = 2) -> None:
@@ -62,8 +64,7 @@ class StoreWriter:
         self._committing = threading.RLock()
         self._changing: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         with store_full_named(store), ExitStack() as unless_open:
-            (store / "run").mkdir(parents=True, exist_ok=True)
-            self._lock_file = unless_open.enter_context(_lock(store / "run" / LOCK))
+            self._lock_file = unless_open.enter_context(_lock(make_run_directory(store) / LOCK))
             self._live = open_live(store, writable=True)
             self._live.env.reader_check()
             self.requests = RequestLog(self._live)

@@ -91,7 +91,7 @@ class WriterProcess:
         loop.add_signal_handler(signal.SIGHUP, self._woken.set)
         runner = web.AppRunner(self._control(), handle_signals=False, access_log=None)
         await runner.setup()
-        await web.SockSite(runner, listen_unix(writer_socket_path(self._writer.store))).start()
+        await web.SockSite(runner, listen_unix(writer_socket_path(self._writer.store), private=True)).start()
         watch = asyncio.create_task(self._watch())
         follow = asyncio.create_task(self._follow())
         stop = asyncio.create_task(self._stop.wait())

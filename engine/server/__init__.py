@@ -12,6 +12,7 @@ from engine.errors import AddressUnusable
 from engine.kernels import warm
 from engine.run_directory import clear_metrics, serving
 from engine.server.grpc_port import reserve_port
+from engine.server.protection import Protection, warn_of_gaps
 from engine.settings import ServerSettings
 from engine.supervisor import Supervisor
 
@@ -31,12 +32,15 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
         AddressUnusable: an address cannot be listened on.
         GrpcMissing: the settings ask for gRPC, and its packages are not installed.
         ServerRunning: the store is served already.
+        SettingsInvalid: tokens, a certificate or a key are not what they should be.
     """
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
     )
+    protection = Protection(settings)
+    warn_of_gaps(settings)
     with serving(settings.store), _listen(settings) as listener, reserve_port(settings) as grpc_address:
         address = _address_of(listener, settings)
         directory = clear_metrics(settings.store)
@@ -53,10 +57,11 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
             listener,
             address,
             workers=settings.workers,
-            work=partial(work, settings, listener, grpc_address, ConnectionCounts(settings.workers)),
+            work=partial(work, settings, protection, listener, grpc_address, ConnectionCounts(settings.workers)),
             write=writer,
             silent_seconds=settings.silent_seconds,
             drain_seconds=settings.drain_seconds,
+            refresh=protection.refresh,
             bury=partial(mark_process_dead, path=str(directory)),
         )
         log.info("listening on %s", address)
@@ -88,5 +93,6 @@ def _listen(settings: ServerSettings) -> socket.socket:
 def _address_of(listener: socket.socket, settings: ServerSettings) -> str:
     if settings.unix_socket is not None:
         return f"unix:{settings.unix_socket}"
+    scheme = "http" if settings.tls_certificate is None else "https"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import mmap
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ log = logging.getLogger("shoal.worker")
 
 _HEAD_START_SECONDS = 0.002
 _EXHAUSTED_SECONDS = 0.5
-
+_HANDSHAKE_SECONDS = 10.0
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -64,6 +65,7 @@ class Acceptor:
         listener: the shared socket, non-blocking.
         protocol: makes the protocol of a new connection, and counts it out when it is lost.
         counts: where all workers note how many connections they have, and `worker`, this one's place there.
+        tls: tells what a new connection is to be made with; None is plain TCP.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class Acceptor:
         protocol: Callable[[], asyncio.BaseProtocol],
         counts: ConnectionCounts,
         worker: int,
+        tls: Callable[[], ssl.SSLContext | None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._protocol = protocol
         self._counts = counts
         self._worker = worker
+        self._tls = tls
         self._greeting: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.TimerHandle | None = None
         counts[worker] = 0  # One that died in this place had some.
@@ -106,7 +110,7 @@ class Acceptor:
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection, client = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return  # Another worker was first, or the client has gone.
         except OSError as error:
@@ -115,7 +119,7 @@ class Acceptor:
             return
         self._counts[self._worker] += 1
         connection.setblocking(False)
-        greeting = self._loop.create_task(self._greet(connection))
+        greeting = self._loop.create_task(self._greet(connection, client))
         self._greeting.add(greeting)
         greeting.add_done_callback(self._greeting.discard)
 
@@ -123,9 +127,16 @@ class Acceptor:
         self._loop.remove_reader(self._listener)
         self._waiting = self._loop.call_later(seconds, then)
 
-    async def _greet(self, connection: socket.socket) -> None:
+    async def _greet(self, connection: socket.socket, client: object) -> None:
+        context = self._tls()
+        patience = None if context is None else _HANDSHAKE_SECONDS
         try:
-            await self._loop.connect_accepted_socket(self._protocol, connection)
-        except OSError:
-            connection.close()  # The client has gone already.
+            await self._loop.connect_accepted_socket(
+                self._protocol, connection, ssl=context, ssl_handshake_timeout=patience
+            )
+        except OSError as error:
+            # The client has gone already, or was sent away: then only this log says why.
+            if isinstance(error, ssl.SSLError):
+                log.info("no TLS with %s: %s", client, error)
+            connection.close()
             self._counts[self._worker] -= 1

@@ -11,14 +11,15 @@
     GET  /health, /ready        for load balancers
     GET  /metrics               for Prometheus
 
-Every answer carries the header X-Shoal-Version once a store is open.
+Every answer carries the header X-Shoal-Version once a store is open. Where there are tokens, a request needs one with
+the role that the endpoint names; those for load balancers name none.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -26,15 +27,17 @@ from aiohttp.http_parser import RawRequestMessage
 
 from engine.control import WriterClient, error_document, first_failure
 from engine.encoders.negotiation import choose_format
-from engine.errors import MaterializeElsewhere, ShoalError
+from engine.errors import MaterializeElsewhere, RoleMissing, ShoalError, TokenInvalid
 from engine.processes import describe_server
 from engine.server import feast
 from engine.server.accepting import ConnectionCounts, CountingServer
 from engine.server.metrics import Metrics
+from engine.server.protection import Protection
 from engine.server.pushes import Pushes
 from engine.server.requests import LookupRequest, ReloadRequest, check_keys, read_body, read_bytes
 from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_json
 from engine.server.served_store import ServedStore
+from engine.server.tokens import Role
 from engine.settings import ServerSettings
 from engine.status import describe_version, describe_views
 
@@ -50,6 +53,13 @@ _FEAST_PATHS = {
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
+class Endpoint(NamedTuple):
+    """What answers one method of a path, and the role that it takes to ask; anybody may where that is None."""
+
+    handler: Handler
+    role: Role | None
+
+
 def _path(request: web.BaseRequest) -> str:
     """The path that was asked for. Feast's server sends clients that end it with a slash to the one without."""
     path = request.path
@@ -60,25 +70,33 @@ class Application:
     """One worker's endpoints. `draining` is set once the worker was told to stop; `in_flight` counts requests whose
     answer is not made yet."""
 
-    def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics, writer: WriterClient) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        protection: Protection,
+        served: ServedStore,
+        metrics: Metrics,
+        writer: WriterClient,
+    ) -> None:
         self._settings = settings
+        self._protection = protection
         self._served = served
         self._metrics = metrics
         self._writer = writer
         pushes = Pushes(settings, served, metrics, writer)
-        self._endpoints: dict[str, dict[str, Handler]] = {
-            "/v1/lookup": {"POST": self._lookup},
-            "/v1/push": {"POST": pushes.push},
-            _FEAST_LOOKUP: {"POST": self._lookup_for_feast},
-            _FEAST_PUSH: {"POST": pushes.push_for_feast},
-            _FEAST_WRITE: {"POST": pushes.write_for_feast},
-            **{path: {"POST": self._materialize_for_feast} for path in _FEAST_MATERIALIZE},
-            "/v1/views": {"GET": self._views},
-            "/v1/status": {"GET": self._status},
-            "/v1/reload": {"POST": self._reload},
-            "/health": {"GET": self._health},
-            "/ready": {"GET": self._ready},
-            "/metrics": {"GET": self._expose_metrics},
+        self._endpoints: dict[str, dict[str, Endpoint]] = {
+            "/v1/lookup": {"POST": Endpoint(self._lookup, "read")},
+            "/v1/push": {"POST": Endpoint(pushes.push, "push")},
+            _FEAST_LOOKUP: {"POST": Endpoint(self._lookup_for_feast, "read")},
+            _FEAST_PUSH: {"POST": Endpoint(pushes.push_for_feast, "push")},
+            _FEAST_WRITE: {"POST": Endpoint(pushes.write_for_feast, "push")},
+            **{path: {"POST": Endpoint(self._materialize_for_feast, "push")} for path in _FEAST_MATERIALIZE},
+            "/v1/views": {"GET": Endpoint(self._views, "read")},
+            "/v1/status": {"GET": Endpoint(self._status, "read")},
+            "/v1/reload": {"POST": Endpoint(self._reload, "admin")},
+            "/health": {"GET": Endpoint(self._health, None)},
+            "/ready": {"GET": Endpoint(self._ready, None)},
+            "/metrics": {"GET": Endpoint(self._expose_metrics, "read" if settings.protect_metrics else None)},
         }
         self.draining = False
         self.in_flight = 0
@@ -106,14 +124,19 @@ class Application:
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=most)
 
     def _handler(self, request: web.BaseRequest) -> Handler:
+        """What is to answer a request, which may ask for it."""
         methods = self._endpoints.get(_path(request))
         if methods is None:
             raise web.HTTPNotFound
-        handler = methods.get("GET" if request.method == "HEAD" else request.method)
-        if handler is None:
+        endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
+        if endpoint is None:
             allowed = {*methods, "HEAD"} if "GET" in methods else methods
             raise web.HTTPMethodNotAllowed(request.method, allowed)
-        return handler
+        if endpoint.role is not None and self._protection.asks_for_tokens:
+            name = self._protection.authorize(request.headers.get("Authorization"), endpoint.role)
+            if endpoint.role == "admin":
+                log.info("%s %s by the token %r", request.method, request.path, name)
+        return endpoint.handler
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request: errors become answers, and every answer is counted and gets its headers."""
@@ -125,6 +148,8 @@ class Application:
             response = self._refuse(request, error, str(error), error.http_status)
             if error.retry_after is not None:
                 response.headers["Retry-After"] = str(error.retry_after)
+            if isinstance(error, TokenInvalid | RoleMissing):
+                response.headers["WWW-Authenticate"] = error.challenge
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: {error.reason}"
             response = self._refuse(request, error, message, error.status)

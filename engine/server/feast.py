@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.encoders import json_feast
 from engine.encoders.feast_names import feature_names
-from engine.errors import FeastBodyInvalid, LookupInvalid, UnknownFeature
+from engine.errors import FeastBodyInvalid, LookupInvalid, TokenInvalid, UnknownFeature
 from engine.feature_store import FeatureStore
 from engine.lookup import resolve_features
 from engine.result import LookupResult
@@ -28,6 +28,7 @@ MEDIA_TYPE = json_feast.MEDIA_TYPE
 
 _EXCEPTIONS = {
     "AmbiguousFeature": "FeatureNameCollisionError",
+    "RoleMissing": "FeastPermissionError",
     "UnknownFeature": "FeastObjectNotFoundException",
     "PushSourceUnknown": "PushSourceNotFoundException",
 }
@@ -194,6 +195,8 @@ def answer_error(error: Exception, message: str, status: int, *, strict: bool) -
     if isinstance(error, FeastBodyInvalid):
         content = orjson.dumps({"detail": error.details}, default=str)
         return web.Response(body=content, status=status, content_type=MEDIA_TYPE)
+    if isinstance(error, TokenInvalid):
+        return answer_json({"detail": message}, status=status)
     kind = _EXCEPTIONS.get(type(error).__name__, "FeastError")
     if isinstance(error, UnknownFeature) and error.what in _MISSING:
         kind, pattern = _MISSING[error.what]

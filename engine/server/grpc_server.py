@@ -21,9 +21,11 @@ from engine.encoders import feast_protobuf
 from engine.errors import ShoalError
 from engine.server.grpc_messages import parse_keys, parse_request
 from engine.server.metrics import Metrics
+from engine.server.protection import Protection
 from engine.server.requests import check_keys
 from engine.server.responses import VERSION_HEADER
 from engine.server.served_store import ServedStore
+from engine.server.tls import Tls
 from engine.settings import ServerSettings
 
 log = logging.getLogger("shoal.worker")
@@ -36,6 +38,8 @@ _EVERYTHING = ""
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -47,8 +51,9 @@ Method = Callable[[bytes], bytes]
 class GrpcServer:
     """One worker's gRPC server."""
 
-    def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics) -> None:
+    def __init__(self, settings: ServerSettings, protection: Protection, served: ServedStore, metrics: Metrics) -> None:
         self._settings = settings
+        self._protection = protection
         self._served = served
         self._metrics = metrics
         self._health = health.aio.HealthServicer()
@@ -64,7 +69,11 @@ class GrpcServer:
         Raises:
             RuntimeError: that cannot be done.
         """
-        self._server.add_insecure_port(address)
+        tls = self._protection.tls
+        if tls is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, _credentials(self._protection, tls))
         await self.show_health()
         await self._server.start()
 
@@ -95,6 +104,8 @@ class GrpcServer:
         started = time.perf_counter()
         answer, code, message = b"", grpc.StatusCode.OK, ""
         try:
+            if self._protection.asks_for_tokens:
+                self._protection.authorize(_authorization(context), "read")
             answer = method(request)
         except ShoalError as error:
             code, message = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error)
@@ -130,3 +141,30 @@ class GrpcServer:
 
     def _get_feast_serving_info(self, request: bytes) -> bytes:
         return feast_protobuf.encode_serving_info(version("shoal"))
+
+
+def _authorization(context: grpc.aio.ServicerContext) -> str | None:
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization":
+            return str(value)
+    return None
+
+
+def _credentials(protection: Protection, first: Tls) -> grpc.ServerCredentials:
+    """What gRPC makes its connections with: it asks before each whether that has changed."""
+    given = first
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal given
+        tls = protection.tls
+        if tls is None or tls is given:
+            return None
+        given = tls
+        return _certificates(tls)
+
+    asks_for_certificate = first.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(_certificates(first), changed, asks_for_certificate)
+
+
+def _certificates(tls: Tls) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(tls.key, tls.certificate)], tls.client_ca)

@@ -17,6 +17,7 @@ from engine.control import WriterClient
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.app import Application
 from engine.server.metrics import Metrics
+from engine.server.protection import Protection
 from engine.server.served_store import ServedStore
 from engine.settings import ServerSettings
 
@@ -35,6 +36,7 @@ _DRAIN_POLL_SECONDS = 0.02
 
 def work(
     settings: ServerSettings,
+    protection: Protection,
     listener: socket.socket,
     grpc_address: str | None,
     counts: ConnectionCounts,
@@ -45,7 +47,7 @@ def work(
     _keep_freed_memory()
     asyncio.set_event_loop_policy(None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener, grpc_address, counts, place, beat))
+        runner.run(_serve(settings, protection, listener, grpc_address, counts, place, beat))
 
 
 def _keep_freed_memory() -> None:
@@ -59,6 +61,7 @@ def _keep_freed_memory() -> None:
 
 async def _serve(
     settings: ServerSettings,
+    protection: Protection,
     listener: socket.socket,
     grpc_address: str | None,
     counts: ConnectionCounts,
@@ -66,12 +69,13 @@ async def _serve(
     beat: Callable[[], None],
 ) -> None:
     async with WriterClient(settings.store) as writer:
-        await _serve_with(writer, settings, listener, grpc_address, counts, place, beat)
+        await _serve_with(writer, settings, protection, listener, grpc_address, counts, place, beat)
 
 
 async def _serve_with(
     writer: WriterClient,
     settings: ServerSettings,
+    protection: Protection,
     listener: socket.socket,
     grpc_address: str | None,
     counts: ConnectionCounts,
@@ -81,17 +85,19 @@ async def _serve_with(
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     served, metrics = ServedStore(settings.store), Metrics()
-    application = Application(settings, served, metrics, writer)
+    application = Application(settings, protection, served, metrics, writer)
     server = application.server(counts, place)
     runner = web.ServerRunner(server)
     await runner.setup()
     served.refresh()
-    rpcs = await _serve_grpc(settings, served, metrics, grpc_address) if grpc_address is not None else None
+    rpcs = None
+    if grpc_address is not None:
+        rpcs = await _serve_grpc(settings, protection, served, metrics, grpc_address)
     # Whatever is there by now stays: a full collection that looks through it holds up requests for a tenth of a second.
     gc.collect()
     gc.freeze()
-    keeping_up = asyncio.create_task(_keep_up(served, metrics, rpcs, beat))
-    acceptor = Acceptor(listener, server, counts, place)
+    keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, beat))
+    acceptor = Acceptor(listener, server, counts, place, protection.context)
     await stop.wait()
     application.draining = True
     acceptor.close()
@@ -108,23 +114,32 @@ async def _serve_with(
         await keeping_up
 
 
-async def _serve_grpc(settings: ServerSettings, served: ServedStore, metrics: Metrics, address: str) -> "GrpcServer":
+async def _serve_grpc(
+    settings: ServerSettings, protection: Protection, served: ServedStore, metrics: Metrics, address: str
+) -> "GrpcServer":
     # Only here: its packages are an extra, and are not to be loaded in a process that forks.
     from engine.server.grpc_server import GrpcServer
 
-    server = GrpcServer(settings, served, metrics)
+    server = GrpcServer(settings, protection, served, metrics)
     await server.start(address)
     return server
 
 
-async def _keep_up(served: ServedStore, metrics: Metrics, rpcs: "GrpcServer | None", beat: Callable[[], None]) -> None:
+async def _keep_up(
+    protection: Protection,
+    served: ServedStore,
+    metrics: Metrics,
+    rpcs: "GrpcServer | None",
+    beat: Callable[[], None],
+) -> None:
     while True:
         beat()
         try:
+            protection.refresh()
             served.refresh()
             metrics.set_version(served.version())
             if rpcs is not None:
                 await rpcs.show_health()
         except Exception:
-            log.exception("the store cannot be refreshed")
+            log.exception("the worker cannot keep up with what changed")
         await asyncio.sleep(_REFRESH_SECONDS)

@@ -2,10 +2,11 @@
 
 Run by the interpreter of the peers' environment:
 
-    python tests/feast/remote_client.py REPO URL < REQUESTS
+    python tests/feast/remote_client.py REPO URL [TOKEN CA] < REQUESTS
 
-REPO has the registry; REQUESTS is a JSON list of {"features": [...] or "service": name, "entities": {...}}. An answer
-is what `to_dict` makes of it, or {"error": the exception's class, "message": its text}.
+TOKEN is what the SDK would get from a provider of identities, CA the file with the authority that the server's
+certificate is of. REPO has the registry; REQUESTS is a JSON list of {"features": [...] or "service": name, "entities":
+{...}}. An answer is what `to_dict` makes of it, or {"error": the exception's class, "message": its text}.
 """
 
 import json
@@ -18,13 +19,15 @@ from feast import FeatureStore, RepoConfig
 
 def main() -> None:
     """Ask everything."""
-    repo, url = Path(sys.argv[1]), sys.argv[2]
+    repo, url, *security = Path(sys.argv[1]), *sys.argv[2:]
+    auth, cert = ({"type": "oidc", "token": security[0]}, security[1]) if security else ({"type": "no_auth"}, "")
     store = FeatureStore(
         config=RepoConfig(
             project="compared",
             registry=str(repo / "registry.db"),
             provider="local",
-            online_store={"type": "remote", "path": url},
+            online_store={"type": "remote", "path": url, "cert": cert},
+            auth=auth,
             offline_store={"type": "file"},
             entity_key_serialization_version=3,
         )

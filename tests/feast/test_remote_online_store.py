@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.export_root import ExportRoot
+from tests import stores
 from tests.feast.conftest import FeastEnvironment
+from tests.server.certificates import Authority
 from tests.server.serving import Server
 
 TENTHS = [0.1, 0.2]
@@ -32,9 +35,10 @@ REQUESTS: dict[str, Mapping[str, Any]] = {
 }
 
 
-def ask(environment: FeastEnvironment, repo: Path, server: Server) -> dict[str, Any]:
+def ask(environment: FeastEnvironment, repo: Path, server: Server, *security: object) -> dict[str, Any]:
     """The SDK's answers to REQUESTS."""
-    text = environment.run("remote_client.py", repo, server.record.address, text=json.dumps(list(REQUESTS.values())))
+    asked = json.dumps(list(REQUESTS.values()))
+    text = environment.run("remote_client.py", repo, server.record.address, *security, text=asked)
     return dict(zip(REQUESTS, json.loads(text), strict=True))
 
 
@@ -80,3 +84,24 @@ def test_the_sdk_raises_what_shoal_tells(
     answer = ask(feast_environment, feast_repo, default_server)["collision"]
     assert answer["error"] == "FeatureNameCollisionError"
     assert "set full_feature_names" in answer["message"]
+
+
+def test_the_sdk_sends_its_token_over_tls(
+    feast_environment: FeastEnvironment, feast_repo: Path, shoal_root: ExportRoot, tmp_path: Path
+) -> None:
+    reader, pusher = "reader-token-0123456789", "pusher-token-0123456789"
+    authority = Authority(tmp_path / "authority")
+    own = authority.sign("server")
+    stores.load(tmp_path / "store", shoal_root)
+    files: dict[str, Any] = {"tls_certificate": str(own.certificate), "tls_key": str(own.key)}
+    tokens = f"read {reader}\npush {pusher} stream"
+    with Server(tmp_path / "store", tls=authority.client(), tokens_text=tokens, **files) as server:
+        server.await_ready()
+        answers = {
+            token: ask(feast_environment, feast_repo, server, token, authority.certificate)["numbers"]
+            for token in (reader, pusher, "wrong")
+        }
+    assert answers[reader]["large"] == [-(2**63), None]
+    assert answers[pusher]["error"] == "FeastPermissionError"
+    assert "the token 'stream' may push; this needs one that may read" in answers[pusher]["message"]
+    assert "not one of this server's" in answers["wrong"]["message"]

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -63,15 +64,20 @@ class Answer:
 
 
 class Connection:
-    """One keep-alive connection."""
+    """One keep-alive connection; `tls` is what a client of a server with a certificate trusts, and is."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
+        self._http: http.client.HTTPConnection
         if address.startswith("unix:"):
             self._http = http.client.HTTPConnection("localhost", timeout=PATIENCE_SECONDS)
             self._http.sock = socket.socket(socket.AF_UNIX)
             self._http.sock.settimeout(PATIENCE_SECONDS)
             with unix_address(Path(address.removeprefix("unix:"))) as path:
                 self._http.sock.connect(path)
+        elif address.startswith("https://"):
+            host = address.removeprefix("https://")
+            self._http = http.client.HTTPSConnection(host, timeout=PATIENCE_SECONDS, context=tls)
+            self._http.connect()
         else:
             self._http = http.client.HTTPConnection(address.removeprefix("http://"), timeout=PATIENCE_SECONDS)
             self._http.connect()
@@ -91,13 +97,24 @@ class Connection:
 class Server:
     """A server in processes of its own."""
 
-    def __init__(self, store: Path, writer: dict[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        store: Path,
+        writer: dict[str, str] | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        umask: int = -1,
+        **settings: Any,
+    ) -> None:
         self.store = store
+        self.tls = tls
         self.log_path = store.parent / f"{store.name}.log"
         settings = {"store": str(store), "port": 0, "workers": 2, "drain_seconds": 20.0} | settings
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.server.serve", json.dumps(settings), json.dumps(writer)], stderr=log
+                [sys.executable, "-m", "tests.server.serve", json.dumps(settings), json.dumps(writer)],
+                stderr=log,
+                umask=umask,
             )
 
     def __enter__(self) -> Self:
@@ -133,7 +150,7 @@ class Server:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        connection = Connection(self.record.address)
+        connection = Connection(self.record.address, self.tls)
         try:
             yield connection
         finally:

@@ -3,7 +3,6 @@
 import os
 import resource
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 from engine.environment import live_path
-from engine.export_root import SERVICES, ExportRoot
+from engine.export_root import ExportRoot
 from tests import stores
 from tests.damage import base_path, harm
 from tests.server.serving import Answer, Server, eventually
@@ -149,25 +148,3 @@ def test_a_worker_without_descriptors_serves_on_and_accepts_again_later(store: P
                 assert client.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
                 client.close()
         assert server.record.workers == (pid,)
-
-
-def test_a_root_that_hangs_holds_up_neither_lookups_nor_the_end(store: Path, root: ExportRoot) -> None:
-    os.mkfifo(root.path / SERVICES)  # Whoever opens it waits for ever, as on a file system that has lost its server.
-    with Server(store, {"root": str(root)}) as server:
-        server.await_ready()
-        for _ in range(2):  # Whoever waits is let go, to be caught again at the next look.
-            eventually(lambda: has_reader(root.path / SERVICES), "a writer that hangs")
-            time.sleep(1)
-        assert seen(server, "doc") == 2
-        assert server.ask("GET", "/v1/status").status == 200
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
-
-
-def has_reader(fifo: Path) -> bool:
-    """Whether anybody waits for what comes out of a pipe."""
-    try:
-        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-    except OSError:
-        return False
-    return True

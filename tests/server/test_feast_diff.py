@@ -6,13 +6,14 @@ import pytest
 
 from engine.errors import RequestTooLarge
 from engine.feast_diff import ServerSide, StoreSide, Summary, compare
+from engine.server_access import ServerAccess
 from tests.server.serving import Server
 
 FEATURES = ["users:*", "pairs:*"]
 
 
 def differences(server: Server, keys: dict[str, list[Any]]) -> Summary:
-    store, asked = StoreSide(server.store), ServerSide(server.record.address)
+    store, asked = StoreSide(server.store), ServerSide(server.record.address, ServerAccess())
     summary = Summary()
     references = asked.description.references(FEATURES)
     assert [*compare(references, keys, store, asked, asked.description, summary=summary)] == []
