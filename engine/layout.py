@@ -8,6 +8,7 @@ and nothing else. docs/segment-format.md shows the same byte by byte.
 import struct
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from functools import cache
 
 from engine.errors import LOAD_AGAIN, StoreDamaged
 from engine.schema import ViewSchema, embedding_size
@@ -87,21 +88,25 @@ class RowLayout:
 
     def __init__(self, schema: ViewSchema) -> None:
         self.schema = schema
-        position = ROW_PRESENCE + (len(schema.features) + FIRST_FEATURE_BIT + 7) // 8
-        offsets = [0] * len(schema.features)
-        widths = [min(width_of(feature.type), 8) for feature in schema.features]
-        for alignment in (1, 4, 8):
-            for index, feature in enumerate(schema.features):
-                if self._alignment(feature.type, widths[index]) == alignment:
-                    position = _round_up(position, alignment)
-                    offsets[index] = position
-                    position += width_of(feature.type)
-        self.offsets = tuple(offsets)
-        self.stride = _round_up(position, 8)
+        self.offsets, self.stride = _lay_out(tuple(feature.type for feature in schema.features))
 
-    @staticmethod
-    def _alignment(feature_type: str, width: int) -> int:
-        return 4 if embedding_size(feature_type) else width
+
+@cache
+def _lay_out(types: tuple[str, ...]) -> tuple[tuple[int, ...], int]:
+    """Where features of these types lie in a row, and the row's length."""
+    position = ROW_PRESENCE + (len(types) + FIRST_FEATURE_BIT + 7) // 8
+    offsets = [0] * len(types)
+    for alignment in (1, 4, 8):
+        for index, of in enumerate(types):
+            if _alignment(of) == alignment:
+                position = _round_up(position, alignment)
+                offsets[index] = position
+                position += width_of(of)
+    return tuple(offsets), _round_up(position, 8)
+
+
+def _alignment(feature_type: str) -> int:
+    return 4 if embedding_size(feature_type) else width_of(feature_type)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 from engine.errors import PushesFull, ShoalError
 from loaders.push import Push, Pushed, push
@@ -15,6 +16,8 @@ log = logging.getLogger("shoal.writer")
 MOST_WAITING_BYTES = 128 << 20
 """Pushes that would make more rows wait, counted as Arrow columns in memory, are refused."""
 _GROUP_BYTES = 16 << 20
+_COMMIT_SECONDS = 0.01
+"""The least time from one commit of a view to the next: each has every worker read the catalog anew."""
 _THREADS = 16
 
 _Waiting = tuple[Push, int, asyncio.Future[Pushed]]
@@ -59,11 +62,14 @@ class PushQueue:
 
     async def _drain(self, view: str) -> None:
         while group := self._next_group(view):
+            started = monotonic()
             try:
                 await self._apply(view, group)
             finally:
                 self._waiting_bytes -= sum(size for _, size, _ in group)
             self._committed(view)
+            if self._waiting[view]:
+                await asyncio.sleep(started + _COMMIT_SECONDS - monotonic())
         del self._draining[view]
 
     def _next_group(self, view: str) -> list[_Waiting]:

@@ -17,6 +17,7 @@ from perf.cases import (
     in_process,
     loading,
     many,
+    pushes,
     shapes,
     sizes,
     starts,
@@ -37,6 +38,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "delta-sizes": sizes.run_deltas,
     "freshness": freshness.run,
     "beside-writer": beside_writer.run,
+    "pushes": pushes.run,
     "start": starts.run,
     "export": export.run,
 }

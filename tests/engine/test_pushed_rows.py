@@ -1,0 +1,141 @@
+"""Rows as clients give them, become rows as the writer takes them: exactly, or not at all."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.errors import PushInvalid
+from engine.export_root import ExportRoot
+from engine.keys import KEY_HASH, KEY_HASH_2, key_identity
+from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from engine.pushed_rows import decode_rows, deleted_rows, encode_rows, from_base64, pushed_rows
+from engine.version import ViewVersion
+from loaders.store_writer import StoreWriter
+from tests import stores
+from tests.every_type import ITEMS, item_rows
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def view(tmp_path_factory: pytest.TempPathFactory) -> ViewVersion:
+    """The view that has a feature of every type."""
+    directory = tmp_path_factory.mktemp("pushed")
+    root = ExportRoot(directory / "root")
+    stores.publish_snapshot(root, ITEMS, item_rows(3))
+    stores.load(directory / "store", root)
+    with StoreWriter(directory / "store") as writer:
+        return writer.version().view(ITEMS.name)
+
+
+def of_type(view: ViewVersion, wanted: str) -> str:
+    return next(feature.name for feature in view.record.view_schema.features if feature.type == wanted)
+
+
+def pushed(view: ViewVersion, wanted: str, values: Any) -> list[Any]:
+    rows = pushed_rows(
+        view, {view.join_keys[0].name: [f"k{n}" for n in range(len(values))], of_type(view, wanted): values}, now=NOW
+    )
+    made: list[Any] = rows.column(of_type(view, wanted)).to_pylist()
+    return made
+
+
+def test_keys_are_hashed_and_times_are_now(view: ViewVersion) -> None:
+    (rows,) = decode_rows(
+        encode_rows([pushed_rows(view, {view.join_keys[0].name: ["a"], of_type(view, "int32"): [1]}, now=NOW)])
+    )
+    assert (rows.column(KEY_HASH)[0].as_py(), rows.column(KEY_HASH_2)[0].as_py()) == key_identity(["a"])
+    assert rows.column(EVENT_TIMESTAMP).to_pylist() == [NOW]
+    assert rows.column(TOMBSTONE).to_pylist() == [False]
+    gone = deleted_rows(
+        view, {view.join_keys[0].name: ["a"], "event_timestamp": ["2026-01-01T01:00:00+01:00"]}, now=NOW
+    )
+    assert gone.column(TOMBSTONE).to_pylist() == [True]
+    assert gone.column(EVENT_TIMESTAMP).to_pylist() == [datetime(2026, 1, 1, tzinfo=UTC)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "made"),
+    [
+        ("int32", [1, None, -5], [1, None, -5]),
+        ("int32", [1.0, 2.0], [1, 2]),
+        ("int64", np.array([1, 2], np.int16), [1, 2]),
+        ("int64", [2**63 - 1], [2**63 - 1]),
+        ("float32", [1, 0.5, None], [1.0, 0.5, None]),
+        ("float32", [float("inf"), float("nan")], [float("inf"), pytest.approx(float("nan"), nan_ok=True)]),
+        ("float64", [1, 0.1], [1.0, 0.1]),
+        ("bool", [True, None], [True, None]),
+        ("string", ["", "é", None], ["", "é", None]),
+        ("string", pa.array(["x"], pa.large_string()), ["x"]),
+        ("bytes", [b"\0\xff", None], [b"\0\xff", None]),
+        ("timestamp", ["2026-01-01", None], [datetime(2026, 1, 1, tzinfo=UTC), None]),
+        ("timestamp", [datetime(2026, 1, 1)], [datetime(2026, 1, 1, tzinfo=UTC)]),
+        ("timestamp", pa.array([1], pa.timestamp("s")), [datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)]),
+        ("list<int64>", [[1, 2], [], None], [[1, 2], [], None]),
+        ("list<float32>", [[1, 0.5], []], [[1.0, 0.5], []]),
+        ("list<string>", [["a", ""], [], None], [["a", ""], [], None]),
+        ("float32[3]", [[1, 2, 3], None], [[1.0, 2.0, 3.0], None]),
+        ("float32[3]", np.zeros((2, 3)).tolist(), [[0.0] * 3] * 2),
+    ],
+)
+def test_values_that_fit_are_taken(view: ViewVersion, wanted: str, given: Any, made: list[Any]) -> None:
+    assert pushed(view, wanted, given) == made
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given"),
+    [
+        ("int32", [2**31]),
+        ("int32", [1.5]),
+        ("int32", [True]),
+        ("int32", ["1"]),
+        ("int64", [2**63]),
+        ("int64", [1, "x"]),
+        ("float32", [1e300]),
+        ("float32", [True]),
+        ("float32", [{}]),
+        ("float64", [2**60 + 1]),
+        ("bool", [1]),
+        ("string", [1]),
+        ("string", ["\ud800"]),
+        ("string", [b"x"]),
+        ("string", ["x" * (1 << 24)]),
+        ("bytes", ["x"]),
+        ("timestamp", [1]),
+        ("timestamp", ["yesterday"]),
+        ("timestamp", [[]]),
+        ("list<int64>", [[1, None]]),
+        ("list<int64>", [[1.5]]),
+        ("list<int64>", [1]),
+        ("list<int64>", [[[1]]]),
+        ("list<string>", [["x" * (1 << 20)] * 17]),
+        ("float32[3]", [[1, 2]]),
+        ("float32[3]", [[1, 2, None]]),
+        ("float32[3]", [[]]),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(view: ViewVersion, wanted: str, given: list[Any]) -> None:
+    with pytest.raises(PushInvalid, match=f"column '{of_type(view, wanted)}'"):
+        pushed(view, wanted, given)
+
+
+def test_many_rows_of_lists_are_not_one_long_value(view: ViewVersion) -> None:
+    assert len(pushed(view, "list<string>", [["x" * (1 << 20)]] * 20)) == 20
+
+
+@pytest.mark.parametrize(
+    "body", [b"x", b"\xff\xff\xff\xff\x10\0\0\0", encode_rows([pa.record_batch({"a": [1]})])[:-20]]
+)
+def test_what_is_no_arrow_is_refused(body: bytes) -> None:
+    with pytest.raises(PushInvalid, match="no Arrow stream"):
+        decode_rows(body)
+
+
+def test_base64_is_read_strictly() -> None:
+    assert from_base64("b", ["AP8=", None, ""]) == [b"\0\xff", None, b""]
+    for wrong in (["A"], ["A P8="], [5], ["é"]):
+        with pytest.raises(PushInvalid, match="column 'b' must be bytes in base64"):
+            from_base64("b", wrong)
