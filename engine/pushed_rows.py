@@ -228,7 +228,7 @@ def _longest(array: pa.Array) -> int:
         return 0
     counts = pc.list_value_length(array).fill_null(0).to_numpy()
     if not pa.types.is_string(array.type.value_type):
-        return int(counts.max(initial=0)) * (array.type.value_type.bit_width // 8)
+        return int(counts.max(initial=0) * array.type.value_type.bit_width) // 8
     ends = np.concatenate([[0], np.cumsum(pc.binary_length(array.flatten()).to_numpy(), dtype=np.int64)])
     last = np.cumsum(counts, dtype=np.int64)
     return int((ends[last] - ends[last - counts] + 4 * counts + 4).max(initial=0))

@@ -13,6 +13,7 @@ from engine.export_root import ExportRoot
 from loaders.apply import apply_delta
 from loaders.compaction import fold, merge_overlays
 from loaders.load import catch_up
+from loaders.push import push_rows
 from loaders.store_writer import StoreWriter
 from tests import stores
 
@@ -99,3 +100,12 @@ def test_what_cannot_be_explained_is_told_as_for_lookups(store: Path) -> None:
         explain(store, version, "nowhere", {"doc_id": 1})
     with pytest.raises(LookupInvalid):
         explain(store, version, "doc", {"doc_id": "1"})
+
+
+def test_a_pushed_row_comes_from_no_entry(store: Path) -> None:
+    with StoreWriter(store) as writer:
+        push_rows(writer, "doc", {"doc_id": [1], "a": [9]})
+    first, *rest = history(store, 1)
+    assert (first.place, first.origin, first.values) == ("overlay", None, {"a": 9, "text": "t6"})
+    assert rest
+    assert all(row.origin for row in rest)

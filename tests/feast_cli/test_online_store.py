@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -174,17 +175,27 @@ def answers(store: Any, features: Any = ALL, entities: Any = ENTITIES) -> dict[s
     return found
 
 
-def test_feast_finds_in_shoal_what_it_finds_in_sqlite(feast: Any, tmp_path: Path, through_server: bool) -> None:
+@pytest.fixture(scope="module")
+def judge(feast: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same repository with sqlite, applied; to be copied."""
+    directory = tmp_path_factory.mktemp("judge") / "sqlite"
+    Repository(directory, "{type: sqlite, path: data/online.db}").feast("apply")
+    return directory
+
+
+def test_feast_finds_in_shoal_what_it_finds_in_sqlite(
+    feast: Any, judge: Path, tmp_path: Path, through_server: bool
+) -> None:
     (tmp_path / "empty-root").mkdir()
     directory = tmp_path / "store"
     shoal = Repository(tmp_path / "shoal", f"{{type: loaders.feast_store.ShoalOnlineStore, store: {directory}}}")
-    sqlite = Repository(tmp_path / "sqlite", "{type: sqlite, path: data/online.db}")
+    shutil.copytree(judge, tmp_path / "sqlite")
+    theirs = feast.FeatureStore(repo_path=str(tmp_path / "sqlite"))
     with served(directory, through_server):
-        end = (NOW - timedelta(hours=12)).isoformat()
-        for repository in (shoal, sqlite):
-            repository.feast("apply")
-            repository.feast("materialize", "2020-01-01T00:00:00", end)
-        ours, theirs = shoal.open(feast), sqlite.open(feast)
+        shoal.feast("apply")
+        shoal.feast("materialize", "2020-01-01T00:00:00", (NOW - timedelta(hours=12)).isoformat())
+        theirs.materialize(datetime(2020, 1, 1, tzinfo=UTC), NOW - timedelta(hours=12))
+        ours = shoal.open(feast)
         assert answers(ours) == answers(theirs)
         assert answers(ours, ours.get_feature_service("ranker")) == answers(
             theirs, theirs.get_feature_service("ranker")
@@ -208,11 +219,12 @@ def test_feast_finds_in_shoal_what_it_finds_in_sqlite(feast: Any, tmp_path: Path
         ours.write_to_online_store("pairs", frame)
         assert answers(ours) == before
 
-        for repository in (shoal, sqlite):
-            later = pq.read_table(repository.directory / "data" / "users.parquet").slice(0, 5).to_pandas()
+        for directory_of in (shoal.directory, tmp_path / "sqlite"):
+            later = pq.read_table(directory_of / "data" / "users.parquet").slice(0, 5).to_pandas()
             later["clicks"], later["at"], later["made"] = [1, 2, 3, 4, 5], NOW, NOW
-            pq.write_table(pa.Table.from_pandas(later), repository.directory / "data" / "users.parquet")
-            repository.feast("materialize-incremental", "-v", "users", (NOW + timedelta(hours=1)).isoformat())
+            pq.write_table(pa.Table.from_pandas(later), directory_of / "data" / "users.parquet")
+        shoal.feast("materialize-incremental", "-v", "users", (NOW + timedelta(hours=1)).isoformat())
+        theirs.materialize_incremental(NOW + timedelta(hours=1), feature_views=["users"])
         assert answers(ours, ALL[:12]) == answers(theirs, ALL[:12])
         assert answers(ours, ["users:clicks"])["clicks"][:2] == [1, 2]
 
