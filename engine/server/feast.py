@@ -103,6 +103,8 @@ def _loads(body: bytes, nan: bool) -> Any:
     try:
         content = json.loads(body)
         if nan:
+            # Half a surrogate pair is no text: nothing could be answered that names it.
+            json.dumps(content, ensure_ascii=False).encode()
             return content
     except json.JSONDecodeError as error:
         refusal = error
@@ -193,7 +195,11 @@ def answer_error(error: Exception, message: str, status: int, *, strict: bool) -
             what is answered so, and then does not tell why.
     """
     if isinstance(error, FeastBodyInvalid):
-        content = orjson.dumps({"detail": error.details}, default=str)
+        try:
+            content = orjson.dumps({"detail": error.details}, default=str)
+        except TypeError:
+            # An integer of more than 64 bits was sent, which only Python's own JSON has.
+            content = orjson.dumps({"detail": [{**detail, "input": repr(detail["input"])} for detail in error.details]})
         return web.Response(body=content, status=status, content_type=MEDIA_TYPE)
     if isinstance(error, TokenInvalid):
         return answer_json({"detail": message}, status=status)
