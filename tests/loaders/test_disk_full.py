@@ -14,6 +14,7 @@ from engine.environment import generations_path, store_full_named
 from engine.errors import FileDamaged, ShoalError, StoreFull
 from engine.export_root import ExportRoot
 from loaders.compaction import fold
+from loaders.push import push_rows
 from loaders.store_writer import StoreWriter
 from tests import stores
 
@@ -86,6 +87,21 @@ def test_a_delta_for_which_there_is_no_room_is_told_and_applied_later(disk: Path
     ballast.unlink()
     stores.load(store, root)
     assert seen(store) == {0.0, 1.0}
+
+
+def test_a_push_for_which_there_is_no_room_is_not_acknowledged_and_taken_later(disk: Path, root: ExportRoot) -> None:
+    store = disk / "store"
+    stores.load(store, root)
+    columns = {"doc_id": list(range(200)), "vector": [[1.0] * 256] * 200}
+    with StoreWriter(store) as writer:
+        ballast = fill(disk, 100 << 10)
+        for _ in range(2):
+            with pytest.raises(StoreFull):
+                push_rows(writer, "doc", columns, request_id="one")
+            assert seen(store) == {0.0}
+        ballast.unlink()
+        assert push_rows(writer, "doc", columns, request_id="one").applied.rows == 200
+        assert seen(store) == {0.0, 1.0}
 
 
 def test_a_fold_for_which_there_is_no_room_leaves_nothing(disk: Path, root: ExportRoot) -> None:
