@@ -43,7 +43,7 @@ audit: setup .venv-audit/installed
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check 'bandit[toml]~=1.9' 'pip-audit~=2.10'
 	@touch $@
 
-# Feast's dependencies do not go with Shoal's: it gets an environment of its own.
+# Feast as others have it, to be compared with: it gets an environment of its own.
 .venv-peers/installed:
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis,grpcio]~=0.67.0'
