@@ -104,6 +104,7 @@ class Server:
         *,
         tls: ssl.SSLContext | None = None,
         umask: int = -1,
+        module: str = "tests.server.serve",
         **settings: Any,
     ) -> None:
         self.store = store
@@ -112,7 +113,7 @@ class Server:
         settings = {"store": str(store), "port": 0, "workers": 2, "drain_seconds": 20.0} | settings
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.server.serve", json.dumps(settings), json.dumps(writer)],
+                [sys.executable, "-m", module, json.dumps(settings), json.dumps(writer)],
                 stderr=log,
                 umask=umask,
             )

@@ -1,0 +1,149 @@
+"""A run: a real server, clients that write and read, processes killed at random, and the check of what was seen."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import FeatureStore
+from engine.export_root import ExportRoot
+from engine.run_directory import read_server_record
+from loaders.verify import verify_store
+from tests.consistency import checker
+from tests.consistency.clients import Client, Publisher, Pusher, Reader
+from tests.consistency.following import Follower
+from tests.consistency.history import History, Wrong, read_events
+from tests.consistency.registers import KEYS, PUSHERS, VIEWS, Counts
+from tests.server.serving import Server, eventually, is_gone
+
+WORKERS = 3
+READERS = 3
+KILL_EVERY_SECONDS = 2.5
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened how often in a run, and what was wrong."""
+
+    counts: dict[str, int]
+    wrongs: list[Wrong]
+
+    def __str__(self) -> str:
+        kinds = Counter(wrong.kind for wrong in self.wrongs)
+        lines = [f"{number:8,} {name}" for name, number in sorted(self.counts.items())]
+        lines += [f"{len(self.wrongs):8,} violations", *(f"{number:16,} {kind}" for kind, number in kinds.items())]
+        examples = {wrong.kind: wrong.what for wrong in reversed(self.wrongs)}
+        return "\n".join([*lines, *(f"  {kind}: {what}" for kind, what in examples.items())])
+
+
+class Cluster:
+    """The server of a store, of which any process may be killed, and that is started again where all of it is."""
+
+    def __init__(self, store: Path, root: ExportRoot, counts: Counts, planted: str | None) -> None:
+        self._store = store
+        self._counts = counts
+        self._writer = {"root": str(root)} | ({"planted": planted} if planted else {})
+        self.server = self._started()
+
+    def _started(self) -> Server:
+        server = Server(self._store, self._writer, module="tests.consistency.serve", workers=WORKERS)
+        return server.__enter__()
+
+    def kill_one(self) -> None:
+        """Kill a worker, the writer or the supervisor."""
+        victim = random.choices(["worker", "writer", "supervisor"], [5, 4, 2])[0]
+        record = read_server_record(self._store)
+        if victim == "supervisor":
+            self.server.kill()
+            self._counts.add("kills of the supervisor")
+            self.server = self._started()
+        elif record is not None and (pids := record.workers if victim == "worker" else (record.writer,)):
+            self._kill(victim, random.choice(pids))
+
+    def _kill(self, victim: str, pid: int | None) -> None:
+        # Between two processes there is none; the end of one may not be noted yet.
+        if pid is not None and not is_gone(pid):
+            os.kill(pid, signal.SIGKILL)
+            self._counts.add(f"kills of a {victim}")
+
+    def stop(self) -> None:
+        self.server.__exit__()
+
+
+def run(directory: Path, seconds: float, *, planted: str | None = None, kill: bool = True) -> Report:
+    """Have it all run for a while in an empty directory, and check it."""
+    store, root, counts, stop = directory / "store", ExportRoot(directory / "root"), Counts(), threading.Event()
+    paths = [directory / "history", directory / "history-in-process"]
+    with History(paths[0]) as history:
+        publisher = Publisher(root, history, counts, stop)
+        publisher.publish_all()
+        cluster = Cluster(store, root, counts, planted)
+        try:
+            eventually(lambda: len(cluster.server.ask("GET", "/v1/status").json["views"]) == len(VIEWS), "both views")
+            readers = [Reader(f"reader {n}", store, history, counts, stop) for n in range(READERS)]
+            pushers = [Pusher(n, store, history, counts, stop) for n in range(PUSHERS)]
+            with _in_process(store, paths[1]):
+                _work([publisher, *readers, *pushers], seconds, cluster.kill_one if kill else lambda: None)
+                cluster.server.await_ready()
+            _await_all(cluster.server, root)
+            ends = [
+                Reader("reader at the end", store, history, counts, stop).read(KEYS),
+                Follower("process at the end", FeatureStore.open(store), history, counts, stop).read(KEYS),
+            ]
+        finally:
+            cluster.stop()
+    events = read_events(paths)
+    wrongs = checker.check(events)
+    for end in ends:
+        wrongs += checker.check_end(end, events.writes) if end else [Wrong("end", "there was no answer")]
+    wrongs += [Wrong("store", str(checked)) for checked in verify_store(store) if checked.problem]
+    wrongs += [Wrong("log", line) for line in cluster.server.log.splitlines() if "unexpected" in line]
+    counts.by_name["reads"] = len(events.reads)
+    counts.by_name["versions seen"] = len({read.version for read in events.reads})
+    return Report(counts.by_name, wrongs)
+
+
+@contextmanager
+def _in_process(store: Path, history: Path) -> Iterator[None]:
+    """A process that reads the store itself, for as long as this lasts."""
+    command = [sys.executable, "-m", "tests.consistency.following", str(store), str(history)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        yield
+    assert process.returncode == 0
+
+
+def _work(clients: list[Client], seconds: float, kill: Callable[[], None]) -> None:
+    """Let clients work for a while, and kill now and then; when this returns they have finished."""
+    end = time.monotonic() + seconds
+    for client in clients:
+        client.start()
+    try:
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, random.uniform(0, 2 * KILL_EVERY_SECONDS)))
+            if time.monotonic() < end:
+                kill()
+    finally:
+        for client in clients:
+            client.stop.set()
+    for client in clients:
+        client.join()
+
+
+def _await_all(server: Server, root: ExportRoot) -> None:
+    """Wait until all that was published is applied."""
+
+    def applied() -> bool:
+        views = server.ask("GET", "/v1/status").json["views"]
+        return {view["name"]: view.get("applied_seq") for view in views} == {
+            view: root.sequence_numbers(view)[-1] for view in VIEWS
+        }
+
+    eventually(applied, f"all that was published; the server's log is\n{server.log}")

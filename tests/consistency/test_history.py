@@ -1,0 +1,28 @@
+"""The whole of it under fire: clients write and read while processes are killed, and the history is held to what is
+promised. Runs of any length: `python -m tests.consistency --help`.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.consistency.planted import PLANTED
+from tests.consistency.run import run
+
+SECONDS = float(os.environ.get("SHOAL_CONSISTENCY_SECONDS", "40"))
+PLANTED_SECONDS = float(os.environ.get("SHOAL_CONSISTENCY_PLANTED_SECONDS", "0"))
+
+
+def test_a_history_of_clients_keeps_all_promises_though_processes_are_killed(tmp_path: Path) -> None:
+    report = run(tmp_path, SECONDS)
+    print(report)
+    assert report.wrongs == [], report
+    for seen in ("pushes acknowledged", "pushes repeated after their answer", "reads", "deltas", "versions seen"):
+        assert report.counts[seen] > 5, report
+
+
+@pytest.mark.skipif(not PLANTED_SECONDS, reason="set SHOAL_CONSISTENCY_PLANTED_SECONDS, to 10 say, to look for bugs")
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found(tmp_path: Path, bug: str) -> None:
+    assert run(tmp_path, PLANTED_SECONDS, planted=bug, kill=False).wrongs != []
