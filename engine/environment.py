@@ -126,8 +126,12 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
             try:
                 with damage_named(path):
                     live = _live[path] = LiveEnvironment(path, env, writable=writable)
-            except lmdb.NotFoundError:
-                raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does") from None
+            except BaseException as error:
+                # Whoever keeps the error would keep the environment open, and LMDB opens none twice in a process.
+                env.close()
+                if isinstance(error, lmdb.NotFoundError):
+                    raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does") from None
+                raise
         elif writable and not live.writable:
             raise StoreLocked(f"{store} is open for reading in this process; close its readers before writing to it")
         return live

@@ -314,6 +314,9 @@ def _same(feast: Any, shoal: Any, of: str, tolerance: float) -> bool:
             return False
         items = "float32" if "float32" in of else of
         return all(_same(theirs, ours, items, tolerance) for theirs, ours in zip(feast, shoal, strict=True))
+    if isinstance(shoal, str) and isinstance(feast, dict):
+        # Feast reads a Json feature, which is text to Shoal.
+        return bool(_json(shoal) == feast)
     if isinstance(shoal, datetime):
         return isinstance(feast, datetime) and _same_time(feast, shoal)
     if isinstance(shoal, float) and isinstance(feast, int | float):
@@ -323,6 +326,13 @@ def _same(feast: Any, shoal: Any, of: str, tolerance: float) -> bool:
     if tolerance and isinstance(shoal, int) and isinstance(feast, int):
         return abs(feast - shoal) <= tolerance
     return bool(feast == shoal)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
 
 
 def _same_time(feast: datetime, shoal: datetime) -> bool:

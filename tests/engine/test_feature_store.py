@@ -88,6 +88,18 @@ def test_a_store_into_which_nothing_was_loaded_is_told(tmp_path: Path) -> None:
         FeatureStore.open(tmp_path)
 
 
+def test_a_store_that_could_not_be_opened_is_tried_again_though_the_error_is_kept(tmp_path: Path) -> None:
+    """A worker that comes between a writer's making of the file and of what is in it keeps why it cannot serve."""
+    live_path(tmp_path).mkdir()
+    with lmdb.open(str(live_path(tmp_path)), max_dbs=3) as env, env.begin(write=True) as transaction:
+        transaction.put(b"something", b"")
+    kept = []
+    for _ in range(2):
+        with pytest.raises(StoreNotFound, match="nothing was loaded") as raised:
+            FeatureStore.open(tmp_path)
+        kept.append(raised.value)
+
+
 def test_a_store_whose_writer_has_only_just_begun_has_no_views(tmp_path: Path) -> None:
     with StoreWriter(tmp_path):
         store = FeatureStore.open(tmp_path)
