@@ -157,7 +157,7 @@ def test_what_has_no_counterpart_is_listed_and_left_out_only_if_asked(feast: Any
     assert {service.name: service.features for service in made.services}["both"] == ("stock:stock",)
     text = (place.directory / "views.yaml").read_text()
     assert "# feature view hidden is not served online in Feast: left out" in text
-    assert "# what arrives by its PushSource clicks_push is not followed" in text
+    assert next(view for view in made.views if view.name == "pushed").push_source == "clicks_push"
     assert all(f"#   {line}" in text for line in listed)
 
     accepted = ["--skip", "extras:attributes", "--skip", "odd-name", "--skip", "world", "--skip", "both"]
