@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
@@ -14,8 +15,10 @@ from engine.export_root import ExportRoot
 from engine.kernels import finding
 from engine.kernels.gathering import NO_EVENT_TIME
 from engine.kernels.memory import load_i64, load_u8
+from engine.key_columns import Hashes
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, ROW_STATE, TOMBSTONE, RowLayout
+from engine.lookup import find_rows
 from engine.manifest import EVENT_TIMESTAMP, Manifest
 from engine.version import ViewVersion, read_generation
 from loaders.generation import (
@@ -243,17 +246,30 @@ def _delta_chunks(reader: EntryReader, version: ViewVersion) -> list[ChunkBuilde
 
 
 def _without_late_rows(batch: pa.RecordBatch, version: ViewVersion) -> pa.RecordBatch:
-    first, second = (batch.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2))
-    address, chunk = np.empty(first.size, np.int64), np.empty(first.size, np.int64)
-    finding.find(first, second, version.chunks, version.segment_starts, address, chunk)
-    stored = np.empty(first.size, np.int64)
-    stored_event_times(address, stored)
-    on_time = batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy() >= stored
+    on_time = event_times(batch) >= stored_event_times(version, key_hashes(batch))
     return batch if on_time.all() else batch.filter(pa.array(on_time))
 
 
+def key_hashes(rows: pa.RecordBatch) -> Hashes:
+    """Both hashes of the key of each row, published or pushed."""
+    return np.stack([rows.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2)])
+
+
+def event_times(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """int64[rows], the event time of each row, published or pushed, in microseconds since 1970."""
+    times: npt.NDArray[np.int64] = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
+    return times
+
+
+def stored_event_times(version: ViewVersion, keys: Hashes) -> npt.NDArray[np.int64]:
+    """int64[keys], the event time that a row must have at least to take the place of what a view has of each key."""
+    stored = np.empty(keys.shape[1], np.int64)
+    event_times_at(find_rows(version, keys).address, stored)
+    return stored
+
+
 @njit(nogil=True, cache=True)
-def stored_event_times(address: Any, event_time: Any) -> None:
+def event_times_at(address: Any, event_time: Any) -> None:
     """Write the event time that a later row must have at least to replace the row at an address: NO_EVENT_TIME if any
     will do, because there is no row, or a tombstone that was not pushed, which a fold forgets."""
     for row in range(address.size):

@@ -19,15 +19,14 @@ import pyarrow as pa
 
 from engine.catalog import ViewRecord
 from engine.errors import PushInvalid
-from engine.kernels import finding, gathering
-from engine.keys import KEY_HASH, KEY_HASH_2
+from engine.kernels import gathering
 from engine.layout import RowLayout
 from engine.lookup import read_columns
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from engine.manifest import TOMBSTONE
 from engine.pushed_rows import deleted_rows, pushed_rows
 from engine.schema import Feature, ViewSchema
 from engine.version import ViewVersion
-from loaders.apply import stored_event_times
+from loaders.apply import event_times, key_hashes, stored_event_times
 from loaders.arrow_rows import encode, published_schema
 from loaders.compaction import merged, overlays_to_merge, unfolded
 from loaders.request_log import Applied
@@ -136,12 +135,12 @@ class _Group:
     def lay(self, columns: Sequence[str], parts: Sequence[_Part]) -> None:
         """Lay rows over it that give the same features."""
         rows = _one_batch([part.rows for part in parts])
-        keys, event_time = _hashes(rows), _microseconds(rows)
+        keys, event_time = key_hashes(rows), event_times(rows)
         order = np.lexsort((np.arange(event_time.size), event_time, keys[1], keys[0]))
         in_order = keys[:, order]
         is_last = np.append((in_order[:, 1:] != in_order[:, :-1]).any(axis=0), True)
         newest = order[is_last]
-        stored = _stored_event_times(self.version, keys[:, newest])
+        stored = stored_event_times(self.version, keys[:, newest])
         self._count_superseded(parts, order, is_last, event_time, stored)
         winners = newest[event_time[newest] >= stored]
         if winners.size:
@@ -215,24 +214,6 @@ def _one_batch(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
         raise PushInvalid(f"rows of different types were pushed: {error}; push them again") from None
 
 
-def _hashes(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """int64[2, rows], both hashes of each row's key."""
-    return np.stack([rows.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2)])
-
-
-def _microseconds(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    times: npt.NDArray[np.int64] = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
-    return times
-
-
-def _stored_event_times(version: ViewVersion, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    address, chunk = np.empty_like(keys)
-    finding.find(keys[0], keys[1], version.chunks, version.segment_starts, address, chunk)
-    stored = np.empty(address.size, np.int64)
-    stored_event_times(address, stored)
-    return stored
-
-
 def _completed(rows: pa.RecordBatch, version: ViewVersion) -> pa.RecordBatch:
     """Rows with all columns of their view: features that they lack are as the store has them, or null in tombstones."""
     schema = version.record.view_schema
@@ -240,7 +221,7 @@ def _completed(rows: pa.RecordBatch, version: ViewVersion) -> pa.RecordBatch:
     if rows.column(TOMBSTONE)[0].as_py():
         added = {feature.name: pa.nulls(rows.num_rows) for feature in lacking}
     else:
-        added = _as_stored(version, lacking, _hashes(rows)) if lacking else {}
+        added = _as_stored(version, lacking, key_hashes(rows)) if lacking else {}
     return _in_order(schema, rows, added)
 
 

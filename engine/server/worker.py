@@ -69,49 +69,37 @@ async def _serve(
     beat: Callable[[], None],
 ) -> None:
     async with WriterClient(settings.store) as writer:
-        await _serve_with(writer, settings, protection, listener, grpc_address, counts, place, beat)
-
-
-async def _serve_with(
-    writer: WriterClient,
-    settings: ServerSettings,
-    protection: Protection,
-    listener: socket.socket,
-    grpc_address: str | None,
-    counts: ConnectionCounts,
-    place: int,
-    beat: Callable[[], None],
-) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    served, metrics = ServedStore(settings.store), Metrics()
-    application = Application(settings, protection, served, metrics, writer)
-    server = application.server(counts, place)
-    runner = web.ServerRunner(server)
-    await runner.setup()
-    served.refresh()
-    rpcs = None
-    if grpc_address is not None:
-        rpcs = await _serve_grpc(settings, protection, served, metrics, grpc_address)
-    # Whatever is there by now stays: a full collection that looks through it holds up requests for a tenth of a second.
-    gc.collect()
-    gc.freeze()
-    keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, beat))
-    acceptor = Acceptor(listener, server, counts, place, protection.context)
-    await stop.wait()
-    application.draining = True
-    acceptor.close()
-    stopping_rpcs = asyncio.create_task(rpcs.stop()) if rpcs is not None else None
-    # aiohttp drops what arrives on a connection once it closes it, so that a body still on its way must come first. How
-    # long that may take is the supervisor's to say.
-    while application.in_flight:
-        await asyncio.sleep(_DRAIN_POLL_SECONDS)
-    await runner.cleanup()
-    if stopping_rpcs is not None:
-        await stopping_rpcs
-    keeping_up.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await keeping_up
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        served, metrics = ServedStore(settings.store), Metrics()
+        application = Application(settings, protection, served, metrics, writer)
+        server = application.server(counts, place)
+        runner = web.ServerRunner(server)
+        await runner.setup()
+        served.refresh()
+        rpcs = None
+        if grpc_address is not None:
+            rpcs = await _serve_grpc(settings, protection, served, metrics, grpc_address)
+        # Whatever is there by now stays: a full collection that looks through it holds up requests for a tenth of a
+        # second.
+        gc.collect()
+        gc.freeze()
+        keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, beat))
+        acceptor = Acceptor(listener, server, counts, place, protection.context)
+        await stop.wait()
+        application.draining = True
+        acceptor.close()
+        stopping_rpcs = asyncio.create_task(rpcs.stop()) if rpcs is not None else None
+        # aiohttp drops what arrives on a connection once it closes it, so that a body still on its way must come first.
+        # How long that may take is the supervisor's to say.
+        while application.in_flight:
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        await runner.cleanup()
+        if stopping_rpcs is not None:
+            await stopping_rpcs
+        keeping_up.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping_up
 
 
 async def _serve_grpc(
