@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.export_root import ExportRoot
 from tests import stores
 from tests.every_type import ITEMS, USERS, item_rows, user_rows
-from tests.server.serving import Connection, Server, eventually
+from tests.server.serving import Connection, Server
 
 EXAMPLES = int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "150"))
 FEATURES = [feature.name for feature in ITEMS.features]
@@ -57,8 +57,7 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]
     stores.publish_snapshot(root, ITEMS, item_rows(5))
     stores.publish_snapshot(root, USERS, user_rows(5))
     with Server(directory / "store", {"root": str(root)}, max_keys=1000) as server:
-        server.await_ready()
-        eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 2, "two views")
+        server.await_views("items", "users")
         with server.connection() as connection:
             yield connection
         assert "Traceback" not in server.log
