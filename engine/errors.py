@@ -275,6 +275,33 @@ class NotAcceptable(LookupInvalid):
     http_status = 406
 
 
+class DeadlineInvalid(LookupInvalid):
+    """The header in which the client says how long it waits holds no such time."""
+
+
+class Overloaded(ShoalError):
+    """The server has more to do than it can do in time; `reason` is what there is too much of, in a word."""
+
+    http_status = 503
+    retry_after = 1
+
+    def __init__(self, message: str, reason: Literal["waited", "connections", "bodies"]) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DeadlinePassed(ShoalError):
+    """The time that the client waits for an answer was over before the request could be answered."""
+
+    http_status = 504
+
+
+class BodyTooSlow(LookupInvalid):
+    """The body of a request took longer to arrive than the server waits."""
+
+    http_status = 408
+
+
 class StaleFeatures(ShoalError):
     """The caller asked to fail rather than be served rows older than its max_age."""
 

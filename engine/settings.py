@@ -36,6 +36,15 @@ class ServerSettings(BaseModel):
     )
     max_body_bytes: int = Field(default=32 << 20, gt=0, description="the largest request body that is taken")
     max_keys: int = Field(default=100_000, gt=0, description="the most keys that one request may ask for")
+    request_timeout_ms: int = Field(
+        default=100,
+        ge=1,
+        description="how long an answer may take whose client sets no X-Request-Timeout-Ms; see docs/overload.md",
+    )
+    max_connections: int = Field(default=1000, ge=1, description="the most connections that one worker keeps")
+    patience_seconds: float = Field(
+        default=30.0, gt=0, description="how long a client may take to send a request's head, or its body"
+    )
     feast_strict: bool = Field(
         default=False, description="answer Feast's clients to the letter, losses included: see docs/feast.md"
     )

@@ -107,6 +107,8 @@ def shoal(store: Path, *, workers: int = 1, root: Path | None = None) -> Iterato
     """`shoal serve` on a store."""
     port = free_port()
     command = [sys.executable, "-m", "cli", "serve", "--store", str(store), "--port", str(port)]
+    # What is measured is how long answers take, also when that is too long.
+    command += ["--request-timeout-ms", "600000"]
     command += ["--workers", str(workers)] + (["--from", str(root)] if root else [])
     with _running(command, f"http://127.0.0.1:{port}/ready"):
         while (record := read_server_record(store)) is None or len(record.workers) < workers:

@@ -5,6 +5,9 @@ again and again: of 64 connections made in a row one of two workers took 63, and
 worker that has more connections than another leaves that one a moment to come first. The numbers stand in memory that
 the workers share; each writes its own place, and nobody waits for anybody: a worker that hangs costs the others that
 moment.
+
+A worker has a limit of connections. A few more than that are let in, to be told so and sent away; the next wait in the
+kernel's queue until some have gone.
 """
 
 import asyncio
@@ -12,10 +15,9 @@ import logging
 import mmap
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-from aiohttp import web
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 log = logging.getLogger("shoal.worker")
 
@@ -23,7 +25,15 @@ _HEAD_START_SECONDS = 0.002
 _EXHAUSTED_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 10.0
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+_EXTRA_CONNECTIONS = 64
+_FULL_SECONDS = 0.05
+
+
+class Host(Protocol):
+    """What makes the protocol of a new connection, and counts it out when it is lost."""
+
+    def meet(self, connection: socket.socket, *, is_extra: bool) -> asyncio.BaseProtocol:
+        """One that `is_extra` is over the limit, and to be got rid of."""
 
 
 class ConnectionCounts:
@@ -43,44 +53,32 @@ class ConnectionCounts:
         return min(self._counts)
 
 
-class CountingServer(web.Server):
-    """aiohttp's low-level server, with a count of its worker's connections that goes down as soon as one is lost: its
-    own list of them keeps each for a while."""
-
-    def __init__(self, handler: Handler, counts: ConnectionCounts, worker: int, **options: Any) -> None:
-        super().__init__(handler, **options)
-        self._counts = counts
-        self._worker = worker
-
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """What aiohttp calls once for each connection that was made."""
-        super().connection_lost(handler, exc)
-        self._counts[self._worker] -= 1
-
-
 class Acceptor:
     """Accepts connections for one worker until `close`.
 
     Args:
         listener: the shared socket, non-blocking.
-        protocol: makes the protocol of a new connection, and counts it out when it is lost.
+        host: takes in each connection.
         counts: where all workers note how many connections they have, and `worker`, this one's place there.
+        most: the limit of this worker's connections.
         tls: tells what a new connection is to be made with; None is plain TCP.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        protocol: Callable[[], asyncio.BaseProtocol],
+        host: Host,
         counts: ConnectionCounts,
         worker: int,
+        most: int,
         tls: Callable[[], ssl.SSLContext | None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        self._protocol = protocol
+        self._host = host
         self._counts = counts
         self._worker = worker
+        self._most = most
         self._tls = tls
         self._greeting: set[asyncio.Task[None]] = set()
         self._waiting: asyncio.TimerHandle | None = None
@@ -99,40 +97,51 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._offered)
 
     def _offered(self) -> None:
-        if self._counts[self._worker] > self._counts.least():
+        mine = self._counts[self._worker]
+        if mine >= self._most + _EXTRA_CONNECTIONS:
+            self._pause(_FULL_SECONDS, self._listen)
+        elif mine > self._counts.least():
             self._pause(_HEAD_START_SECONDS, self._accept_and_listen)
         else:
-            self._accept()
+            # One at a time, a worker with much to do would leave those that wait here for seconds.
+            while self._accept() and self._counts[self._worker] <= min(self._counts.least(), self._most):
+                pass
 
     def _accept_and_listen(self) -> None:
         self._listen()
         self._accept()
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take one connection if there is one; returns whether there was."""
         try:
             connection, client = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return  # Another worker was first, or the client has gone.
+            return False  # Another worker was first, or the client has gone.
         except OSError as error:
             log.error("connections cannot be accepted: %s", error)
             self._pause(_EXHAUSTED_SECONDS, self._listen)
-            return
+            return False
+        is_extra = self._counts[self._worker] >= self._most
         self._counts[self._worker] += 1
         connection.setblocking(False)
-        greeting = self._loop.create_task(self._greet(connection, client))
+        greeting = self._loop.create_task(self._greet(connection, client, is_extra=is_extra))
         self._greeting.add(greeting)
         greeting.add_done_callback(self._greeting.discard)
+        return True
 
     def _pause(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._listener)
         self._waiting = self._loop.call_later(seconds, then)
 
-    async def _greet(self, connection: socket.socket, client: object) -> None:
+    async def _greet(self, connection: socket.socket, client: object, *, is_extra: bool) -> None:
         context = self._tls()
         patience = None if context is None else _HANDSHAKE_SECONDS
         try:
             await self._loop.connect_accepted_socket(
-                self._protocol, connection, ssl=context, ssl_handshake_timeout=patience
+                partial(self._host.meet, connection, is_extra=is_extra),
+                connection,
+                ssl=context,
+                ssl_handshake_timeout=patience,
             )
         except OSError as error:
             # The client has gone already, or was sent away: then only this log says why.

@@ -27,14 +27,24 @@ from aiohttp.http_parser import RawRequestMessage
 
 from engine.control import WriterClient, error_document, first_failure
 from engine.encoders.negotiation import choose_format
-from engine.errors import MaterializeElsewhere, RoleMissing, ShoalError, TokenInvalid
+from engine.errors import (
+    BodyTooSlow,
+    DeadlinePassed,
+    MaterializeElsewhere,
+    Overloaded,
+    RoleMissing,
+    ShoalError,
+    TokenInvalid,
+)
 from engine.processes import describe_server
 from engine.server import feast
-from engine.server.accepting import ConnectionCounts, CountingServer
+from engine.server.accepting import ConnectionCounts
+from engine.server.admission import TIMEOUT_HEADER, Admission, timeout_seconds
+from engine.server.connections import Connection, ConnectionServer
 from engine.server.metrics import Metrics
 from engine.server.protection import Protection
 from engine.server.pushes import Pushes
-from engine.server.requests import LookupRequest, ReloadRequest, check_keys, read_body, read_bytes
+from engine.server.requests import BodyReader, LookupRequest, ReloadRequest, check_keys, set_deadline
 from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_json
 from engine.server.served_store import ServedStore
 from engine.server.tokens import Role
@@ -54,10 +64,12 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 class Endpoint(NamedTuple):
-    """What answers one method of a path, and the role that it takes to ask; anybody may where that is None."""
+    """What answers one method of a path, and the role that it takes to ask; anybody may where that is None. Where it
+    `has_deadline`, a request that cannot be answered in time is refused; what operators ask is answered anyway."""
 
     handler: Handler
     role: Role | None
+    has_deadline: bool = False
 
 
 def _path(request: web.BaseRequest) -> str:
@@ -66,9 +78,15 @@ def _path(request: web.BaseRequest) -> str:
     return path[:-1] if path.endswith("/") and path[:-1] in _FEAST_PATHS else path
 
 
+def _shed_reason(error: Overloaded | DeadlinePassed | BodyTooSlow) -> str:
+    if isinstance(error, Overloaded):
+        return error.reason
+    return "deadline" if isinstance(error, DeadlinePassed) else "slow"
+
+
 class Application:
-    """One worker's endpoints. `draining` is set once the worker was told to stop; `in_flight` counts requests whose
-    answer is not made yet."""
+    """One worker's endpoints. `admission` says which requests are taken on; `in_flight` counts those whose answer is not
+    made yet."""
 
     def __init__(
         self,
@@ -83,13 +101,14 @@ class Application:
         self._served = served
         self._metrics = metrics
         self._writer = writer
-        pushes = Pushes(settings, served, metrics, writer)
+        self._bodies = BodyReader(settings)
+        pushes = Pushes(settings, self._bodies, served, metrics, writer)
         self._endpoints: dict[str, dict[str, Endpoint]] = {
-            "/v1/lookup": {"POST": Endpoint(self._lookup, "read")},
-            "/v1/push": {"POST": Endpoint(pushes.push, "push")},
-            _FEAST_LOOKUP: {"POST": Endpoint(self._lookup_for_feast, "read")},
-            _FEAST_PUSH: {"POST": Endpoint(pushes.push_for_feast, "push")},
-            _FEAST_WRITE: {"POST": Endpoint(pushes.write_for_feast, "push")},
+            "/v1/lookup": {"POST": Endpoint(self._lookup, "read", True)},
+            "/v1/push": {"POST": Endpoint(pushes.push, "push", True)},
+            _FEAST_LOOKUP: {"POST": Endpoint(self._lookup_for_feast, "read", True)},
+            _FEAST_PUSH: {"POST": Endpoint(pushes.push_for_feast, "push", True)},
+            _FEAST_WRITE: {"POST": Endpoint(pushes.write_for_feast, "push", True)},
             **{path: {"POST": Endpoint(self._materialize_for_feast, "push")} for path in _FEAST_MATERIALIZE},
             "/v1/views": {"GET": Endpoint(self._views, "read")},
             "/v1/status": {"GET": Endpoint(self._status, "read")},
@@ -98,10 +117,12 @@ class Application:
             "/ready": {"GET": Endpoint(self._ready, None)},
             "/metrics": {"GET": Endpoint(self._expose_metrics, "read" if settings.protect_metrics else None)},
         }
-        self.draining = False
+        refusable = {path for path, methods in self._endpoints.items() for e in methods.values() if e.has_deadline}
+        timeout = settings.request_timeout_ms / 1e3
+        self.admission = Admission(timeout, refusable - _FEAST_PATHS, refusable & _FEAST_PATHS)
         self.in_flight = 0
 
-    def server(self, counts: ConnectionCounts, worker: int) -> web.Server:
+    def server(self, counts: ConnectionCounts, worker: int) -> ConnectionServer:
         """What makes the protocol of each connection, and counts it in a worker's place.
 
         It is aiohttp's low-level server: finding one of a few fixed paths in a dict takes a third less of the CPU of a
@@ -109,7 +130,8 @@ class Application:
         """
         access_log = logging.getLogger("shoal.access") if self._settings.access_log else None
         options = {"request_factory": self._request, "access_log": access_log}
-        return CountingServer(self._answer, counts, worker, **options)
+        patience = self._settings.patience_seconds
+        return ConnectionServer(self._answer, self.admission, counts, worker, patience=patience, **options)
 
     def _request(
         self,
@@ -132,15 +154,40 @@ class Application:
         if endpoint is None:
             allowed = {*methods, "HEAD"} if "GET" in methods else methods
             raise web.HTTPMethodNotAllowed(request.method, allowed)
+        if endpoint.has_deadline:
+            self._admit(request)
         if endpoint.role is not None and self._protection.asks_for_tokens:
             name = self._protection.authorize(request.headers.get("Authorization"), endpoint.role)
             if endpoint.role == "admin":
                 log.info("%s %s by the token %r", request.method, request.path, name)
         return endpoint.handler
 
+    def _admit(self, request: web.BaseRequest) -> None:
+        """Refuse what would not be answered in time, while that costs no more than its head."""
+        connection, timeout = request.protocol, self.admission.timeout
+        assert isinstance(connection, Connection)
+        if connection.is_extra:
+            raise Overloaded(
+                f"the worker has {self._settings.max_connections} connections, its max_connections; try again later",
+                "connections",
+            )
+        waited, asked = connection.waited(), request.headers.get(TIMEOUT_HEADER)
+        if asked is not None:
+            timeout = timeout_seconds(asked)
+            set_deadline(request, timeout - waited)
+        if self.admission.is_late_when_begun(waited, timeout):
+            raise Overloaded(
+                f"the request has waited for {1e3 * waited:.0f} ms of the {1e3 * timeout:.0f} ms in which it is to be "
+                f"answered; try again later",
+                "waited",
+            )
+
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request: errors become answers, and every answer is counted and gets its headers."""
         started = time.perf_counter()
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.begin_request()
         self.in_flight += 1
         try:
             response = await self._handler(request)(request)
@@ -150,6 +197,8 @@ class Application:
                 response.headers["Retry-After"] = str(error.retry_after)
             if isinstance(error, TokenInvalid | RoleMissing):
                 response.headers["WWW-Authenticate"] = error.challenge
+            if isinstance(error, Overloaded | DeadlinePassed | BodyTooSlow):
+                self._metrics.count_shed(_shed_reason(error))
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: {error.reason}"
             response = self._refuse(request, error, message, error.status)
@@ -160,10 +209,11 @@ class Application:
             response = self._refuse(request, error, "the server met something unexpected; its log says what", 500)
         finally:
             self.in_flight -= 1
+            connection.end_request()
         version = None if VERSION_HEADER in response.headers else self._served.version()
         if version is not None:
             response.headers[VERSION_HEADER] = str(version.id)
-        if self.draining:
+        if self.admission.is_draining or connection.is_extra:
             response.force_close()
         path = _path(request)
         endpoint = path if path in self._endpoints else "other"
@@ -179,7 +229,7 @@ class Application:
     # --- lookups -----------------------------------------------------------------------------------------------
 
     async def _lookup(self, request: web.BaseRequest) -> web.Response:
-        asked = await read_body(request, LookupRequest, self._settings.max_body_bytes)
+        asked = await self._bodies.parse(request, LookupRequest)
         check_keys(asked.entities, self._settings.max_keys)
         encoding = choose_format(request.headers.get("Accept", ""))
         # From here on nothing waits: the version that is read is held only until its rows are copied.
@@ -190,7 +240,7 @@ class Application:
 
     async def _lookup_for_feast(self, request: web.BaseRequest) -> web.Response:
         strict = self._settings.feast_strict
-        body = await read_bytes(request, self._settings.max_body_bytes)
+        body = await self._bodies.read(request)
         asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
         result, content = feast.answer(self._served.open(), asked, strict=strict)
@@ -218,7 +268,7 @@ class Application:
         return answer_json({"server": server} | document, version.id if version else None)
 
     async def _reload(self, request: web.BaseRequest) -> web.Response:
-        asked = await read_body(request, ReloadRequest, self._settings.max_body_bytes)
+        asked = await self._bodies.parse(request, ReloadRequest)
         answer = await self._writer.reload(
             asked.view, snapshot=asked.snapshot, accept_schema_change=asked.accept_schema_change
         )
@@ -233,7 +283,7 @@ class Application:
         return answer_json({"status": "alive"})
 
     async def _ready(self, request: web.BaseRequest) -> web.Response:
-        if self.draining:
+        if self.admission.is_draining:
             return answer_error("Draining", "the server is stopping", 503)
         try:
             version = self._served.open().version()

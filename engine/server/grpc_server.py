@@ -18,7 +18,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from engine.encoders import feast_protobuf
-from engine.errors import ShoalError
+from engine.errors import DeadlinePassed, ShoalError
 from engine.server.grpc_messages import parse_keys, parse_request
 from engine.server.metrics import Metrics
 from engine.server.protection import Protection
@@ -42,6 +42,7 @@ _CODES = {
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
 
@@ -58,7 +59,8 @@ class GrpcServer:
         self._metrics = metrics
         self._health = health.aio.HealthServicer()
         options = {"grpc.so_reuseport": 1, "grpc.max_receive_message_length": settings.max_body_bytes}
-        self._server = grpc.aio.server(options=tuple(options.items()))
+        # What comes while so many are under way is answered with RESOURCE_EXHAUSTED.
+        self._server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=settings.max_connections)
         self._offer(_SERVING_SERVICE, self._get_online_features, self._get_feast_serving_info)
         self._offer(_FEATURE_SERVER, self._get_online_features)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -106,8 +108,13 @@ class GrpcServer:
         try:
             if self._protection.asks_for_tokens:
                 self._protection.authorize(_authorization(context), "read")
+            remaining = context.time_remaining()
+            if remaining is not None and remaining <= 0:
+                raise DeadlinePassed("the request's deadline had passed before it could be answered")
             answer = method(request)
         except ShoalError as error:
+            if isinstance(error, DeadlinePassed):
+                self._metrics.count_shed("deadline")
             code, message = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error)
         except Exception:
             log.exception("%s failed", name)

@@ -69,6 +69,21 @@ class Metrics:
             ["view", "outcome"],
             registry=None,
         )
+        self._shed = Counter(
+            "shoal_requests_shed",
+            "Requests refused, and connections ended, because there was too much to do or the client too slow",
+            ["reason"],
+            registry=None,
+        )
+        self._lag = Gauge(
+            "shoal_worker_lag_seconds",
+            "How late a worker's event loop came to what was due, looked at once a second",
+            multiprocess_mode="liveall",
+            registry=None,
+        )
+        self._connections = Gauge(
+            "shoal_worker_connections", "HTTP connections of a worker", multiprocess_mode="liveall", registry=None
+        )
         self._pushed = cache(self._pushes.labels)
         self._answered = cache(self._requests.labels)
         self._valued = cache(self._values.labels)
@@ -92,6 +107,15 @@ class Metrics:
         """One push was answered."""
         self._pushed(view, "superseded").inc(superseded)
         self._pushed(view, "written").inc(rows - superseded)
+
+    def count_shed(self, reason: str, count: int = 1) -> None:
+        """Requests were refused, or connections ended."""
+        self._shed.labels(reason).inc(count)
+
+    def set_load(self, lag: float, connections: int) -> None:
+        """How this worker fares."""
+        self._lag.set(lag)
+        self._connections.set(connections)
 
     def set_version(self, version: StoreVersion | None) -> None:
         """This worker is at a version."""

@@ -19,7 +19,7 @@ from engine.manifest import EVENT_TIMESTAMP
 from engine.pushed_rows import EVENT_TIME_COLUMN, deleted_rows, from_base64, pushed_rows
 from engine.server import feast_pushes
 from engine.server.metrics import Metrics
-from engine.server.requests import PushRequest, parse_body, read_bytes
+from engine.server.requests import BodyReader, PushRequest, parse_body
 from engine.server.responses import answer_bytes, answer_json
 from engine.server.served_store import ServedStore
 from engine.settings import ServerSettings
@@ -32,15 +32,23 @@ _FURTHEST_AHEAD = timedelta(days=1)
 class Pushes:
     """The push endpoints of one worker."""
 
-    def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics, writer: WriterClient) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        bodies: BodyReader,
+        served: ServedStore,
+        metrics: Metrics,
+        writer: WriterClient,
+    ) -> None:
         self._settings = settings
+        self._bodies = bodies
         self._served = served
         self._metrics = metrics
         self._writer = writer
 
     async def push(self, request: web.BaseRequest) -> web.Response:
         """POST /v1/push."""
-        body = await read_bytes(request, self._settings.max_body_bytes)
+        body = await self._bodies.read(request)
         version, now, batches = self._served.open().version(), datetime.now(UTC), []
         if request.content_type == arrow_stream.MEDIA_TYPE:
             view = version.view(_asked_view(request))
@@ -57,7 +65,7 @@ class Pushes:
 
     async def push_for_feast(self, request: web.BaseRequest) -> web.Response:
         """POST /push."""
-        body = await read_bytes(request, self._settings.max_body_bytes)
+        body = await self._bodies.read(request)
         parts = feast_pushes.rows_for_source(self._served.open().version(), body, request.content_type)
         for view, batch in parts:
             await self._write(request, view, [batch])
@@ -65,7 +73,7 @@ class Pushes:
 
     async def write_for_feast(self, request: web.BaseRequest) -> web.Response:
         """POST /write-to-online-store."""
-        body = await read_bytes(request, self._settings.max_body_bytes)
+        body = await self._bodies.read(request)
         view, batch = feast_pushes.rows_for_view(self._served.open().version(), body, request.content_type)
         answer = await self._write(request, view, [batch])
         return answer_json(None, answer["version"])

@@ -1,5 +1,6 @@
 """Read the bodies of requests: strictly, and with errors that name what is wrong."""
 
+import asyncio
 from collections.abc import Sized
 from datetime import timedelta
 from typing import Annotated, Any, Self, TypeVar
@@ -10,10 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from engine.durations import parse_duration
-from engine.errors import LookupInvalid, RequestTooLarge
+from engine.errors import BodyTooSlow, DeadlinePassed, LookupInvalid, Overloaded, RequestTooLarge
 from engine.lookup import Stale
+from engine.settings import ServerSettings
 
 _SHOWN_CHARACTERS = 60
+_LARGEST_AT_ONCE = 8
+"""So many of the largest bodies may be on their way to a worker at once, or more of smaller ones."""
+_DEADLINE = "deadline"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -87,34 +92,80 @@ class ReloadRequest(_Body):
 Body = TypeVar("Body", bound=_Body)
 
 
-async def read_body(request: web.BaseRequest, model: type[Body], max_bytes: int) -> Body:
-    """The body of a request.
-
-    Raises:
-        RequestTooLarge: it has more than `max_bytes`, as sent or unpacked.
-        LookupInvalid: it ends early, is not JSON, or is not what `model` says.
-    """
-    return parse_body(await read_bytes(request, max_bytes), model)
+def set_deadline(request: web.BaseRequest, seconds: float) -> None:
+    """Note that a client waits for so long from now."""
+    request[_DEADLINE] = asyncio.get_running_loop().time() + seconds
 
 
-async def read_bytes(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """The body of a request as it came, unpacked.
+class BodyReader:
+    """Reads the bodies of a worker's requests, and knows how many bytes it holds of those that are on their way."""
 
-    Raises:
-        RequestTooLarge: it has more than `max_bytes`, as sent or unpacked.
-        LookupInvalid: it ends early, or cannot be unpacked.
-    """
-    if request.content_length is not None and request.content_length > max_bytes:
-        raise _too_large(f"{request.content_length} bytes", max_bytes)
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-        # curl, .NET and others hold a body back for up to a second until they are told to send it.
-        request.transport.write(_CONTINUE)
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large("more", max_bytes) from None
-    except (web.RequestPayloadError, ConnectionError) as error:
-        raise LookupInvalid(f"the request's body ended early or cannot be unpacked: {error}") from error
+    def __init__(self, settings: ServerSettings) -> None:
+        self._most = settings.max_body_bytes
+        self._most_held = _LARGEST_AT_ONCE * settings.max_body_bytes
+        self._patience = settings.patience_seconds
+        self._held = 0
+
+    async def parse(self, request: web.BaseRequest, model: type[Body]) -> Body:
+        """The body of a request; raises what `read` does, and LookupInvalid if it is not what `model` says."""
+        return parse_body(await self.read(request), model)
+
+    async def read(self, request: web.BaseRequest) -> bytes:
+        """The body of a request as it came, unpacked.
+
+        Raises:
+            RequestTooLarge: it has more bytes than the settings allow, as sent or unpacked.
+            LookupInvalid: it ends early, or cannot be unpacked.
+            BodyTooSlow: the client takes too long to send it.
+            DeadlinePassed: it takes longer than the client waits.
+            Overloaded: there is too much that is on its way.
+        """
+        if request.content_length is not None and request.content_length > self._most:
+            raise self._too_large(f"{request.content_length} bytes")
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            # curl, .NET and others hold a body back for up to a second until they are told to send it.
+            request.transport.write(_CONTINUE)
+        try:
+            if request.content.is_eof():  # It came with the head, as small ones do: there is nothing to wait for.
+                return await request.read()
+            return await self._receive(request)
+        except web.HTTPRequestEntityTooLarge:
+            raise self._too_large("more") from None
+        except (web.RequestPayloadError, ConnectionError) as error:
+            raise LookupInvalid(f"the request's body ended early or cannot be unpacked: {error}") from error
+
+    async def _receive(self, request: web.BaseRequest) -> bytes:
+        now = asyncio.get_running_loop().time()
+        deadline: float | None = request.get(_DEADLINE)
+        until = min(now + self._patience, now + self._patience if deadline is None else deadline)
+        body = bytearray()
+        try:
+            async with asyncio.timeout_at(until):
+                while chunk := await request.content.readany():
+                    body += chunk
+                    self._held += len(chunk)
+                    if len(body) > self._most:
+                        raise self._too_large("more")
+                    if self._held > self._most_held:
+                        raise Overloaded(
+                            f"more than {self._most_held} bytes of requests' bodies are on their way; try again later",
+                            "bodies",
+                        )
+        except TimeoutError:
+            if until == deadline:
+                raise DeadlinePassed("the body had not come when the time of X-Request-Timeout-Ms was over") from None
+            raise BodyTooSlow(
+                f"{len(body)} bytes of the body came in {self._patience:g} s; send it faster, in parts, or raise the "
+                f"server's patience_seconds"
+            ) from None
+        finally:
+            self._held -= len(body)
+        return bytes(body)
+
+    def _too_large(self, size: str) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"the body has {size}, the server takes {self._most} bytes; ask in parts, or raise its max_body_bytes"
+        )
 
 
 def parse_body(data: bytes, model: type[Body]) -> Body:
@@ -137,12 +188,6 @@ def check_keys(entities: dict[str, Any], max_keys: int) -> None:
                 f"entity {name!r} has {len(values)} values, the server takes {max_keys}; ask in parts, or raise its "
                 f"max_keys"
             )
-
-
-def _too_large(size: str, max_bytes: int) -> RequestTooLarge:
-    return RequestTooLarge(
-        f"the body has {size}, the server takes {max_bytes} bytes; ask in parts, or raise its max_body_bytes"
-    )
 
 
 def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -5,9 +5,11 @@ import contextlib
 import ctypes
 import gc
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -15,7 +17,9 @@ from aiohttp import web
 
 from engine.control import WriterClient
 from engine.server.accepting import Acceptor, ConnectionCounts
+from engine.server.admission import Admission
 from engine.server.app import Application
+from engine.server.connections import ConnectionServer
 from engine.server.metrics import Metrics
 from engine.server.protection import Protection
 from engine.server.served_store import ServedStore
@@ -32,6 +36,7 @@ _KEPT_BYTES = 64 << 20
 _LARGEST_KEPT = 32 << 20
 _REFRESH_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.02
+_OTHER_FILES = 1024
 
 
 def work(
@@ -72,6 +77,7 @@ async def _serve(
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         served, metrics = ServedStore(settings.store), Metrics()
+        _allow_files(settings.max_connections)
         application = Application(settings, protection, served, metrics, writer)
         server = application.server(counts, place)
         runner = web.ServerRunner(server)
@@ -84,10 +90,11 @@ async def _serve(
         # second.
         gc.collect()
         gc.freeze()
-        keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, beat))
-        acceptor = Acceptor(listener, server, counts, place, protection.context)
+        acceptor = Acceptor(listener, server, counts, place, settings.max_connections, protection.context)
+        look_after = partial(_look_after, server, application.admission, metrics, counts, place)
+        keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, look_after, beat))
         await stop.wait()
-        application.draining = True
+        application.admission.is_draining = True
         acceptor.close()
         stopping_rpcs = asyncio.create_task(rpcs.stop()) if rpcs is not None else None
         # aiohttp drops what arrives on a connection once it closes it, so that a body still on its way must come first.
@@ -118,16 +125,47 @@ async def _keep_up(
     served: ServedStore,
     metrics: Metrics,
     rpcs: "GrpcServer | None",
+    look_after: Callable[[float], None],
     beat: Callable[[], None],
 ) -> None:
+    loop = asyncio.get_running_loop()
+    lag = 0.0
     while True:
         beat()
         try:
             protection.refresh()
             served.refresh()
             metrics.set_version(served.version())
+            look_after(lag)
             if rpcs is not None:
                 await rpcs.show_health()
         except Exception:
             log.exception("the worker cannot keep up with what changed")
+        due = loop.time() + _REFRESH_SECONDS
         await asyncio.sleep(_REFRESH_SECONDS)
+        lag = max(0.0, loop.time() - due)
+
+
+def _look_after(
+    server: ConnectionServer,
+    admission: Admission,
+    metrics: Metrics,
+    counts: ConnectionCounts,
+    place: int,
+    lag: float,
+) -> None:
+    for path, count in admission.take_refused().items():
+        metrics.count_refused(path, count)
+    if ended := server.end_overdue():
+        metrics.count_shed("slow", ended)
+    metrics.set_load(lag, counts[place])
+
+
+def _allow_files(connections: int) -> None:
+    """Let this process have as many files open as its connections and the store may need, if it may say so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )

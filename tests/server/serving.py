@@ -110,7 +110,9 @@ class Server:
         self.store = store
         self.tls = tls
         self.log_path = store.parent / f"{store.name}.log"
-        settings = {"store": str(store), "port": 0, "workers": 2, "drain_seconds": 20.0} | settings
+        defaults = {"store": str(store), "port": 0, "workers": 2, "drain_seconds": 20.0}
+        # What a test asks once is to be answered, however busy the machine is.
+        settings = defaults | {"request_timeout_ms": 60_000} | settings
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, json.dumps(settings), json.dumps(writer)],
