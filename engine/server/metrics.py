@@ -108,6 +108,12 @@ class Metrics:
         self._pushed(view, "superseded").inc(superseded)
         self._pushed(view, "written").inc(rows - superseded)
 
+    def count_refused(self, endpoint: str, count: int) -> None:
+        """So many requests were refused as they came, in no time."""
+        for _ in range(count):
+            self.count_request(endpoint, 503, 0.0)
+        self.count_shed("waited", count)
+
     def count_shed(self, reason: str, count: int = 1) -> None:
         """Requests were refused, or connections ended."""
         self._shed.labels(reason).inc(count)
