@@ -24,6 +24,7 @@ from perf.cases import (
 )
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
+from perf.soak import run as soak
 
 CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "in-process": in_process.run,
@@ -39,6 +40,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "freshness": freshness.run,
     "beside-writer": beside_writer.run,
     "pushes": pushes.run,
+    "soak": soak.run,
     "start": starts.run,
     "export": export.run,
 }
