@@ -37,6 +37,7 @@ def _help(setting: str) -> str:
 @click.option("--grpc-port", type=int, help=_help("grpc_port"))
 @click.option("--unix", "unix_socket", type=click.Path(path_type=Path), help=_help("unix_socket"))
 @click.option("--workers", type=int, help=_help("workers"))
+@click.option("--replace", is_flag=True, default=None, help=_help("replace"))
 @click.option("--drain-seconds", type=float, help=_help("drain_seconds"))
 @click.option("--silent-seconds", type=float, help=_help("silent_seconds"))
 @click.option("--max-body-bytes", type=int, help=_help("max_body_bytes"))

@@ -186,6 +186,10 @@ class ServerRunning(ShoalError):
     """Another supervisor serves this store."""
 
 
+class ReplacementFailed(ShoalError):
+    """A server was to take the place of the one that runs, and cannot: that one goes on."""
+
+
 # --- while a request is let in ---------------------------------------------------------------------------------
 
 

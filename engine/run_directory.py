@@ -4,6 +4,7 @@
     <store>/run/server.lock    held by the supervisor and its children for as long as any of them lives
     <store>/run/metrics/       the workers' counters (see `engine.server.metrics`)
     <store>/run/writer.sock    see `engine.control`
+    <store>/run/supervisor.sock    see `engine.handover`
 
 None of it is part of the data: without a running server it may go. It is its user's alone, since who reaches the
 writer's socket can give orders.
@@ -98,15 +99,20 @@ def remove_server_record(store: Path) -> None:
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[None]:
-    """The right to serve a store. Children inherit it over a fork, so that a supervisor that was killed is succeeded
-    only when its children are gone too, which is waited for.
+def serving(store: Path, inherited: int | None = None) -> Iterator[int]:
+    """The right to serve a store, as a descriptor that may be passed on; `inherited` is one that was. Children inherit
+    it over a fork, so that a supervisor that was killed is succeeded only when its children are gone too, which is
+    waited for.
 
     Raises:
         RunDirectoryPrivate: another user writes to the store.
         ServerRunning: another server has it.
         SettingsInvalid: the store's directory cannot be written to.
     """
+    if inherited is not None:
+        with os.fdopen(inherited, "w") as lock:
+            yield lock.fileno()
+        return
     try:
         lock_file = (make_run_directory(store) / "server.lock").open("w")
     except OSError as error:
@@ -121,14 +127,21 @@ def serving(store: Path) -> Iterator[None]:
                 record = read_server_record(store)
                 if record is not None or time.monotonic() > deadline:
                     who = f"process {record.pid} at {record.address}" if record else "another server"
-                    raise ServerRunning(f"{store} is served by {who}; stop it first") from None
+                    raise ServerRunning(
+                        f"{store} is served by {who}; stop it first, or take its place: --replace"
+                    ) from None
                 time.sleep(_LOCK_POLL_SECONDS)
-        yield
+        yield lock.fileno()
+
+
+def metrics_path(store: Path) -> Path:
+    """The directory of the workers' counters."""
+    return run_path(store) / "metrics"
 
 
 def clear_metrics(store: Path) -> Path:
     """The directory of the workers' counters, empty."""
-    path = run_path(store) / "metrics"
+    path = metrics_path(store)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path

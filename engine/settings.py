@@ -28,6 +28,9 @@ class ServerSettings(BaseModel):
     workers: int = Field(
         default_factory=_usable_cores, ge=1, le=512, description="worker processes; as many as there are cores"
     )
+    replace: bool = Field(
+        default=False, description="take the place of the server of this store, if one runs: see docs/replacing.md"
+    )
     drain_seconds: float = Field(
         default=30.0, ge=0, description="how long requests under way may take to finish when the server stops"
     )
