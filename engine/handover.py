@@ -9,7 +9,7 @@ its listening sockets:
     old   {"protocol": 1, "address": …, "sockets": ["lock", "http", "grpc"]}
     new   {"order": "writer"}    its workers answer: the old writer is to stop
     old   {"done": "writer"}     nobody writes now: the new writer may start
-    new   {"order": "leave"}     its writer answers too: the old server drains, and ends
+    new   {"order": "leave"}     its writer answers too: the old server closes its end, drains, and ends
 
 Since both have the same listening socket, no connection is lost that waits in it. Until the last message the old server
 serves on as if nothing were, and does so too if its successor's end of the socket closes: it starts a writer again.
@@ -75,6 +75,7 @@ class Succession:
         self._listener.listen()
         self._listener.setblocking(False)
         self._successor: socket.socket | None = None
+        self._confirmed = False
 
     @property
     def has_successor(self) -> bool:
@@ -94,17 +95,19 @@ class Succession:
         except OSError:
             message = {}
         order = message.get("order")
-        if order in ("writer", "leave"):
-            return "writer" if order == "writer" else "leave"
+        if order == "writer":
+            return "writer"
+        # What the successor waits for; or it has gone.
         self._successor.close()
         self._successor = None
-        return None
+        return "leave" if order == "leave" else None
 
-    def confirm(self, order: Order) -> None:
-        """Tell the successor that its order is carried out; it may have gone meanwhile, which `poll` will show."""
-        if self._successor is not None:
+    def confirm_writer(self) -> None:
+        """Tell the successor, once, that nobody writes now; it may have gone meanwhile, which `poll` will show."""
+        if self._successor is not None and not self._confirmed:
+            self._confirmed = True
             with suppress(OSError):
-                self._successor.send(_encoded(done=order))
+                self._successor.send(_encoded(done="writer"))
 
     def close(self) -> None:
         """Wait for no successor any more. The path stays, which may be the successor's by now."""
@@ -118,6 +121,7 @@ class Succession:
         except BlockingIOError:
             return
         passed = {name: fd for name, fd in vars(self._inheritance).items() if isinstance(fd, int)}
+        self._confirmed = False
         self._successor.setblocking(False)
         with suppress(OSError):
             head = _encoded(protocol=_PROTOCOL, address=self._inheritance.address, sockets=list(passed))
@@ -132,14 +136,14 @@ class Predecessor:
         self.inheritance = inheritance
 
     @classmethod
-    def find(cls, store: Path) -> Self | None:
-        """The server that serves a store; None if none does.
+    def find(cls, store: Path, *, patience: float = _ANSWER_SECONDS) -> Self | None:
+        """The server that serves a store; None if none does. It may take up to `patience` seconds to answer.
 
         Raises:
             ReplacementFailed: it cannot be replaced: by its release, or because another server is about to.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(_ANSWER_SECONDS)
+        connection.settimeout(patience)
         try:
             with unix_address(_socket_path(store)) as address:
                 connection.connect(address)
@@ -196,13 +200,13 @@ class Takeover:
     def __init__(self, predecessor: Predecessor, *, with_writer: bool) -> None:
         self._predecessor = predecessor
         self._with_writer = with_writer
-        self._at: Literal["workers", "old writer", "writer"] = "workers"
+        self._at: Literal["workers", "old writer", "writer", "old server"] = "workers"
         self._deadline = time.monotonic() + _TAKEOVER_SECONDS
 
     @property
     def may_write(self) -> bool:
         """Whether the old server's writer is gone."""
-        return self._at == "writer"
+        return self._at in ("writer", "old server")
 
     def is_over(self, *, workers_answer: bool, writer_answers: Callable[[], bool]) -> bool:
         """Take the next step, if it is time for it; returns whether that was the last one.
@@ -214,14 +218,13 @@ class Takeover:
         if heard == "gone":
             return True
         if self._at == "workers" and workers_answer:
-            if not self._with_writer:
-                return self._leave()
             self._predecessor.order("writer")
             self._at = "old writer"
         elif self._at == "old writer" and heard == "done":
             self._at = "writer"
-        elif self._at == "writer" and writer_answers():
-            return self._leave()
+        elif self._at == "writer" and (not self._with_writer or writer_answers()):
+            self._predecessor.order("leave")
+            self._at = "old server"
         if time.monotonic() > self._deadline:
             raise ReplacementFailed(
                 f"waited {_TAKEOVER_SECONDS:g} s for the {self._at}; the server that was to be replaced goes on"
@@ -231,10 +234,6 @@ class Takeover:
     def close(self) -> None:
         """Leave the old server to itself."""
         self._predecessor.close()
-
-    def _leave(self) -> bool:
-        self._predecessor.order("leave")
-        return True
 
 
 def _encoded(**message: Any) -> bytes:

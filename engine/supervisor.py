@@ -294,7 +294,7 @@ class Supervisor:
             log.error("the server that was to take over has gone; this one goes on")
             self._gave_up_writing = None
         elif self._writer is None or self._writer.pid is None:
-            self._succession.confirm("writer")
+            self._succession.confirm_writer()
         elif time.monotonic() > self._gave_up_writing + _WRITER_STOP_SECONDS:
             self._kill([self._writer])
         return False

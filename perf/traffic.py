@@ -55,6 +55,14 @@ class Target:
     ledgers: Path
     pushed: int
 
+    def is_ready(self) -> bool:
+        """Whether the server answers."""
+        try:
+            Connection(self.port).ask("/ready")
+        except (OSError, http.client.HTTPException, RuntimeError):
+            return False
+        return True
+
     def ledger(self, view: int) -> Ledger:
         """The ledger of one of the views."""
         return Ledger(self.ledgers / f"ledger-{view}", self.views[view])
