@@ -304,6 +304,10 @@ class Supervisor:
     def _drain(self) -> None:
         """Workers finish what is under way; then the writer, which they may still need, stops too."""
         self._listener.close()
+        if self._takeover is not None:
+            # The old server's writer is to be back for what waits in the workers.
+            self._kill([self._writer] if self._writer is not None else [])
+            self._takeover.close()
         if self._stop(self._workers, self._drain_seconds) and self._writer:
             self._stop([self._writer], _WRITER_STOP_SECONDS)
 
