@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.errors import ShoalError
+from engine.failpoints import reached
 from engine.run_directory import (
     ServerRecord,
     remove_server_record,
@@ -150,6 +151,7 @@ class Supervisor:
         child.started = child.last_sign = time.monotonic()
         try:
             child.pid = self._fork(child)
+            reached("server.forked")
         except OSError as error:
             child.due = child.started + _LONGEST_DELAY_SECONDS
             log.error("%s cannot be started: %s; again in %g s", child.name, error, _LONGEST_DELAY_SECONDS)
