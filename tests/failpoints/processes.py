@@ -16,7 +16,6 @@ import engine.server
 import spark_export.publication  # noqa: F401
 from engine import failpoints
 from engine.export_root import ExportRoot
-from engine.failpoints import Failpoint
 from engine.settings import server_settings
 from loaders import compaction, generation
 from loaders.writer import run_writer
@@ -62,9 +61,3 @@ def serve(store: Path, root: Path) -> None:
         server_settings(store=store, port=0, workers=2, drain_seconds=5.0),
         lambda: run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS),
     )
-
-
-def name_of(point: str) -> Failpoint:
-    """The failpoint that a case names, which may count too."""
-    (name,) = (name for name in failpoints.FAILPOINTS if name == point.partition(":")[0])
-    return name
