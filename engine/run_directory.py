@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.environment import make_directory
 from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid
+from engine.failpoints import reached
 
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
@@ -89,7 +90,9 @@ def write_server_record(store: Path, record: ServerRecord) -> None:
     path = _record_path(store)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(record.model_dump_json())
+    reached("server.record-aside")
     temporary.replace(path)
+    reached("server.recorded")
 
 
 def remove_server_record(store: Path) -> None:
@@ -123,6 +126,7 @@ def serving(store: Path) -> Iterator[None]:
                     who = f"process {record.pid} at {record.address}" if record else "another server"
                     raise ServerRunning(f"{store} is served by {who}; stop it first") from None
                 time.sleep(_LOCK_POLL_SECONDS)
+        reached("server.locked")
         yield
 
 

@@ -317,7 +317,7 @@ def read_generation(store: Path, record: catalog.SegmentRecord) -> Segment:
     The checksums are left alone: taking them would read all of it, at each start of each process. `shoal verify` does.
 
     Raises:
-        StoreDamaged: its file is missing or cut short, or a chunk's header is wrong.
+        StoreDamaged: its file is missing or cut short, a chunk's header is wrong, or it is another file.
         StoreUnreadable: the system refuses to map it now.
     """
     path = generation_path(store, record.view_schema.name, record.id)
@@ -328,4 +328,10 @@ def read_generation(store: Path, record: catalog.SegmentRecord) -> Segment:
             f"{LOAD_AGAIN}"
         )
     chunks = [Chunk(content[offset:], f"{path} chunk {number}") for number, offset in enumerate(record.offsets)]
+    rows = sum(chunk.header.rows for chunk in chunks)
+    if rows != record.rows + record.tombstones:
+        # A repair that died had built it again, cut into other chunks, and not come to tell the catalog.
+        raise StoreDamaged(
+            f"generation {path} has {rows} rows where the catalog says {record.rows + record.tombstones}; {LOAD_AGAIN}"
+        )
     return Segment(record, chunks)

@@ -19,6 +19,7 @@ from watchfiles import Change, awatch
 from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
 from engine.errors import DefinitionError, LookupInvalid, ShoalError
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
+from engine.failpoints import reached
 from engine.pushed_rows import decode_rows
 from engine.schema import ViewSchema
 from loaders.compaction import fold, should_fold
@@ -92,6 +93,7 @@ class WriterProcess:
         runner = web.AppRunner(self._control(), handle_signals=False, access_log=None)
         await runner.setup()
         await web.SockSite(runner, listen_unix(writer_socket_path(self._writer.store), private=True)).start()
+        reached("writer.listening")
         watch = asyncio.create_task(self._watch())
         follow = asyncio.create_task(self._follow())
         stop = asyncio.create_task(self._stop.wait())
@@ -212,6 +214,7 @@ class WriterProcess:
     async def _push(self, request: web.Request) -> web.Response:
         order = Push(decode_rows(await request.read()), request.headers.get(REQUEST_ID_HEADER))
         pushed = await self._pushes.submit(request.query["view"], order)
+        reached("push.answering")
         return web.json_response(
             {"rows": pushed.applied.rows, "superseded": pushed.applied.superseded, "version": pushed.version}
         )

@@ -9,6 +9,7 @@ from functools import partial
 
 from engine.control import listen_unix
 from engine.errors import AddressUnusable
+from engine.failpoints import reached
 from engine.kernels import warm
 from engine.run_directory import clear_metrics, serving
 from engine.server.grpc_port import reserve_port
@@ -42,6 +43,7 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
     protection = Protection(settings)
     warn_of_gaps(settings)
     with serving(settings.store), _listen(settings) as listener, reserve_port(settings) as grpc_address:
+        reached("server.bound")
         address = _address_of(listener, settings)
         directory = clear_metrics(settings.store)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)

@@ -14,6 +14,7 @@ import uvloop
 from aiohttp import web
 
 from engine.control import WriterClient
+from engine.failpoints import reached
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.app import Application
 from engine.server.metrics import Metrics
@@ -44,6 +45,7 @@ def work(
     beat: Callable[[], None],
 ) -> None:
     """A worker's main function: serves until SIGTERM, then finishes what is under way."""
+    reached("worker.begun")
     _keep_freed_memory()
     asyncio.set_event_loop_policy(None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -77,6 +79,7 @@ async def _serve(
         runner = web.ServerRunner(server)
         await runner.setup()
         served.refresh()
+        reached("worker.opened")
         rpcs = None
         if grpc_address is not None:
             rpcs = await _serve_grpc(settings, protection, served, metrics, grpc_address)
@@ -86,6 +89,7 @@ async def _serve(
         gc.freeze()
         keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, beat))
         acceptor = Acceptor(listener, server, counts, place, protection.context)
+        reached("worker.accepting")
         await stop.wait()
         application.draining = True
         acceptor.close()
