@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.column import ViewRows
-from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
+from engine.errors import LOAD_AGAIN, LookupInvalid, StaleFeatures, UnknownFeature, ViewDamaged
 from engine.kernels import answering, finding, gathering
 from engine.kernels.memory import address_of
 from engine.key_columns import Entities, Hashes, Incomplete, KeyColumns
+from engine.layout import item_width
 from engine.result import HeapValues, LookupResult, ViewColumns
+from engine.schema import Feature
 from engine.version import LookupPlan, StoreVersion, ViewVersion, remembered
 
 Stale = Literal["serve", "null", "fail"]
@@ -183,17 +185,31 @@ def read_columns(
     )
     if too_old and stale == "fail":
         raise refuse_stale(view, too_old, keys)
-    heap = {index: _copy_from_heap(address_of(arena) + int(starts[index]), valid[index]) for index in program.in_heap}
+    heap = {
+        index: _copy_from_heap(view, program.features[index], address_of(arena) + int(starts[index]), valid[index])
+        for index in program.in_heap
+    }
     rows = ViewRows(view.name, status, event_time)
     return ViewColumns(rows, program, arena, starts, valid, nulls, counts, heap)
 
 
-def _copy_from_heap(references: int, valid: npt.NDArray[np.uint8]) -> HeapValues:
-    """Copy the values that a gathered column, at address `references`, refers to."""
+def _copy_from_heap(view: ViewVersion, feature: Feature, references: int, valid: npt.NDArray[np.uint8]) -> HeapValues:
+    """Copy the values of a feature that its gathered column, at address `references`, refers to."""
     offsets = np.empty(valid.size + 1, np.int64)
-    size = gathering.heap_offsets(references, valid, offsets)
+    size = gathering.heap_offsets(references, valid, offsets, item_width(feature.type))
+    if size == gathering.MISFIT:
+        raise _misfit(view, feature)
     if size > _MAX_HEAP_COLUMN:
         raise LookupInvalid(f"one feature's values take {size} bytes, an answer holds 2 GiB of each; ask in parts")
     data = np.empty(size, np.uint8)
     gathering.copy_heap(references, offsets, address_of(data))
+    if feature.type == "list<string>" and not gathering.string_lists_fit(address_of(data), offsets):
+        raise _misfit(view, feature)
     return HeapValues(data, offsets.astype(np.int32))
+
+
+def _misfit(view: ViewVersion, feature: Feature) -> ViewDamaged:
+    return ViewDamaged(
+        f"view {view.name!r}: a stored value of feature {feature.name!r} is none: it leads out of its chunk, or its "
+        f"lengths do not add up; `shoal verify` finds all that is damaged, and {LOAD_AGAIN}"
+    )
