@@ -220,7 +220,9 @@ class UnknownFeature(LookupInvalid):
 
     http_status = 404
 
-    def __init__(self, message: str, what: Literal["view", "feature", "service", "object"], name: str) -> None:
+    def __init__(
+        self, message: str, what: Literal["view", "feature", "service", "object"] = "object", name: str = ""
+    ) -> None:
         super().__init__(message)
         self.what = what
         self.name = name
@@ -248,7 +250,7 @@ class FeastBodyInvalid(LookupInvalid):
 
     http_status = 422
 
-    def __init__(self, message: str, details: Sequence[Any]) -> None:
+    def __init__(self, message: str, details: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.details = details
 

@@ -190,12 +190,16 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
     array = _inferred(name, values)
     to = pa.list_(pa.float32()) if size else arrow_type(wanted)
     if not _is_kind_of(array.type, to):
-        example = next((value for value in array.to_pylist() if value is not None), None)
+        # One by one: all of them, where a type repeats a value, may take more memory than there is.
+        example = next((item.as_py() for item in array if item.is_valid), None)
         raise PushInvalid(f"column {name!r} must be {wanted}, but holds {array.type}, such as {example!r}")
+    if pa.types.is_list(to) and pa.types.is_null(array.type.value_type) and len(array.flatten()):
+        # Before they are cast: nulls take no memory, however many, and numbers do.
+        raise _null_in_list(name)
     array = _cast(name, wanted, array, to)
     if pa.types.is_list(array.type):
         if array.flatten().null_count:
-            raise PushInvalid(f"column {name!r} has a list that holds null; leave such items out")
+            raise _null_in_list(name)
         lengths = pc.list_value_length(array)
         if size and not pc.all(pc.equal(lengths, size), min_count=0).as_py():
             raise PushInvalid(f"column {name!r} must be {wanted}: a list in it has another length than {size}")
@@ -203,6 +207,10 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
     if longest > MAX_HEAP_VALUE:
         raise PushInvalid(f"column {name!r} has a value of {longest} bytes, a value has at most {MAX_HEAP_VALUE}")
     return array
+
+
+def _null_in_list(name: str) -> PushInvalid:
+    return PushInvalid(f"column {name!r} has a list that holds null; leave such items out")
 
 
 def _plain_array(wanted: str, values: Any) -> pa.Array | None:

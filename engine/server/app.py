@@ -187,7 +187,8 @@ class Application:
         encoding = choose_format(request.headers.get("Accept", ""))
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
-        result = encoding.look_up(store, asked.wanted, asked.entities, max_age=asked.max_age, stale=asked.stale)
+        how: dict[str, Any] = {"max_age": asked.max_age, "stale": asked.stale, "max_values": self._settings.max_values}
+        result = encoding.look_up(store, asked.wanted, asked.entities, **how)
         self._metrics.count_lookup(result)
         return answer_bytes(encoding.encode(result), encoding.media_type, result.version)
 
@@ -196,7 +197,7 @@ class Application:
         body = await read_bytes(request, self._settings.max_body_bytes)
         asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
-        result, content = feast.answer(self._served.open(), asked, strict=strict)
+        result, content = feast.answer(self._served.open(), asked, strict=strict, max_values=self._settings.max_values)
         self._metrics.count_lookup(result)
         return answer_bytes(content, feast.MEDIA_TYPE, result.version)
 
