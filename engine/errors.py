@@ -24,6 +24,7 @@ class DefinitionError(ShoalError):
     """views.yaml, a schema or a feature service is wrong; the message names the file and the line."""
 
     exit_code = 2
+    http_status = 400
 
 
 # --- while Shoal is set against Feast -----------------------------------------------------------------------------

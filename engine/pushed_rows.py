@@ -26,6 +26,14 @@ from engine.version import ViewVersion
 EVENT_TIME_COLUMN = "event_timestamp"
 """What a client calls the event time of its rows; where it is left out, they are of the moment they arrive."""
 
+_OWN_COLUMNS: Mapping[str, pa.DataType] = {
+    KEY_HASH: pa.int64(),
+    KEY_HASH_2: pa.int64(),
+    EVENT_TIMESTAMP: pa.timestamp("us", tz="UTC"),
+    TOMBSTONE: pa.bool_(),
+}
+"""What every batch has that reaches the writer."""
+
 _PLAIN_KINDS: Mapping[str, set[type]] = {
     "bool": {bool, NoneType},
     "int32": {int, NoneType},
@@ -105,9 +113,19 @@ def decode_rows(body: bytes) -> list[pa.RecordBatch]:
         while source.tell() < len(body):
             with pa.ipc.open_stream(source) as stream:
                 batches += list(stream)
-    except pa.ArrowInvalid as error:
+        for batch in batches:
+            batch.validate(full=True)
+            _check_own_columns(batch)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PushInvalid(f"the body is no Arrow stream: {error}") from None
     return batches
+
+
+def _check_own_columns(batch: pa.RecordBatch) -> None:
+    for name, wanted in _OWN_COLUMNS.items():
+        index = batch.schema.get_field_index(name)  # -1 also where there are two.
+        if index < 0 or batch.schema.field(index).type != wanted or batch.column(index).null_count:
+            raise PushInvalid(f"the rows have not one column {name!r} of {wanted} without nulls; a worker sends it")
 
 
 def _batch(
@@ -193,7 +211,8 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
         # One by one: all of them, where a type repeats a value, may take more memory than there is.
         example = next((item.as_py() for item in array if item.is_valid), None)
         raise PushInvalid(f"column {name!r} must be {wanted}, but holds {array.type}, such as {example!r}")
-    if pa.types.is_list(to) and pa.types.is_null(array.type.value_type) and len(array.flatten()):
+    holds_lists = pa.types.is_list(to) and not pa.types.is_null(array.type)
+    if holds_lists and pa.types.is_null(array.type.value_type) and len(array.flatten()):
         # Before they are cast: nulls take no memory, however many, and numbers do.
         raise _null_in_list(name)
     array = _cast(name, wanted, array, to)

@@ -69,6 +69,10 @@ class EntryReader:
             batch = _conform(table, wanted, str(path))
         except (pa.ArrowException, OSError) as error:
             raise FileDamaged(f"{path}: row group {group.number} cannot be read: {error}") from error
+        if batch.num_rows != group.rows:
+            raise FileDamaged(
+                f"{path}: row group {group.number} has {batch.num_rows} rows, its footer says {group.rows}"
+            )
         self._check(batch, group, str(path))
         return batch
 
