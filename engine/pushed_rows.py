@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import LookupInvalid, PushInvalid
-from engine.key_columns import KeyColumns, key_array
+from engine.key_columns import KeyColumns, example_of, key_array
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import MAX_HEAP_VALUE
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
@@ -181,9 +181,7 @@ def _timestamps(name: str, values: Any) -> pa.Array:
     values = _inferred(name, values)
     if pa.types.is_null(values.type) or pa.types.is_timestamp(values.type):
         return _cast(name, "timestamp", values, _TIMESTAMP)
-    raise PushInvalid(
-        f"column {name!r} holds {values.type}, such as {values[0].as_py()!r}; give timestamps in ISO 8601"
-    )
+    raise PushInvalid(f"column {name!r} holds {values.type}, such as {example_of(values)}; give timestamps in ISO 8601")
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -208,9 +206,7 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
     array = _inferred(name, values)
     to = pa.list_(pa.float32()) if size else arrow_type(wanted)
     if not _is_kind_of(array.type, to):
-        # One by one: all of them, where a type repeats a value, may take more memory than there is.
-        example = next((item.as_py() for item in array if item.is_valid), None)
-        raise PushInvalid(f"column {name!r} must be {wanted}, but holds {array.type}, such as {example!r}")
+        raise PushInvalid(f"column {name!r} must be {wanted}, but holds {array.type}, such as {example_of(array)}")
     holds_lists = pa.types.is_list(to) and not pa.types.is_null(array.type)
     if holds_lists and pa.types.is_null(array.type.value_type) and len(array.flatten()):
         # Before they are cast: nulls take no memory, however many, and numbers do.
