@@ -150,7 +150,7 @@ def key_array(key: JoinKey, values: Any) -> pa.Array:
                     f"entity {key.name!r} must be {key.type}, but holds {column.type}, such as {example_of(column)}"
                 )
             column = column.cast(wanted)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise LookupInvalid(f"entity {key.name!r} must be {key.type}: {error}") from None
     return column
 

@@ -9,7 +9,10 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.errors import PushInvalid, RequestTooLarge
 
@@ -37,9 +40,10 @@ def arrow_columns(body: bytes, *, max_rows: int, max_bytes: int) -> dict[str, An
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()
         table.validate(full=True)
-        names, columns = table.column_names, table.combine_chunks().columns
+        names, columns = table.column_names, [column.combine_chunks() for column in table.columns]
     except (pa.ArrowException, OSError, UnicodeDecodeError, struct.error) as error:
         raise PushInvalid(f"the body is no Arrow stream: {error}") from None
+    _check_bytes(sum(map(_repeated_bytes, columns)), max_bytes)
     for name in names:
         if names.count(name) > 1:
             raise PushInvalid(f"the stream has {names.count(name)} columns {name!r}; send one")
@@ -62,11 +66,39 @@ def _check_size(body: bytes, max_rows: int, max_bytes: int) -> None:
             raise RequestTooLarge(
                 f"the push has {rows} rows, the server takes {max_rows}; push in parts, or raise its max_keys"
             )
-        if size > max_bytes:
-            raise RequestTooLarge(
-                f"the stream unpacks to {size} bytes, the server takes {max_bytes}; push in parts, or raise its "
-                f"max_body_bytes"
-            )
+        _check_bytes(size, max_bytes)
+
+
+def _check_bytes(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise RequestTooLarge(
+            f"the stream unpacks to {size} bytes, the server takes {max_bytes}; push in parts, or raise its "
+            f"max_body_bytes"
+        )
+
+
+def _repeated_bytes(values: pa.Array) -> int:
+    """What texts and bytes of the types that may repeat one, dictionaries and views, take when each is written out."""
+    if pa.types.is_dictionary(values.type):
+        lengths = pa.array(_lengths(values.dictionary))
+        return int(pc.sum(lengths.take(values.indices)).as_py() or 0)
+    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
+        return int(_lengths(values).sum())
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
+        return _repeated_bytes(values.flatten())
+    return 0
+
+
+def _lengths(values: pa.Array) -> npt.NDArray[np.int64]:
+    """The bytes of each text, or bytes, of an array; 0 of what is neither."""
+    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
+        # A view is 16 bytes, of which the first four are the length; no kernel of Arrow's tells it.
+        views = np.frombuffer(values.buffers()[1], np.int32)[: 4 * (values.offset + len(values))]
+        return np.where(values.is_valid(), views[4 * values.offset :: 4], 0).astype(np.int64)
+    try:
+        return pc.binary_length(values).fill_null(0).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+    except pa.ArrowNotImplementedError:
+        return np.zeros(len(values), np.int64)
 
 
 def _unpacked_sizes(batch: "_Table", body: memoryview) -> Iterator[int]:

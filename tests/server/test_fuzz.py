@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -208,15 +209,22 @@ def test_arrow_that_unpacks_to_too_much_is_refused(connection: Connection, codec
 def test_arrow_that_is_packed_and_fits_is_taken(connection: Connection) -> None:
     body = arrow({"users_id": [1] * 40, "text": ["x" * 1000] * 40}, compression="zstd")
     assert push_arrow(connection, body).json["rows"] == 40
+    views = pa.array(["x", None, "y" * 100], pa.string_view())
+    assert push_arrow(connection, arrow({"users_id": [1, 2], "text": views[1:]})).json["rows"] == 2
 
 
 def test_arrow_that_repeats_a_value_is_refused(connection: Connection) -> None:
     rows = 2**31 - 1
     assert push_arrow(connection, arrow({"users_id": repeated(1, rows), "score": repeated(1.0, rows)})).status == 413
-    text = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int16()), pa.array(["x" * 5_000_000]))
-    answer = push_arrow(connection, arrow({"users_id": list(range(1000)), "text": text}))
-    assert answer.status == 400
-    assert len(answer.body) < 5000
+    once = pa.array(["x" * 5_000_000])
+    views = np.tile(np.array([5_000_000, 0x78787878, 0, 0], np.int32), 1000)
+    for text in (
+        pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int16()), once),
+        pa.Array.from_buffers(pa.string_view(), 1000, [None, pa.py_buffer(views), once.buffers()[2]]),
+    ):
+        answer = push_arrow(connection, arrow({"users_id": list(range(1000)), "text": text}))
+        assert answer.status == 413
+        assert "unpacks to 5000000000 bytes" in answer.error[1]
 
 
 def test_a_column_that_comes_twice_is_refused(connection: Connection) -> None:
