@@ -24,7 +24,7 @@ import xxhash
 from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost, ShoalError
 from engine.failpoints import reached
 from engine.manifest import FeatureServices, Manifest, PublishedFile, seal, unseal
-from engine.schema import FeatureService
+from engine.schema import FeatureService, is_name
 
 MANIFEST = "manifest.json"
 SERVICES = "services.json"
@@ -52,7 +52,8 @@ class ExportRoot:
         """The views that have a log, by name."""
         if not self.path.is_dir():
             return []
-        return sorted(entry.name for entry in self.path.iterdir() if (entry / "deltas").is_dir())
+        named = (entry for entry in self.path.iterdir() if is_name(entry.name))
+        return sorted(entry.name for entry in named if (entry / "deltas").is_dir())
 
     def sequence_numbers(self, view: str) -> list[int]:
         """The seqs of a view's log that are published, ascending."""

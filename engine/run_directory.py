@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from engine.environment import make_directory
 from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid
@@ -37,11 +37,11 @@ class ServerRecord(BaseModel):
     http:// address, or unix: and a path), and the processes that it runs now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    pid: int
+    pid: PositiveInt
     started_at: float
     address: str
-    workers: tuple[int, ...] = ()
-    writer: int | None = None
+    workers: tuple[PositiveInt, ...] = ()
+    writer: PositiveInt | None = None
 
 
 def run_path(store: Path) -> Path:

@@ -36,6 +36,11 @@ class ServerSettings(BaseModel):
     )
     max_body_bytes: int = Field(default=32 << 20, gt=0, description="the largest request body that is taken")
     max_keys: int = Field(default=100_000, gt=0, description="the most keys that one request may ask for")
+    max_values: int = Field(
+        default=20_000_000,
+        gt=0,
+        description="the most values, keys times features, that an answer may hold; an embedding counts as its numbers",
+    )
     feast_strict: bool = Field(
         default=False, description="answer Feast's clients to the letter, losses included: see docs/feast.md"
     )

@@ -84,11 +84,12 @@ class MatrixPlan:
 @dataclass(frozen=True)
 class LookupPlan:
     """What a request wants: references in the order asked, features by view, and for each reference its view's position
-    and its own position in that view."""
+    and its own position in that view. An embedding counts among `values_per_key` as its numbers."""
 
     references: tuple[str, ...]
     features: Mapping[str, tuple[str, ...]]
     order: tuple[tuple[int, int], ...]
+    values_per_key: int
 
 
 class ViewVersion:
