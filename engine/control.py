@@ -56,9 +56,10 @@ def error_document(error: ShoalError) -> dict[str, Any]:
 
 def error_in(document: dict[str, Any]) -> ShoalError:
     """The error in its JSON form, as an exception of the class that was met."""
-    code, message = document["error"]["code"], document["error"]["message"]
-    if code == UnknownFeature.__name__:
-        return UnknownFeature(message, document["error"]["what"], document["error"]["name"])
+    error = document["error"]
+    code, message = error["code"], error["message"]
+    if code == UnknownFeature.__name__ and "what" in error:
+        return UnknownFeature(message, error["what"], error["name"])
     kind = getattr(errors, code, ShoalError)
     return (kind if isinstance(kind, type) and issubclass(kind, ShoalError) else ShoalError)(message)
 
