@@ -25,7 +25,7 @@ demo:
 
 # Some tests compare Shoal with Feast's own server and client.
 test: setup check .venv-peers/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ def _help(setting: str) -> str:
 @click.option("--silent-seconds", type=float, help=_help("silent_seconds"))
 @click.option("--max-body-bytes", type=int, help=_help("max_body_bytes"))
 @click.option("--max-keys", type=int, help=_help("max_keys"))
+@click.option("--max-values", type=int, help=_help("max_values"))
 @click.option("--feast-strict", is_flag=True, default=None, help=_help("feast_strict"))
 @click.option("--access-log", is_flag=True, default=None, help=_help("access_log"))
 @click.option("--tokens", type=click.Path(path_type=Path), metavar="FILE", help=_help("tokens"))

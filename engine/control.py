@@ -9,7 +9,7 @@
 Of all views, one that cannot be reloaded holds up no other: it is answered as {"view": str, "error": …}.
 
 An error is answered with its `http_status` and {"error": {"code": name of its class, "message": str}}, the same form in
-which the worker answers its own clients.
+which the worker answers its own clients; UnknownFeature's has "what" and "name", too.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ import orjson
 import pyarrow as pa
 
 from engine import errors
-from engine.errors import AddressUnusable, ShoalError, WriterUnavailable
+from engine.errors import AddressUnusable, ShoalError, UnknownFeature, WriterUnavailable
 from engine.pushed_rows import encode_rows
 from engine.schema import ViewSchema
 
@@ -64,12 +64,16 @@ def writer_answers(store: Path) -> bool:
 
 def error_document(error: ShoalError) -> dict[str, Any]:
     """The JSON form of an error."""
-    return {"error": {"code": type(error).__name__, "message": str(error)}}
+    more = {"what": error.what, "name": error.name} if isinstance(error, UnknownFeature) else {}
+    return {"error": {"code": type(error).__name__, "message": str(error)} | more}
 
 
 def error_in(document: dict[str, Any]) -> ShoalError:
     """The error in its JSON form, as an exception of the class that was met."""
-    code, message = document["error"]["code"], document["error"]["message"]
+    error = document["error"]
+    code, message = error["code"], error["message"]
+    if code == UnknownFeature.__name__ and "what" in error:
+        return UnknownFeature(message, error["what"], error["name"])
     kind = getattr(errors, code, ShoalError)
     return (kind if isinstance(kind, type) and issubclass(kind, ShoalError) else ShoalError)(message)
 

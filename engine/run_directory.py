@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from engine.environment import make_directory
 from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid
+from engine.failpoints import reached
 
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
@@ -37,11 +38,11 @@ class ServerRecord(BaseModel):
     http:// address, or unix: and a path), and the processes that it runs now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    pid: int
+    pid: PositiveInt
     started_at: float
     address: str
-    workers: tuple[int, ...] = ()
-    writer: int | None = None
+    workers: tuple[PositiveInt, ...] = ()
+    writer: PositiveInt | None = None
 
 
 def run_path(store: Path) -> Path:
@@ -90,7 +91,9 @@ def write_server_record(store: Path, record: ServerRecord) -> None:
     path = _record_path(store)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(record.model_dump_json())
+    reached("server.record-aside")
     temporary.replace(path)
+    reached("server.recorded")
 
 
 def remove_server_record(store: Path) -> None:
@@ -131,6 +134,7 @@ def serving(store: Path, inherited: int | None = None) -> Iterator[int]:
                         f"{store} is served by {who}; stop it first, or take its place: --replace"
                     ) from None
                 time.sleep(_LOCK_POLL_SECONDS)
+        reached("server.locked")
         yield lock.fileno()
 
 

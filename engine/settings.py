@@ -35,10 +35,15 @@ class ServerSettings(BaseModel):
         default=30.0, ge=0, description="how long requests under way may take to finish when the server stops"
     )
     silent_seconds: float = Field(
-        default=30.0, gt=2, description="how long a worker may give no sign of life until it is replaced"
+        default=30.0, gt=2, description="how long a process may give no sign of life until it is replaced"
     )
     max_body_bytes: int = Field(default=32 << 20, gt=0, description="the largest request body that is taken")
     max_keys: int = Field(default=100_000, gt=0, description="the most keys that one request may ask for")
+    max_values: int = Field(
+        default=20_000_000,
+        gt=0,
+        description="the most values, keys times features, that an answer may hold; an embedding counts as its numbers",
+    )
     feast_strict: bool = Field(
         default=False, description="answer Feast's clients to the letter, losses included: see docs/feast.md"
     )

@@ -6,12 +6,14 @@ the store for itself. It may take the place of another supervisor, and leave its
 Signals: SIGTERM and SIGINT drain (a second one ends all at once), SIGHUP makes the writer look for news.
 
 Two pipes tie the processes together. Only the supervisor holds the writing end of the first: when that closes, however
-the supervisor died, its children end. Into the second the workers write their process ids as signs of life.
+the supervisor died, its children end. Into the second the children write their process ids as signs of life: a worker
+from its event loop, for it serves no more if that hangs; the writer from a thread, as it may be long about its work.
 """
 
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import struct
@@ -26,6 +28,7 @@ from pathlib import Path
 
 from engine.control import writer_answers
 from engine.errors import ReplacementFailed, ShoalError
+from engine.failpoints import reached
 from engine.handover import Inheritance, Succession, Takeover
 from engine.run_directory import (
     ServerRecord,
@@ -42,6 +45,7 @@ Beat = Callable[[], None]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _TICK_SECONDS = 0.25
 _HANDOVER_TICK_SECONDS = 0.02
+_BEAT_SECONDS = 1.0
 _QUICK_DEATH_SECONDS = 10.0
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 30.0
@@ -55,7 +59,7 @@ class _Child:
 
     name: str
     main: Callable[[], None]
-    beats: bool
+    is_worker: bool
     pid: int | None = None
     answers: bool = False
     started: float = 0.0
@@ -73,7 +77,7 @@ class Supervisor:
         listener: the socket that the workers accept from.
         inheritance: what a server gets that takes the place of this one.
         takeover: how this one takes another's, which serves the store still.
-        silent_seconds: a worker that does not beat for so long is killed and replaced.
+        silent_seconds: a child that gives no sign of life for so long is killed and replaced.
         drain_seconds: how long workers may go on once they were told to stop.
         refresh: called several times a second, so that what a new child inherits is not out of date.
         bury: told the process id of every worker that is gone.
@@ -115,9 +119,9 @@ class Supervisor:
         for end in self._signs:
             os.set_blocking(end, False)
         self._workers = [
-            _Child(f"worker {place}", partial(self._work_at, place), beats=True) for place in range(workers)
+            _Child(f"worker {place}", partial(self._work_at, place), is_worker=True) for place in range(workers)
         ]
-        self._writer = _Child("writer", write, beats=False) if write else None
+        self._writer = _Child("writer", write, is_worker=False) if write else None
 
     def run(self) -> None:
         """Supervise until told to stop; then every child is gone.
@@ -165,7 +169,7 @@ class Supervisor:
         if self._heed_successor():
             return True
         for child in self._children:
-            if child.pid is None and child.due <= time.monotonic() and (child.beats or self._may_write):
+            if child.pid is None and child.due <= time.monotonic() and (child.is_worker or self._may_write):
                 self._start(child)
         if self.serves:
             self._write_record()
@@ -184,6 +188,7 @@ class Supervisor:
         child.started = child.last_sign = time.monotonic()
         try:
             child.pid = self._fork(child)
+            reached("server.forked")
         except OSError as error:
             child.due = child.started + _LONGEST_DELAY_SECONDS
             log.error("%s cannot be started: %s; again in %g s", child.name, error, _LONGEST_DELAY_SECONDS)
@@ -199,7 +204,7 @@ class Supervisor:
             if not pid:
                 continue
             child.pid = None
-            if child.beats:
+            if child.is_worker:
                 self._bury(pid)
             if not replace:
                 continue
@@ -224,7 +229,7 @@ class Supervisor:
             while data := os.read(self._signs[0], 4096):
                 signs |= {pid for (pid,) in _PID.iter_unpack(data)}
         now = time.monotonic()
-        for child in self._workers:
+        for child in self._children:
             if child.pid in signs:
                 child.answers, child.last_sign = True, now
             elif child.pid is not None and now - child.last_sign > self._silent_seconds:
@@ -379,17 +384,20 @@ class Supervisor:
             self._succession.close()
         if self._takeover is not None:
             self._takeover.close()
-        if not child.beats:
+        if not child.is_worker:
             # The address would seem to be served for as long as the writer has it open.
             self._listener.close()
-        threading.Thread(target=self._end_with_supervisor, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._lead_life, args=[child], name="lifeline", daemon=True).start()
         child.main()
 
     def _work_at(self, place: int) -> None:
         self._work(place, self._beat, self._takeover is not None)
 
-    def _end_with_supervisor(self) -> None:
-        os.read(self._lifeline[0], 1)
+    def _lead_life(self, child: _Child) -> None:
+        """End with the supervisor, and tell it of the writer's life until then."""
+        while not select.select([self._lifeline[0]], [], [], _BEAT_SECONDS)[0]:
+            if not child.is_worker:
+                self._beat()
         os._exit(1)
 
     def _beat(self) -> None:

@@ -22,6 +22,7 @@ from perf.cases import (
     shapes,
     sizes,
     starts,
+    swap,
 )
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
@@ -44,6 +45,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "rollout": rollout.run,
     "soak": soak.run,
     "start": starts.run,
+    "swap": swap.run,
     "export": export.run,
 }
 ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {"hundred-million": many.run}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
+from engine.failpoints import reached
 from engine.handover import Inheritance, Predecessor, Takeover
 from engine.kernels import warm
 from engine.run_directory import clear_metrics, metrics_path, serving
@@ -48,6 +49,7 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
         grpc_holder = closing.enter_context(
             grpc_port.reserve_port(settings, inherited.grpc if inherited is not None else None)
         )
+        reached("server.bound")
         address = address_of(listener, settings)
         grpc_address = grpc_port.address_of(grpc_holder) if grpc_holder is not None else None
         # Of a server that is replaced the counters go on: its workers count there until they are gone.

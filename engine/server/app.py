@@ -8,6 +8,7 @@
     GET  /v1/views              schemas and feature services
     GET  /v1/status             where each view stands, and the processes
     POST /v1/reload             forwarded to the writer
+    GET  /openapi.json          all of this, as OpenAPI has it
     GET  /health, /ready        for load balancers
     GET  /metrics               for Prometheus
 
@@ -32,6 +33,7 @@ from engine.processes import describe_server
 from engine.server import feast
 from engine.server.accepting import ConnectionCounts, CountingServer
 from engine.server.metrics import Metrics
+from engine.server.openapi import DOCUMENT
 from engine.server.protection import Protection
 from engine.server.pushes import Pushes
 from engine.server.requests import LookupRequest, ReloadRequest, check_keys, read_body, read_bytes
@@ -67,8 +69,8 @@ def _path(request: web.BaseRequest) -> str:
 
 
 class Application:
-    """One worker's endpoints. `draining` is set once the worker was told to stop; `in_flight` counts requests whose
-    answer is not made yet."""
+    """One worker's `endpoints`, by path and method. `draining` is set once the worker was told to stop; `in_flight`
+    counts requests whose answer is not made yet."""
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Application:
         self._metrics = metrics
         self._writer = writer
         pushes = Pushes(settings, served, metrics, writer)
-        self._endpoints: dict[str, dict[str, Endpoint]] = {
+        self.endpoints: dict[str, dict[str, Endpoint]] = {
             "/v1/lookup": {"POST": Endpoint(self._lookup, "read")},
             "/v1/push": {"POST": Endpoint(pushes.push, "push")},
             _FEAST_LOOKUP: {"POST": Endpoint(self._lookup_for_feast, "read")},
@@ -94,6 +96,7 @@ class Application:
             "/v1/views": {"GET": Endpoint(self._views, "read")},
             "/v1/status": {"GET": Endpoint(self._status, "read")},
             "/v1/reload": {"POST": Endpoint(self._reload, "admin")},
+            "/openapi.json": {"GET": Endpoint(self._describe, "read")},
             "/health": {"GET": Endpoint(self._health, None)},
             "/ready": {"GET": Endpoint(self._ready, None)},
             "/metrics": {"GET": Endpoint(self._expose_metrics, "read" if settings.protect_metrics else None)},
@@ -125,7 +128,7 @@ class Application:
 
     def _handler(self, request: web.BaseRequest) -> Handler:
         """What is to answer a request, which may ask for it."""
-        methods = self._endpoints.get(_path(request))
+        methods = self.endpoints.get(_path(request))
         if methods is None:
             raise web.HTTPNotFound
         endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -166,7 +169,7 @@ class Application:
         if self.draining:
             response.force_close()
         path = _path(request)
-        endpoint = path if path in self._endpoints else "other"
+        endpoint = path if path in self.endpoints else "other"
         self._metrics.count_request(endpoint, response.status, time.perf_counter() - started)
         return response
 
@@ -184,7 +187,8 @@ class Application:
         encoding = choose_format(request.headers.get("Accept", ""))
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
-        result = encoding.look_up(store, asked.wanted, asked.entities, max_age=asked.max_age, stale=asked.stale)
+        how: dict[str, Any] = {"max_age": asked.max_age, "stale": asked.stale, "max_values": self._settings.max_values}
+        result = encoding.look_up(store, asked.wanted, asked.entities, **how)
         self._metrics.count_lookup(result)
         return answer_bytes(encoding.encode(result), encoding.media_type, result.version)
 
@@ -193,7 +197,7 @@ class Application:
         body = await read_bytes(request, self._settings.max_body_bytes)
         asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
-        result, content = feast.answer(self._served.open(), asked, strict=strict)
+        result, content = feast.answer(self._served.open(), asked, strict=strict, max_values=self._settings.max_values)
         self._metrics.count_lookup(result)
         return answer_bytes(content, feast.MEDIA_TYPE, result.version)
 
@@ -226,6 +230,9 @@ class Application:
         if error is None:
             return answer_json(answer)
         return answer_json(error_document(error) | answer, status=error.http_status)
+
+    async def _describe(self, request: web.BaseRequest) -> web.Response:
+        return answer_bytes(DOCUMENT, "application/json")
 
     # --- the worker --------------------------------------------------------------------------------------------
 

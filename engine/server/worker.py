@@ -16,6 +16,7 @@ from aiohttp import web
 
 from engine.control import WriterClient
 from engine.errors import StoreNotFound
+from engine.failpoints import reached
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.app import Application
 from engine.server.metrics import Metrics
@@ -83,6 +84,7 @@ class Worker:
         Raises:
             ShoalError: the worker is on trial, and cannot read the store.
         """
+        reached("worker.begun")
         _keep_freed_memory()
         asyncio.set_event_loop_policy(None)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -100,6 +102,7 @@ class Worker:
             runner = web.ServerRunner(server)
             await runner.setup()
             served.refresh()
+            reached("worker.opened")
             if on_trial:
                 _check_readable(served)
             rpcs = None
@@ -111,6 +114,7 @@ class Worker:
             gc.freeze()
             keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, beat))
             acceptor = Acceptor(self._listener, server, self._counts, place, protection.context)
+            reached("worker.accepting")
             await stop.wait()
             application.draining = True
             acceptor.close()

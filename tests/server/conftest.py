@@ -9,7 +9,7 @@ import pytest
 from engine.export_root import ExportRoot
 from tests import stores
 from tests.every_type import ITEMS, PAIRS, RECENT, SERVICE, USERS, item_rows, pair_rows, recent_rows, user_rows
-from tests.server.serving import Server, eventually
+from tests.server.serving import Server
 
 # A free one, where gRPC is installed.
 GRPC_PORT = 0 if importlib.util.find_spec("grpc") else None
@@ -30,6 +30,5 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> ExportRoot:
 def server(root: ExportRoot) -> Iterator[Server]:
     store = Path(str(root)).parent / "store"
     with Server(store, {"root": str(root)}, max_body_bytes=20_000, max_keys=50, grpc_port=GRPC_PORT) as server:
-        server.await_ready()
-        eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 4, "four views")
+        server.await_views("items", "users", "pairs", "recent")
         yield server

@@ -171,6 +171,15 @@ class Server:
     def await_ready(self) -> None:
         eventually(lambda: self.ask("GET", "/ready").status == 200, f"a server that is ready; its log is\n{self.log}")
 
+    def await_views(self, *names: str) -> None:
+        """Wait until these are loaded: the first that is makes the server ready."""
+
+        def loaded() -> bool:
+            answer = self.ask("GET", "/v1/views")
+            return answer.status == 200 and {view["name"] for view in answer.json["views"]}.issuperset(names)
+
+        eventually(loaded, f"the views {', '.join(names)}; the server's log is\n{self.log}")
+
     def raw_socket(self) -> socket.socket:
         """A connection for bytes that no client would send."""
         host, _, port = self.record.address.removeprefix("http://").rpartition(":")

@@ -42,7 +42,7 @@ def test_all_workers_answer(server: Server) -> None:
 
 def test_a_worker_that_replaces_another_answers_too(root: ExportRoot, tmp_path: Path) -> None:
     with Server(tmp_path / "store", {"root": str(root)}, workers=1, grpc_port=0) as server:
-        eventually(lambda: "users" in server.ask("GET", "/v1/views").body.decode(), "the view")
+        server.await_views("users")
         first = server.record.workers
         os.kill(first[0], signal.SIGKILL)
         eventually(lambda: server.record.workers not in ((), first), "another worker")
@@ -60,8 +60,7 @@ def test_without_a_store_there_is_an_error_and_no_health(tmp_path: Path) -> None
 
 def test_a_server_that_drains_answers_or_says_that_it_is_gone(root: ExportRoot, tmp_path: Path) -> None:
     with Server(tmp_path / "store", {"root": str(root)}, grpc_port=0) as server:
-        # The first view that is loaded makes it ready.
-        eventually(lambda: "items" in server.ask("GET", "/v1/views").body.decode(), "the view")
+        server.await_views("items")
         clients = [Client(server.grpc_address) for _ in range(4)]
         request = as_sent(asked(["items:*"], ITEMS))
         outcomes: list[str] = []

@@ -20,7 +20,7 @@ from loaders.store_writer import StoreWriter
 from loaders.writer import LogObserver
 from tests import stores
 from tests.every_type import USERS, user_rows
-from tests.server.serving import Server, eventually
+from tests.server.serving import Server
 
 NOBODY = 65534
 
@@ -33,8 +33,7 @@ def mode(path: Path) -> int:
 def test_a_store_that_is_served_is_private(root: ExportRoot, tmp_path: Path, umask: int) -> None:
     store = tmp_path / "store"
     with Server(store, {"root": str(root)}, umask=umask, workers=1) as server:
-        server.await_ready()
-        eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 4, "four views")
+        server.await_views("items", "users", "pairs", "recent")
         assert mode(store / "run") == 0o700
         assert mode(store / "run" / "writer.sock") == 0o600
         made = {path: mode(path) for path in (store, *store.rglob("*")) if store / "run" not in path.parents}

@@ -43,8 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> ExportRoot:
 @pytest.fixture(scope="module")
 def server(root: ExportRoot) -> Iterator[Server]:
     with Server(Path(str(root)).parent / "store", {"root": str(root)}, max_keys=2000) as server:
-        server.await_ready()
-        eventually(lambda: len(server.ask("GET", "/v1/views").json["views"]) == 2, "two views")
+        server.await_views(VIEW.name, PUSHED_BY_FEAST.name)
         yield server
 
 
