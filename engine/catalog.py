@@ -4,12 +4,11 @@ Each view's record is one value in the live environment; one write transaction r
 once. Only the store's writer writes it.
 """
 
-from datetime import datetime
 from typing import Literal, TypeVar
 
 import lmdb
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from engine.errors import LOAD_AGAIN, START_ANEW, StoreDamaged
 from engine.schema import FeatureService, ViewSchema
@@ -54,8 +53,8 @@ class SegmentRecord(_Record):
     tombstones: int
     pushed: int = 0
     bytes: int
-    watermark: datetime | None
-    created_at: datetime
+    watermark: AwareDatetime | None
+    created_at: AwareDatetime
 
 
 class Trouble(_Record):
@@ -63,7 +62,7 @@ class Trouble(_Record):
 
     code: str
     message: str
-    since: datetime
+    since: AwareDatetime
 
 
 class ViewRecord(_Record):
@@ -79,9 +78,9 @@ class ViewRecord(_Record):
     kept: tuple[SegmentRecord, ...] = ()
     applied_seq: int
     applied_entry: str
-    published_at: datetime
-    applied_at: datetime
-    watermark: datetime | None
+    published_at: AwareDatetime
+    applied_at: AwareDatetime
+    watermark: AwareDatetime | None
     pinned: bool = False
 
 
@@ -109,16 +108,21 @@ def read_raw(transaction: lmdb.Transaction, db: lmdb._Database) -> dict[bytes, b
 
 
 def raw_views(raw: dict[bytes, bytes]) -> dict[str, bytes]:
-    """The undecoded view records in a raw catalog, by name."""
-    prefix = len(_VIEW_PREFIX)
-    return {key[prefix:].decode(): value for key, value in raw.items() if key.startswith(_VIEW_PREFIX)}
+    """The undecoded view records in a raw catalog, by name; raises StoreDamaged."""
+    return {_name(key, _VIEW_PREFIX): value for key, value in raw.items() if key.startswith(_VIEW_PREFIX)}
+
+
+def _name(key: bytes, prefix: bytes) -> str:
+    try:
+        return key.removeprefix(prefix).decode()
+    except UnicodeDecodeError as error:
+        raise StoreDamaged(f"the catalog holds the key {key!r}, which is none ({error}); {START_ANEW}") from None
 
 
 def troubles_in(raw: dict[bytes, bytes]) -> dict[str, Trouble]:
     """The views that do not move on, loaded or not, and why."""
-    prefix = len(_TROUBLE_PREFIX)
     troubled = ((key, value) for key, value in raw.items() if key.startswith(_TROUBLE_PREFIX))
-    return {key[prefix:].decode(): _decode(value, Trouble) for key, value in troubled}
+    return {_name(key, _TROUBLE_PREFIX): _decode(value, Trouble) for key, value in troubled}
 
 
 def decode_view(value: bytes) -> ViewRecord:

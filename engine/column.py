@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.errors import LookupInvalid
+from engine.errors import LOAD_AGAIN, LookupInvalid, ViewDamaged
 from engine.kernels import gathering
 from engine.kernels.gathering import Status
 from engine.kernels.memory import address_of
@@ -97,6 +97,21 @@ class Column:
             return pa.FixedSizeListArray.from_arrays(items, type=target, mask=self._null_mask())
         data = np.packbits(self._memory, bitorder="little") if self.feature.type == "bool" else self._memory
         return pa.Array.from_buffers(target, keys, [validity, pa.py_buffer(data)], self.nulls)
+
+    def to_pylist(self) -> list[Any]:
+        """The values as Python objects, None where there is none.
+
+        Raises:
+            LookupInvalid: a time is beyond the years 1 to 9999, which are those of Python.
+            ViewDamaged: a stored text is not UTF-8, as whatever is loaded is.
+        """
+        try:
+            values: list[Any] = self.to_arrow().to_pylist()
+        except UnicodeDecodeError as error:
+            raise ViewDamaged(f"{self.reference} holds a text that is not UTF-8 ({error}); {LOAD_AGAIN}") from None
+        except (ValueError, OverflowError) as error:
+            raise LookupInvalid(f"{self.reference} holds a time that Python has not ({error}); ask for Arrow") from None
+        return values
 
     def _null_mask(self) -> pa.Array | None:
         return pa.array(self.valid == 0) if self.nulls else None

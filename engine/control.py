@@ -9,11 +9,13 @@
 Of all views, one that cannot be reloaded holds up no other: it is answered as {"view": str, "error": …}.
 
 An error is answered with its `http_status` and {"error": {"code": name of its class, "message": str}}, the same form in
-which the worker answers its own clients.
+which the worker answers its own clients; UnknownFeature's has "what" and "name", too.
 """
 
+import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -26,7 +28,7 @@ import orjson
 import pyarrow as pa
 
 from engine import errors
-from engine.errors import AddressUnusable, ShoalError, WriterUnavailable
+from engine.errors import AddressUnusable, ShoalError, UnknownFeature, WriterUnavailable
 from engine.pushed_rows import encode_rows
 from engine.schema import ViewSchema
 
@@ -36,6 +38,8 @@ _CONNECTIONS = 256
 _RELOAD_SECONDS = 3600
 _STATUS_SECONDS = 10
 _PUSH_SECONDS = 60
+_NEXT_TRY_SECONDS = 0.05
+_MOST_WAITING_BYTES = 32 << 20
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -48,14 +52,28 @@ def writer_socket_path(store: Path) -> Path:
     return store / "run" / "writer.sock"
 
 
+def writer_answers(store: Path) -> bool:
+    """Whether a writer takes connections."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, unix_address(writer_socket_path(store)) as address:
+        try:
+            probe.connect(address)
+        except OSError:
+            return False
+        return True
+
+
 def error_document(error: ShoalError) -> dict[str, Any]:
     """The JSON form of an error."""
-    return {"error": {"code": type(error).__name__, "message": str(error)}}
+    more = {"what": error.what, "name": error.name} if isinstance(error, UnknownFeature) else {}
+    return {"error": {"code": type(error).__name__, "message": str(error)} | more}
 
 
 def error_in(document: dict[str, Any]) -> ShoalError:
     """The error in its JSON form, as an exception of the class that was met."""
-    code, message = document["error"]["code"], document["error"]["message"]
+    error = document["error"]
+    code, message = error["code"], error["message"]
+    if code == UnknownFeature.__name__ and "what" in error:
+        return UnknownFeature(message, error["what"], error["name"])
     kind = getattr(errors, code, ShoalError)
     return (kind if isinstance(kind, type) and issubclass(kind, ShoalError) else ShoalError)(message)
 
@@ -124,9 +142,15 @@ def _remove_stale_socket(path: Path, address: str) -> None:
 
 class WriterClient:
     """Asks the writer process of a store. Each call makes a connection of its own, so that a script may use
-    `asyncio.run(WriterClient(store).status())`; inside `async with` connections are kept for the next call."""
+    `asyncio.run(WriterClient(store).status())`; inside `async with` connections are kept for the next call.
 
-    def __init__(self, store: str | os.PathLike[str]) -> None:
+    Args:
+        patience: for how many seconds a push that finds no writer waits for one.
+    """
+
+    def __init__(self, store: str | os.PathLike[str], *, patience: float = 0.0) -> None:
+        self._patience = patience
+        self._waiting_bytes = 0
         self._socket = writer_socket_path(Path(store))
         self._kept: aiohttp.ClientSession | None = None
         self._closing = AsyncExitStack()
@@ -160,8 +184,21 @@ class WriterClient:
             WriterUnavailable: no writer answers; whether it wrote the rows is not known.
             ShoalError: the writer's own error, of the class that it met.
         """
+        # By its id a push is not applied twice that was sent again because it had no answer.
         headers = {REQUEST_ID_HEADER: request_id} if request_id else {}
-        return await self._ask("POST", f"/push?view={quote(view)}", _PUSH_SECONDS, encode_rows(rows), headers)
+        body, path = encode_rows(rows), f"/push?view={quote(view)}"
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return await self._ask("POST", path, _PUSH_SECONDS, body, headers)
+            except WriterUnavailable:
+                if time.monotonic() > deadline or self._waiting_bytes + len(body) > _MOST_WAITING_BYTES:
+                    raise
+            self._waiting_bytes += len(body)
+            try:
+                await asyncio.sleep(_NEXT_TRY_SECONDS)
+            finally:
+                self._waiting_bytes -= len(body)
 
     async def define_view(self, schema: ViewSchema) -> None:
         """Have a view defined that no root publishes, or changed to this schema; raises as `reload` does."""

@@ -24,6 +24,7 @@ class DefinitionError(ShoalError):
     """views.yaml, a schema or a feature service is wrong; the message names the file and the line."""
 
     exit_code = 2
+    http_status = 400
 
 
 # --- while Shoal is set against Feast -----------------------------------------------------------------------------
@@ -186,6 +187,10 @@ class ServerRunning(ShoalError):
     """Another supervisor serves this store."""
 
 
+class ReplacementFailed(ShoalError):
+    """A server was to take the place of the one that runs, and cannot: that one goes on."""
+
+
 # --- while a request is let in ---------------------------------------------------------------------------------
 
 
@@ -220,7 +225,9 @@ class UnknownFeature(LookupInvalid):
 
     http_status = 404
 
-    def __init__(self, message: str, what: Literal["view", "feature", "service", "object"], name: str) -> None:
+    def __init__(
+        self, message: str, what: Literal["view", "feature", "service", "object"] = "object", name: str = ""
+    ) -> None:
         super().__init__(message)
         self.what = what
         self.name = name
@@ -248,7 +255,7 @@ class FeastBodyInvalid(LookupInvalid):
 
     http_status = 422
 
-    def __init__(self, message: str, details: Sequence[Any]) -> None:
+    def __init__(self, message: str, details: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.details = details
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from engine.catalog import Origin
+from engine.errors import LOAD_AGAIN, StoreDamaged
 from engine.kernels import finding, gathering
 from engine.key_columns import Entities, Hashes, KeyColumns
 from engine.layout import PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
 from engine.lookup import find_rows, read_columns
+from engine.segment import Chunk, Segment
 from engine.version import StoreVersion, ViewVersion, read_generation
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,16 +69,32 @@ def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColu
         state = int(chunk.rows[row, ROW_PRESENCE])
         histories[key].append(
             StoredRow(
-                origin=None if state & PUSHED else segment.record.origins[chunk.origin_of(row)],
+                origin=None if state & PUSHED else _origin(segment, chunk, row),
                 place=place,
                 segment=segment.record.id,
-                event_time=_EPOCH + timedelta(microseconds=event_time),
+                event_time=_instant(event_time, chunk.origin),
                 values=None if state & TOMBSTONE else {name: column[key] for name, column in values.items()},
             )
         )
 
 
+def _instant(microseconds: int, where: str) -> datetime:
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        raise StoreDamaged(
+            f"{where} has a row of {microseconds} microseconds since 1970, a time that no row has; {LOAD_AGAIN}"
+        ) from None
+
+
+def _origin(segment: Segment, chunk: Chunk, row: int) -> Origin:
+    number, origins = chunk.origin_of(row), segment.record.origins
+    if number >= len(origins):
+        raise StoreDamaged(f"{chunk.origin} has a row of origin {number}, its segment has {len(origins)}; {LOAD_AGAIN}")
+    return origins[number]
+
+
 def _values(view: ViewVersion, hashes: Hashes) -> dict[str, list[Any]]:
     names = tuple(feature.name for feature in view.record.view_schema.features)
     columns = read_columns(view, names, hashes, oldest=gathering.NO_EVENT_TIME, stale="serve").columns
-    return {name: column.to_arrow().to_pylist() for name, column in zip(names, columns, strict=True)}
+    return {name: column.to_pylist() for name, column in zip(names, columns, strict=True)}

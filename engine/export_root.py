@@ -16,16 +16,19 @@ can name no other file of the machine, neither by its path nor by a link.
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 
 from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost, ShoalError
+from engine.failpoints import reached
 from engine.manifest import FeatureServices, Manifest, PublishedFile, seal, unseal
-from engine.schema import FeatureService
+from engine.schema import FeatureService, is_name
 
 MANIFEST = "manifest.json"
 SERVICES = "services.json"
+PARTS = "part-*.parquet"
 _READ_BLOCK = 8 << 20
 
 
@@ -49,7 +52,8 @@ class ExportRoot:
         """The views that have a log, by name."""
         if not self.path.is_dir():
             return []
-        return sorted(entry.name for entry in self.path.iterdir() if (entry / "deltas").is_dir())
+        named = (entry for entry in self.path.iterdir() if is_name(entry.name))
+        return sorted(entry.name for entry in named if (entry / "deltas").is_dir())
 
     def sequence_numbers(self, view: str) -> list[int]:
         """The seqs of a view's log that are published, ascending."""
@@ -154,8 +158,22 @@ class ExportRoot:
                 f"view {view!r}: seq {manifest.seq} was published meanwhile by {self.entry(view, manifest.seq).job}; "
                 f"nothing of this run is visible, run the export again"
             ) from None
-        if manifest.kind == "snapshot":
-            _create_exclusively(self.directory(manifest) / MANIFEST, data)
+        reached("export.log-linked")
+        self.finish(manifest)
+
+    def finish(self, manifest: Manifest) -> None:
+        """Do for an entry that is in the log whatever an exporter that died at once did not come to: list a snapshot
+        among the snapshots, unless its rows were removed since, and remove the files that no manifest lists."""
+        directories = {self.directory(manifest), self._log_directory(manifest.view.name, manifest.seq)}
+        listed = {self.directory(manifest) / file.path for file in manifest.files}
+        own = self.directory(manifest) / MANIFEST
+        if own.parent.is_dir() and not own.is_file() and all(path.is_file() for path in listed):
+            with suppress(FileExistsError):
+                _create_exclusively(own, seal(manifest))
+        for directory in directories:
+            for path in (*directory.glob(PARTS), *directory.glob(f".{MANIFEST}.*")):
+                if path not in listed:
+                    path.unlink(missing_ok=True)
 
     def publish_services(self, services: tuple[FeatureService, ...]) -> None:
         """Replace the list of feature services."""
@@ -236,9 +254,15 @@ def _create_exclusively(path: Path, data: bytes) -> None:
     """Create a file whole or not at all; FileExistsError if it exists. A hard link is both atomic and exclusive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _write_aside(path, data)
+    reached("export.manifest-aside")
     try:
         os.link(temporary, path)
+    except FileNotFoundError:
+        # Whoever published it meanwhile removes what nobody lists.
+        if path.exists():
+            raise FileExistsError(path) from None
+        raise
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
     sync_directory(path.parent.parent)

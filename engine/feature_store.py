@@ -53,6 +53,7 @@ class FeatureStore:
         max_age: timedelta | None = None,
         stale: Stale = "null",
         incomplete: Incomplete = "fail",
+        max_values: int | None = None,
     ) -> LookupResult:
         """Look up features of many keys.
 
@@ -63,15 +64,26 @@ class FeatureStore:
             stale: what becomes of older rows: "serve" them, "null" their values, or "fail" the lookup.
             incomplete: what becomes of keys of which a part is null or not given: the lookup is to "fail", or they are
                 "not_found".
+            max_values: the most values, keys times features, that the answer may hold; any number if None.
 
         Raises:
             LookupInvalid, UnknownFeature: the request does not fit the store.
+            RequestTooLarge: it asks for more values, or for more features than any request may.
             ViewDamaged: the data of a view that is asked for cannot be read.
             StaleFeatures: rows are older than accepted, and `stale` is "fail".
         """
         now = time.time_ns() // 1000
         version = self.version()
-        return _lookup.lookup(version, features, entities, now=now, max_age=max_age, stale=stale, incomplete=incomplete)
+        return _lookup.lookup(
+            version,
+            features,
+            entities,
+            now=now,
+            max_age=max_age,
+            stale=stale,
+            incomplete=incomplete,
+            max_values=max_values,
+        )
 
     def lookup_matrix(
         self,
@@ -80,6 +92,7 @@ class FeatureStore:
         *,
         max_age: timedelta | None = None,
         stale: Stale = "null",
+        max_values: int | None = None,
     ) -> MatrixResult:
         """Look up numeric features of many keys straight into one matrix, faster than `lookup` and then `to_numpy`.
 
@@ -87,7 +100,9 @@ class FeatureStore:
         if that holds all the types asked for exactly, and float64 otherwise.
         """
         now = time.time_ns() // 1000
-        return _matrix_lookup.lookup_matrix(self.version(), features, entities, now=now, max_age=max_age, stale=stale)
+        return _matrix_lookup.lookup_matrix(
+            self.version(), features, entities, now=now, max_age=max_age, stale=stale, max_values=max_values
+        )
 
     def version(self) -> StoreVersion:
         """The newest committed version."""

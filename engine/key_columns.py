@@ -147,10 +147,10 @@ def key_array(key: JoinKey, values: Any) -> pa.Array:
         if column.type != wanted:
             if len(column) and not _fits(column.type, wanted):
                 raise LookupInvalid(
-                    f"entity {key.name!r} must be {key.type}, but holds {column.type}, such as {column[0].as_py()!r}"
+                    f"entity {key.name!r} must be {key.type}, but holds {column.type}, such as {example_of(column)}"
                 )
             column = column.cast(wanted)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise LookupInvalid(f"entity {key.name!r} must be {key.type}: {error}") from None
     return column
 
@@ -164,3 +164,12 @@ def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
     if pa.types.is_int64(wanted):
         return bool(pa.types.is_integer(given))
     return bool(pa.types.is_string(given) or pa.types.is_large_string(given) or pa.types.is_string_view(given))
+
+
+def example_of(values: pa.Array) -> str:
+    """A value of an array that is not null, as a message shows it."""
+    # One by one: all of them, where a type repeats a value, may take more memory than there is.
+    try:
+        return repr(next((value.as_py() for value in values if value.is_valid), None))
+    except (ValueError, OverflowError, pa.ArrowException):
+        return "one that Python has not"

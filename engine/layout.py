@@ -65,6 +65,7 @@ _STORAGE = {
     "float64": Storage.WORD_8,
     "timestamp": Storage.WORD_8,
 }
+_ITEM_WIDTHS = {"list<int64>": 8, "list<float32>": 4}
 _WIDTH = {Storage.BYTE: 1, Storage.WORD_4: 4, Storage.WORD_8: 8, Storage.HEAP: 8}
 
 
@@ -77,6 +78,11 @@ def width_of(feature_type: str) -> int:
     """The bytes that a feature of this type takes in a row."""
     size = embedding_size(feature_type)
     return 4 * size if size else _WIDTH[storage_of(feature_type)]
+
+
+def item_width(feature_type: str) -> int:
+    """The bytes of which a value in the heap has a multiple: of those of numbers in a list, of one else."""
+    return _ITEM_WIDTHS.get(feature_type, 1)
 
 
 class RowLayout:
@@ -164,10 +170,10 @@ class ChunkHeader:
             (self.key_offsets, 4 * (self.rows + 1)),
             (self.directory, 4 * (self.buckets + 1)),
             (self.origins, 2 * self.rows if self.origins else 0),
-            (self.heap, 0),
             (self.keys, 0),
         )
-        if self.rows < 1 or self.total > size or any(start + length > self.total for start, length in needed):
+        fits = self.total <= size and all(start + length <= self.total for start, length in needed)
+        if self.rows < 1 or self.heap > self.keys or not fits:
             raise StoreDamaged(f"{origin}: its sections do not fit into its {size} bytes; {LOAD_AGAIN}")
         hashes = self.max_hash - self.min_hash
         if hashes < 0 or self.shift > 63 or hashes >> self.shift >= self.buckets:

@@ -13,18 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.column import ViewRows
-from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
+from engine.errors import LOAD_AGAIN, LookupInvalid, RequestTooLarge, StaleFeatures, UnknownFeature, ViewDamaged
 from engine.kernels import answering, finding, gathering
 from engine.kernels.memory import address_of
 from engine.key_columns import Entities, Hashes, Incomplete, KeyColumns
+from engine.layout import item_width
 from engine.result import HeapValues, LookupResult, ViewColumns
+from engine.schema import Feature, embedding_size
 from engine.version import LookupPlan, StoreVersion, ViewVersion, remembered
 
 Stale = Literal["serve", "null", "fail"]
 """What becomes of rows older than the age asked for: served all the same, answered as null, or the lookup fails."""
 
 _STALE = get_args(Stale)
-_MAX_HEAP_COLUMN = 2**31 - 1
+_MAX_HEAP_BYTES = 2**31 - 1
+
+MAX_FEATURES = 10_000
+"""A request may ask for so many features: what it asks for is kept for the next like it, with all that belongs to each
+feature."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> li
             raise UnknownFeature(message, "service", features)
         features = service.features
     references: list[str] = []
+    if len(features) > MAX_FEATURES:
+        raise _too_many_features(len(features))
     for reference in features:
         view, separator, name = reference.partition(":")
         if not separator or not view or not name:
@@ -59,9 +67,24 @@ def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> li
             references += [f"{view}:{feature.name}" for feature in version.view(view).record.view_schema.features]
         else:
             references.append(reference)
+        if len(references) > MAX_FEATURES:
+            raise _too_many_features(len(references))
     if not references:
         raise LookupInvalid("no features were asked for; name some as view:feature, or a feature service")
     return references
+
+
+def _too_many_features(count: int) -> RequestTooLarge:
+    return RequestTooLarge(f"{count} features or more were asked for, a request takes {MAX_FEATURES}; ask in parts")
+
+
+def check_values(keys: int, values_per_key: int, max_values: int | None) -> None:
+    """Raise RequestTooLarge if an answer would hold more values than `max_values`."""
+    if max_values is not None and keys * values_per_key > max_values:
+        raise RequestTooLarge(
+            f"{keys} keys with {values_per_key} values each are {keys * values_per_key} values, an answer holds "
+            f"{max_values}; ask in parts, or raise the server's max_values"
+        )
 
 
 def lookup(
@@ -73,6 +96,7 @@ def lookup(
     max_age: timedelta | None = None,
     stale: Stale = "null",
     incomplete: Incomplete = "fail",
+    max_values: int | None = None,
 ) -> LookupResult:
     """Look up features of many keys in one version of the store.
 
@@ -83,14 +107,17 @@ def lookup(
         max_age: the age that the caller accepts, instead of each view's TTL.
         stale: what becomes of rows that are older.
         incomplete: what becomes of keys of which a part is null or not given.
+        max_values: the most values that the answer may hold; any number if None.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
+        RequestTooLarge: it asks for more values, or for too many features.
         StaleFeatures: rows are older than accepted, and `stale` is "fail".
     """
     check_stale(stale)
     plan = _plan(version, features)
     keys = KeyColumns(entities, incomplete)
+    check_values(keys.count, plan.values_per_key, max_values)
     parts = []
     for view_name, names in plan.features.items():
         view = version.view(view_name)
@@ -122,10 +149,10 @@ def refuse_stale(view: ViewVersion, too_old: int, keys: int) -> StaleFeatures:
 def _plan(version: StoreVersion, features: str | Sequence[str]) -> LookupPlan:
     """The plan of a request, made once per version for all requests that ask for the same."""
     asked = features if isinstance(features, str) else tuple(features)
-    return remembered(version.plans, asked, lambda: _make_plan(resolve_features(version, features)))
+    return remembered(version.plans, asked, lambda: _make_plan(version, resolve_features(version, features)))
 
 
-def _make_plan(references: Sequence[str]) -> LookupPlan:
+def _make_plan(version: StoreVersion, references: Sequence[str]) -> LookupPlan:
     names: dict[str, list[str]] = {}
     places = []
     for reference in references:
@@ -135,7 +162,11 @@ def _make_plan(references: Sequence[str]) -> LookupPlan:
         of_view.append(name)
     part_of = {view: part for part, view in enumerate(names)}
     order = tuple((part_of[view], column) for view, column in places)
-    return LookupPlan(tuple(references), {view: tuple(of_view) for view, of_view in names.items()}, order)
+    features = (version.view(view).feature(name) for view, of_view in names.items() for name in of_view)
+    widths = (embedding_size(feature.type) or 1 for feature in features)
+    return LookupPlan(
+        tuple(references), {view: tuple(of_view) for view, of_view in names.items()}, order, values_per_key=sum(widths)
+    )
 
 
 def find_rows(view: ViewVersion, hashes: Hashes) -> FoundRows:
@@ -183,17 +214,39 @@ def read_columns(
     )
     if too_old and stale == "fail":
         raise refuse_stale(view, too_old, keys)
-    heap = {index: _copy_from_heap(address_of(arena) + int(starts[index]), valid[index]) for index in program.in_heap}
+    heap: dict[int, HeapValues] = {}
+    room = _MAX_HEAP_BYTES
+    for index in program.in_heap:
+        references = address_of(arena) + int(starts[index])
+        heap[index] = _copy_from_heap(view, program.features[index], references, valid[index], room)
+        room -= heap[index].data.size
     rows = ViewRows(view.name, status, event_time)
     return ViewColumns(rows, program, arena, starts, valid, nulls, counts, heap)
 
 
-def _copy_from_heap(references: int, valid: npt.NDArray[np.uint8]) -> HeapValues:
-    """Copy the values that a gathered column, at address `references`, refers to."""
+def _copy_from_heap(
+    view: ViewVersion, feature: Feature, references: int, valid: npt.NDArray[np.uint8], room: int
+) -> HeapValues:
+    """Copy the values of a feature that its gathered column, at address `references`, refers to, if they take no more
+    than `room` bytes."""
     offsets = np.empty(valid.size + 1, np.int64)
-    size = gathering.heap_offsets(references, valid, offsets)
-    if size > _MAX_HEAP_COLUMN:
-        raise LookupInvalid(f"one feature's values take {size} bytes, an answer holds 2 GiB of each; ask in parts")
+    size = gathering.heap_offsets(references, valid, offsets, item_width(feature.type))
+    if size == gathering.MISFIT:
+        raise _misfit(view, feature)
+    if size > room:
+        raise RequestTooLarge(
+            f"the values of feature {feature.name!r} take {size} bytes more, an answer holds 2 GiB of texts, bytes and "
+            f"lists of a view; ask in parts"
+        )
     data = np.empty(size, np.uint8)
     gathering.copy_heap(references, offsets, address_of(data))
+    if feature.type == "list<string>" and not gathering.string_lists_fit(address_of(data), offsets):
+        raise _misfit(view, feature)
     return HeapValues(data, offsets.astype(np.int32))
+
+
+def _misfit(view: ViewVersion, feature: Feature) -> ViewDamaged:
+    return ViewDamaged(
+        f"view {view.name!r}: a stored value of feature {feature.name!r} is none: it leads out of its chunk, or its "
+        f"lengths do not add up; `shoal verify` finds all that is damaged, and {LOAD_AGAIN}"
+    )

@@ -5,12 +5,11 @@ sorted. `engine.export_root` says where documents lie and how they come to be.
 """
 
 import itertools
-from datetime import datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import orjson
 import xxhash
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engine.errors import ManifestInvalid
 from engine.schema import FeatureService, ViewSchema
@@ -62,8 +61,8 @@ class Manifest(BaseModel):
     rows: int = Field(ge=0)
     tombstones: int = Field(ge=0)
     files: tuple[PublishedFile, ...]
-    watermark: datetime | None
-    published_at: datetime
+    watermark: AwareDatetime | None
+    published_at: AwareDatetime
     job: str
     inputs: tuple[str, ...]
     state: PlainFileName | None = None
@@ -117,7 +116,10 @@ def unseal(data: bytes, model: type[Document], origin: str) -> Document:
     if not isinstance(content, dict):
         raise ManifestInvalid(f"{origin} is not a JSON object; publish it again")
     stated = content.pop("checksum", None)
-    found = _checksum(content)
+    try:
+        found = _checksum(content)
+    except TypeError as error:
+        raise ManifestInvalid(f"{origin} holds what no manifest does: {error}; publish it again") from None
     if stated != found:
         raise ManifestInvalid(
             f"{origin} was changed after it was published: its checksum is {found}, it states {stated}"

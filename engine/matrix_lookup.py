@@ -10,7 +10,7 @@ from engine.errors import LookupInvalid
 from engine.kernels import answering
 from engine.kernels.gathering import STATUSES
 from engine.key_columns import Entities, KeyColumns
-from engine.lookup import Stale, check_stale, oldest_accepted, refuse_stale, resolve_features
+from engine.lookup import Stale, check_stale, check_values, oldest_accepted, refuse_stale, resolve_features
 from engine.result import MatrixResult
 from engine.schema import Feature, embedding_size
 from engine.segment import matrix_width
@@ -25,6 +25,7 @@ def lookup_matrix(
     now: int,
     max_age: timedelta | None = None,
     stale: Stale = "null",
+    max_values: int | None = None,
 ) -> MatrixResult:
     """Look up numeric features of many keys as one matrix; arguments and errors are those of `lookup`.
 
@@ -37,6 +38,7 @@ def lookup_matrix(
     check_stale(stale)
     plan = _matrix_plan(version, features)
     keys = KeyColumns(entities)
+    check_values(keys.count, plan.columns, max_values)
     result = np.empty((keys.count, plan.columns), plan.dtype)
     views, value_counts = {}, {}
     for view_name, program in plan.programs.items():

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import LookupInvalid, PushInvalid
-from engine.key_columns import KeyColumns, key_array
+from engine.key_columns import KeyColumns, example_of, key_array
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import MAX_HEAP_VALUE
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
@@ -25,6 +25,14 @@ from engine.version import ViewVersion
 
 EVENT_TIME_COLUMN = "event_timestamp"
 """What a client calls the event time of its rows; where it is left out, they are of the moment they arrive."""
+
+_OWN_COLUMNS: Mapping[str, pa.DataType] = {
+    KEY_HASH: pa.int64(),
+    KEY_HASH_2: pa.int64(),
+    EVENT_TIMESTAMP: pa.timestamp("us", tz="UTC"),
+    TOMBSTONE: pa.bool_(),
+}
+"""What every batch has that reaches the writer."""
 
 _PLAIN_KINDS: Mapping[str, set[type]] = {
     "bool": {bool, NoneType},
@@ -105,9 +113,19 @@ def decode_rows(body: bytes) -> list[pa.RecordBatch]:
         while source.tell() < len(body):
             with pa.ipc.open_stream(source) as stream:
                 batches += list(stream)
-    except pa.ArrowInvalid as error:
+        for batch in batches:
+            batch.validate(full=True)
+            _check_own_columns(batch)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PushInvalid(f"the body is no Arrow stream: {error}") from None
     return batches
+
+
+def _check_own_columns(batch: pa.RecordBatch) -> None:
+    for name, wanted in _OWN_COLUMNS.items():
+        index = batch.schema.get_field_index(name)  # -1 also where there are two.
+        if index < 0 or batch.schema.field(index).type != wanted or batch.column(index).null_count:
+            raise PushInvalid(f"the rows have not one column {name!r} of {wanted} without nulls; a worker sends it")
 
 
 def _batch(
@@ -163,9 +181,7 @@ def _timestamps(name: str, values: Any) -> pa.Array:
     values = _inferred(name, values)
     if pa.types.is_null(values.type) or pa.types.is_timestamp(values.type):
         return _cast(name, "timestamp", values, _TIMESTAMP)
-    raise PushInvalid(
-        f"column {name!r} holds {values.type}, such as {values[0].as_py()!r}; give timestamps in ISO 8601"
-    )
+    raise PushInvalid(f"column {name!r} holds {values.type}, such as {example_of(values)}; give timestamps in ISO 8601")
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -190,12 +206,15 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
     array = _inferred(name, values)
     to = pa.list_(pa.float32()) if size else arrow_type(wanted)
     if not _is_kind_of(array.type, to):
-        example = next((value for value in array.to_pylist() if value is not None), None)
-        raise PushInvalid(f"column {name!r} must be {wanted}, but holds {array.type}, such as {example!r}")
+        raise PushInvalid(f"column {name!r} must be {wanted}, but holds {array.type}, such as {example_of(array)}")
+    holds_lists = pa.types.is_list(to) and not pa.types.is_null(array.type)
+    if holds_lists and pa.types.is_null(array.type.value_type) and len(array.flatten()):
+        # Before they are cast: nulls take no memory, however many, and numbers do.
+        raise _null_in_list(name)
     array = _cast(name, wanted, array, to)
     if pa.types.is_list(array.type):
         if array.flatten().null_count:
-            raise PushInvalid(f"column {name!r} has a list that holds null; leave such items out")
+            raise _null_in_list(name)
         lengths = pc.list_value_length(array)
         if size and not pc.all(pc.equal(lengths, size), min_count=0).as_py():
             raise PushInvalid(f"column {name!r} must be {wanted}: a list in it has another length than {size}")
@@ -203,6 +222,10 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
     if longest > MAX_HEAP_VALUE:
         raise PushInvalid(f"column {name!r} has a value of {longest} bytes, a value has at most {MAX_HEAP_VALUE}")
     return array
+
+
+def _null_in_list(name: str) -> PushInvalid:
+    return PushInvalid(f"column {name!r} has a list that holds null; leave such items out")
 
 
 def _plain_array(wanted: str, values: Any) -> pa.Array | None:

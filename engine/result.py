@@ -142,4 +142,4 @@ class LookupResult:
 
     def to_pydict(self) -> dict[str, list[Any]]:
         """The values as Python objects, a list a feature, None where absent."""
-        return {column.reference: column.to_arrow().to_pylist() for column in self.columns}
+        return {column.reference: column.to_pylist() for column in self.columns}

@@ -4,6 +4,7 @@
     <store>/run/server.lock    held by the supervisor and its children for as long as any of them lives
     <store>/run/metrics/       the workers' counters (see `engine.server.metrics`)
     <store>/run/writer.sock    see `engine.control`
+    <store>/run/supervisor.sock    see `engine.handover`
 
 None of it is part of the data: without a running server it may go. It is its user's alone, since who reaches the
 writer's socket can give orders.
@@ -19,10 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from engine.environment import make_directory
 from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid
+from engine.failpoints import reached
 
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
@@ -36,11 +38,11 @@ class ServerRecord(BaseModel):
     http:// address, or unix: and a path), and the processes that it runs now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    pid: int
+    pid: PositiveInt
     started_at: float
     address: str
-    workers: tuple[int, ...] = ()
-    writer: int | None = None
+    workers: tuple[PositiveInt, ...] = ()
+    writer: PositiveInt | None = None
 
 
 def run_path(store: Path) -> Path:
@@ -89,7 +91,9 @@ def write_server_record(store: Path, record: ServerRecord) -> None:
     path = _record_path(store)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(record.model_dump_json())
+    reached("server.record-aside")
     temporary.replace(path)
+    reached("server.recorded")
 
 
 def remove_server_record(store: Path) -> None:
@@ -98,15 +102,20 @@ def remove_server_record(store: Path) -> None:
 
 
 @contextmanager
-def serving(store: Path) -> Iterator[None]:
-    """The right to serve a store. Children inherit it over a fork, so that a supervisor that was killed is succeeded
-    only when its children are gone too, which is waited for.
+def serving(store: Path, inherited: int | None = None) -> Iterator[int]:
+    """The right to serve a store, as a descriptor that may be passed on; `inherited` is one that was. Children inherit
+    it over a fork, so that a supervisor that was killed is succeeded only when its children are gone too, which is
+    waited for.
 
     Raises:
         RunDirectoryPrivate: another user writes to the store.
         ServerRunning: another server has it.
         SettingsInvalid: the store's directory cannot be written to.
     """
+    if inherited is not None:
+        with os.fdopen(inherited, "w") as lock:
+            yield lock.fileno()
+        return
     try:
         lock_file = (make_run_directory(store) / "server.lock").open("w")
     except OSError as error:
@@ -121,14 +130,22 @@ def serving(store: Path) -> Iterator[None]:
                 record = read_server_record(store)
                 if record is not None or time.monotonic() > deadline:
                     who = f"process {record.pid} at {record.address}" if record else "another server"
-                    raise ServerRunning(f"{store} is served by {who}; stop it first") from None
+                    raise ServerRunning(
+                        f"{store} is served by {who}; stop it first, or take its place: --replace"
+                    ) from None
                 time.sleep(_LOCK_POLL_SECONDS)
-        yield
+        reached("server.locked")
+        yield lock.fileno()
+
+
+def metrics_path(store: Path) -> Path:
+    """The directory of the workers' counters."""
+    return run_path(store) / "metrics"
 
 
 def clear_metrics(store: Path) -> Path:
     """The directory of the workers' counters, empty."""
-    path = run_path(store) / "metrics"
+    path = metrics_path(store)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path

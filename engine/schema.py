@@ -18,6 +18,12 @@ NAME_PATTERN = "[A-Za-z][A-Za-z0-9_]{0,127}"
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 """A view's, feature's, join key's or feature service's name: a letter, then letters, digits and underscores."""
 
+
+def is_name(text: str) -> bool:
+    """Whether a text is such a name."""
+    return re.fullmatch(NAME_PATTERN, text) is not None
+
+
 JoinKeyType = Literal["string", "int64"]
 
 SCALAR_TYPES: dict[str, pa.DataType] = {

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import xxhash
 
 from engine.catalog import SegmentRecord
-from engine.errors import StoreDamaged
+from engine.errors import LOAD_AGAIN, StoreDamaged
 from engine.kernels import finding, gathering, matrix
 from engine.kernels.gathering import Operation
 from engine.kernels.matrix import Number
@@ -64,6 +64,7 @@ class Chunk:
         row[finding.HEAP] = self.address + header.heap
         row[finding.SEGMENT] = segment
         row[finding.ROWS] = header.rows
+        row[finding.HEAP_SIZE] = header.keys - header.heap
         return row
 
     def section(self, start: int, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
@@ -127,6 +128,26 @@ class Segment:
 
     record: SegmentRecord
     chunks: Sequence[Chunk]
+
+    def __post_init__(self) -> None:
+        """Check what the kernels rely on of chunks together.
+
+        Raises:
+            StoreDamaged: a chunk has rows of another layout than the record's, or is not behind the one before.
+        """
+        stride, behind = RowLayout(self.record.view_schema).stride, None
+        for chunk in self.chunks:
+            if chunk.header.stride != stride:
+                raise StoreDamaged(
+                    f"{chunk.origin} has rows of {chunk.header.stride} bytes, those of its schema take {stride}; "
+                    f"{LOAD_AGAIN}"
+                )
+            if behind is not None and chunk.header.min_hash <= behind:
+                raise StoreDamaged(
+                    f"{chunk.origin} begins at the hash {chunk.header.min_hash}, the chunk before it ends at {behind}; "
+                    f"{LOAD_AGAIN}"
+                )
+            behind = chunk.header.max_hash
 
     def instructions(self, features: Sequence[Feature]) -> list[list[int]]:
         """How each of `features` is gathered from this segment's rows (see `engine.kernels.gathering`)."""

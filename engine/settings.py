@@ -28,11 +28,14 @@ class ServerSettings(BaseModel):
     workers: int = Field(
         default_factory=_usable_cores, ge=1, le=512, description="worker processes; as many as there are cores"
     )
+    replace: bool = Field(
+        default=False, description="take the place of the server of this store, if one runs: see docs/replacing.md"
+    )
     drain_seconds: float = Field(
         default=30.0, ge=0, description="how long requests under way may take to finish when the server stops"
     )
     silent_seconds: float = Field(
-        default=30.0, gt=2, description="how long a worker may give no sign of life until it is replaced"
+        default=30.0, gt=2, description="how long a process may give no sign of life until it is replaced"
     )
     max_body_bytes: int = Field(default=32 << 20, gt=0, description="the largest request body that is taken")
     max_keys: int = Field(default=100_000, gt=0, description="the most keys that one request may ask for")
@@ -44,6 +47,11 @@ class ServerSettings(BaseModel):
     max_connections: int = Field(default=1000, ge=1, description="the most connections that one worker keeps")
     patience_seconds: float = Field(
         default=30.0, gt=0, description="how long a client may take to send a request's head, or its body"
+    )
+    max_values: int = Field(
+        default=20_000_000,
+        gt=0,
+        description="the most values, keys times features, that an answer may hold; an embedding counts as its numbers",
     )
     feast_strict: bool = Field(
         default=False, description="answer Feast's clients to the letter, losses included: see docs/feast.md"

@@ -1,17 +1,19 @@
 """The supervisor: starts the writer and the workers, replaces those that die or fall silent, and lets them drain.
 
 It serves nothing and opens no store. Children are forked, so that they share what was imported and compiled; each opens
-the store for itself.
+the store for itself. It may take the place of another supervisor, and leave its own to a third: see `engine.handover`.
 
 Signals: SIGTERM and SIGINT drain (a second one ends all at once), SIGHUP makes the writer look for news.
 
 Two pipes tie the processes together. Only the supervisor holds the writing end of the first: when that closes, however
-the supervisor died, its children end. Into the second the workers write their process ids as signs of life.
+the supervisor died, its children end. Into the second the children write their process ids as signs of life: a worker
+from its event loop, for it serves no more if that hangs; the writer from a thread, as it may be long about its work.
 """
 
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import struct
@@ -24,7 +26,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine.errors import ShoalError
+from engine.control import writer_answers
+from engine.errors import ReplacementFailed, ShoalError
+from engine.failpoints import reached
+from engine.handover import Inheritance, Succession, Takeover
 from engine.run_directory import (
     ServerRecord,
     remove_server_record,
@@ -39,6 +44,8 @@ Beat = Callable[[], None]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _TICK_SECONDS = 0.25
+_HANDOVER_TICK_SECONDS = 0.02
+_BEAT_SECONDS = 1.0
 _QUICK_DEATH_SECONDS = 10.0
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 30.0
@@ -52,8 +59,9 @@ class _Child:
 
     name: str
     main: Callable[[], None]
-    beats: bool
+    is_worker: bool
     pid: int | None = None
+    answers: bool = False
     started: float = 0.0
     last_sign: float = 0.0
     delay: float = 0.0
@@ -61,13 +69,15 @@ class _Child:
 
 
 class Supervisor:
-    """Runs `workers` processes of `work(place, beat)`, place 0 … workers - 1, and one of `write`, if given.
+    """Runs `workers` processes of `work(place, beat, on_trial)`, place 0 … workers - 1, and one of `write`, if given.
+    A worker is on trial while another server serves the store.
 
     Args:
         store: the store whose run directory gets the server's record.
         listener: the socket that the workers accept from.
-        address: what the record says of it.
-        silent_seconds: a worker that does not beat for so long is killed and replaced.
+        inheritance: what a server gets that takes the place of this one.
+        takeover: how this one takes another's, which serves the store still.
+        silent_seconds: a child that gives no sign of life for so long is killed and replaced.
         drain_seconds: how long workers may go on once they were told to stop.
         refresh: called several times a second, so that what a new child inherits is not out of date.
         bury: told the process id of every worker that is gone.
@@ -77,11 +87,12 @@ class Supervisor:
         self,
         store: Path,
         listener: socket.socket,
-        address: str,
+        inheritance: Inheritance,
         *,
         workers: int,
-        work: Callable[[int, Beat], None],
+        work: Callable[[int, Beat, bool], None],
         write: Callable[[], None] | None,
+        takeover: Takeover | None,
         silent_seconds: float,
         drain_seconds: float,
         refresh: Callable[[], None],
@@ -89,7 +100,15 @@ class Supervisor:
     ) -> None:
         self._store = store
         self._listener = listener
-        self._record = ServerRecord(pid=os.getpid(), started_at=started_at(), address=address)
+        self._inheritance = inheritance
+        self._takeover = takeover
+        self._succession: Succession | None = None
+        self._gave_up_writing: float | None = None
+        """When a successor asked for it."""
+        self.serves = False
+        """Whether the store is this server's: it is another's before a takeover is over, and once a successor came."""
+        self._work = work
+        self._record = ServerRecord(pid=os.getpid(), started_at=started_at(), address=inheritance.address)
         self._written: ServerRecord | None = None
         self._silent_seconds = silent_seconds
         self._drain_seconds = drain_seconds
@@ -100,23 +119,36 @@ class Supervisor:
         for end in self._signs:
             os.set_blocking(end, False)
         self._workers = [
-            _Child(f"worker {place}", partial(work, place, self._beat), beats=True) for place in range(workers)
+            _Child(f"worker {place}", partial(self._work_at, place), is_worker=True) for place in range(workers)
         ]
-        self._writer = _Child("writer", write, beats=False) if write else None
+        self._writer = _Child("writer", write, is_worker=False) if write else None
 
     def run(self) -> None:
-        """Supervise until told to stop; then every child is gone."""
+        """Supervise until told to stop; then every child is gone.
+
+        Raises:
+            ReplacementFailed: the server whose place this one was to take goes on.
+        """
         previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         # What is there now stays for ever: the collector would only make every child copy its pages.
         gc.collect()
         gc.freeze()
         try:
-            while not self._tick():
-                pass
-            self._drain()
+            if self._takeover is None:
+                self._begin_to_serve()
+            try:
+                while not self._tick():
+                    pass
+            finally:
+                # Workers on trial have answered requests already.
+                self._drain()
         finally:
             self._kill(self._children)
-            remove_server_record(self._store)
+            if self.serves:
+                remove_server_record(self._store)
+            for ties in (self._takeover, self._succession):
+                if ties is not None:
+                    ties.close()
             for end in (*self._lifeline, *self._signs):
                 os.close(end)
             gc.unfreeze()
@@ -129,15 +161,20 @@ class Supervisor:
     # --- while it serves -------------------------------------------------------------------------------------
 
     def _tick(self) -> bool:
-        """Set right what is not, then wait a little for a signal; returns whether it was one to stop."""
+        """Set right what is not, then wait a little for a signal; returns whether it is time to stop."""
         self._reap(replace=True)
         self._kill_silent()
         self._refresh()
+        self._take_over()
+        if self._heed_successor():
+            return True
         for child in self._children:
-            if child.pid is None and child.due <= time.monotonic():
+            if child.pid is None and child.due <= time.monotonic() and (child.is_worker or self._may_write):
                 self._start(child)
-        self._write_record()
-        received = signal.sigtimedwait(_SIGNALS, _TICK_SECONDS)
+        if self.serves:
+            self._write_record()
+        hands_over = self._takeover is not None or (self._succession is not None and self._succession.has_successor)
+        received = signal.sigtimedwait(_SIGNALS, _HANDOVER_TICK_SECONDS if hands_over else _TICK_SECONDS)
         if received is None or received.si_signo == signal.SIGCHLD:
             return False
         if received.si_signo == signal.SIGHUP:
@@ -147,9 +184,11 @@ class Supervisor:
         return True
 
     def _start(self, child: _Child) -> None:
+        child.answers = False
         child.started = child.last_sign = time.monotonic()
         try:
             child.pid = self._fork(child)
+            reached("server.forked")
         except OSError as error:
             child.due = child.started + _LONGEST_DELAY_SECONDS
             log.error("%s cannot be started: %s; again in %g s", child.name, error, _LONGEST_DELAY_SECONDS)
@@ -165,10 +204,18 @@ class Supervisor:
             if not pid:
                 continue
             child.pid = None
-            if child.beats:
+            if child.is_worker:
                 self._bury(pid)
             if not replace:
                 continue
+            if child is self._writer and self._gave_up_writing is not None:
+                log.info("%s, pid %d, has stopped for the next server's", child.name, pid)
+                continue
+            if self._takeover is not None:
+                raise ReplacementFailed(
+                    f"{child.name} of the new server {_manner_of_death(status)}; the server that was to be replaced "
+                    f"goes on"
+                )
             now = time.monotonic()
             quick = now - child.started < _QUICK_DEATH_SECONDS
             child.delay = min(max(2 * child.delay, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS) if quick else 0.0
@@ -182,9 +229,9 @@ class Supervisor:
             while data := os.read(self._signs[0], 4096):
                 signs |= {pid for (pid,) in _PID.iter_unpack(data)}
         now = time.monotonic()
-        for child in self._workers:
+        for child in self._children:
             if child.pid in signs:
-                child.last_sign = now
+                child.answers, child.last_sign = True, now
             elif child.pid is not None and now - child.last_sign > self._silent_seconds:
                 log.error("%s, pid %d, gave no sign of life for %g s", child.name, child.pid, self._silent_seconds)
                 os.kill(child.pid, signal.SIGKILL)
@@ -209,11 +256,63 @@ class Supervisor:
                 log.error("the server's record cannot be written: %s", error)
             self._written = record
 
+    # --- from one server to the next -----------------------------------------------------------------------------
+
+    @property
+    def _may_write(self) -> bool:
+        return self._gave_up_writing is None and (self._takeover is None or self._takeover.may_write)
+
+    def _begin_to_serve(self) -> None:
+        self.serves = True
+        try:
+            self._succession = Succession(self._store, self._inheritance)
+        except OSError as error:
+            log.error("no other server will be able to take the place of this one: %s", error)
+
+    def _take_over(self) -> None:
+        """Go on with taking another server's place, if that is what happens."""
+        if self._takeover is None:
+            return
+        workers_answer = all(child.answers for child in self._workers)
+        if self._takeover.is_over(workers_answer=workers_answer, writer_answers=lambda: writer_answers(self._store)):
+            self._takeover.close()
+            self._takeover = None
+            self._begin_to_serve()
+            log.info("took over")
+
+    def _heed_successor(self) -> bool:
+        """Do as a successor orders; returns whether it has taken over."""
+        if self._succession is None:
+            return False
+        order = self._succession.poll()
+        if order == "leave":
+            log.info("another server has taken over: draining for up to %g s", self._drain_seconds)
+            self.serves = False
+            return True
+        if order == "writer":
+            self._gave_up_writing = time.monotonic()
+            if self._writer is not None and self._writer.pid is not None:
+                self._signal(self._writer, signal.SIGTERM)
+        if self._gave_up_writing is None:
+            return False
+        if not self._succession.has_successor:
+            log.error("the server that was to take over has gone; this one goes on")
+            self._gave_up_writing = None
+        elif self._writer is None or self._writer.pid is None:
+            self._succession.confirm_writer()
+        elif time.monotonic() > self._gave_up_writing + _WRITER_STOP_SECONDS:
+            self._kill([self._writer])
+        return False
+
     # --- at the end ------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         """Workers finish what is under way; then the writer, which they may still need, stops too."""
         self._listener.close()
+        if self._takeover is not None:
+            # The old server's writer is to be back for what waits in the workers.
+            self._kill([self._writer] if self._writer is not None else [])
+            self._takeover.close()
         if self._stop(self._workers, self._drain_seconds) and self._writer:
             self._stop([self._writer], _WRITER_STOP_SECONDS)
 
@@ -281,14 +380,24 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.close(self._lifeline[1])
         os.close(self._signs[0])
-        if not child.beats:
+        if self._succession is not None:
+            self._succession.close()
+        if self._takeover is not None:
+            self._takeover.close()
+        if not child.is_worker:
             # The address would seem to be served for as long as the writer has it open.
             self._listener.close()
-        threading.Thread(target=self._end_with_supervisor, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._lead_life, args=[child], name="lifeline", daemon=True).start()
         child.main()
 
-    def _end_with_supervisor(self) -> None:
-        os.read(self._lifeline[0], 1)
+    def _work_at(self, place: int) -> None:
+        self._work(place, self._beat, self._takeover is not None)
+
+    def _lead_life(self, child: _Child) -> None:
+        """End with the supervisor, and tell it of the writer's life until then."""
+        while not select.select([self._lifeline[0]], [], [], _BEAT_SECONDS)[0]:
+            if not child.is_worker:
+                self._beat()
         os._exit(1)
 
     def _beat(self) -> None:

@@ -84,11 +84,12 @@ class MatrixPlan:
 @dataclass(frozen=True)
 class LookupPlan:
     """What a request wants: references in the order asked, features by view, and for each reference its view's position
-    and its own position in that view."""
+    and its own position in that view. An embedding counts among `values_per_key` as its numbers."""
 
     references: tuple[str, ...]
     features: Mapping[str, tuple[str, ...]]
     order: tuple[tuple[int, int], ...]
+    values_per_key: int
 
 
 class ViewVersion:
@@ -317,7 +318,7 @@ def read_generation(store: Path, record: catalog.SegmentRecord) -> Segment:
     The checksums are left alone: taking them would read all of it, at each start of each process. `shoal verify` does.
 
     Raises:
-        StoreDamaged: its file is missing or cut short, or a chunk's header is wrong.
+        StoreDamaged: its file is missing or cut short, a chunk's header is wrong, or it is another file.
         StoreUnreadable: the system refuses to map it now.
     """
     path = generation_path(store, record.view_schema.name, record.id)
@@ -328,4 +329,10 @@ def read_generation(store: Path, record: catalog.SegmentRecord) -> Segment:
             f"{LOAD_AGAIN}"
         )
     chunks = [Chunk(content[offset:], f"{path} chunk {number}") for number, offset in enumerate(record.offsets)]
+    rows = sum(chunk.header.rows for chunk in chunks)
+    if rows != record.rows + record.tombstones:
+        # A repair that died had built it again, cut into other chunks, and not come to tell the catalog.
+        raise StoreDamaged(
+            f"generation {path} has {rows} rows where the catalog says {record.rows + record.tombstones}; {LOAD_AGAIN}"
+        )
     return Segment(record, chunks)

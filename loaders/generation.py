@@ -28,6 +28,7 @@ from engine.environment import (
 )
 from engine.errors import FileDamaged, StoreDamaged
 from engine.export_root import sync_directory
+from engine.failpoints import reached
 from engine.layout import RowLayout
 from engine.schema import ViewSchema
 from engine.segment import Chunk, Segment
@@ -76,6 +77,7 @@ class GenerationBuilder:
             keys = (chunk_key(generation_id, number) for number in itertools.count())
             values = [StoredValue(key, chunk.offset, chunk.size) for key, chunk in zip(keys, self.chunks, strict=False)]
             self._file = EnvironmentFile(self._building / DATA, values)
+        reached("base.begun")
 
     def add(self, chunk: ChunkBuilder) -> None:
         """Append a chunk; when this returns it is on disk.
@@ -91,6 +93,7 @@ class GenerationBuilder:
             raise FileDamaged(f"{self.path}: a chunk takes {value.size} bytes; write row groups of less than 4 GiB")
         with store_full_named(self.path):
             offset = self._file.append(chunk_key(self.id, len(self.chunks)), value)
+        reached("base.chunk-written")
         self.chunks.append(StoredChunk(chunk.rows, offset, value.size, last, tombstones, pushed))
 
     def record(
@@ -132,8 +135,10 @@ class GenerationBuilder:
         with store_full_named(self.path):
             self._file.finish()
             sync_directory(self._building)
+            reached("base.finished")
             os.rename(self._building, self.path)
             sync_directory(self.path.parent)
+        reached("base.renamed")
 
     def discard(self) -> None:
         """Remove what was built, unless it was completed."""

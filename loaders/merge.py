@@ -12,9 +12,20 @@ import numpy.typing as npt
 from numba import njit
 
 from engine.catalog import Origin
+from engine.errors import LOAD_AGAIN, StoreDamaged
 from engine.kernels import finding
-from engine.kernels.finding import HEAP, SEGMENT
-from engine.kernels.gathering import ABSENT, HEAP_REFERENCE, OFFSET, OPERATION, PRESENCE_BIT, copy_field, is_present
+from engine.kernels.finding import HEAP, HEAP_SIZE, SEGMENT
+from engine.kernels.gathering import (
+    ABSENT,
+    HEAP_REFERENCE,
+    MISFIT,
+    OFFSET,
+    OPERATION,
+    PRESENCE_BIT,
+    copy_field,
+    is_present,
+    length_in_heap,
+)
 from engine.kernels.memory import copy_bytes, load_i64, load_u8, load_u32, store_i64, store_u8
 from engine.layout import (
     FIRST_FEATURE_BIT,
@@ -36,7 +47,8 @@ from loaders.segment_writer import ChunkBuilder
 _KEY_OFFSETS = 0
 _KEYS = 1
 _ORIGINS = 2
-_COLD_COLUMNS = 3
+_KEYS_SIZE = 3
+_COLD_COLUMNS = 4
 
 _Int64s = npt.NDArray[np.int64]
 
@@ -70,6 +82,7 @@ class Merge:
         for row, chunk in zip(self._cold, chunks, strict=True):
             row[_KEY_OFFSETS] = chunk.address + chunk.header.key_offsets
             row[_KEYS] = chunk.address + chunk.header.keys
+            row[_KEYS_SIZE] = chunk.header.total - chunk.header.keys
             row[_ORIGINS] = chunk.address + chunk.header.origins if chunk.header.origins else 0
         self._program = np.array([segment.instructions(schema.features) for segment in segments], np.int64)
         widths = [width_of(feature.type) for feature in schema.features]
@@ -101,7 +114,7 @@ class Merge:
             for number in range(self._starts[segment], self._starts[segment + 1]):
                 chunk = self._all_chunks[number]
                 start = int(np.searchsorted(chunk.hashes, low))
-                end = int(np.searchsorted(chunk.hashes, high, side="right"))
+                end = max(start, int(np.searchsorted(chunk.hashes, high, side="right")))
                 hashes.append(chunk.hashes[start:end])
                 rows = np.arange(start, end, dtype=np.int64)
                 addresses.append(chunk.address + chunk.header.row_data + rows * chunk.header.stride)
@@ -123,6 +136,8 @@ class Merge:
             rows = (address[mine] - (chunk.address + chunk.header.row_data)) // chunk.header.stride
             builder.hashes[mine] = chunk.hashes[rows]
         heap_bytes, key_bytes = measure_rows(address, chunk_of, self._chunks, self._cold, self._program)
+        if heap_bytes == MISFIT or np.any(builder.hashes[1:] < builder.hashes[:-1]):
+            raise self._damaged()
         heap_before = builder.heap_size
         heap, keys = builder.buffer.reserve(heap_bytes), builder.keys.reserve(key_bytes)
         copy_rows(
@@ -142,6 +157,13 @@ class Merge:
         if len(self.origins) > 1:
             copy_origins(address, chunk_of, self._chunks, self._cold, self._origin_numbers, builder.origins)
         return builder
+
+    def _damaged(self) -> StoreDamaged:
+        """The error of rows that cannot be merged: which chunk they are of, its checksum tells."""
+        names = {segment.record.id for segment in self._segments}
+        for chunk in self._all_chunks:
+            chunk.verify()
+        return StoreDamaged(f"segments {', '.join(sorted(names))} hold rows that make no sense; {LOAD_AGAIN}")
 
 
 def _joint_origins(segments: Sequence[Segment]) -> tuple[tuple[Origin, ...], npt.NDArray[np.int64]]:
@@ -211,18 +233,24 @@ def _key_bounds(row: int, chunk: int, chunks: Any, cold: Any) -> Any:
 
 @njit(nogil=True, cache=True)
 def measure_rows(address: Any, chunk_of: Any, chunks: Any, cold: Any, program: Any) -> Any:
-    """The bytes that rows have in the heap, and that their keys have."""
+    """The bytes that rows have in the heap, and that their keys have; MISFIT if any of them are not in their chunk."""
     heap_bytes = 0
     key_bytes = 0
     for row in range(address.size):
         chunk = chunk_of[row]
         start, end = _key_bounds(address[row], chunk, chunks, cold)
+        if not start <= end <= cold[chunk, _KEYS_SIZE]:
+            return MISFIT, 0
         key_bytes += end - start
         instructions = program[chunks[chunk, SEGMENT]]
         for feature in range(instructions.shape[0]):
             in_heap = instructions[feature, OPERATION] == HEAP_REFERENCE
             if in_heap and is_present(address[row], instructions[feature, PRESENCE_BIT]):
-                heap_bytes += load_i64(address[row] + instructions[feature, OFFSET]) & MAX_HEAP_VALUE
+                reference = load_i64(address[row] + instructions[feature, OFFSET])
+                length = length_in_heap(reference, chunks[chunk, HEAP_SIZE])
+                if length == MISFIT:
+                    return MISFIT, 0
+                heap_bytes += length
     return heap_bytes, key_bytes
 
 
@@ -293,4 +321,4 @@ def copy_origins(address: Any, chunk_of: Any, chunks: Any, cold: Any, numbers: A
             number = (address[row] - chunks[chunk, finding.ROW_DATA]) // chunks[chunk, finding.STRIDE]
             place = cold[chunk, _ORIGINS] + 2 * number
             own = load_u8(place) | load_u8(place + 1) << 8
-        origins[row] = numbers[chunks[chunk, SEGMENT], own]
+        origins[row] = numbers[chunks[chunk, SEGMENT], min(own, numbers.shape[1] - 1)]

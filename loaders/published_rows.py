@@ -17,6 +17,9 @@ from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
 from loaders.arrow_rows import published_schema
 
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises of a file that is no Parquet: the last of these of names of columns."""
+
 
 @dataclass(frozen=True)
 class RowGroup:
@@ -47,7 +50,7 @@ class EntryReader:
                 metadata = pq.read_metadata(path)
             except FileNotFoundError:
                 raise FileDamaged(f"{path} is missing; its manifest lists {file.rows} rows in it") from None
-            except (pa.ArrowException, OSError) as error:
+            except _UNREADABLE as error:
                 raise FileDamaged(f"{path} is not readable as Parquet: {error}") from error
             if metadata.num_rows != file.rows:
                 raise FileDamaged(f"{path} has {metadata.num_rows} rows, its manifest says {file.rows}")
@@ -67,8 +70,12 @@ class EntryReader:
         try:
             table = self._file(group.file).read_row_group(group.number, columns=wanted.names)
             batch = _conform(table, wanted, str(path))
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise FileDamaged(f"{path}: row group {group.number} cannot be read: {error}") from error
+        if batch.num_rows != group.rows:
+            raise FileDamaged(
+                f"{path}: row group {group.number} has {batch.num_rows} rows, its footer says {group.rows}"
+            )
         self._check(batch, group, str(path))
         return batch
 

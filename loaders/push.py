@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from engine.catalog import ViewRecord
 from engine.errors import PushInvalid
+from engine.failpoints import reached
 from engine.kernels import gathering
 from engine.layout import RowLayout
 from engine.lookup import read_columns
@@ -73,6 +74,7 @@ def push(writer: StoreWriter, view: str, pushes: Sequence[Push]) -> list[Pushed]
         group = _Group(version)
         for one, run in groupby(_parts(fresh), key=lambda part: part.columns):
             group.lay(one, list(run))
+        reached("push.laid")
         for name, order in fresh.items():
             rows = sum(batch.num_rows for batch in order.rows)
             answers[name] = Applied(rows, group.superseded[name])

@@ -12,6 +12,7 @@ from engine.catalog import ViewRecord
 from engine.environment import generation_path
 from engine.errors import DeltaGap, FileDamaged, ManifestInvalid, NotPublished, ShoalError, StoreDamaged
 from engine.export_root import ExportRoot
+from engine.failpoints import reached
 from engine.manifest import Manifest
 from loaders.apply import build_base, forget_overlays, is_whole, load_snapshot
 from loaders.follow import LoadSnapshot, newest_snapshot, next_step
@@ -111,3 +112,4 @@ def _check_lineage(root: ExportRoot, view: str, record: ViewRecord) -> None:
 
 def _remove(writer: StoreWriter, view: str, generation_id: str) -> None:
     shutil.rmtree(generation_path(writer.store, view, generation_id), ignore_errors=True)
+    reached("repair.base-removed")

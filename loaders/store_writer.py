@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from engine import catalog
 from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
-from engine.environment import ReadTransaction, generation_path, generations_path, open_live, store_full_named
+from engine.environment import ReadTransaction, generations_path, open_live, store_full_named
 from engine.errors import ShoalError, StoreDamaged, StoreFull, StoreLocked, StoreUnreadable
+from engine.failpoints import reached
 from engine.run_directory import make_run_directory
 from engine.schema import FeatureService, ViewSchema
 from engine.segment import Chunk, Segment
@@ -65,6 +66,7 @@ class StoreWriter:
         self._changing: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         with store_full_named(store), ExitStack() as unless_open:
             self._lock_file = unless_open.enter_context(_lock(make_run_directory(store) / LOCK))
+            reached("writer.locked")
             self._live = open_live(store, writable=True)
             self._live.env.reader_check()
             self.requests = RequestLog(self._live)
@@ -73,6 +75,7 @@ class StoreWriter:
         for view, version in self._version.views.items():
             clear_dead_folds(store, view)
             self._remove_unreferenced(view, version.record)
+        self._clear_unknown_views()
         for view in self._version.damaged:
             # Where there is no room for the note, readers find the damage all the same.
             if (damage := self.damage(view)) is not None:
@@ -181,6 +184,8 @@ class StoreWriter:
                     also(transaction)
                 if old is None or (old.applied_entry, old.pinned) != (new.applied_entry, new.pinned):
                     catalog.write_trouble(transaction, self._live.catalog, view, None)
+                reached("commit.written")
+            reached("commit.done")
             self._live.env.reader_check()
             if old is None or (old.base, old.kept) != (new.base, new.kept):
                 self._remove_unreferenced(view, new)
@@ -198,7 +203,10 @@ class StoreWriter:
                 self._delete_overlays(transaction, old.overlays)
                 catalog.delete_view(transaction, self._live.catalog, view)
                 catalog.write_trouble(transaction, self._live.catalog, view, None)
+                reached("commit.written")
+            reached("commit.done")
             shutil.rmtree(generations_path(self.store, view), ignore_errors=True)
+            reached("commit.base-removed")
 
     def _delete_overlays(self, transaction: lmdb.Transaction, overlays: Iterable[SegmentRecord]) -> None:
         for gone in overlays:
@@ -234,6 +242,19 @@ class StoreWriter:
                 with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
                     catalog.write_trouble(transaction, self._live.catalog, view, None)
 
+    def _clear_unknown_views(self) -> None:
+        """Remove what is left of views whose definition or removal was cut off. An unfinished first load goes on.
+
+        A catalog without any view may be new, and its owner about to put another in its place, with all its views.
+        """
+        known = {*self._version.views, *self._version.damaged}
+        for directory in (self.store / "generations").iterdir() if known else ():
+            if directory.name not in known:
+                clear_dead_folds(self.store, directory.name)
+                self._remove_generations(directory, but=frozenset())
+                with suppress(OSError):
+                    directory.rmdir()
+
     def _remove_overlays(self, transaction: lmdb.Transaction, view: str, *, but: ViewRecord) -> None:
         """Remove a view's overlays that its new record does not name, where the old one cannot say which there were."""
         named = {overlay.id for overlay in but.overlays}
@@ -244,11 +265,14 @@ class StoreWriter:
                 transaction.delete(key, db=self._live.segments)
 
     def _remove_unreferenced(self, view: str, record: ViewRecord) -> None:
-        directory = generations_path(self.store, view)
-        named = {record.base.id, *(kept.id for kept in record.kept)}
+        named = frozenset((record.base.id, *(kept.id for kept in record.kept)))
+        self._remove_generations(generations_path(self.store, view), but=named)
+
+    def _remove_generations(self, directory: Path, *, but: frozenset[str]) -> None:
         for entry in directory.iterdir() if directory.is_dir() else ():
-            if entry.name not in named and not entry.name.startswith("."):
-                shutil.rmtree(generation_path(self.store, view, entry.name), ignore_errors=True)
+            if entry.name not in but and not entry.name.startswith("."):
+                shutil.rmtree(entry, ignore_errors=True)
+                reached("commit.base-removed")
 
 
 def seal_overlay(

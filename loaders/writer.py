@@ -17,8 +17,9 @@ from aiohttp import web
 from watchfiles import Change, awatch
 
 from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
-from engine.errors import DefinitionError, LookupInvalid, ShoalError
+from engine.errors import DefinitionError, LookupInvalid, PushInvalid, ShoalError
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
+from engine.failpoints import reached
 from engine.pushed_rows import decode_rows
 from engine.schema import ViewSchema
 from loaders.compaction import fold, should_fold
@@ -92,6 +93,7 @@ class WriterProcess:
         runner = web.AppRunner(self._control(), handle_signals=False, access_log=None)
         await runner.setup()
         await web.SockSite(runner, listen_unix(writer_socket_path(self._writer.store), private=True)).start()
+        reached("writer.listening")
         watch = asyncio.create_task(self._watch())
         follow = asyncio.create_task(self._follow())
         stop = asyncio.create_task(self._stop.wait())
@@ -210,8 +212,12 @@ class WriterProcess:
         return web.json_response({"views": answers})
 
     async def _push(self, request: web.Request) -> web.Response:
+        view = request.query.get("view")
+        if view is None:
+            raise PushInvalid("the request does not say of which view its rows are; add ?view=NAME")
         order = Push(decode_rows(await request.read()), request.headers.get(REQUEST_ID_HEADER))
-        pushed = await self._pushes.submit(request.query["view"], order)
+        pushed = await self._pushes.submit(view, order)
+        reached("push.answering")
         return web.json_response(
             {"rows": pushed.applied.rows, "superseded": pushed.applied.superseded, "version": pushed.version}
         )
@@ -274,4 +280,11 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
         response: web.StreamResponse = await handler(request)
     except ShoalError as error:
         return web.json_response(error_document(error), status=error.http_status)
+    except web.HTTPException as error:
+        document = {"code": type(error).__name__, "message": f"{request.method} {request.path}: {error.reason}"}
+        return web.json_response({"error": document}, status=error.status)
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        document = {"code": "InternalError", "message": "the writer met something unexpected; its log says what"}
+        return web.json_response({"error": document}, status=500)
     return response

@@ -18,12 +18,15 @@ from perf.cases import (
     loading,
     many,
     pushes,
+    rollout,
     shapes,
     sizes,
     starts,
+    swap,
 )
 from perf.report import Finding, print_table, write_lines
 from perf.scale import Scale
+from perf.soak import run as soak
 
 CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "in-process": in_process.run,
@@ -39,7 +42,10 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "freshness": freshness.run,
     "beside-writer": beside_writer.run,
     "pushes": pushes.run,
+    "rollout": rollout.run,
+    "soak": soak.run,
     "start": starts.run,
+    "swap": swap.run,
     "export": export.run,
 }
 ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {"hundred-million": many.run}

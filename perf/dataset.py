@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from engine.schema import ViewSchema
 
 KEY_BLOCK = 1 << 20
 ROW_GROUP = 1 << 17
+_BY_DOCUMENT, _BY_FEATURE, _BY_CHANGE = 1_000_003, 7_919, 104_729
+_PRIME, _SCALE = 16_777_213, 16_777_216
+"""The greatest prime below 2^24, which is what a float32 counts to."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,21 @@ def values(
     documents: npt.NDArray[np.int64], feature: int, change: int | npt.NDArray[np.int64] = 0
 ) -> npt.NDArray[np.float32]:
     """float32[documents], feature number `feature` of documents, as of the `change`-th change of all or of each."""
-    mixed = (documents * 1_000_003 + feature * 7_919 + change * 104_729) % 16_777_213
-    return (mixed / 16_777_216).astype(np.float32)
+    mixed = (documents * _BY_DOCUMENT + feature * _BY_FEATURE + change * _BY_CHANGE) % _PRIME
+    return (mixed / _SCALE).astype(np.float32)
 
 
-def matrix(documents: npt.NDArray[np.int64], features: int, change: int = 0) -> npt.NDArray[np.float32]:
+def matrix(
+    documents: npt.NDArray[np.int64], features: int, change: int | npt.NDArray[np.int64] = 0
+) -> npt.NDArray[np.float32]:
     """float32[documents, features], all features of documents."""
     return np.stack([values(documents, feature, change) for feature in range(features)], axis=1)
+
+
+def changes_seen(documents: npt.NDArray[np.int64], first: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """int64[documents], the change that each document is at if `first` are the values of its feature 0."""
+    mixed = np.rint(np.nan_to_num(first).astype(np.float64) * _SCALE).astype(np.int64)
+    return (mixed - documents * _BY_DOCUMENT) % _PRIME * pow(_BY_CHANGE, -1, _PRIME) % _PRIME
 
 
 def publish_snapshot(root: ExportRoot, data: Dataset, *, files: int) -> Manifest:
@@ -98,6 +110,22 @@ def publish_snapshot(root: ExportRoot, data: Dataset, *, files: int) -> Manifest
 def publish_delta(root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], change: int) -> Manifest:
     """Publish the `change`-th change of some documents as a delta."""
     manifest = write_delta(root, data, documents, change)
+    root.publish(manifest)
+    return manifest
+
+
+def publish_state(
+    root: ExportRoot,
+    data: Dataset,
+    changes: npt.NDArray[np.int64],
+    event_times: npt.NDArray[np.int64],
+    documents: npt.NDArray[np.int64] | None = None,
+) -> Manifest:
+    """Publish documents as they stand, a delta of some or a snapshot of all: of each of the data set's documents the
+    change that it is at, and the event time of that in microseconds since 1970."""
+    chosen = np.arange(data.rows, dtype=np.int64) if documents is None else documents
+    kind = "snapshot" if documents is None else "delta"
+    manifest = _write(root, data, chosen, kind, changes[chosen], 2 if documents is None else 1, event_times[chosen])
     root.publish(manifest)
     return manifest
 
@@ -120,7 +148,13 @@ def write_again(root: ExportRoot, view: str) -> Manifest:
 
 
 def _write(
-    root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], kind: str, change: int, files: int
+    root: ExportRoot,
+    data: Dataset,
+    documents: npt.NDArray[np.int64],
+    kind: str,
+    change: int | npt.NDArray[np.int64],
+    files: int,
+    event_times: npt.NDArray[np.int64] | None = None,
 ) -> Manifest:
     published = root.sequence_numbers(data.view)
     parent = root.entry(data.view, published[-1]) if published else None
@@ -141,12 +175,16 @@ def _write(
     )
     directory = root.directory(draft)
     directory.mkdir(parents=True, exist_ok=True)
+    changes = np.broadcast_to(np.int64(change), documents.shape)
+    if event_times is None:
+        event_times = np.full(documents.size, int(now.timestamp() * 1e6))
     first, second = _hashes(data, documents)
     order = np.lexsort((second, first))
     written = []
     for number, part in enumerate(np.array_split(order, files)):
         path = directory / f"part-{number:05d}.parquet"
-        _write_file(path, data, documents[part], first[part], second[part], change, now, delta=kind == "delta")
+        rows = _Rows(documents[part], first[part], second[part], changes[part], event_times[part])
+        _write_file(path, data, rows, delta=kind == "delta")
         written.append(
             PublishedFile(
                 path=path.name,
@@ -169,31 +207,30 @@ def _hashes(data: Dataset, documents: npt.NDArray[np.int64]) -> tuple[npt.NDArra
     return first, second
 
 
-def _write_file(
-    path: Path,
-    data: Dataset,
-    documents: npt.NDArray[np.int64],
-    first: npt.NDArray[np.int64],
-    second: npt.NDArray[np.int64],
-    change: int,
-    now: datetime,
-    *,
-    delta: bool,
-) -> None:
-    event_time = int(now.timestamp() * 1e6)
+class _Rows(NamedTuple):
+    """int64[rows] each: documents, both hashes of their keys, the changes that they are at, and their event times."""
+
+    documents: npt.NDArray[np.int64]
+    first: npt.NDArray[np.int64]
+    second: npt.NDArray[np.int64]
+    changes: npt.NDArray[np.int64]
+    event_times: npt.NDArray[np.int64]
+
+
+def _write_file(path: Path, data: Dataset, rows: _Rows, *, delta: bool) -> None:
     writer = None
-    for start in range(0, documents.size, ROW_GROUP):
-        part = documents[start : start + ROW_GROUP]
+    for start in range(0, rows.documents.size, ROW_GROUP):
+        part = _Rows(*(column[start : start + ROW_GROUP] for column in rows))
         columns = {
-            KEY_HASH: pa.array(first[start : start + ROW_GROUP]),
-            KEY_HASH_2: pa.array(second[start : start + ROW_GROUP]),
-            EVENT_TIMESTAMP: pa.array(np.full(part.size, event_time)).cast(pa.timestamp("us", tz="UTC")),
+            KEY_HASH: pa.array(part.first),
+            KEY_HASH_2: pa.array(part.second),
+            EVENT_TIMESTAMP: pa.array(part.event_times).cast(pa.timestamp("us", tz="UTC")),
         }
         if delta:
-            columns[TOMBSTONE] = pa.array(np.zeros(part.size, np.bool_))
-        columns |= _key_columns(data, part)
+            columns[TOMBSTONE] = pa.array(np.zeros(part.documents.size, np.bool_))
+        columns |= _key_columns(data, part.documents)
         for number in range(data.features):
-            columns[f"f{number}"] = pa.array(values(part, number, change))
+            columns[f"f{number}"] = pa.array(values(part.documents, number, part.changes))
         table = pa.table(columns)
         writer = writer or pq.ParquetWriter(path, table.schema, compression="lz4", use_dictionary=False)
         writer.write_table(table)

@@ -10,17 +10,20 @@ import gc
 import json
 import re
 import select
+import signal
 import socket
 import sys
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import ceil
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any
 
 import click
@@ -35,11 +38,13 @@ _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 class Tally:
     """What came of the requests.
 
-    In seconds: of each answer, how long after its request was due it came; of each request for which a connection was
-    free, how late it was sent, which is the generator's own fault; and the time and CPU that all took together.
+    In seconds: of each answer, how long after its request was due it came, and that moment of `perf_counter`; of each
+    request for which a connection was free, how late it was sent, which is the generator's own fault; and the time and
+    CPU that all took together.
     """
 
     latencies: list[float] = field(default_factory=list)
+    due: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     failures: int = 0
     received: int = 0
@@ -103,6 +108,7 @@ class Connection:
         closes = _CLOSES.search(self._head)
         self._begin()
         self._tally.latencies.append(self.free_since - self._due)
+        self._tally.due.append(self._due)
         if closes:
             self._reopen()
         return True
@@ -127,8 +133,10 @@ def drive(
     connections: int,
     count: int,
     arrivals: Sequence[float] | None = None,
+    enough: Event | None = None,
 ) -> Tally:
-    """Send `count` requests, those given in turn, each over the connection that has been free for longest.
+    """Send `count` requests, those given in turn, each over the connection that has been free for longest; fewer if
+    there are `enough`.
 
     Args:
         arrivals: when each is due, in seconds from the start; None for as soon as a connection is free.
@@ -140,6 +148,8 @@ def drive(
     cpu_before = time.process_time()
     started = now = time.perf_counter()
     while sent < count or busy:
+        if enough is not None and enough.is_set():
+            count = sent
         wait = None
         while free and sent < count:
             due = now if arrivals is None else started + arrivals[sent]
@@ -199,6 +209,11 @@ def make_requests(host: str, path: str, accept: str, bodies: list[bytes]) -> lis
     show_default=True,
     help="Open loop: at even distances, or at random as from many clients.",
 )
+@click.option(
+    "--each",
+    type=click.Path(path_type=Path),
+    help="Write of each answer when it was due and how long it took, two float64, to this file.",
+)
 def main(
     host: str,
     port: int,
@@ -209,15 +224,22 @@ def main(
     count: int,
     rate: float | None,
     arrivals: str,
+    each: Path | None,
 ) -> None:
-    """Put a server under load and print what came of it as JSON; latencies in seconds."""
+    """Put a server under load and print what came of it as JSON; latencies in seconds. SIGTERM ends it early."""
     requests = make_requests(host, path, accept, bodies.read_bytes().splitlines())
     times = arrival_times(arrivals, count, rate) if rate is not None else None
     # By default the kernel may end a wait 50 µs late, so as to end several at once.
     Path("/proc/self/timerslack_ns").write_text("1")
     # Nothing here makes cycles, and a pause would count as the server's latency.
     gc.disable()
-    json.dump(_summary(drive((host, port), requests, connections, count, times)), sys.stdout)
+    enough = Event()
+    signal.signal(signal.SIGTERM, lambda *_: enough.set())
+    tally = drive((host, port), requests, connections, count, times, enough)
+    if each is not None:
+        pairs = zip(tally.due, tally.latencies, strict=True)
+        each.write_bytes(array("d", chain.from_iterable(pairs)).tobytes())
+    json.dump(_summary(tally), sys.stdout)
 
 
 def _summary(tally: Tally) -> dict[str, Any]:

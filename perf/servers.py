@@ -103,14 +103,22 @@ def write_bodies(path: Path, data: Dataset, requests: Sequence[npt.NDArray[np.in
 
 
 @contextmanager
-def shoal(store: Path, *, workers: int = 1, root: Path | None = None) -> Iterator[Server]:
-    """`shoal serve` on a store."""
+def shoal(
+    store: Path,
+    *,
+    workers: int = 1,
+    root: Path | None = None,
+    grpc_port: int | None = None,
+    log: Path | None = None,
+) -> Iterator[Server]:
+    """`shoal serve` on a store; its log is kept in a file if one is named."""
     port = free_port()
     command = [sys.executable, "-m", "cli", "serve", "--store", str(store), "--port", str(port)]
     # What is measured is how long answers take, also when that is too long.
     command += ["--request-timeout-ms", "600000"]
     command += ["--workers", str(workers)] + (["--from", str(root)] if root else [])
-    with _running(command, f"http://127.0.0.1:{port}/ready"):
+    command += ["--grpc-port", str(grpc_port)] if grpc_port is not None else []
+    with _running(command, f"http://127.0.0.1:{port}/ready", log):
         while (record := read_server_record(store)) is None or len(record.workers) < workers:
             time.sleep(0.01)
         yield Server(port, tuple(psutil.Process(pid) for pid in record.workers))
@@ -144,9 +152,9 @@ def feast(repo: Path, options: Sequence[str]) -> Iterator[Server]:
 
 
 @contextmanager
-def _running(command: Sequence[str], ready: str | int) -> "Iterator[subprocess.Popen[bytes]]":
+def _running(command: Sequence[str], ready: str | int, log: Path | None = None) -> "Iterator[subprocess.Popen[bytes]]":
     """A process that is ready when a URL answers 200, or a port takes connections; its output is shown if it fails."""
-    with tempfile.TemporaryFile() as output:
+    with log.open("w+b") if log is not None else tempfile.TemporaryFile() as output:
         # Into a file: a server that writes a line a request stops when nobody empties its pipe.
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:

@@ -15,13 +15,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from engine.errors import ManifestInvalid, NotPublished, RootNotWritable
-from engine.export_root import ExportRoot, file_checksum, sync_directory
+from engine.export_root import MANIFEST, PARTS, ExportRoot, file_checksum, sync_directory
+from engine.failpoints import reached
 from engine.keys import KEY_HASH
 from engine.manifest import Manifest, PublishedFile
 
 _ABANDONED_AFTER = 24 * 3600
 _THREADS = 4
-_PARTS = "part-*.parquet"
 
 
 class Staging:
@@ -37,7 +37,7 @@ class Staging:
     def files(self) -> tuple[PublishedFile, ...]:
         """Name the parts that Spark wrote for good, make them durable, and describe them, ordered by key hash."""
         paths: list[Path] = []
-        for path in sorted(self.parts.glob(_PARTS)):
+        for path in sorted(self.parts.glob(PARTS)):
             # Spark writes a file for its first partition even if that has no rows.
             if pq.read_metadata(path).num_rows:
                 paths.append(path.rename(self.parts / f"part-{self.run[:8]}-{len(paths):05d}.parquet"))
@@ -59,9 +59,11 @@ class Staging:
                 state.parent.mkdir(exist_ok=True)
                 for file in manifest.files:
                     (self.parts / file.path).rename(directory / file.path)
-                for path in self.ledger.glob(_PARTS):
+                reached("export.parts-moved")
+                for path in self.ledger.glob(PARTS):
                     _make_durable(path)
                 self.ledger.rename(state)
+                reached("export.state-moved")
                 for path in (directory, directory.parent, state, state.parent, state.parent.parent, self.root.path):
                     sync_directory(path)
                 self.root.publish(manifest)
@@ -69,12 +71,12 @@ class Staging:
             if not _is_published(self.root, manifest):
                 _take_away(manifest, directory, state)
             raise
-        _remove_strays(manifest, directory)
+        reached("export.published")
 
 
 @contextmanager
 def staging(root: ExportRoot, view: str, run: str) -> Iterator[Staging]:
-    """A run's staging directory while the run lasts. Directories of runs that ended long ago go, too.
+    """A run's staging directory while the run lasts. What runs left that ended long ago goes, too.
 
     Raises:
         RootNotWritable: the root's file system refuses it.
@@ -83,7 +85,7 @@ def staging(root: ExportRoot, view: str, run: str) -> Iterator[Staging]:
     with writing(root):
         stage.directory.mkdir(parents=True)
     try:
-        for other in stage.directory.parent.iterdir():
+        for other in (*stage.directory.parent.iterdir(), *_unlisted_snapshots(root, view)):
             if time.time() - _last_change(other) > _ABANDONED_AFTER:
                 shutil.rmtree(other, ignore_errors=True)
         yield stage
@@ -154,12 +156,9 @@ def _take_away(manifest: Manifest, directory: Path, state: Path) -> None:
     shutil.rmtree(state, ignore_errors=True)
 
 
-def _remove_strays(manifest: Manifest, directory: Path) -> None:
-    """Remove the parts of runs that were stopped between moving their files here and publishing."""
-    listed = {file.path for file in manifest.files}
-    for path in directory.glob(_PARTS):
-        if path.name not in listed:
-            path.unlink(missing_ok=True)
+def _unlisted_snapshots(root: ExportRoot, view: str) -> list[Path]:
+    """Snapshots whose runs have not published them: not yet, or not any more."""
+    return [path for path in (root.path / view / "snapshots").glob("*/") if not (path / MANIFEST).exists()]
 
 
 def _last_change(directory: Path) -> float:

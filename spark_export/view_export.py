@@ -18,7 +18,7 @@ from spark_export.basis import Basis, find_basis
 from spark_export.checks import checks, flaw, source_error
 from spark_export.instants import to_micros
 from spark_export.ledger import Tally, Verdict, judge, read_ledger, read_state, tally, with_hashes
-from spark_export.publication import Staging, remove_states, staging
+from spark_export.publication import Staging, remove_states, staging, writing
 from spark_export.report import Report
 from spark_export.source import fit, lineage, open_source
 from spark_export.views import ViewDefinition
@@ -30,6 +30,9 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
     """Publish what changed in a view's source; raises as `spark_export.exporter.export` does."""
     started = time.monotonic()
     basis = find_basis(root, view, full=full)
+    if basis.previous is not None:
+        with writing(root):
+            root.finish(basis.previous)
     source = open_source(view, spark)
     run_time = _run_time(view, basis)
     # A query may be costly, or give other rows the next time, so its result is kept; files and tables are read twice.

@@ -11,6 +11,26 @@ Place = tuple[str | int, ...]
 """Where a value stands in a document: the mapping keys and list positions that lead to it."""
 
 
+_MOST_VALUES = 1_000_000
+"""A file may hold so many values, each counted as often as aliases repeat it: ten lines can stand for billions."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which says of each value that it cannot read where it is."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # A hexadecimal number may be too long to be told, and Python then raises ValueError.
+            return value
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"what stands here is no {kind}; put it in quotes if it is a text", node.start_mark
+            ) from None
+
+
 class YamlDocument:
     """One YAML file: its content as plain Python values in `data`, and the line of each of them."""
 
@@ -18,11 +38,11 @@ class YamlDocument:
         """Read a file.
 
         Raises:
-            DefinitionError: it cannot be read, is not YAML, is empty, or names a key twice.
+            DefinitionError: it cannot be read, is not YAML, is empty, names a key twice, or is nested without end.
         """
         self.path = path
         try:
-            loader = yaml.SafeLoader(path.read_bytes())
+            loader = _Loader(path.read_bytes())
         except OSError as error:
             raise DefinitionError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from None
         except yaml.YAMLError as error:
@@ -32,7 +52,7 @@ class YamlDocument:
             if root is None:
                 raise DefinitionError(f"{path} is empty; it must define views")
             self._root: yaml.Node = root
-            self._check_keys_are_distinct(self._root, set())
+            self._check(self._root, {})
             self.data: Any = loader.construct_document(self._root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -40,6 +60,8 @@ class YamlDocument:
             raise DefinitionError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
         except yaml.YAMLError as error:
             raise DefinitionError(f"{path} is not valid YAML: {error}") from None
+        except RecursionError:
+            raise DefinitionError(f"{path} is nested too deeply; views need no more than ten levels") from None
         finally:
             loader.dispose()
 
@@ -61,22 +83,43 @@ class YamlDocument:
                 break
         return int(line) + 1
 
-    def _check_keys_are_distinct(self, node: yaml.Node, visited: set[int]) -> None:
-        if id(node) in visited:
-            return
-        visited.add(id(node))
+    def _check(self, node: yaml.Node, sizes: dict[int, int]) -> int:
+        """Check that keys are distinct, that nothing holds itself, and that all is not too large.
+
+        Args:
+            sizes: how many values each node stands for, by its id; none yet for those around this one.
+
+        Returns:
+            How many values this one stands for.
+        """
+        line = node.start_mark.line + 1
+        if id(node) in sizes:
+            if not sizes[id(node)]:
+                raise DefinitionError(f"{self.path}:{line}: the value here holds itself, by an alias; write it out")
+            return sizes[id(node)]
+        sizes[id(node)] = 0
+        size = 1
         if isinstance(node, yaml.SequenceNode):
-            for item in node.value:
-                self._check_keys_are_distinct(item, visited)
+            size += sum(self._check(item, sizes) for item in node.value)
         if isinstance(node, yaml.MappingNode):
-            first_lines: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in first_lines:
-                        raise DefinitionError(
-                            f"{self.path}:{line}: the key {key.value!r} is given twice, first in line "
-                            f"{first_lines[key.value]}; remove one"
-                        )
-                    first_lines[key.value] = line
-                self._check_keys_are_distinct(value, visited)
+            self._check_keys(node)
+            size += sum(self._check(key, sizes) + self._check(value, sizes) for key, value in node.value)
+        if size > _MOST_VALUES:
+            raise DefinitionError(
+                f"{self.path}:{line}: what stands here is {size} values with its aliases, a file has at most "
+                f"{_MOST_VALUES}; write less"
+            )
+        sizes[id(node)] = size
+        return size
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        first_lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in first_lines:
+                    raise DefinitionError(
+                        f"{self.path}:{line}: the key {key.value!r} is given twice, first in line "
+                        f"{first_lines[key.value]}; remove one"
+                    )
+                first_lines[key.value] = line

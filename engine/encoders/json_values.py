@@ -47,6 +47,7 @@ def values_of(part: ViewColumns, *, seconds: bool = False, named_floats: bool = 
 
     Raises:
         LookupInvalid: a time is beyond what RFC 3339 can say.
+        ViewDamaged: a stored text is not UTF-8.
     """
     forms, most_bytes = _forms(part.program.types, seconds, named_floats)
     features, keys = part.valid.shape
@@ -128,12 +129,11 @@ def _objects(column: Column, named_floats: bool) -> Any:
     if column.feature.type == "float64":
         return column.values
     if column.feature.type == "bytes":
-        values = column.to_arrow().to_pylist()
-        return [None if value is None else base64.b64encode(value).decode() for value in values]
+        return [None if value is None else base64.b64encode(value).decode() for value in column.to_pylist()]
     if column.feature.type == "list<float32>":
         # As Python floats they would be written with all the digits of a float64.
         return column.to_arrow().to_numpy(zero_copy_only=False).tolist()
-    return column.to_arrow().to_pylist()
+    return column.to_pylist()
 
 
 def _named_floats(column: Column) -> Any:

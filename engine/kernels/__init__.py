@@ -36,10 +36,11 @@ def warm() -> None:
     for dtype in (np.float32, np.float64):
         answering.answer_matrix(*found, no_features, spans, presence, np.empty((1, 0), dtype), counts)
     offsets = np.empty(2, np.int64)
-    gathering.heap_offsets(address_of(references), valid[0], offsets)
+    gathering.heap_offsets(address_of(references), valid[0], offsets, 1)
     gathering.copy_heap(address_of(references), offsets, address_of(zero_row))
     list_offsets, string_offsets = np.empty(2, np.int32), np.empty(1, np.int32)
     ends = offsets.astype(np.int32)
+    gathering.string_lists_fit(address_of(zero_row), offsets)
     gathering.string_list_sizes(address_of(zero_row), ends, list_offsets)
     gathering.copy_string_lists(address_of(zero_row), ends, list_offsets, string_offsets, address_of(references))
     event_time[0] = 0

@@ -23,7 +23,8 @@ STRIDE = 6
 HEAP = 7
 SEGMENT = 8
 ROWS = 9
-CHUNK_COLUMNS = 10
+HEAP_SIZE = 10
+CHUNK_COLUMNS = 11
 
 BLOCK = 64
 NOT_FOUND = 0
@@ -81,10 +82,11 @@ def _matching_row(first: int, second: int, chunks: Any, chunk: int, row: int) ->
 
 
 @njit(inline="always")
-def _first_candidate(key_hash: int, bucket: int, hashes: int, row_data: int, stride: int) -> Any:
+def _first_candidate(key_hash: int, bucket: int, rows: int, hashes: int, row_data: int, stride: int) -> Any:
     """The first row of a bucket, at address `bucket` of the directory, with a first hash, as -1 - row; NOT_FOUND if
     none has it. The row is asked for: the second hash decides, and stands in it."""
-    for row in range(load_u32(bucket), load_u32(bucket + 4)):
+    # Nobody has checked the directory: a bit that turned in it must not lead out of the chunk.
+    for row in range(load_u32(bucket), min(load_u32(bucket + 4), rows)):
         if load_i64(hashes + 8 * row) == key_hash:
             candidate = row_data + stride * row
             length = min(stride, _PREFETCHED_ROW_BYTES)
@@ -100,11 +102,11 @@ def _candidates_in_small_chunk(first: Any, chunks: Any, chunk: int, address: Any
     """`_candidates` for a segment of one small chunk, whose directory and hashes need no prefetching."""
     least, most, shift = chunks[chunk, MIN_HASH], chunks[chunk, MAX_HASH], chunks[chunk, SHIFT]
     directory, hashes = chunks[chunk, DIRECTORY], chunks[chunk, HASHES]
-    row_data, stride = chunks[chunk, ROW_DATA], chunks[chunk, STRIDE]
+    row_data, stride, rows = chunks[chunk, ROW_DATA], chunks[chunk, STRIDE], chunks[chunk, ROWS]
     for key in range(first.size):
         if address[key] == NOT_FOUND and least <= first[key] <= most:
             bucket = _bucket(first[key], least, shift, directory)
-            address[key] = _first_candidate(first[key], bucket, hashes, row_data, stride)
+            address[key] = _first_candidate(first[key], bucket, rows, hashes, row_data, stride)
             chunk_of[key] = chunk
 
 
@@ -127,9 +129,9 @@ def _candidates(first: Any, chunks: Any, first_chunk: int, last_chunk: int, addr
         if address[key] == NOT_FOUND and chunk_of[key] >= 0:
             chunk = chunk_of[key]
             bucket = _bucket_in(first[key], chunks, chunk)
-            address[key] = _first_candidate(
-                first[key], bucket, chunks[chunk, HASHES], chunks[chunk, ROW_DATA], chunks[chunk, STRIDE]
-            )
+            rows, hashes = chunks[chunk, ROWS], chunks[chunk, HASHES]
+            row_data, stride = chunks[chunk, ROW_DATA], chunks[chunk, STRIDE]
+            address[key] = _first_candidate(first[key], bucket, rows, hashes, row_data, stride)
 
 
 @njit(inline="always")

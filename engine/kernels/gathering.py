@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.kernels.finding import HEAP, NOT_FOUND, SEGMENT
+from engine.kernels.finding import HEAP, HEAP_SIZE, NOT_FOUND, SEGMENT
 from engine.kernels.memory import (
     copy_bytes,
     float64_bits,
@@ -79,6 +79,19 @@ HEAP_REFERENCE = int(Operation.HEAP_REFERENCE)
 
 NO_EVENT_TIME = np.iinfo(np.int64).min
 """Event time of a key that has no row: NumPy's NaT."""
+
+MISFIT = -1
+"""Where a length is expected: what is there is no value, since its reference or its own lengths lead out of it."""
+
+
+@njit(inline="always")
+def length_in_heap(reference: int, heap_size: int) -> Any:
+    """The bytes of the value that a heap reference refers to, or MISFIT if they are not all in the heap.
+
+    A row's checksum is not taken when it is read: a bit that turned in it must not lead out of the chunk.
+    """
+    offset, length = reference >> HEAP_LENGTH_BITS, reference & MAX_HEAP_VALUE
+    return length if 0 <= offset <= heap_size - length else MISFIT
 
 
 @njit(inline="always")
@@ -161,7 +174,7 @@ def _gather_mixed(address: Any, chunk_of: Any, chunks: Any, instructions: Any, o
         else:
             reference = load_i64(source)
             store_i64(destination, chunks[chunk, HEAP] + (reference >> HEAP_LENGTH_BITS))
-            store_i64(destination + 8, reference & MAX_HEAP_VALUE)
+            store_i64(destination + 8, length_in_heap(reference, chunks[chunk, HEAP_SIZE]))
     return nulls
 
 
@@ -271,16 +284,23 @@ def gather_block(
 
 
 @njit(nogil=True, cache=True)
-def heap_offsets(references: int, valid: Any, offsets: Any) -> int:
+def heap_offsets(references: int, valid: Any, offsets: Any, unit: int) -> int:
     """Turn a gathered column of heap references into byte offsets, offsets[keys + 1]; null values are empty.
 
-    Returns the bytes of all values together.
+    Args:
+        unit: the bytes of an item of a value, a power of two, of which each value has a whole number.
+
+    Returns:
+        The bytes of all values together, or MISFIT if one of them is.
     """
     total = 0
     for key in range(valid.size):
         offsets[key] = total
         if valid[key]:
-            total += load_i64(references + 16 * key + 8)
+            length = load_i64(references + 16 * key + 8)
+            if length < 0 or length & (unit - 1):
+                return MISFIT
+            total += length
     offsets[valid.size] = total
     return total
 
@@ -292,6 +312,29 @@ def copy_heap(references: int, offsets: Any, destination: int) -> None:
         size = offsets[key + 1] - offsets[key]
         if size:
             copy_bytes(destination + offsets[key], load_i64(references + 16 * key), size)
+
+
+@njit(nogil=True, cache=True)
+def string_lists_fit(data: int, offsets: Any) -> bool:
+    """Whether copied list<string> values are such: count, then each string's end, ascending, as uint32, then as many
+    bytes as the last of them says."""
+    for key in range(offsets.size - 1):
+        size = offsets[key + 1] - offsets[key]
+        if size == 0:
+            continue
+        value = data + offsets[key]
+        count = load_i32(value) if size >= 4 else MISFIT
+        text_size = size - 4 - 4 * count
+        if count < 0 or text_size < 0:
+            return False
+        end = 0
+        for index in range(count):
+            start, end = end, load_i32(value + 4 + 4 * index)
+            if end < start:
+                return False
+        if end != text_size:
+            return False
+    return True
 
 
 @njit(nogil=True, cache=True)

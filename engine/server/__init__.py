@@ -2,23 +2,22 @@
 
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
-from engine.control import listen_unix
-from engine.errors import AddressUnusable
+from engine.failpoints import reached
+from engine.handover import Inheritance, Predecessor, Takeover
 from engine.kernels import warm
-from engine.run_directory import clear_metrics, serving
-from engine.server.grpc_port import reserve_port
+from engine.run_directory import clear_metrics, metrics_path, serving
+from engine.server import grpc_port
+from engine.server.listening import address_of, listen
 from engine.server.protection import Protection, warn_of_gaps
 from engine.settings import ServerSettings
 from engine.supervisor import Supervisor
 
 log = logging.getLogger("shoal.supervisor")
-
-_BACKLOG = 1024
 
 
 def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> None:
@@ -31,6 +30,7 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
     Raises:
         AddressUnusable: an address cannot be listened on.
         GrpcMissing: the settings ask for gRPC, and its packages are not installed.
+        ReplacementFailed: it was to take another server's place, which goes on.
         ServerRunning: the store is served already.
         SettingsInvalid: tokens, a certificate or a key are not what they should be.
     """
@@ -41,24 +41,43 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
     )
     protection = Protection(settings)
     warn_of_gaps(settings)
-    with serving(settings.store), _listen(settings) as listener, reserve_port(settings) as grpc_address:
-        address = _address_of(listener, settings)
-        directory = clear_metrics(settings.store)
+    with ExitStack() as closing:
+        predecessor = Predecessor.find(settings.store) if settings.replace else None
+        inherited = predecessor.inheritance if predecessor is not None else None
+        lock = closing.enter_context(serving(settings.store, inherited.lock if inherited is not None else None))
+        listener = closing.enter_context(listen(settings, inherited))
+        grpc_holder = closing.enter_context(
+            grpc_port.reserve_port(settings, inherited.grpc if inherited is not None else None)
+        )
+        reached("server.bound")
+        address = address_of(listener, settings)
+        grpc_address = grpc_port.address_of(grpc_holder) if grpc_holder is not None else None
+        # Of a server that is replaced the counters go on: its workers count there until they are gone.
+        directory = clear_metrics(settings.store) if predecessor is None else metrics_path(settings.store)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
         # Only now, since prometheus_client decides at its import whether counters are shared between processes.
         from prometheus_client.multiprocess import mark_process_dead
 
         from engine.server.accepting import ConnectionCounts
-        from engine.server.worker import work
+        from engine.server.worker import Worker
 
         warm()
+        worker = Worker(
+            settings,
+            protection,
+            listener,
+            grpc_address,
+            ConnectionCounts(settings.workers),
+            has_writer=writer is not None,
+        )
         supervisor = Supervisor(
             settings.store,
             listener,
-            address,
+            Inheritance(address, lock, listener.fileno(), grpc_holder.fileno() if grpc_holder is not None else None),
             workers=settings.workers,
-            work=partial(work, settings, protection, listener, grpc_address, ConnectionCounts(settings.workers)),
+            work=worker.work,
             write=writer,
+            takeover=Takeover(predecessor, with_writer=writer is not None) if predecessor is not None else None,
             silent_seconds=settings.silent_seconds,
             drain_seconds=settings.drain_seconds,
             refresh=protection.refresh,
@@ -70,29 +89,5 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
         try:
             supervisor.run()
         finally:
-            if settings.unix_socket is not None:
+            if settings.unix_socket is not None and supervisor.serves:
                 settings.unix_socket.unlink(missing_ok=True)
-
-
-def _listen(settings: ServerSettings) -> socket.socket:
-    if settings.unix_socket is not None:
-        return listen_unix(settings.unix_socket)
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise AddressUnusable(
-            f"cannot listen on {settings.host}:{settings.port}: {error}; give another host or port"
-        ) from error
-    listener.setblocking(False)
-    return listener
-
-
-def _address_of(listener: socket.socket, settings: ServerSettings) -> str:
-    if settings.unix_socket is not None:
-        return f"unix:{settings.unix_socket}"
-    scheme = "http" if settings.tls_certificate is None else "https"
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -2,10 +2,10 @@
 
 A worker answers one request after the other, in the order in which it read them. So when a request is read, its answer
 can be foreseen: it comes after what the request has waited already, most of that in its socket, and after all that were
-read before it. One whose answer would come too late is refused there and then, which must cost next to nothing: what it
-costs to refuse nine of ten requests is missing for the tenth. A refusal therefore is made from the bytes that came, where
-they are one whole request of the ordinary kind, without parsing, task or handler: a twentieth of the time of a small
-lookup.
+read before it. One whose answer would come too late is refused there and then, which must cost next to nothing: what
+it costs to refuse nine of ten requests is missing for the tenth. A refusal therefore is made from the bytes that came,
+where they are one whole request of the ordinary kind, without parsing, task or handler: a twentieth of the time of a
+small lookup.
 """
 
 import re

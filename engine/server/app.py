@@ -8,6 +8,7 @@
     GET  /v1/views              schemas and feature services
     GET  /v1/status             where each view stands, and the processes
     POST /v1/reload             forwarded to the writer
+    GET  /openapi.json          all of this, as OpenAPI has it
     GET  /health, /ready        for load balancers
     GET  /metrics               for Prometheus
 
@@ -42,6 +43,7 @@ from engine.server.accepting import ConnectionCounts
 from engine.server.admission import TIMEOUT_HEADER, Admission, timeout_seconds
 from engine.server.connections import Connection, ConnectionServer
 from engine.server.metrics import Metrics
+from engine.server.openapi import DOCUMENT
 from engine.server.protection import Protection
 from engine.server.pushes import Pushes
 from engine.server.requests import BodyReader, LookupRequest, ReloadRequest, check_keys, set_deadline
@@ -85,8 +87,8 @@ def _shed_reason(error: Overloaded | DeadlinePassed | BodyTooSlow) -> str:
 
 
 class Application:
-    """One worker's endpoints. `admission` says which requests are taken on; `in_flight` counts those whose answer is not
-    made yet."""
+    """One worker's `endpoints`, by path and method. `admission` says which requests are taken on; `in_flight` counts
+    those whose answer is not made yet."""
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class Application:
         self._writer = writer
         self._bodies = BodyReader(settings)
         pushes = Pushes(settings, self._bodies, served, metrics, writer)
-        self._endpoints: dict[str, dict[str, Endpoint]] = {
+        self.endpoints: dict[str, dict[str, Endpoint]] = {
             "/v1/lookup": {"POST": Endpoint(self._lookup, "read", True)},
             "/v1/push": {"POST": Endpoint(pushes.push, "push", True)},
             _FEAST_LOOKUP: {"POST": Endpoint(self._lookup_for_feast, "read", True)},
@@ -113,11 +115,12 @@ class Application:
             "/v1/views": {"GET": Endpoint(self._views, "read")},
             "/v1/status": {"GET": Endpoint(self._status, "read")},
             "/v1/reload": {"POST": Endpoint(self._reload, "admin")},
+            "/openapi.json": {"GET": Endpoint(self._describe, "read")},
             "/health": {"GET": Endpoint(self._health, None)},
             "/ready": {"GET": Endpoint(self._ready, None)},
             "/metrics": {"GET": Endpoint(self._expose_metrics, "read" if settings.protect_metrics else None)},
         }
-        refusable = {path for path, methods in self._endpoints.items() for e in methods.values() if e.has_deadline}
+        refusable = {path for path, methods in self.endpoints.items() for e in methods.values() if e.has_deadline}
         timeout = settings.request_timeout_ms / 1e3
         self.admission = Admission(timeout, refusable - _FEAST_PATHS, refusable & _FEAST_PATHS)
         self.in_flight = 0
@@ -147,7 +150,7 @@ class Application:
 
     def _handler(self, request: web.BaseRequest) -> Handler:
         """What is to answer a request, which may ask for it."""
-        methods = self._endpoints.get(_path(request))
+        methods = self.endpoints.get(_path(request))
         if methods is None:
             raise web.HTTPNotFound
         endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -216,7 +219,7 @@ class Application:
         if self.admission.is_draining or connection.is_extra:
             response.force_close()
         path = _path(request)
-        endpoint = path if path in self._endpoints else "other"
+        endpoint = path if path in self.endpoints else "other"
         self._metrics.count_request(endpoint, response.status, time.perf_counter() - started)
         return response
 
@@ -234,7 +237,8 @@ class Application:
         encoding = choose_format(request.headers.get("Accept", ""))
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
-        result = encoding.look_up(store, asked.wanted, asked.entities, max_age=asked.max_age, stale=asked.stale)
+        how: dict[str, Any] = {"max_age": asked.max_age, "stale": asked.stale, "max_values": self._settings.max_values}
+        result = encoding.look_up(store, asked.wanted, asked.entities, **how)
         self._metrics.count_lookup(result)
         return answer_bytes(encoding.encode(result), encoding.media_type, result.version)
 
@@ -243,7 +247,7 @@ class Application:
         body = await self._bodies.read(request)
         asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
-        result, content = feast.answer(self._served.open(), asked, strict=strict)
+        result, content = feast.answer(self._served.open(), asked, strict=strict, max_values=self._settings.max_values)
         self._metrics.count_lookup(result)
         return answer_bytes(content, feast.MEDIA_TYPE, result.version)
 
@@ -276,6 +280,9 @@ class Application:
         if error is None:
             return answer_json(answer)
         return answer_json(error_document(error) | answer, status=error.http_status)
+
+    async def _describe(self, request: web.BaseRequest) -> web.Response:
+        return answer_bytes(DOCUMENT, "application/json")
 
     # --- the worker --------------------------------------------------------------------------------------------
 

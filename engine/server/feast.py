@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.encoders import json_feast
 from engine.encoders.feast_names import feature_names
-from engine.errors import FeastBodyInvalid, LookupInvalid, TokenInvalid, UnknownFeature
+from engine.errors import FeastBodyInvalid, LookupInvalid, RequestTooLarge, TokenInvalid, UnknownFeature
 from engine.feature_store import FeatureStore
 from engine.lookup import resolve_features
 from engine.result import LookupResult
 from engine.schema import JoinKeyType
-from engine.server.responses import answer_json
+from engine.server.responses import answer_json, sendable
 from engine.version import StoreVersion
 
 MEDIA_TYPE = json_feast.MEDIA_TYPE
@@ -118,7 +118,9 @@ def _refused(*details: Mapping[str, Any]) -> FeastBodyInvalid:
     return FeastBodyInvalid(f"{details[0]['loc']}: {details[0]['msg']}", details)
 
 
-def answer(store: FeatureStore, asked: FeastRequest, *, strict: bool) -> tuple[LookupResult, bytes]:
+def answer(
+    store: FeatureStore, asked: FeastRequest, *, strict: bool, max_values: int | None = None
+) -> tuple[LookupResult, bytes]:
     """What was looked up, and the answer's body.
 
     Every entity that is a join key of any view is in the answer, others are not; keys of which a part is null or not
@@ -126,13 +128,17 @@ def answer(store: FeatureStore, asked: FeastRequest, *, strict: bool) -> tuple[L
 
     Args:
         strict: answer to the letter as Feast: rows of any age count as present.
+        max_values: the most values that the answer may hold.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
     """
-    wanted, entities, max_age = asked.wanted, asked.entities, timedelta.max if strict else None
+    wanted, entities = asked.wanted, asked.entities
+    how: dict[str, Any] = {"max_age": timedelta.max if strict else None, "max_values": max_values}
     try:
-        result = store.lookup(wanted, entities, max_age=max_age, incomplete="not_found")
+        result = store.lookup(wanted, entities, incomplete="not_found", **how)
+    except RequestTooLarge:
+        raise
     except LookupInvalid:
         if not isinstance(wanted, str):
             wanted = [_LATEST.sub(r"\1", reference) for reference in wanted]
@@ -141,7 +147,7 @@ def answer(store: FeatureStore, asked: FeastRequest, *, strict: bool) -> tuple[L
         types = _key_types(store.version(), references)
         feature_names(references, full=asked.full_feature_names)
         entities = coerced(entities, types)
-        result = store.lookup(wanted, entities, max_age=max_age, incomplete="not_found")
+        result = store.lookup(wanted, entities, incomplete="not_found", **how)
     known = store.version().join_key_names
     content = json_feast.encode(
         result,
@@ -194,6 +200,7 @@ def answer_error(error: Exception, message: str, status: int, *, strict: bool) -
         strict: answer 500, as Feast does, for a request that does not fit the store. Feast's own client tries again
             what is answered so, and then does not tell why.
     """
+    message = sendable(message)
     if isinstance(error, FeastBodyInvalid):
         try:
             content = orjson.dumps({"detail": error.details}, default=str)

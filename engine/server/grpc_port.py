@@ -12,26 +12,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from engine.errors import AddressUnusable, GrpcMissing
+from engine.server.listening import is_bound_to
 from engine.settings import ServerSettings
 
 _PACKAGES = ("grpc", "grpc_health", "google.protobuf")
 
 
 @contextmanager
-def reserve_port(settings: ServerSettings) -> Iterator[str | None]:
-    """Hold the port for gRPC, and yield the address for workers to listen on; None if the settings name no port.
+def reserve_port(settings: ServerSettings, inherited: int | None = None) -> Iterator[socket.socket | None]:
+    """Hold the port for gRPC, and yield what holds it; None if the settings name no port. The
+    descriptor of what held it for the server before is taken if that is the port that the settings name.
 
     Raises:
         AddressUnusable: the address cannot be listened on.
         GrpcMissing: the packages for gRPC are not installed.
     """
+    passed = socket.socket(fileno=inherited) if inherited is not None else None
     if settings.grpc_port is None:
         yield None
         return
     _check_packages()
-    with _bind(settings.host, settings.grpc_port) as holder:
-        host, port = holder.getsockname()[:2]
-        yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if passed is None or not is_bound_to(passed, settings.host, settings.grpc_port):
+        passed = _bind(settings.host, settings.grpc_port)
+    with passed:
+        yield passed
+
+
+def address_of(holder: socket.socket) -> str:
+    """The address for workers to listen on."""
+    host, port = holder.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check_packages() -> None:

@@ -23,7 +23,7 @@ from engine.server.grpc_messages import parse_keys, parse_request
 from engine.server.metrics import Metrics
 from engine.server.protection import Protection
 from engine.server.requests import check_keys
-from engine.server.responses import VERSION_HEADER
+from engine.server.responses import VERSION_HEADER, sendable
 from engine.server.served_store import ServedStore
 from engine.server.tls import Tls
 from engine.settings import ServerSettings
@@ -115,7 +115,7 @@ class GrpcServer:
         except ShoalError as error:
             if isinstance(error, DeadlinePassed):
                 self._metrics.count_shed("deadline")
-            code, message = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL), str(error)
+            code, message = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL), sendable(str(error))
         except Exception:
             log.exception("%s failed", name)
             code, message = grpc.StatusCode.INTERNAL, "the server met something unexpected; its log says what"
@@ -137,7 +137,8 @@ class GrpcServer:
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
         # Rows that are too old are served, and marked as such, as Feast's own servers do.
-        result = store.lookup(asked.wanted, entities, stale="serve", incomplete="not_found")
+        most = self._settings.max_values
+        result = store.lookup(asked.wanted, entities, stale="serve", incomplete="not_found", max_values=most)
         self._metrics.count_lookup(result)
         views = store.version().views
         used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))

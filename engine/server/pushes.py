@@ -18,6 +18,7 @@ from engine.errors import PushInvalid, RequestTooLarge
 from engine.manifest import EVENT_TIMESTAMP
 from engine.pushed_rows import EVENT_TIME_COLUMN, deleted_rows, from_base64, pushed_rows
 from engine.server import feast_pushes
+from engine.server.arrow_pushes import arrow_columns
 from engine.server.metrics import Metrics
 from engine.server.requests import BodyReader, PushRequest, parse_body
 from engine.server.responses import answer_bytes, answer_json
@@ -52,7 +53,9 @@ class Pushes:
         version, now, batches = self._served.open().version(), datetime.now(UTC), []
         if request.content_type == arrow_stream.MEDIA_TYPE:
             view = version.view(_asked_view(request))
-            batches.append(pushed_rows(view, _timed(view, _arrow_columns(body)), now=now))
+            most = self._settings
+            columns = arrow_columns(body, max_rows=most.max_keys, max_bytes=most.max_body_bytes)
+            batches.append(pushed_rows(view, _timed(view, columns), now=now))
         else:
             asked = parse_body(body, PushRequest)
             view = version.view(asked.view)
@@ -127,13 +130,3 @@ def _json_columns(view: ViewVersion, columns: Mapping[str, list[Any]]) -> dict[s
     """Columns as they came in JSON, which has no bytes: those come in base64."""
     as_bytes = {feature.name for feature in view.record.view_schema.features if feature.type == "bytes"}
     return {name: from_base64(name, values) if name in as_bytes else values for name, values in columns.items()}
-
-
-def _arrow_columns(body: bytes) -> dict[str, Any]:
-    try:
-        with pa.ipc.open_stream(body) as stream:
-            table = stream.read_all()
-        table.validate(full=True)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise PushInvalid(f"the body is no Arrow stream: {error}") from None
-    return dict(zip(table.column_names, table.combine_chunks().columns, strict=True))

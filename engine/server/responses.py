@@ -6,6 +6,8 @@ import orjson
 from aiohttp import web
 
 VERSION_HEADER = "X-Shoal-Version"
+_LONGEST_MESSAGE = 2000
+"""Characters. The end of a message says what to do."""
 
 
 def answer_bytes(content: bytes, content_type: str, version: int | None = None, status: int = 200) -> web.Response:
@@ -23,4 +25,12 @@ def answer_json(document: Any, version: int | None = None, status: int = 200) ->
 
 def answer_error(code: str, message: str, status: int) -> web.Response:
     """An error."""
-    return answer_json({"error": {"code": code, "message": message}}, status=status)
+    return answer_json({"error": {"code": code, "message": sendable(message)}}, status=status)
+
+
+def sendable(message: str) -> str:
+    """A message as it is sent: of what it repeats of a request, bytes of a header that are not UTF-8 come escaped, and
+    what is very long is cut."""
+    if len(message) > _LONGEST_MESSAGE:
+        message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
+    return message.encode(errors="backslashreplace").decode()

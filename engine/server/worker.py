@@ -8,6 +8,7 @@ import logging
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ import uvloop
 from aiohttp import web
 
 from engine.control import WriterClient
+from engine.errors import StoreNotFound
+from engine.failpoints import reached
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.admission import Admission
 from engine.server.app import Application
@@ -37,22 +40,8 @@ _LARGEST_KEPT = 32 << 20
 _REFRESH_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.02
 _OTHER_FILES = 1024
-
-
-def work(
-    settings: ServerSettings,
-    protection: Protection,
-    listener: socket.socket,
-    grpc_address: str | None,
-    counts: ConnectionCounts,
-    place: int,
-    beat: Callable[[], None],
-) -> None:
-    """A worker's main function: serves until SIGTERM, then finishes what is under way."""
-    _keep_freed_memory()
-    asyncio.set_event_loop_policy(None)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, protection, listener, grpc_address, counts, place, beat))
+_FAREWELL_SECONDS = 2.0
+_SUCCESSION_SECONDS = 15.0
 
 
 def _keep_freed_memory() -> None:
@@ -64,49 +53,100 @@ def _keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
-async def _serve(
-    settings: ServerSettings,
-    protection: Protection,
-    listener: socket.socket,
-    grpc_address: str | None,
-    counts: ConnectionCounts,
-    place: int,
-    beat: Callable[[], None],
-) -> None:
-    async with WriterClient(settings.store) as writer:
-        stop = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        served, metrics = ServedStore(settings.store), Metrics()
-        _allow_files(settings.max_connections)
-        application = Application(settings, protection, served, metrics, writer)
-        server = application.server(counts, place)
-        runner = web.ServerRunner(server)
-        await runner.setup()
-        served.refresh()
-        rpcs = None
-        if grpc_address is not None:
-            rpcs = await _serve_grpc(settings, protection, served, metrics, grpc_address)
-        # Whatever is there by now stays: a full collection that looks through it holds up requests for a tenth of a
-        # second.
-        gc.collect()
-        gc.freeze()
-        acceptor = Acceptor(listener, server, counts, place, settings.max_connections, protection.context)
-        look_after = partial(_look_after, server, application.admission, metrics, counts, place)
-        keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, look_after, beat))
-        await stop.wait()
-        application.admission.is_draining = True
-        acceptor.close()
-        stopping_rpcs = asyncio.create_task(rpcs.stop()) if rpcs is not None else None
-        # aiohttp drops what arrives on a connection once it closes it, so that a body still on its way must come first.
-        # How long that may take is the supervisor's to say.
-        while application.in_flight:
-            await asyncio.sleep(_DRAIN_POLL_SECONDS)
-        await runner.cleanup()
-        if stopping_rpcs is not None:
-            await stopping_rpcs
-        keeping_up.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeping_up
+class Worker:
+    """What every worker is made of, before the fork: `work` is the main function of each.
+
+    Args:
+        counts: where the workers note how many connections each has.
+        has_writer: whether pushes that find no writer may wait for the next one.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        protection: Protection,
+        listener: socket.socket,
+        grpc_address: str | None,
+        counts: ConnectionCounts,
+        *,
+        has_writer: bool,
+    ) -> None:
+        self._settings = settings
+        self._protection = protection
+        self._listener = listener
+        self._grpc_address = grpc_address
+        self._counts = counts
+        self._has_writer = has_writer
+
+    def work(self, place: int, beat: Callable[[], None], on_trial: bool) -> None:
+        """Serve until SIGTERM, then finish what is under way.
+
+        Args:
+            place: the worker's among all.
+            beat: to be called every second as a sign of life, and as soon as requests are answered.
+            on_trial: another server still serves the store, and goes on if this worker cannot.
+
+        Raises:
+            ShoalError: the worker is on trial, and cannot read the store.
+        """
+        reached("worker.begun")
+        _keep_freed_memory()
+        asyncio.set_event_loop_policy(None)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve(place, beat, on_trial))
+
+    async def _serve(self, place: int, beat: Callable[[], None], on_trial: bool) -> None:
+        settings, protection = self._settings, self._protection
+        patience = _SUCCESSION_SECONDS if self._has_writer else 0.0
+        async with WriterClient(settings.store, patience=patience) as writer:
+            stop = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+            served, metrics = ServedStore(settings.store), Metrics()
+            _allow_files(settings.max_connections)
+            application = Application(settings, protection, served, metrics, writer)
+            server = application.server(self._counts, place)
+            runner = web.ServerRunner(server)
+            await runner.setup()
+            served.refresh()
+            reached("worker.opened")
+            if on_trial:
+                _check_readable(served)
+            rpcs = None
+            if self._grpc_address is not None:
+                rpcs = await _serve_grpc(settings, protection, served, metrics, self._grpc_address)
+            # Whatever is there by now stays: a full collection that looks through it holds up requests for a tenth of a
+            # second.
+            gc.collect()
+            gc.freeze()
+            most, tls = settings.max_connections, protection.context
+            acceptor = Acceptor(self._listener, server, self._counts, place, most, tls)
+            look_after = partial(_look_after, server, application.admission, metrics, self._counts, place)
+            keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, look_after, beat))
+            reached("worker.accepting")
+            await stop.wait()
+            application.admission.is_draining = True
+            acceptor.close()
+            stopping_rpcs = asyncio.create_task(rpcs.stop()) if rpcs is not None else None
+            # aiohttp drops what arrives on a connection once it closes it, so that a body still on its way must come
+            # first. How long that may take is the supervisor's to say.
+            #
+            # A client that sends a request just when its connection is closed cannot tell whether it arrived. So each
+            # is told with its next answer, and only one that has long been silent is closed without.
+            closing_at = time.monotonic() + min(_FAREWELL_SECONDS, settings.drain_seconds)
+            while application.in_flight or (self._counts[place] > 0 and time.monotonic() < closing_at):
+                await asyncio.sleep(_DRAIN_POLL_SECONDS)
+            await runner.cleanup()
+            if stopping_rpcs is not None:
+                await stopping_rpcs
+            keeping_up.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping_up
+
+
+def _check_readable(served: ServedStore) -> None:
+    """Raise what keeps a store from being served, but for one into which nothing was loaded yet."""
+    with contextlib.suppress(StoreNotFound):
+        served.open()
 
 
 async def _serve_grpc(

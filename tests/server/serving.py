@@ -95,7 +95,7 @@ class Connection:
 
 
 class Server:
-    """A server in processes of its own."""
+    """A server in processes of its own; of the code in another directory than these tests', if one is given."""
 
     def __init__(
         self,
@@ -105,6 +105,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
         umask: int = -1,
         module: str = "tests.server.serve",
+        code: Path | None = None,
         **settings: Any,
     ) -> None:
         self.store = store
@@ -118,6 +119,8 @@ class Server:
                 [sys.executable, "-m", module, json.dumps(settings), json.dumps(writer)],
                 stderr=log,
                 umask=umask,
+                cwd=code,
+                env=os.environ | ({"PYTHONPATH": str(code)} if code is not None else {}),
             )
 
     def __enter__(self) -> Self:

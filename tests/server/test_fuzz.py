@@ -3,17 +3,24 @@
 import gzip
 import json
 import os
+import socket
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.control import unix_address, writer_socket_path
 from engine.export_root import ExportRoot
 from tests import stores
 from tests.every_type import ITEMS, USERS, item_rows, user_rows
-from tests.server.serving import Connection, Server
+from tests.server.serving import PATIENCE_SECONDS, Answer, Connection, Server
+
+ARROW = "application/vnd.apache.arrow.stream"
 
 EXAMPLES = int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "150"))
 FEATURES = [feature.name for feature in ITEMS.features]
@@ -51,16 +58,22 @@ BODIES = {
 
 
 @pytest.fixture(scope="module")
-def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("fuzz")
     root = ExportRoot(directory / "root")
     stores.publish_snapshot(root, ITEMS, item_rows(5))
     stores.publish_snapshot(root, USERS, user_rows(5))
-    with Server(directory / "store", {"root": str(root)}, max_keys=1000) as server:
+    with Server(directory / "store", {"root": str(root)}, max_keys=1000, max_values=4_000_000) as server:
         server.await_views("items", "users")
-        with server.connection() as connection:
-            yield connection
-        assert "Traceback" not in server.log
+        yield server
+        # aiohttp itself tells of what it cannot unpack, and of what is no HTTP.
+        assert " failed\nTraceback" not in server.log
+
+
+@pytest.fixture
+def connection(server: Server) -> Iterator[Connection]:
+    with server.connection() as connection:
+        yield connection
 
 
 def ask(connection: Connection, path: str, body: bytes) -> None:
@@ -95,14 +108,168 @@ def test_any_bytes_and_any_json(connection: Connection, path: str, body: bytes) 
         b'{"entities": {"items_id": ["a"]}, "entities": {"items_id": ["b"]}}',
         b'{"features": ["items:*"], "entities": {"items_id": ["\xff"]}}',
         b'{"view": "items", "rows": {"items_id": [' + b'"a",' * 5_000 + b'"a"]}}',
+        b'{"entities": {' + b",".join(b'"k%d": [1]' % number for number in range(1_000_000)) + b"}}",
+        b'{"features": ["users:score"], "entities": {"users_id": [NaN, Infinity, -Infinity]}, "max_age": NaN}',
+        b'{"view": "users", "rows": {"users_id": [1], "score": [1e999]}}',
+        b'{"entities": {"users_id": [' + b"9" * 100_000 + b"]}}",
+        b'{"a": "' + b"x" * (33 << 20) + b'"}',
     ],
-    ids=["deep list", "deep object", "many keys", "twice", "invalid UTF-8", "many rows"],
+    ids=[
+        "deep list",
+        "deep object",
+        "many keys",
+        "twice",
+        "invalid UTF-8",
+        "many rows",
+        "many members",
+        "NaN",
+        "overflow",
+        "digits",
+        "huge",
+    ],
 )
 def test_hard_bodies(connection: Connection, path: str, body: bytes) -> None:
     ask(connection, path, body)
 
 
-def test_a_bomb_of_zeros_is_refused(connection: Connection) -> None:
-    body = gzip.compress(b" " * (64 << 20))
-    answer = connection.ask("POST", "/v1/push", body, **{"Content-Encoding": "gzip"})
-    assert answer.status == 413
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_bomb_of_zeros_is_refused(server: Server, path: str, encoding: str) -> None:
+    zeros = b" " * (64 << 20)
+    body = gzip.compress(zeros, 1) if encoding == "gzip" else zlib.compress(zeros, 1)
+    assert server.ask("POST", path, body, **{"Content-Encoding": encoding}).status == 413
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+def test_a_body_that_is_not_packed_as_it_says_is_refused(server: Server, encoding: str) -> None:
+    assert server.ask("POST", "/v1/lookup", b"{}", **{"Content-Encoding": encoding}).status == 400
+
+
+@pytest.mark.parametrize("name", ["Accept", "Authorization", "Idempotency-Key", "Content-Type", "X-Any"])
+@pytest.mark.parametrize("value", ["\xff\xfe", "\xc3\xa9", "a" * 4000, "*/*;q=nan", ",;,=", "text/x;\xe9"])
+def test_headers_of_any_bytes(server: Server, name: str, value: str) -> None:
+    lookup = {"features": ["users:score"], "entities": {"users_id": [1]}}
+    for path, body in (("/v1/lookup", lookup), ("/v1/push", {}), ("/get-online-features", lookup), ("/push", {})):
+        answer = server.ask("POST", path, body, **{name: value})
+        assert answer.status < 500
+        json.loads(answer.body)
+
+
+def test_an_error_is_short_whatever_it_repeats(connection: Connection) -> None:
+    asked = {"features": ["users:score"], "entities": {f"key {number}": ["x"] for number in range(100_000)}}
+    for answer in (
+        connection.ask("POST", "/v1/lookup", asked),
+        connection.ask("POST", "/get-online-features", asked),
+        connection.ask("POST", "/v1/lookup", {"features": ["x" * 1_000_000], "entities": {}}),
+    ):
+        assert answer.status == 400
+        assert len(answer.body) < 5000
+
+
+@pytest.mark.parametrize("path", ["/v1/lookup", "/get-online-features"])
+def test_more_than_an_answer_holds_is_refused(connection: Connection, path: str) -> None:
+    of_many = {"features": ["users:score"] * 5000, "entities": {"users_id": [1] * 900}}
+    too_many = {"features": ["users:*"] * 6000, "entities": {"users_id": [1]}}
+    for asked, words in ((of_many, b"an answer holds"), (too_many, b"a request takes 10000")):
+        answer = connection.ask("POST", path, asked, Accept="application/json")
+        assert answer.status == 413
+        assert words in answer.body
+
+
+# --- rows in Arrow that are larger than they look ----------------------------------------------------------------
+
+
+def arrow(columns: dict[str, Any], names: list[str] | None = None, **options: Any) -> bytes:
+    arrays = [values if isinstance(values, pa.Array) else pa.array(values) for values in columns.values()]
+    table = pa.Table.from_arrays(arrays, names or list(columns))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def repeated(value: Any, times: int) -> pa.Array:
+    return pa.RunEndEncodedArray.from_arrays(pa.array([times], pa.int32()), pa.array([value]))
+
+
+def push_arrow(connection: Connection, body: bytes) -> Answer:
+    return connection.ask("POST", "/v1/push?view=users", body, **{"Content-Type": ARROW})
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_arrow_that_unpacks_to_too_much_is_refused(connection: Connection, codec: str) -> None:
+    body = arrow({"users_id": [1] * 40, "text": ["x" * 1_000_000] * 40}, compression=codec)
+    assert len(body) < 1_000_000
+    answer = push_arrow(connection, body)
+    assert (answer.status, answer.error[0]) == (413, "RequestTooLarge")
+    assert "unpacks to" in answer.error[1]
+
+
+def test_arrow_that_is_packed_and_fits_is_taken(connection: Connection) -> None:
+    body = arrow({"users_id": [1] * 40, "text": ["x" * 1000] * 40}, compression="zstd")
+    assert push_arrow(connection, body).json["rows"] == 40
+    views = pa.array(["x", None, "y" * 100], pa.string_view())
+    assert push_arrow(connection, arrow({"users_id": [1, 2], "text": views[1:]})).json["rows"] == 2
+
+
+def test_arrow_that_repeats_a_value_is_refused(connection: Connection) -> None:
+    rows = 2**31 - 1
+    assert push_arrow(connection, arrow({"users_id": repeated(1, rows), "score": repeated(1.0, rows)})).status == 413
+    once = pa.array(["x" * 5_000_000])
+    views = np.tile(np.array([5_000_000, 0x78787878, 0, 0], np.int32), 1000)
+    for text in (
+        pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int16()), once),
+        pa.Array.from_buffers(pa.string_view(), 1000, [None, pa.py_buffer(views), once.buffers()[2]]),
+    ):
+        answer = push_arrow(connection, arrow({"users_id": list(range(1000)), "text": text}))
+        assert answer.status == 413
+        assert "unpacks to 5000000000 bytes" in answer.error[1]
+
+
+def test_a_column_that_comes_twice_is_refused(connection: Connection) -> None:
+    answer = push_arrow(connection, arrow({"a": [1], "b": [1.0], "c": [2.0]}, ["users_id", "score", "score"]))
+    assert (answer.status, answer.error[1]) == (400, "the stream has 2 columns 'score'; send one")
+
+
+# --- the writer's socket -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def control(server: Server) -> Iterator[Connection]:
+    connection = Connection(f"unix:{writer_socket_path(server.store)}")
+    yield connection
+    connection.close()
+
+
+ORDERS = st.one_of(
+    st.binary(max_size=40),
+    JSON.map(lambda content: json.dumps(content).encode()),
+    st.just(b"[" * 100_000),
+    COLUMNS.map(lambda columns: json.dumps({"view": "users", **columns}).encode()),
+    st.sampled_from([arrow({"users_id": [1]}), arrow({"__key_hash": ["x"]}), arrow({"__key_hash": [1]}) * 2]),
+)
+ORDER_PATHS = ["/reload", "/push", "/push?view=users", "/push?view=%ff", "/views", "/views/no", "/status", "/"]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH"]), path=st.sampled_from(ORDER_PATHS), body=ORDERS
+)
+def test_orders_of_any_kind(control: Connection, method: str, path: str, body: bytes) -> None:
+    answer = control.ask(method, path, body)
+    assert answer.status < 500, (method, path, body, answer.body)
+    json.loads(answer.body)
+
+
+def test_what_is_no_http_on_the_writers_socket(server: Server) -> None:
+    for sent in (
+        b"\xff\xfe\r\n\r\n",
+        b"POST /push HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    ):
+        with socket.socket(socket.AF_UNIX) as client, unix_address(writer_socket_path(server.store)) as address:
+            client.settimeout(PATIENCE_SECONDS)
+            client.connect(address)
+            client.sendall(sent)
+            assert b" 400 " in client.recv(4096)
+    assert server.ask("POST", "/v1/reload", {}).status == 200

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,21 @@ REQUESTS = [
 def client(server: Server) -> Iterator[Client]:
     with client_of(server) as client:
         yield client
+
+
+def test_requests_of_other_bytes_are_the_clients_fault(client: Client, server: Server) -> None:
+    source = random.Random(3)
+    for _ in range(int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "100"))):
+        request = bytearray(as_sent(source.choice(REQUESTS)))
+        for _ in range(source.randrange(1, 4)):
+            at = source.randrange(len(request) + 1)
+            request[at : at + source.randrange(3)] = source.randbytes(source.randrange(4))
+        try:
+            client.call(bytes(request))
+        except grpc.RpcError as error:
+            if error.code().name not in ("INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"):
+                raise AssertionError(f"{error.code().name}: {bytes(request)!r}") from error
+    assert "failed\nTraceback" not in server.log
 
 
 def test_join_keys_come_first_then_features_in_the_order_asked(client: Client) -> None:

@@ -1,9 +1,10 @@
 """Keys of a request are read the same by the kernels and by the protobuf library, whatever bytes come."""
 
+import os
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import LookupInvalid
@@ -11,9 +12,17 @@ from engine.errors import LookupInvalid
 pytest.importorskip("google.protobuf", reason="protobuf is not installed: pip install 'shoal[grpc]'")
 
 from engine.server import grpc_messages
-from engine.server.grpc_messages import parse_keys
+from engine.server.grpc_messages import parse_keys, parse_request
 from tests.server.feast_messages import encode
 
+EXAMPLES = int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "200"))
+REQUESTS = [
+    encode(
+        "GetOnlineFeaturesRequest",
+        {"features": {"val": ["docs:a", "users:*"]}, "entities": [{"key": "k", "value": {"val": values}}]},
+    )
+    for values in ([{"string_val": "a"}, {"string_val": "é"}], [{"int64_val": -1}], [{"int32_val": 5}, {}], [])
+]
 INT32 = st.integers(-(2**31), 2**31 - 1)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 KEYS = st.one_of(
@@ -60,3 +69,19 @@ def test_unusual_encodings(data: bytes, keys: list[Any] | None) -> None:
     seen = outcome(parse_keys, data)
     assert seen == outcome(grpc_messages._parse_any_keys, data)
     assert keys is None or seen == keys
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data())
+def test_requests_that_nobody_would_send(data: st.DataObject) -> None:
+    """They are read, or refused as the client's."""
+    request = bytearray(data.draw(st.sampled_from(REQUESTS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(request)))
+        request[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        asked = parse_request(bytes(request))
+        for name, keys in asked.entities.items():
+            parse_keys(name, keys)
+    except LookupInvalid as error:
+        str(error).encode()

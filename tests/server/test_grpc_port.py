@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.errors import AddressUnusable, GrpcMissing
-from engine.server.grpc_port import reserve_port
+from engine.server.grpc_port import address_of, reserve_port
 from engine.settings import ServerSettings
 
 pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'shoal[grpc]'")
@@ -19,14 +19,14 @@ def settings(**values: Any) -> ServerSettings:
 
 
 def test_without_a_port_nothing_is_held() -> None:
-    with reserve_port(settings()) as address:
-        assert address is None
+    with reserve_port(settings()) as holder:
+        assert holder is None
 
 
 def test_workers_can_listen_on_the_port_and_other_servers_cannot() -> None:
-    with reserve_port(settings(grpc_port=0)) as address:
-        assert address is not None
-        host, _, port = address.rpartition(":")
+    with reserve_port(settings(grpc_port=0)) as holder:
+        assert holder is not None
+        host, _, port = address_of(holder).rpartition(":")
         refusal = pytest.raises(AddressUnusable, match=f"cannot listen for gRPC on {host}:{port}: .* give another port")
         with refusal, reserve_port(settings(grpc_port=int(port))):
             pass

@@ -135,6 +135,24 @@ def test_a_worker_that_hangs_is_replaced(store: Path) -> None:
         assert f"pid {hanging}, gave no sign of life" in server.log
 
 
+def test_a_writer_that_hangs_is_replaced_and_one_that_is_busy_is_not(store: Path) -> None:
+    log = store.parent / "signals.log"
+    # It waits for signals, and so long as that takes does nothing else.
+    with Server(store, {"log": str(log)}, silent_seconds=2.5) as server:
+        hanging = eventually(lambda: server.record.writer, "the writer")
+        eventually(lambda: f"{hanging} started" in noted(log), "its start")
+        os.kill(hanging, signal.SIGSTOP)
+        busy = eventually(lambda: server.record.writer if server.record.writer != hanging else None, "a new writer")
+        assert is_gone(hanging)
+        assert f"writer, pid {hanging}, gave no sign of life" in server.log
+        eventually(lambda: f"{busy} started" in noted(log), "the new writer")
+        # A worker that hangs as long as a silent writer would be borne with tells that so much time has passed.
+        worker = server.record.workers[0]
+        os.kill(worker, signal.SIGSTOP)
+        eventually(lambda: is_gone(worker), "the end of the worker")
+        assert server.record.writer == busy
+
+
 def test_the_writer_is_told_to_reload_and_is_replaced(store: Path) -> None:
     log = store.parent / "signals.log"
     with Server(store, {"log": str(log)}) as server:
