@@ -22,8 +22,8 @@ _LONGEST_TIMEOUT_MS = 24 * 3600 * 1000
 _FIRST_GUESS_SECONDS = 0.001
 _WEIGHT = 0.05
 _SHARE_WHEN_READ = 0.75
-"""What of its time a request may be foreseen to take. The rest is for what cannot be foreseen: other processes' turns at
-the core, larger requests among those ahead, and the network."""
+"""What of its time a request may be foreseen to take. The rest is for what cannot be foreseen: other processes' turns
+at the core, larger requests among those ahead, and the network."""
 _SHARE_WHEN_BEGUN = 0.9
 
 _WHOLE = re.compile(rb"POST (\S+) HTTP/1\.1\r\n")
