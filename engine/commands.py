@@ -18,6 +18,7 @@ from engine.errors import LookupInvalid
 from engine.explain import StoredRow, explain
 from engine.feature_store import FeatureStore
 from engine.kernels.gathering import Status
+from engine.live_status import describe_live
 from engine.lookup import Stale
 from engine.processes import describe_server
 from engine.result import LookupResult
@@ -212,7 +213,8 @@ def status_command(store: Path, as_json: bool) -> None:
 
     Ends with 1 if a view does not move on, or its data cannot be read.
     """
-    status = describe_version(FeatureStore.open(store).version()) | {"server": describe_server(store)}
+    status = describe_version(FeatureStore.open(store).version())
+    status |= {"live": describe_live(store), "server": describe_server(store)}
     if as_json:
         click.echo(json.dumps(status, indent=2))
     else:
@@ -249,6 +251,11 @@ def _print_status(status: dict[str, Any]) -> None:
             click.echo(
                 f"\ntrouble with {view['name']} since {trouble['since']}: {trouble['code']}: {trouble['message']}"
             )
+    if reader := status["live"]["oldest_reader"]:
+        click.echo(
+            f"\nprocess {reader['pid']} holds a version that is {reader['versions_behind']:,} behind: live/, "
+            f"{size(status['live']['bytes'])}, grows with each commit until it looks up again or ends"
+        )
     server = status["server"]
     if server is None:
         click.echo("\nno server runs on this store")

@@ -117,7 +117,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         if live is None:
             if writable:
                 make_directory(path)
-                _allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
+                allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
             elif not (path / DATA).is_file():
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
             if not _has_content(path / DATA, store) and not writable:
@@ -168,9 +168,13 @@ def damage_named(path: Path) -> Iterator[None]:
         raise StoreDamaged(f"{path} is damaged: {error}; {START_ANEW}") from error
 
 
-def _allocate(path: Path, size: int) -> None:
-    """Give a file its room on the disk. Where a process first touches a page of a map for which there is none left, it
-    dies: LMDB maps its table of readers, and makes it as a file with holes."""
+def allocate(path: Path, size: int) -> None:
+    """Make a file, if it is not there, and give it its room on the disk, in bytes. Where a process first touches a page
+    of a map for which there is none left, it dies: LMDB maps its table of readers, and makes it as a file with holes.
+
+    Raises:
+        OSError: there is no room for it.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _LOCK_MODE)
     try:
         os.posix_fallocate(descriptor, 0, size)

@@ -11,6 +11,7 @@ from typing import Self
 from engine import lookup as _lookup
 from engine import matrix_lookup as _matrix_lookup
 from engine.environment import LiveEnvironment, open_live
+from engine.keeping_up import keep_up
 from engine.key_columns import Entities, Incomplete
 from engine.lookup import Stale
 from engine.result import LookupResult, MatrixResult
@@ -43,7 +44,9 @@ class FeatureStore:
             StoreUnreadable: the system does not let it be read now.
         """
         store = Path(path)
-        return cls(store, open_live(store))
+        opened = cls(store, open_live(store))
+        keep_up(opened)
+        return opened
 
     def lookup(
         self,

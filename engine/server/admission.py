@@ -9,7 +9,6 @@ small lookup.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 
 import orjson
@@ -60,7 +59,7 @@ class Admission:
         self.is_draining = False
         self._waiting = 0
         self._seconds_each = _FIRST_GUESS_SECONDS
-        self._refused: Counter[str] = Counter()
+        self._refused = 0
         message = "the worker has more to do than it can do in time; try again later"
         error = {"error": {"code": Overloaded.__name__, "message": message}}
         self._refusals = {path.encode(): _refusal(error) for path in paths}
@@ -107,12 +106,12 @@ class Admission:
                 return None
             if not self.is_late_when_read(waited, timeout):
                 return None
-        self._refused[line[1].decode()] += 1
+        self._refused += 1
         return answer
 
-    def take_refused(self) -> Counter[str]:
-        """How many were refused since the last call, by path."""
-        refused, self._refused = self._refused, Counter()
+    def take_refused(self) -> int:
+        """How many were refused as they came, since the last call."""
+        refused, self._refused = self._refused, 0
         return refused
 
 

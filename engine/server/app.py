@@ -37,6 +37,7 @@ from engine.errors import (
     ShoalError,
     TokenInvalid,
 )
+from engine.live_status import describe_live
 from engine.processes import describe_server
 from engine.server import feast
 from engine.server.accepting import ConnectionCounts
@@ -268,7 +269,9 @@ class Application:
         # The kernel may take its time to add up the memory of processes.
         server = await asyncio.to_thread(describe_server, self._settings.store)
         version = self._served.version()
-        document: dict[str, Any] = describe_version(version) if version else {"version": None, "views": []}
+        document: dict[str, Any] = {"version": None, "views": []}
+        if version is not None:
+            document = describe_version(version) | {"live": describe_live(self._settings.store)}
         return answer_json({"server": server} | document, version.id if version else None)
 
     async def _reload(self, request: web.BaseRequest) -> web.Response:

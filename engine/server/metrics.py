@@ -8,6 +8,7 @@ files must be in the environment as PROMETHEUS_MULTIPROC_DIR before this module 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.core import GaugeMetricFamily
@@ -15,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from engine.catalog import ViewRecord
 from engine.kernels.gathering import Status
+from engine.live_status import describe_live
 from engine.result import LookupResult, MatrixResult
 from engine.status import freshness_seconds
 from engine.version import StoreVersion
@@ -47,7 +49,8 @@ _VIEW_GAUGES: tuple[tuple[str, str, Callable[[ViewRecord], float | None]], ...] 
 class Metrics:
     """The counters of this worker, and the exposition of all."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Path) -> None:
+        self._store = store
         self._requests = Histogram(
             "shoal_request_duration_seconds",
             "Time from a request's head, or a gRPC request's message, to its answer, without sending that",
@@ -108,12 +111,6 @@ class Metrics:
         self._pushed(view, "superseded").inc(superseded)
         self._pushed(view, "written").inc(rows - superseded)
 
-    def count_refused(self, endpoint: str, count: int) -> None:
-        """So many requests were refused as they came, in no time."""
-        for _ in range(count):
-            self.count_request(endpoint, 503, 0.0)
-        self.count_shed("waited", count)
-
     def count_shed(self, reason: str, count: int = 1) -> None:
         """Requests were refused, or connections ended."""
         self._shed.labels(reason).inc(count)
@@ -131,7 +128,7 @@ class Metrics:
         """All workers' metrics in the format that an Accept header prefers, and its content type."""
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        registry.register(_StoreCollector(version))
+        registry.register(_StoreCollector(self._store, version))
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type
 
@@ -139,7 +136,8 @@ class Metrics:
 class _StoreCollector:
     """The gauges of one version of the store."""
 
-    def __init__(self, version: StoreVersion | None) -> None:
+    def __init__(self, store: Path, version: StoreVersion | None) -> None:
+        self._store = store
         self._version = version
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -147,6 +145,10 @@ class _StoreCollector:
         yield GaugeMetricFamily("shoal_store_version", "Newest store version", version.id if version else 0)
         if version is None:
             return
+        live = describe_live(self._store)
+        behind = live["oldest_reader"]["versions_behind"] if live["oldest_reader"] else 0
+        yield GaugeMetricFamily("shoal_live_bytes", "Size of the live environment's file", live["bytes"])
+        yield GaugeMetricFamily("shoal_oldest_reader_versions", "How far behind the oldest reader is", behind)
         for name, documentation, measure in _VIEW_GAUGES:
             family = GaugeMetricFamily(name, documentation, labels=["view"])
             for view, content in version.views.items():

@@ -19,11 +19,13 @@ from aiohttp import web
 from engine.control import WriterClient
 from engine.errors import StoreNotFound
 from engine.failpoints import reached
+from engine.run_directory import metrics_path
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.admission import Admission
 from engine.server.app import Application
 from engine.server.connections import ConnectionServer
 from engine.server.metrics import Metrics
+from engine.server.metrics_files import allocate_metrics
 from engine.server.protection import Protection
 from engine.server.served_store import ServedStore
 from engine.settings import ServerSettings
@@ -101,7 +103,8 @@ class Worker:
         async with WriterClient(settings.store, patience=patience) as writer:
             stop = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-            served, metrics = ServedStore(settings.store), Metrics()
+            allocate_metrics(metrics_path(settings.store))
+            served, metrics = ServedStore(settings.store), Metrics(settings.store)
             _allow_files(settings.max_connections)
             application = Application(settings, protection, served, metrics, writer)
             server = application.server(self._counts, place)
@@ -194,8 +197,8 @@ def _look_after(
     place: int,
     lag: float,
 ) -> None:
-    for path, count in admission.take_refused().items():
-        metrics.count_refused(path, count)
+    if refused := admission.take_refused():
+        metrics.count_shed("waited", refused)
     if ended := server.end_overdue():
         metrics.count_shed("slow", ended)
     metrics.set_load(lag, counts[place])

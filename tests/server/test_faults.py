@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -148,3 +149,20 @@ def test_a_worker_without_descriptors_serves_on_and_accepts_again_later(store: P
                 assert client.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
                 client.close()
         assert server.record.workers == (pid,)
+
+
+def test_a_worker_without_room_for_its_counters_serves_on(store: Path) -> None:
+    (store / "run").mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs", str(store / "run")]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        with Server(store) as server:
+            server.await_ready()
+            assert seen(server, "doc") == 2
+            assert server.log.count("what this worker counts will be missing from /metrics") == 2
+            assert gauge(server, "shoal_store_version") != "0"
+            assert len(set(server.record.workers)) == 2
+    finally:
+        subprocess.run(["umount", "--lazy", store / "run"], check=True)
