@@ -84,6 +84,14 @@ class NotPublished(ShoalError):
     http_status = 404
 
 
+class RootUnreadable(ShoalError):
+    """The file system of the export root fails."""
+
+
+class RootSilent(ShoalError):
+    """The file system of the export root does not answer, as one does not whose server is gone."""
+
+
 class LineageError(ShoalError):
     """A published entry does not continue what the store holds."""
 

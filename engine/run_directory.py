@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from engine.environment import make_directory
@@ -34,12 +33,12 @@ _MODE = 0o700
 
 
 class ServerRecord(BaseModel):
-    """A running server: its supervisor's process and when that started (seconds since 1970), where it listens (an
+    """A running server: its supervisor's process and when that started (see `started_at`), where it listens (an
     http:// address, or unix: and a path), and the processes that it runs now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     pid: PositiveInt
-    started_at: float
+    started_at: int
     address: str
     workers: tuple[PositiveInt, ...] = ()
     writer: PositiveInt | None = None
@@ -78,8 +77,8 @@ def read_server_record(store: Path) -> ServerRecord | None:
     """
     try:
         record = ServerRecord.model_validate_json(_record_path(store).read_bytes())
-        alive = abs(psutil.Process(record.pid).create_time() - record.started_at) < 1
-    except (FileNotFoundError, ValidationError, psutil.Error):
+        alive = started_at(record.pid) == record.started_at
+    except (FileNotFoundError, ProcessLookupError, ValidationError):
         return None
     except PermissionError:
         raise _private(run_path(store)) from None
@@ -162,6 +161,12 @@ def _record_path(store: Path) -> Path:
     return run_path(store) / "server.json"
 
 
-def started_at() -> float:
-    """When this process started, in seconds since 1970."""
-    return psutil.Process(os.getpid()).create_time()
+def started_at(pid: int) -> int:
+    """When a process started, in clock ticks since the machine did: field 22 of proc(5)'s stat. A date would change
+    whenever the clock is set.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: it is gone.
+    """
+    # The second field is the command's name, in parentheses, and may hold anything.
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

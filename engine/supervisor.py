@@ -108,7 +108,7 @@ class Supervisor:
         self.serves = False
         """Whether the store is this server's: it is another's before a takeover is over, and once a successor came."""
         self._work = work
-        self._record = ServerRecord(pid=os.getpid(), started_at=started_at(), address=inheritance.address)
+        self._record = ServerRecord(pid=os.getpid(), started_at=started_at(os.getpid()), address=inheritance.address)
         self._written: ServerRecord | None = None
         self._silent_seconds = silent_seconds
         self._drain_seconds = drain_seconds

@@ -28,7 +28,7 @@ from loaders.generation import (
     clear_unfinished,
     encode_published,
 )
-from loaders.published_rows import EntryReader
+from loaders.published_rows import EntryReader, RowGroup
 from loaders.retention import retained
 from loaders.segment_writer import ChunkBuilder
 from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
@@ -114,15 +114,20 @@ def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> No
         FileDamaged: a file is not what its manifest says; the last version stands.
         StoreFull: there is no room; the last version stands.
     """
+    reader = EntryReader(root, manifest)
+    # First, as pushes to the view wait from then on, and a root may take its time.
+    published = list(reader.batches())
     with writer.changing(manifest.view.name):
-        _lay_over(writer, EntryReader(root, manifest), manifest)
+        _lay_over(writer, reader, published, manifest)
 
 
-def _lay_over(writer: StoreWriter, reader: EntryReader, manifest: Manifest) -> None:
+def _lay_over(
+    writer: StoreWriter, reader: EntryReader, published: list[tuple[RowGroup, pa.RecordBatch]], manifest: Manifest
+) -> None:
     view = manifest.view.name
     version = writer.version().view(view)
     manifest.view.check_succeeds(version.record.view_schema)
-    chunks = _delta_chunks(reader, version)
+    chunks = _delta_chunks(reader, published, version)
     overlay = None
     if chunks:
         overlay = seal_overlay(
@@ -233,11 +238,13 @@ def _origin(manifest: Manifest) -> Origin:
     return Origin(kind=manifest.kind, seq=manifest.seq, id=manifest.id)
 
 
-def _delta_chunks(reader: EntryReader, version: ViewVersion) -> list[ChunkBuilder]:
+def _delta_chunks(
+    reader: EntryReader, published: list[tuple[RowGroup, pa.RecordBatch]], version: ViewVersion
+) -> list[ChunkBuilder]:
     layout = RowLayout(reader.manifest.view)
     chunks = []
-    for group, published in reader.batches():
-        batch = _without_late_rows(published, version)
+    for group, rows in published:
+        batch = _without_late_rows(rows, version)
         if batch.num_rows:
             chunk = ChunkBuilder(layout, batch.num_rows, with_origins=False)
             encode_published(chunk, 0, batch, reader, group)

@@ -1,8 +1,9 @@
 """Bring views of a store up to date with an export root."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from engine.errors import (
     LineageError,
     ManifestInvalid,
     NotPublished,
+    RootUnreadable,
     SchemaChangeRefused,
     ShoalError,
     StoreDamaged,
@@ -76,12 +78,13 @@ def catch_up(
     """
     applied: list[Applied] = []
     try:
-        if (damage := writer.damage(view)) is not None:
-            applied += _repair(writer, root, view, damage, observer)
-        root.check_exists()
-        while step := _advance(writer, root, view, observer, accept_schema_change):
-            applied.append(step)
-            observer.finished(step)
+        with _failures_named(root):
+            if (damage := writer.damage(view)) is not None:
+                applied += _repair(writer, root, view, damage, observer)
+            root.check_exists()
+            while step := _advance(writer, root, view, observer, accept_schema_change):
+                applied.append(step)
+                observer.finished(step)
         return applied
     except ShoalError as error:
         observer.failed(view, error)
@@ -106,8 +109,9 @@ def load(
         NotPublished: the root, or a view that was named, does not exist, or there is no view at all.
         ShoalError: the first failure, after every view was tried.
     """
-    root.check_exists()
-    published = root.views()
+    with _failures_named(root):
+        root.check_exists()
+        published = root.views()
     for view in views:
         if view not in published:
             known = ", ".join(published) or "none"
@@ -128,6 +132,17 @@ def load(
     if failures:
         raise failures[0]
     return applied
+
+
+@contextmanager
+def _failures_named(root: ExportRoot) -> Iterator[None]:
+    """Turn what the system says of a path in a root into RootUnreadable."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(root.path):
+            raise
+        raise RootUnreadable(f"{root} cannot be read now: {error}; see to its file system, and try again") from error
 
 
 def _advance(writer: StoreWriter, root: ExportRoot, view: str, observer: Observer, accept: bool) -> Applied | None:

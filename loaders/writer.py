@@ -9,6 +9,8 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from aiohttp import web
 from watchfiles import Change, awatch
 
 from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
-from engine.errors import DefinitionError, LookupInvalid, PushInvalid, ShoalError
+from engine.errors import DefinitionError, LookupInvalid, PushInvalid, RootSilent, ShoalError, StoreFull
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
 from engine.failpoints import reached
 from engine.pushed_rows import decode_rows
@@ -37,6 +39,8 @@ _NICENESS = 5
 _DEBOUNCE_MS = 50
 _STEP_MS = 10
 _LARGEST_ORDER = 1 << 30
+_SILENT_SECONDS = 15.0
+_THREADS = 64
 
 
 class LogObserver:
@@ -87,6 +91,8 @@ class WriterProcess:
             Exception: whatever broke off the following of the root; only a new process can take it up.
         """
         loop = asyncio.get_running_loop()
+        # Each view's may be held up by a root that does not answer.
+        loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="view"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._woken.set)
@@ -120,7 +126,7 @@ class WriterProcess:
         while True:
             self._woken.clear()
             if self._root is not None:
-                for view in await asyncio.to_thread(self._look, self._root):
+                for view in await self._look_patiently(self._root):
                     self._news.add(view)
                     if view not in self._catching_up:
                         self._catching_up.add(view)
@@ -129,6 +135,22 @@ class WriterProcess:
                 await asyncio.wait_for(self._woken.wait(), self._poll_seconds)
             except TimeoutError:
                 continue
+
+    async def _look_patiently(self, root: ExportRoot) -> list[str]:
+        """What `_look` finds. A mount whose server is gone may hold it up without end: that is told."""
+        look = asyncio.ensure_future(asyncio.to_thread(self._look, root))
+        done, _ = await asyncio.wait({look}, timeout=_SILENT_SECONDS)
+        if not done:
+            error = RootSilent(
+                f"{root} has not answered for {_SILENT_SECONDS:g} s: see to its mount; what is in the store is "
+                f"served, and pushes are taken"
+            )
+            log.error("%s", error)
+            for view in self._writer.version().views:
+                # Not in a thread, all of which may be held up. Where there is no room for the note, the log has it.
+                with suppress(StoreFull):
+                    self._writer.note_trouble(view, error)
+        return await look
 
     def _look(self, root: ExportRoot) -> list[str]:
         """Take over the feature services; the views that may have news, or have to be told that the root is gone."""
@@ -203,7 +225,7 @@ class WriterProcess:
             first = error.errors()[0]
             raise LookupInvalid(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}") from None
         answers = []
-        for view in views_to_reload(self._root, order):
+        for view in await asyncio.to_thread(views_to_reload, self._root, order):
             async with self._lock(view):
                 answers.append(
                     await asyncio.to_thread(reload_or_tell, self._writer, self._root, view, order, self._observer)

@@ -180,7 +180,9 @@ def test_records_of_a_server(tmp_path_factory: pytest.TempPathFactory, data: st.
     """Of one that runs, which is this process."""
     store = tmp_path_factory.mktemp("record")
     run_path(store).mkdir()
-    valid = ServerRecord(pid=os.getpid(), started_at=started_at(), address="http://x", workers=(1, 2), writer=3)
+    valid = ServerRecord(
+        pid=os.getpid(), started_at=started_at(os.getpid()), address="http://x", workers=(1, 2), writer=3
+    )
     text = valid.model_dump_json().encode()
     member = st.sampled_from(["pid", "started_at", "address", "workers", "writer"])
     numbers = st.sampled_from([-1, 0, 2**31, 2**63, 2**64, 1e300, None, "x", [-1], [2**70], [0]])

@@ -46,7 +46,9 @@ def test_a_store_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 def test_the_record_of_a_process_that_is_gone_counts_for_nothing(tmp_path: Path) -> None:
     with serving(tmp_path):
-        record = ServerRecord(pid=os.getpid(), started_at=started_at(), address="http://127.0.0.1:1", workers=(1, 2))
+        record = ServerRecord(
+            pid=os.getpid(), started_at=started_at(os.getpid()), address="http://127.0.0.1:1", workers=(1, 2)
+        )
         write_server_record(tmp_path, record)
         assert read_server_record(tmp_path) == record
         owner = f"is served by process {os.getpid()} at http://127.0.0.1:1"

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,8 @@ class Connection:
 
 
 class Server:
-    """A server in processes of its own; of the code in another directory than these tests', if one is given."""
+    """A server in processes of its own; of the code in another directory than these tests', if one is given, and with
+    these variables in its environment besides the tests' own."""
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class Server:
         umask: int = -1,
         module: str = "tests.server.serve",
         code: Path | None = None,
+        environment: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
         self.store = store
@@ -120,7 +122,7 @@ class Server:
                 stderr=log,
                 umask=umask,
                 cwd=code,
-                env=os.environ | ({"PYTHONPATH": str(code)} if code is not None else {}),
+                env=os.environ | ({"PYTHONPATH": str(code)} if code is not None else {}) | dict(environment or {}),
             )
 
     def __enter__(self) -> Self:

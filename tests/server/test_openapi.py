@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 
 from engine.control import WriterClient
 from engine.export_root import ExportRoot
+from engine.server.admission import TIMEOUT_HEADER
 from engine.server.app import Application
 from engine.server.metrics import Metrics
 from engine.server.openapi import DOCUMENT
