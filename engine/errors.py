@@ -300,7 +300,7 @@ class Overloaded(ShoalError):
     http_status = 503
     retry_after = 1
 
-    def __init__(self, message: str, reason: Literal["waited", "connections", "bodies"]) -> None:
+    def __init__(self, message: str, reason: Literal["waited", "connections", "bodies"] = "waited") -> None:
         super().__init__(message)
         self.reason = reason
 

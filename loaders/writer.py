@@ -78,6 +78,7 @@ class WriterProcess:
         self._locks: dict[str, asyncio.Lock] = {}
         self._woken = asyncio.Event()
         self._stop = asyncio.Event()
+        self._root_answers = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._news: set[str] = set()
         self._catching_up: set[str] = set()
@@ -113,6 +114,8 @@ class WriterProcess:
     async def _watch(self) -> None:
         """Wake the follower at every publication; while the root cannot be watched, the poll alone does."""
         while self._root is not None:
+            # To begin to watch goes through the whole root, and nothing else of this process runs meanwhile.
+            await self._root_answers.wait()
             try:
                 async for _ in awatch(
                     self._root.path, watch_filter=_is_publication, debounce=_DEBOUNCE_MS, step=_STEP_MS
@@ -141,6 +144,7 @@ class WriterProcess:
         look = asyncio.ensure_future(asyncio.to_thread(self._look, root))
         done, _ = await asyncio.wait({look}, timeout=_SILENT_SECONDS)
         if not done:
+            self._root_answers.clear()
             error = RootSilent(
                 f"{root} has not answered for {_SILENT_SECONDS:g} s: see to its mount; what is in the store is "
                 f"served, and pushes are taken"
@@ -150,7 +154,9 @@ class WriterProcess:
                 # Not in a thread, all of which may be held up. Where there is no room for the note, the log has it.
                 with suppress(StoreFull):
                     self._writer.note_trouble(view, error)
-        return await look
+        views = await look
+        self._root_answers.set()
+        return views
 
     def _look(self, root: ExportRoot) -> list[str]:
         """Take over the feature services; the views that may have news, or have to be told that the root is gone."""

@@ -86,6 +86,13 @@ def is_seen(server: Server, value: int) -> bool:
     return bool(seen(server, 1, "other") == value)
 
 
+def await_watched(server: Server, root: ExportRoot) -> None:
+    """Wait until the writer has gone through the root, and watches it."""
+    for value in (100, 101):
+        stores.publish_delta(root, OTHER, [{"other_id": 1, "a": value}])
+        eventually(partial(is_seen, server, value), "the delta")
+
+
 def push(server: Server, view: str, key: int, value: int, **columns: Any) -> dict[str, Any]:
     rows = {f"{view}_id": [key], "a": [value]} | {name: [content] for name, content in columns.items()}
     answer = server.ask("POST", "/v1/push", {"view": view, "rows": rows})
@@ -125,6 +132,7 @@ def test_a_root_that_does_not_answer_holds_up_nothing_but_its_deltas(
 ) -> None:
     with Server(store, {"root": str(root)}, environment=system.environment) as server:
         server.await_views("doc", "other")
+        await_watched(server, root)
         before = server.record
         system.set_root(HANGS)
         stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 7}])
@@ -145,6 +153,7 @@ def test_a_root_that_does_not_answer_holds_up_nothing_but_its_deltas(
 def test_a_server_ends_though_its_root_does_not_answer(store: Path, root: ExportRoot, system: System) -> None:
     with Server(store, {"root": str(root)}, environment=system.environment) as server:
         server.await_views("doc", "other")
+        await_watched(server, root)
         system.set_root(HANGS)
         stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 7}])
         server.process.terminate()
