@@ -117,6 +117,8 @@ class _Line:
             "--from",
             self._root,
         ]
+        # How late an answer is is measured; none is to be refused for it.
+        command += ["--request-timeout-ms", 60_000]
         command += ["--port", target.port, "--grpc-port", target.grpc_port, "--workers", WORKERS]
         environment = {"PYTHONPATH": str(release), "PATH": "/usr/bin:/bin"}
         with (self._directory / "server.log").open("ab") as log:
