@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pydantic
 from aiohttp import web
 from watchfiles import Change, awatch
@@ -22,6 +23,7 @@ from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, write
 from engine.errors import DefinitionError, LookupInvalid, PushInvalid, RootSilent, ShoalError, StoreFull
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
 from engine.failpoints import reached
+from engine.malloc import return_freed_memory, share_arena
 from engine.pushed_rows import decode_rows
 from engine.schema import ViewSchema
 from loaders.compaction import fold, should_fold
@@ -180,7 +182,9 @@ class WriterProcess:
             self._news.discard(view)
             try:
                 async with self._lock(view):
-                    await asyncio.to_thread(catch_up, self._writer, root, view, self._observer)
+                    applied = await asyncio.to_thread(catch_up, self._writer, root, view, self._observer)
+                    if any(step.kind == "snapshot" for step in applied):
+                        await asyncio.to_thread(_return_memory)
                     self._fold_if_due(view)
             except ShoalError:
                 pass  # It is noted in the store and the log; the next poll tries again.
@@ -203,6 +207,7 @@ class WriterProcess:
         try:
             if await asyncio.to_thread(fold, self._writer, view):
                 log.info("%s: folded its overlays into a new base", view)
+                await asyncio.to_thread(_return_memory)
         except ShoalError as error:
             log.error("%s: folding failed: %s", view, error)
         except Exception:
@@ -283,6 +288,7 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> 
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     # Its threads take what cores the lookups leave: a delta can wait for milliseconds, a request cannot.
     os.nice(_NICENESS)
+    share_arena()
     asyncio.run(_run(StoreWriter(store), root, poll_seconds))
 
 
@@ -296,6 +302,12 @@ async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float
     # A load under way in a thread would hold up the exit for its whole length; the next writer goes on with it.
     logging.shutdown()
     os._exit(code)
+
+
+def _return_memory() -> None:
+    """Give back what building a base took: the next may be hours away."""
+    pa.default_memory_pool().release_unused()
+    return_freed_memory()
 
 
 def _is_publication(change: Change, path: str) -> bool:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import resource
@@ -19,6 +18,7 @@ from aiohttp import web
 from engine.control import WriterClient
 from engine.errors import StoreNotFound
 from engine.failpoints import reached
+from engine.malloc import keep_freed_memory
 from engine.run_directory import metrics_path
 from engine.server.accepting import Acceptor, ConnectionCounts
 from engine.server.admission import Admission
@@ -35,24 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shoal.worker")
 
-# The numbers that glibc's malloc.h gives these options, and what they are set to, in bytes.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 64 << 20
-_LARGEST_KEPT = 32 << 20
 _REFRESH_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.02
 _OTHER_FILES = 1024
 _FAREWELL_SECONDS = 2.0
 _SUCCESSION_SECONDS = 15.0
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep the memory of one answer for the next: pages fetched anew for each, of which a large
-    answer has hundreds, took a third of its time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it.
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
 class Worker:
@@ -92,7 +79,7 @@ class Worker:
             ShoalError: the worker is on trial, and cannot read the store.
         """
         reached("worker.begun")
-        _keep_freed_memory()
+        keep_freed_memory()
         asyncio.set_event_loop_policy(None)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve(place, beat, on_trial))

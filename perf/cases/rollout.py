@@ -82,7 +82,9 @@ class _Line:
                 copytree(_CODE / package, release / package)
             (release / "cli.py").write_bytes((_CODE / "cli.py").read_bytes())
         worker = self._broken / "engine" / "server" / "worker.py"
-        worker.write_text(worker.read_text().replace("_keep_freed_memory()\n", "raise SystemExit('broken')\n"))
+        worker.write_text(
+            worker.read_text().replace("        keep_freed_memory()\n", "        raise SystemExit('broken')\n")
+        )
 
     def replace(self, release: Path) -> float:
         """Have a release take over; returns the seconds until the old server is gone."""
