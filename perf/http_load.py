@@ -150,6 +150,8 @@ def drive(
     while sent < count or busy:
         if enough is not None and enough.is_set():
             count = sent
+            if not busy:
+                break
         wait = None
         while free and sent < count:
             due = now if arrivals is None else started + arrivals[sent]
