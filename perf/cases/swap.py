@@ -82,8 +82,8 @@ def run(scale: Scale) -> list[Finding]:
             finally:
                 load.kill()
             check(store, data)
+        due, latency = np.fromfile(each).reshape(-1, 2).T
     assert not told["failures"], f"{told['failures']} of {told['requests']} requests failed"
-    due, latency = np.fromfile(each).reshape(-1, 2).T
     return _findings(data, swaps, due, latency, told["failures"])
 
 
