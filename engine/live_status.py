@@ -1,13 +1,10 @@
 """How large the live environment of a store is, and who holds an old version of it: LMDB uses no page again that such a
 process might still read, so that the environment grows with each commit until it goes on."""
 
-import threading
 from pathlib import Path
 from typing import Any
 
 from engine.environment import DATA, LiveEnvironment, open_live
-
-_reading = threading.Lock()
 
 
 def describe_live(store: Path) -> dict[str, Any]:
@@ -24,8 +21,7 @@ def describe_live(store: Path) -> dict[str, Any]:
 def _oldest_reader(live: LiveEnvironment) -> dict[str, int] | None:
     # LMDB's table of readers in the words of mdb_reader_list(): a line a reader, with its process, its thread, and the
     # transaction that it reads, "-" for none.
-    with _reading:
-        lines = live.env.readers().splitlines()[1:]
+    lines = live.env.readers().splitlines()[1:]
     reading = [(int(version), int(pid)) for pid, _, version in map(str.split, lines) if version != "-"]
     if not reading:
         return None

@@ -31,11 +31,10 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> ExportRoot:
     root = ExportRoot(tmp_path / "root")
     stores.publish_snapshot(root, DOC, [{"doc_id": number, "a": number} for number in range(100)])
-    stores.load(tmp_path / "store", root)
-    return tmp_path / "store"
+    return root
 
 
 @contextmanager

@@ -29,12 +29,6 @@ def root(tmp_path: Path) -> ExportRoot:
 
 
 @pytest.fixture
-def store(tmp_path: Path, root: ExportRoot) -> Path:
-    stores.load(tmp_path / "store", root)
-    return tmp_path / "store"
-
-
-@pytest.fixture
 def manifest(store: Path, root: ExportRoot) -> Manifest:
     """A newer snapshot, which is not loaded yet."""
     return stores.publish_snapshot(root, VIEW, rows(1), files=1)

@@ -40,12 +40,6 @@ def root(tmp_path: Path) -> ExportRoot:
     return root
 
 
-@pytest.fixture
-def store(tmp_path: Path, root: ExportRoot) -> Path:
-    stores.load(tmp_path / "store", root)
-    return tmp_path / "store"
-
-
 def values(store: Path) -> dict[str, int | None]:
     keys = [f"d{number}" for number in range(40)]
     found = FeatureStore.open(store).lookup(["doc:a"], {"doc_id": keys}).to_pydict()["doc:a"]

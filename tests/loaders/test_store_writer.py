@@ -40,12 +40,6 @@ def root(tmp_path: Path) -> ExportRoot:
 
 
 @pytest.fixture
-def store(tmp_path: Path, root: ExportRoot) -> Path:
-    stores.load(tmp_path / "store", root)
-    return tmp_path / "store"
-
-
-@pytest.fixture
 def writer(store: Path) -> Iterator[StoreWriter]:
     with StoreWriter(store) as writer:
         yield writer

@@ -37,12 +37,6 @@ def root(tmp_path: Path) -> ExportRoot:
     return root
 
 
-@pytest.fixture
-def store(tmp_path: Path, root: ExportRoot) -> Path:
-    stores.load(tmp_path / "store", root)
-    return tmp_path / "store"
-
-
 def seen(server: Server, view: str) -> Any:
     answer = server.lookup([f"{view}:a"], KEYS)
     assert answer.status == 200, answer.body

@@ -66,12 +66,6 @@ def root(tmp_path: Path) -> ExportRoot:
 
 
 @pytest.fixture
-def store(tmp_path: Path, root: ExportRoot) -> Path:
-    stores.load(tmp_path / "store", root)
-    return tmp_path / "store"
-
-
-@pytest.fixture
 def system(tmp_path: Path, library: Path, root: ExportRoot) -> System:
     return System(tmp_path, library, root)
 

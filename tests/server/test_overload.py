@@ -37,11 +37,10 @@ asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> ExportRoot:
     root = ExportRoot(tmp_path / "root")
     stores.publish_snapshot(root, DOC, [{"doc_id": number, "a": number} for number in range(5000)])
-    stores.load(tmp_path / "store", root)
-    return tmp_path / "store"
+    return root
 
 
 def test_overload_is_refused_and_over_when_it_ends(store: Path) -> None:
