@@ -108,11 +108,12 @@ class Worker:
             # second.
             gc.collect()
             gc.freeze()
-            most, tls = settings.max_connections, protection.context
-            acceptor = Acceptor(self._listener, server, self._counts, place, most, tls)
             look_after = partial(_look_after, server, application.admission, metrics, self._counts, place)
             keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, look_after, beat))
             reached("worker.accepting")
+            # Last of all: who connects to a worker that fails after this gets no answer.
+            most, tls = settings.max_connections, protection.context
+            acceptor = Acceptor(self._listener, server, self._counts, place, most, tls)
             await stop.wait()
             application.admission.is_draining = True
             acceptor.close()
