@@ -286,8 +286,7 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> 
         StoreLocked: the store has a writer already.
     """
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    # Its threads take what cores the lookups leave: a delta can wait for milliseconds, a request cannot.
-    os.nice(_NICENESS)
+    _leave_room_for_lookups()
     share_arena()
     asyncio.run(_run(StoreWriter(store), root, poll_seconds))
 
@@ -302,6 +301,15 @@ async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float
     # A load under way in a thread would hold up the exit for its whole length; the next writer goes on with it.
     logging.shutdown()
     os._exit(code)
+
+
+def _leave_room_for_lookups() -> None:
+    """Keep to half of the cores, and behind whoever else wants those: a delta can wait for milliseconds, a request
+    cannot. Niceness alone does not do it: where the threads that build a base have every core, each request that comes
+    waits for one of them to be interrupted, which took ten times as long as to answer it."""
+    os.nice(_NICENESS)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[len(cores) // 2 :])
 
 
 def _return_memory() -> None:
