@@ -37,7 +37,7 @@ from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
 
-_NICENESS = 5
+_NICENESS = 10
 _DEBOUNCE_MS = 50
 _STEP_MS = 10
 _LARGEST_ORDER = 1 << 30
