@@ -7,6 +7,7 @@ at any instruction loses nothing that was committed; the next writer goes on fro
 import asyncio
 import logging
 import os
+import random
 import signal
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -308,8 +309,9 @@ def _leave_room_for_lookups() -> None:
     cannot. Niceness alone does not do it: where the threads that build a base have every core, each request that comes
     waits for one of them to be interrupted, which took ten times as long as to answer it."""
     os.nice(_NICENESS)
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[len(cores) // 2 :])
+    cores = list(os.sched_getaffinity(0))
+    # Which ones does not matter, but that the writers of several stores do not all take the same.
+    os.sched_setaffinity(0, random.sample(cores, (len(cores) + 1) // 2))
 
 
 def _return_memory() -> None:

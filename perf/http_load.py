@@ -40,13 +40,14 @@ class Tally:
 
     In seconds: of each answer, how long after its request was due it came, and that moment of `perf_counter`; of each
     request for which a connection was free, how late it was sent, which is the generator's own fault; and the time and
-    CPU that all took together.
+    CPU that all took together. What is `refused` with 503 is neither an answer nor a failure.
     """
 
     latencies: list[float] = field(default_factory=list)
     due: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     failures: int = 0
+    refused: int = 0
     received: int = 0
     seconds: float = 0.0
     cpu: float = 0.0
@@ -95,7 +96,7 @@ class Connection:
             if end < 0:
                 return False
             length = _CONTENT_LENGTH.search(self._head, 0, end)
-            if length is None or not self._head.startswith(b"HTTP/1.1 200"):
+            if length is None or not self._head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")):
                 return self._fail()
             size = end + 4 + int(length[1])
             self._tally.received += size
@@ -105,10 +106,13 @@ class Connection:
             return False
         if self._missing < 0:
             return self._fail()
-        closes = _CLOSES.search(self._head)
+        closes, is_refused = _CLOSES.search(self._head), self._head.startswith(b"HTTP/1.1 503")
         self._begin()
-        self._tally.latencies.append(self.free_since - self._due)
-        self._tally.due.append(self._due)
+        if is_refused:
+            self._tally.refused += 1
+        else:
+            self._tally.latencies.append(self.free_since - self._due)
+            self._tally.due.append(self._due)
         if closes:
             self._reopen()
         return True
@@ -248,6 +252,7 @@ def _summary(tally: Tally) -> dict[str, Any]:
     return {
         "requests": len(tally.latencies),
         "failures": tally.failures,
+        "refused": tally.refused,
         "seconds": tally.seconds,
         "requests_per_second": len(tally.latencies) / tally.seconds,
         "bytes_received": tally.received,

@@ -71,11 +71,12 @@ def put_under_load(
     connections: int = 1,
     rate: float | None = None,
     arrivals: str = "even",
+    may_refuse: bool = False,
 ) -> Outcome:
     """Send `count` requests from a process of its own: in a closed loop, or `rate` a second, "even" or "poisson".
 
     Raises:
-        AssertionError: a request failed.
+        AssertionError: a request failed, or was refused though none may be, or none was answered.
     """
     arguments = ["--port", server.port, "--path", path, "--accept", accept, "--bodies", bodies]
     arguments += ["--connections", connections, "--count", count]
@@ -86,8 +87,10 @@ def put_under_load(
         [sys.executable, "-m", "perf.http_load", *map(str, arguments)], capture_output=True, check=True, text=True
     )
     load = json.loads(run.stdout)
-    if load["failures"]:
-        raise AssertionError(f"{load['failures']} of {count} requests to port {server.port} failed")
+    if load["failures"] or not load["requests"] or (load["refused"] and not may_refuse):
+        raise AssertionError(
+            f"of {count} requests to port {server.port} {load['failures']} failed and {load['refused']} were refused"
+        )
     ran, waited = server.scheduled_seconds()
     return Outcome(load, (ran - ran_before) / load["requests"], (waited - waited_before) / load["requests"])
 
@@ -110,12 +113,13 @@ def shoal(
     root: Path | None = None,
     grpc_port: int | None = None,
     log: Path | None = None,
+    timeout_ms: int = 600_000,
 ) -> Iterator[Server]:
-    """`shoal serve` on a store; its log is kept in a file if one is named."""
+    """`shoal serve` on a store; its log is kept in a file if one is named. What is measured is how long answers take,
+    also when that is too long, unless `timeout_ms` says how long is."""
     port = free_port()
     command = [sys.executable, "-m", "cli", "serve", "--store", str(store), "--port", str(port)]
-    # What is measured is how long answers take, also when that is too long.
-    command += ["--request-timeout-ms", "600000"]
+    command += ["--request-timeout-ms", str(timeout_ms)]
     command += ["--workers", str(workers)] + (["--from", str(root)] if root else [])
     command += ["--grpc-port", str(grpc_port)] if grpc_port is not None else []
     with _running(command, f"http://127.0.0.1:{port}/ready", log):

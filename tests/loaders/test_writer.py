@@ -1,6 +1,7 @@
 """The writer process: it takes up at once what is published, keeps the store in shape, and does as it is told."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import threading
@@ -265,6 +266,11 @@ def test_a_root_that_is_gone_is_named_and_takes_nothing_along(store: Path, root:
         away.rename(root.path)
         stores.publish_delta(root, VIEW, rows(1))
         eventually(lambda: seen(store) == 1 and not now().troubles, "the delta, and the end of the trouble")
+
+
+def test_a_writer_leaves_half_of_the_cores_to_lookups(writer: subprocess.Popen[str]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert len(os.sched_getaffinity(writer.pid)) == (cores + 1) // 2
 
 
 def test_a_writer_ends_when_it_is_told_to_though_it_is_loading(store: Path, root: ExportRoot) -> None:

@@ -1,0 +1,98 @@
+"""Ten times as many requests as a worker can answer: what becomes of those that it takes, of those that it does not, of
+its memory, and of the requests that come when it is over.
+
+The requests are large, so that one process can send ten times what the worker can answer beside it on the same cores.
+An answer's time counts from the moment its request was due: what the client is late counts as well.
+"""
+
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from perf import servers
+from perf.cases.arrivals import read_json
+from perf.dataset import Dataset, matrix, random_documents
+from perf.report import Finding
+from perf.scale import Scale
+from perf.servers import Outcome, Server, ask, put_under_load, write_bodies
+from perf.stores import loaded
+
+KEYS = 2_000
+FEATURES = 50
+OVERLOAD = 10
+CLOSED_CONNECTIONS = 4
+OPEN_CONNECTIONS = 500
+TIMEOUT_MS = 100
+_MIB = 1 << 20
+
+
+def run(scale: Scale) -> list[Finding]:
+    """Rounds of half the load, ten times the load, and half of it again at once."""
+    data = Dataset(scale.rows, FEATURES)
+    documents = random_documents(data, KEYS, 100)
+    bodies = scale.directory / "bodies-overload.jsonl"
+    first = write_bodies(bodies, data, documents)[0]
+    seconds = 0.3 if scale.small else 4.0
+    with servers.shoal(loaded(scale.directory, data), timeout_ms=TIMEOUT_MS) as server:
+        if not np.array_equal(read_json(ask(server, first)), matrix(documents[0], FEATURES)):
+            raise AssertionError("the server answers wrongly")
+        rounds, memory = [], []
+        for _ in range(scale.rounds + 1):
+            rounds.append(_round(server, bodies, seconds))
+            memory.append(sum(worker.memory_full_info().uss for worker in server.workers) / _MIB)
+    # The first warms up and does not count.
+    return _findings(rounds[1:], memory[1:])
+
+
+def _round(server: Server, bodies: Path, seconds: float) -> tuple[float, Outcome, Outcome, Outcome]:
+    """The worker's capacity in requests a second, and what came of half of it, of ten times it, and of half again."""
+    closed = put_under_load(server, bodies, count=int(100 * seconds), connections=CLOSED_CONNECTIONS)
+    capacity = float(closed.load["requests_per_second"])
+
+    def arriving(share: float) -> Outcome:
+        rate = share * capacity
+        return put_under_load(
+            server,
+            bodies,
+            count=int(rate * seconds),
+            connections=OPEN_CONNECTIONS,
+            rate=rate,
+            may_refuse=True,
+        )
+
+    return capacity, arriving(0.5), arriving(OVERLOAD), arriving(0.5)
+
+
+def _findings(rounds: list[tuple[float, Outcome, Outcome, Outcome]], memory: list[float]) -> list[Finding]:
+    case = f"{OVERLOAD}x what one worker can do, {KEYS} x {FEATURES}, JSON"
+    overloaded = [(capacity, over.load) for capacity, _, over, _ in rounds]
+    after = [one.load["p99"] / other.load["p99"] for _, other, _, one in rounds]
+    return [
+        Finding(case, "capacity", median(capacity for capacity, _ in overloaded), "1/s"),
+        Finding(
+            case, "answered / capacity", median(load["requests_per_second"] / rate for rate, load in overloaded), "x"
+        ),
+        Finding(case, "refused", median(load["refused"] / load["seconds"] for _, load in overloaded), "1/s"),
+        Finding(case, "failed", sum(load["failures"] for _, load in overloaded), "requests", at_most=0),
+        Finding(case, "p50 of what is answered", 1e3 * median(load["p50"] for _, load in overloaded), "ms"),
+        Finding(
+            case,
+            "p99 of what is answered",
+            1e3 * median(load["p99"] for _, load in overloaded),
+            "ms",
+            at_most=float(TIMEOUT_MS),
+        ),
+        Finding(case, "client late, p99", 1e3 * median(load["late_p99"] for _, load in overloaded), "ms"),
+        Finding(case, "p99 at half the load", 1e3 * median(one.load["p99"] for _, one, _, _ in rounds), "ms"),
+        Finding(case, "p99 at half the load, just after / before", median(after), "x", detail={"ratios": after}),
+        Finding(case, "refused of half the load, before", _refused([one for _, one, _, _ in rounds]), "%"),
+        Finding(case, "refused of half the load, just after", _refused([one for _, _, _, one in rounds]), "%"),
+        Finding(case, "worker's own memory, last round - first", memory[-1] - memory[0], "MiB", at_most=16.0),
+    ]
+
+
+def _refused(outcomes: list[Outcome]) -> float:
+    """The share of requests, in percent."""
+    loads = [outcome.load for outcome in outcomes]
+    return 100 * float(median(load["refused"] / (load["refused"] + load["requests"]) for load in loads))
