@@ -5,23 +5,19 @@ the store for itself. It may take the place of another supervisor, and leave its
 
 Signals: SIGTERM and SIGINT drain (a second one ends all at once), SIGHUP makes the writer look for news.
 
-Two pipes tie the processes together. Only the supervisor holds the writing end of the first: when that closes, however
-the supervisor died, its children end. Into the second the children write their process ids as signs of life: a worker
-from its event loop, for it serves no more if that hangs; the writer from a thread, as it may be long about its work.
+`engine.lifeline` ties the processes together: children end with the supervisor, however it died, and give signs of life
+until then: a worker from its event loop, for it serves no more if that hangs; the writer from a thread, as it may be
+long about its work.
 """
 
 import gc
 import logging
 import os
-import select
 import signal
 import socket
-import struct
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +26,7 @@ from engine.control import writer_answers
 from engine.errors import ReplacementFailed, ShoalError
 from engine.failpoints import reached
 from engine.handover import Inheritance, Succession, Takeover
+from engine.lifeline import Beat, Lifeline
 from engine.run_directory import (
     ServerRecord,
     remove_server_record,
@@ -39,18 +36,13 @@ from engine.run_directory import (
 
 log = logging.getLogger("shoal.supervisor")
 
-Beat = Callable[[], None]
-"""Gives the supervisor a sign of life."""
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _TICK_SECONDS = 0.25
 _HANDOVER_TICK_SECONDS = 0.02
-_BEAT_SECONDS = 1.0
 _QUICK_DEATH_SECONDS = 10.0
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 30.0
 _WRITER_STOP_SECONDS = 10.0
-_PID = struct.Struct("=i")
 
 
 @dataclass
@@ -114,10 +106,7 @@ class Supervisor:
         self._drain_seconds = drain_seconds
         self._refresh = refresh
         self._bury = bury
-        self._lifeline = os.pipe()
-        self._signs = os.pipe()
-        for end in self._signs:
-            os.set_blocking(end, False)
+        self._lifeline = Lifeline()
         self._workers = [
             _Child(f"worker {place}", partial(self._work_at, place), is_worker=True) for place in range(workers)
         ]
@@ -149,8 +138,7 @@ class Supervisor:
             for ties in (self._takeover, self._succession):
                 if ties is not None:
                     ties.close()
-            for end in (*self._lifeline, *self._signs):
-                os.close(end)
+            self._lifeline.close()
             gc.unfreeze()
             signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
@@ -224,11 +212,7 @@ class Supervisor:
             log.error("%s, pid %d, %s; it is replaced in %.1f s", child.name, pid, manner, child.delay)
 
     def _kill_silent(self) -> None:
-        signs = set()
-        with suppress(BlockingIOError):
-            while data := os.read(self._signs[0], 4096):
-                signs |= {pid for (pid,) in _PID.iter_unpack(data)}
-        now = time.monotonic()
+        signs, now = self._lifeline.signs(), time.monotonic()
         for child in self._children:
             if child.pid in signs:
                 child.answers, child.last_sign = True, now
@@ -378,8 +362,6 @@ class Supervisor:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        os.close(self._lifeline[1])
-        os.close(self._signs[0])
         if self._succession is not None:
             self._succession.close()
         if self._takeover is not None:
@@ -387,23 +369,11 @@ class Supervisor:
         if not child.is_worker:
             # The address would seem to be served for as long as the writer has it open.
             self._listener.close()
-        threading.Thread(target=self._lead_life, args=[child], name="lifeline", daemon=True).start()
+        self._lifeline.hold(beats=not child.is_worker)
         child.main()
 
     def _work_at(self, place: int) -> None:
-        self._work(place, self._beat, self._takeover is not None)
-
-    def _lead_life(self, child: _Child) -> None:
-        """End with the supervisor, and tell it of the writer's life until then."""
-        while not select.select([self._lifeline[0]], [], [], _BEAT_SECONDS)[0]:
-            if not child.is_worker:
-                self._beat()
-        os._exit(1)
-
-    def _beat(self) -> None:
-        # A full pipe has plenty of signs already.
-        with suppress(BlockingIOError):
-            os.write(self._signs[1], _PID.pack(os.getpid()))
+        self._work(place, self._lifeline.beat, self._takeover is not None)
 
 
 def _manner_of_death(status: int) -> str:
