@@ -5,8 +5,10 @@ The requests are large, so that one process can send ten times what the worker c
 An answer's time counts from the moment its request was due: what the client is late counts as well.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from perf.cases.arrivals import read_json
 from perf.dataset import Dataset, matrix, random_documents
 from perf.report import Finding
 from perf.scale import Scale
-from perf.servers import Outcome, Server, ask, put_under_load, write_bodies
+from perf.servers import Server, ask, put_under_load, write_bodies
 from perf.stores import loaded
 
 KEYS = 2_000
@@ -26,9 +28,27 @@ OPEN_CONNECTIONS = 500
 TIMEOUT_MS = 100
 _MIB = 1 << 20
 
+Load = dict[str, Any]
+"""What `perf.http_load` prints."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The worker's capacity in requests a second, and what came of half of it, of ten times it, and of half again."""
+
+    capacity: float
+    before: Load
+    overloaded: Load
+    after: Load
+
 
 def run(scale: Scale) -> list[Finding]:
-    """Rounds of half the load, ten times the load, and half of it again at once."""
+    """Rounds of half the load, ten times the load, and half of it again at once.
+
+    Raises:
+        AssertionError: an answer is wrong.
+        RuntimeError: a request neither was answered nor refused.
+    """
     data = Dataset(scale.rows, FEATURES)
     documents = random_documents(data, KEYS, 100)
     bodies = scale.directory / "bodies-overload.jsonl"
@@ -45,14 +65,14 @@ def run(scale: Scale) -> list[Finding]:
     return _findings(rounds[1:], memory[1:])
 
 
-def _round(server: Server, bodies: Path, seconds: float) -> tuple[float, Outcome, Outcome, Outcome]:
-    """The worker's capacity in requests a second, and what came of half of it, of ten times it, and of half again."""
+def _round(server: Server, bodies: Path, seconds: float) -> Round:
+    """Measure what the worker can do, then put it under three loads with no pause between them."""
     closed = put_under_load(server, bodies, count=int(100 * seconds), connections=CLOSED_CONNECTIONS)
     capacity = float(closed.load["requests_per_second"])
 
-    def arriving(share: float) -> Outcome:
+    def arriving(share: float) -> Load:
         rate = share * capacity
-        return put_under_load(
+        outcome = put_under_load(
             server,
             bodies,
             count=int(rate * seconds),
@@ -60,39 +80,33 @@ def _round(server: Server, bodies: Path, seconds: float) -> tuple[float, Outcome
             rate=rate,
             may_refuse=True,
         )
+        return outcome.load
 
-    return capacity, arriving(0.5), arriving(OVERLOAD), arriving(0.5)
+    return Round(capacity, arriving(0.5), arriving(OVERLOAD), arriving(0.5))
 
 
-def _findings(rounds: list[tuple[float, Outcome, Outcome, Outcome]], memory: list[float]) -> list[Finding]:
+def _findings(rounds: list[Round], memory: list[float]) -> list[Finding]:
     case = f"{OVERLOAD}x what one worker can do, {KEYS} x {FEATURES}, JSON"
-    overloaded = [(capacity, over.load) for capacity, _, over, _ in rounds]
-    after = [one.load["p99"] / other.load["p99"] for _, other, _, one in rounds]
+    answered = [one.overloaded["requests_per_second"] / one.capacity for one in rounds]
+    after = [one.after["p99"] / one.before["p99"] for one in rounds]
+    p99 = 1e3 * median(one.overloaded["p99"] for one in rounds)
     return [
-        Finding(case, "capacity", median(capacity for capacity, _ in overloaded), "1/s"),
+        Finding(case, "capacity", median(one.capacity for one in rounds), "1/s"),
+        Finding(case, "answered / capacity", median(answered), "x"),
         Finding(
-            case, "answered / capacity", median(load["requests_per_second"] / rate for rate, load in overloaded), "x"
+            case, "refused", median(one.overloaded["refused"] / one.overloaded["seconds"] for one in rounds), "1/s"
         ),
-        Finding(case, "refused", median(load["refused"] / load["seconds"] for _, load in overloaded), "1/s"),
-        Finding(case, "failed", sum(load["failures"] for _, load in overloaded), "requests", at_most=0),
-        Finding(case, "p50 of what is answered", 1e3 * median(load["p50"] for _, load in overloaded), "ms"),
-        Finding(
-            case,
-            "p99 of what is answered",
-            1e3 * median(load["p99"] for _, load in overloaded),
-            "ms",
-            at_most=float(TIMEOUT_MS),
-        ),
-        Finding(case, "client late, p99", 1e3 * median(load["late_p99"] for _, load in overloaded), "ms"),
-        Finding(case, "p99 at half the load", 1e3 * median(one.load["p99"] for _, one, _, _ in rounds), "ms"),
+        Finding(case, "p50 of what is answered", 1e3 * median(one.overloaded["p50"] for one in rounds), "ms"),
+        Finding(case, "p99 of what is answered", p99, "ms", at_most=float(TIMEOUT_MS)),
+        Finding(case, "client late, p99", 1e3 * median(one.overloaded["late_p99"] for one in rounds), "ms"),
+        Finding(case, "p99 at half the load", 1e3 * median(one.before["p99"] for one in rounds), "ms"),
         Finding(case, "p99 at half the load, just after / before", median(after), "x", detail={"ratios": after}),
-        Finding(case, "refused of half the load, before", _refused([one for _, one, _, _ in rounds]), "%"),
-        Finding(case, "refused of half the load, just after", _refused([one for _, _, _, one in rounds]), "%"),
+        Finding(case, "refused of half the load, before", _refused([one.before for one in rounds]), "%"),
+        Finding(case, "refused of half the load, just after", _refused([one.after for one in rounds]), "%"),
         Finding(case, "worker's own memory, last round - first", memory[-1] - memory[0], "MiB", at_most=16.0),
     ]
 
 
-def _refused(outcomes: list[Outcome]) -> float:
+def _refused(loads: list[Load]) -> float:
     """The share of requests, in percent."""
-    loads = [outcome.load for outcome in outcomes]
     return 100 * float(median(load["refused"] / (load["refused"] + load["requests"]) for load in loads))

@@ -83,8 +83,9 @@ def run(scale: Scale) -> list[Finding]:
                 load.kill()
             check(store, data)
         due, latency = np.fromfile(each).reshape(-1, 2).T
-    assert not told["failures"], f"{told['failures']} of {told['requests']} requests failed"
-    return _findings(data, swaps, due, latency, told["failures"])
+    failures = told["failures"] + told["refused"]
+    assert not failures, f"{failures} requests failed, {told['requests']} were answered"
+    return _findings(data, swaps, due, latency, failures)
 
 
 def _start_load(port: int, bodies: Path, each: Path, count: int) -> "subprocess.Popen[str]":
