@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from engine.directory_storage import sync_directory
 from engine.errors import ManifestInvalid, NotPublished, RootNotWritable
-from engine.export_root import MANIFEST, PARTS, ExportRoot, file_checksum, sync_directory
+from engine.export_root import MANIFEST, ExportRoot, file_checksum
 from engine.failpoints import reached
 from engine.keys import KEY_HASH
 from engine.manifest import Manifest, PublishedFile
 
 _ABANDONED_AFTER = 24 * 3600
 _THREADS = 4
+PARTS = "part-*.parquet"
 
 
 class Staging:
