@@ -71,7 +71,9 @@ def failures(address: str, kind: type[ShoalError] = RootUnreadable) -> Iterator[
             raise FileNotFoundError(f"{address} is missing") from None
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         told = error.response.get("Error", {}).get("Message") or "no more is said"
-        raise kind(f"{address}: S3 answers {status} {error_code(error)}: {told}; {_mend(error_code(error))}") from error
+        raise kind(
+            f"{address}: S3 answers {status} {error_code(error)}: {told}; {_mend(status, error_code(error))}"
+        ) from error
     except BotoCoreError as error:
         raise kind(
             f"{address}: S3 cannot be asked: {error}; see to its address, the network and credentials"
@@ -112,7 +114,7 @@ def read_whole(client: Any, bucket: str, key: str, etag: str | None) -> tuple[st
     for attempt in range(1, ATTEMPTS + 1):
         try:
             answer = client.get_object(Bucket=bucket, Key=key, **condition)
-            with answer["Body"] as body:
+            with (body := answer["Body"]):
                 return answer["ETag"], body.read()
         except ClientError as error:
             if etag and error_code(error) in _UNCHANGED:
@@ -130,8 +132,8 @@ def pause(attempt: int) -> None:
     time.sleep(random.uniform(0, _BACKOFF_SECONDS * 2**attempt))
 
 
-def _mend(code: str) -> str:
-    if code in {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden"}:
+def _mend(status: int | None, code: str) -> str:
+    if status in {401, 403}:
         return "see to the credentials, and what they may do there"
     if code == "NoSuchBucket":
         return "make the bucket, or name another"

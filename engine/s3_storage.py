@@ -69,17 +69,14 @@ class S3Storage:
         return f"{S3_SCHEME}{self.bucket}/{self.key(name)}"
 
     def check_exists(self) -> None:
-        if not any(self._files("", PaginationConfig={"MaxItems": 1})):
+        if not self._has(""):
             raise NotPublished(f"export root {self} has nothing in it; `shoal export --to {self}` publishes there")
 
     def directories(self) -> list[str]:
         return [name for page in self._pages("", Delimiter="/") for name in self._children(page)]
 
     def has_directory(self, directory: str) -> bool:
-        # Whoever waits for news asks again and again, and a request that lists costs as much as ten others.
-        if directory not in self._seen and any(self._files(f"{directory}/", PaginationConfig={"MaxItems": 1})):
-            self._seen.add(directory)
-        return directory in self._seen
+        return self._has(f"{directory}/")
 
     def published(self, directory: str, document: str, *, since: str = "") -> list[str]:
         below = f"{directory}/"
@@ -186,6 +183,12 @@ class S3Storage:
                         raise
                     pause(attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _has(self, below: str) -> bool:
+        # Whoever waits for news asks again and again, and a request that lists costs as much as ten others.
+        if below not in self._seen and any(self._files(below, PaginationConfig={"MaxItems": 1})):
+            self._seen.add(below)
+        return below in self._seen
 
     def _files(self, below: str, **more: Any) -> Iterator[StoredFile]:
         for page in self._pages(below, **more):
