@@ -1,6 +1,7 @@
 """An export root in a directory of a file system that all parties mount."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,8 +30,9 @@ class DirectoryStorage:
         if not self.path.is_dir():
             raise NotPublished(f"export root {self.path} does not exist; `shoal export --to {self.path}` makes it")
 
-    def directories(self) -> list[str]:
-        return [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+    def directories(self, directory: str = "") -> list[str]:
+        path = self.path / directory
+        return [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
 
     def has_directory(self, directory: str) -> bool:
         return (self.path / directory).is_dir()
@@ -70,6 +72,9 @@ class DirectoryStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(_write_aside(path, data), path)
         sync_directory(path.parent)
+
+    def remove_directory(self, directory: str) -> None:
+        shutil.rmtree(self.path / directory, ignore_errors=True)
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:

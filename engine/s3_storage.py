@@ -18,6 +18,7 @@ from engine.errors import NotPublished, RootNotWritable, SettingsInvalid
 from engine.storage import S3_SCHEME, StoredFile
 
 try:
+    from boto3.s3.transfer import TransferConfig
     from botocore.exceptions import ClientError
 
     from engine.s3_client import ATTEMPTS, SharedClient, error_code, failures, pause, read_range, read_whole
@@ -32,6 +33,7 @@ _DELETED_AT_ONCE = 1000
 _DOCUMENTS = 256
 _TAKEN = {"PreconditionFailed", "412"}
 _RACED = "ConditionalRequestConflict"
+_TRANSFER = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4)
 _PROBE = ".exclusive"
 
 
@@ -61,6 +63,18 @@ class S3Storage:
         with failures(str(self)):
             return self._shared.get()
 
+    @property
+    def endpoint(self) -> str | None:
+        """The URL of a server other than Amazon's; None for theirs."""
+        url: str = self.client.meta.endpoint_url
+        return None if re.search(r"\.amazonaws\.com(\.cn)?$", url) else url
+
+    @property
+    def region(self) -> str | None:
+        """The region that requests are signed for."""
+        region: str | None = self.client.meta.region_name
+        return region
+
     def key(self, name: str) -> str:
         """The key of a file's object."""
         return f"{self.prefix}/{name}" if self.prefix else name
@@ -72,8 +86,11 @@ class S3Storage:
         if not self._has(""):
             raise NotPublished(f"export root {self} has nothing in it; `shoal export --to {self}` publishes there")
 
-    def directories(self) -> list[str]:
-        return [name for page in self._pages("", Delimiter="/") for name in self._children(page)]
+    def directories(self, directory: str = "") -> list[str]:
+        below = f"{directory}/" if directory else ""
+        pages = self._pages(below, Delimiter="/")
+        prefixes = (found["Prefix"] for page in pages for found in page.get("CommonPrefixes", ()))
+        return [prefix.removeprefix(self.key(below)).rstrip("/") for prefix in prefixes]
 
     def has_directory(self, directory: str) -> bool:
         return self._has(f"{directory}/")
@@ -144,6 +161,21 @@ class S3Storage:
         with failures(self.where(name), RootNotWritable):
             self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=data)
 
+    def remove_directory(self, directory: str) -> None:
+        self.remove([file.name for file in self.files(directory)])
+
+    def upload(self, name: str, stream: BinaryIO) -> None:
+        """Create or replace a file of any size: a large one in parts, several at a time. May close the stream."""
+        stream.seek(0)
+        with failures(self.where(name), RootNotWritable):
+            self.client.upload_fileobj(stream, self.bucket, self.key(name), Config=_TRANSFER)
+
+    def copy(self, name: str, target: str) -> None:
+        """Copy a file of any size inside the root; its bytes stay in S3."""
+        source = {"Bucket": self.bucket, "Key": self.key(name)}
+        with failures(self.where(name), RootNotWritable):
+            self.client.copy(source, self.bucket, self.key(target), Config=_TRANSFER)
+
     def remove(self, names: Iterable[str]) -> None:
         keys = [{"Key": self.key(name)} for name in names]
         with failures(str(self), RootNotWritable):
@@ -201,9 +233,6 @@ class S3Storage:
         with failures(str(self)):
             pages = self.client.get_paginator("list_objects_v2")
             yield from pages.paginate(Bucket=self.bucket, Prefix=self.key(below), **more)
-
-    def _children(self, page: dict[str, Any]) -> list[str]:
-        return [found["Prefix"].removeprefix(self.key(""))[:-1] for found in page.get("CommonPrefixes", ())]
 
 
 class _RangedObject(io.RawIOBase):

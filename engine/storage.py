@@ -40,8 +40,8 @@ class Storage(Protocol):
     def check_exists(self) -> None:
         """Raises NotPublished if there is no root."""
 
-    def directories(self) -> list[str]:
-        """The names of the directories directly in the root."""
+    def directories(self, directory: str = "") -> list[str]:
+        """The names of the directories directly in the root, or in one of its directories."""
 
     def has_directory(self, directory: str) -> bool:
         """Whether there is such a directory; in S3, whether there ever was a file in it."""
@@ -77,6 +77,9 @@ class Storage(Protocol):
 
     def replace(self, name: str, data: bytes) -> None:
         """Create a document, or replace it whole."""
+
+    def remove_directory(self, directory: str) -> None:
+        """Remove a directory, if it is there, with all that is in it."""
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; those that are gone already are no error."""
