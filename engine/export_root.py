@@ -1,5 +1,7 @@
 """The export root: where exporters publish and loaders read. This module is the contract between the two.
 
+It lies in a directory or in S3: `engine.storage` is what both can do.
+
     <root>/services.json                            all feature services
     <root>/<view>/deltas/<seq, 12 digits>/          the view's log, one directory per published entry
         manifest.json                               written last, exclusively: who creates it owns the seq

@@ -1,5 +1,9 @@
 """Real Spark exports to S3, by its tasks: the same entries as to a directory, and none of them twice or in part."""
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -106,3 +110,28 @@ def test_an_export_that_fails_for_good_leaves_nothing_and_the_next_succeeds(lab:
     assert list(lab.root.storage.files(VIEW)) == []
     assert lab.export().seq == 1
     assert_nothing_is_left_over(lab)
+
+
+S3A = (
+    "org.apache.hadoop:hadoop-aws:3.5.0",
+    *(f"software.amazon.awssdk:{part}:2.35.4" for part in ("s3", "s3-transfer-manager", "sts", "apache-client")),
+)
+"""Hadoop's s3a, with the few parts of Amazon's kit that it takes, instead of the 600 MB of all of them."""
+
+
+def test_spark_that_has_s3a_writes_by_it_and_either_way_continues_the_other(lab: Lab) -> None:
+    packages = ["--packages", ",".join(S3A), "--exclude-packages", "software.amazon.awssdk:bundle", "pyspark-shell"]
+    environment = os.environ | {"PYSPARK_SUBMIT_ARGS": " ".join(packages)}
+    command = [sys.executable, "-m", "cli", "export", "--views", str(lab.views_path), "--to", str(lab.root), "--json"]
+    assert lab.export().new == 300
+    lab.put([ROWS[0] | {"n": -1}, *ROWS[1:]])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (report,) = json.loads(done.stdout)
+    assert (report["kind"], report["seq"], report["changed"]) == ("delta", 2, 1)
+    state = lab.root.storage.files(f"{VIEW}/state/{lab.newest().state}")
+    assert any(file.name.endswith("/_SUCCESS") for file in state), "it was not written by s3a"
+    lab.put([ROWS[0] | {"n": -2}, *ROWS[1:]])
+    last = lab.export()
+    assert (last.kind, last.seq, last.changed) == ("delta", 3, 1)
+    assert lab.served()[("d0",)]["n"] == -2
