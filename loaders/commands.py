@@ -76,18 +76,18 @@ class TerminalObserver:
 
 @click.command("load", short_help="Bring a store up to date with an export root.")
 @STORE
-@click.option("--from", "root_path", required=True, type=click.Path(path_type=Path), help="The export root.")
+@click.option(
+    "--from", "address", required=True, metavar="ROOT", help="The export root: a directory, or s3://BUCKET/PREFIX."
+)
 @click.option("--view", "views", multiple=True, metavar="NAME", help="Only this view; may be given again.")
 @ACCEPT_SCHEMA_CHANGE
 @click.option("--json", "as_json", is_flag=True, help="Print what was applied as JSON.")
-def load_command(
-    store: Path, root_path: Path, views: tuple[str, ...], accept_schema_change: bool, as_json: bool
-) -> None:
+def load_command(store: Path, address: str, views: tuple[str, ...], accept_schema_change: bool, as_json: bool) -> None:
     """Bring a store up to date with an export root: snapshots, then deltas.
 
     What is there already is not loaded again; a load that died goes on where it stopped.
     """
-    root = ExportRoot(root_path)
+    root = ExportRoot(address)
     root.check_exists()
     applied: list[Applied] = []
     with StoreWriter(store) as writer, TerminalObserver(quiet=as_json) as observer:
@@ -110,14 +110,14 @@ def load_command(
 @STORE
 @click.option("--view", metavar="NAME", help="Only this view; it goes on along the log if it was rolled back.")
 @click.option("--snapshot", metavar="ID", help="Go back to this kept generation of the view, and stay there.")
-@click.option("--from", "root_path", type=click.Path(path_type=Path), help="The export root, if no server runs.")
+@click.option("--from", "address", metavar="ROOT", help="The export root, if no server runs.")
 @ACCEPT_SCHEMA_CHANGE
 @click.option("--json", "as_json", is_flag=True, help="Print where the views stand as JSON.")
 def reload_command(
     store: Path,
     view: str | None,
     snapshot: str | None,
-    root_path: Path | None,
+    address: str | None,
     accept_schema_change: bool,
     as_json: bool,
 ) -> None:
@@ -132,8 +132,8 @@ def reload_command(
     try:
         with StoreWriter(store) as writer, TerminalObserver(quiet=as_json) as observer:
             known = writer.version().store.root
-            path = root_path if root_path is not None else Path(known) if known else None
-            root = ExportRoot(path) if path else None
+            followed = address or known
+            root = ExportRoot(followed) if followed else None
             answers = [reload_or_tell(writer, root, name, request, observer) for name in views_to_reload(root, request)]
     except StoreLocked:
         client = WriterClient(store)
@@ -159,15 +159,15 @@ def _where(answer: dict[str, Any]) -> str:
 
 
 @click.command("verify", short_help="Check all of an export root or of a store.")
-@click.argument("path", metavar="ROOT|STORE", type=click.Path(path_type=Path))
+@click.argument("address", metavar="ROOT|STORE")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON.")
-def verify_command(path: Path, as_json: bool) -> None:
+def verify_command(address: str, as_json: bool) -> None:
     """Check all of an export root or of a store: checksums, order, counts, lineage.
 
     Ends with 1 if anything is bad.
     """
     checks = []
-    for checked in verify(path):
+    for checked in verify(address):
         checks.append(checked)
         if not as_json:
             found = checked.problem or f"{checked.rows:,} rows, {size(checked.bytes)}"

@@ -69,9 +69,13 @@ def way_around(root: ExportRoot, view: str, seq: int, error: ShoalError) -> Load
 
 
 def _without_next(root: ExportRoot, view: str, record: ViewRecord) -> Step | None:
-    published = root.sequence_numbers(view)
-    if not published or published[-1] < record.applied_seq:
-        ends = f"ends at {published[-1]}" if published else "is empty"
+    if root.ended_lately(view, record.applied_seq):
+        published = [record.applied_seq]
+    else:
+        published = root.sequence_numbers(view, since=record.applied_seq)
+    if not published:
+        earlier = root.sequence_numbers(view)
+        ends = f"ends at {earlier[-1]}" if earlier else "is empty"
         raise ForeignDelta(
             f"view {view!r}: the store stands at seq {record.applied_seq}, but the log in {root} {ends}; it is another "
             f"root or was made anew: load into a new store directory, or bring the root back"

@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from engine.catalog import Origin, SegmentRecord, chunk_key
+from engine.directory_storage import sync_directory
 from engine.environment import (
     DATA,
     generation_path,
@@ -27,7 +28,6 @@ from engine.environment import (
     store_full_named,
 )
 from engine.errors import FileDamaged, StoreDamaged
-from engine.export_root import sync_directory
 from engine.failpoints import reached
 from engine.layout import RowLayout
 from engine.schema import ViewSchema
@@ -209,7 +209,7 @@ def encode_published(
     try:
         encode(chunk, row, batch)
     except ValueError as error:
-        raise FileDamaged(f"{reader.root.directory(reader.manifest) / group.file.path}: {error}") from error
+        raise FileDamaged(f"{reader.root.where(reader.manifest, group.file)}: {error}") from error
 
 
 def chunk_plans(groups: Iterable[RowGroup], row_bytes: int) -> list[list[RowGroup]]:

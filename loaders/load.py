@@ -140,7 +140,7 @@ def _failures_named(root: ExportRoot) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or not Path(error.filename).is_relative_to(root.path):
+        if error.filename is None or not root.is_directory or not Path(error.filename).is_relative_to(root.path):
             raise
         raise RootUnreadable(f"{root} cannot be read now: {error}; see to its file system, and try again") from error
 

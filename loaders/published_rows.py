@@ -45,13 +45,12 @@ class EntryReader:
         """All row groups in order; raises FileDamaged where a file's footer is not what the manifest says."""
         groups = []
         for file in self.manifest.files:
-            path = self.root.file_path(self.manifest, file)
-            try:
-                metadata = pq.read_metadata(path)
-            except FileNotFoundError:
-                raise FileDamaged(f"{path} is missing; its manifest lists {file.rows} rows in it") from None
-            except _UNREADABLE as error:
-                raise FileDamaged(f"{path} is not readable as Parquet: {error}") from error
+            path = self.root.where(self.manifest, file)
+            with self.root.open_file(self.manifest, file) as stream:
+                try:
+                    metadata = pq.read_metadata(stream)
+                except _UNREADABLE as error:
+                    raise FileDamaged(f"{path} is not readable as Parquet: {error}") from error
             if metadata.num_rows != file.rows:
                 raise FileDamaged(f"{path} has {metadata.num_rows} rows, its manifest says {file.rows}")
             for number in range(metadata.num_row_groups):
@@ -65,18 +64,18 @@ class EntryReader:
         Raises:
             FileDamaged: anything about it differs from what the manifest and the contract say.
         """
-        path = self.root.directory(self.manifest) / group.file.path
+        path = self.root.where(self.manifest, group.file)
         wanted = published_schema(self.manifest.view, delta=self.manifest.kind == "delta")
         try:
             table = self._file(group.file).read_row_group(group.number, columns=wanted.names)
-            batch = _conform(table, wanted, str(path))
+            batch = _conform(table, wanted, path)
         except _UNREADABLE as error:
             raise FileDamaged(f"{path}: row group {group.number} cannot be read: {error}") from error
         if batch.num_rows != group.rows:
             raise FileDamaged(
                 f"{path}: row group {group.number} has {batch.num_rows} rows, its footer says {group.rows}"
             )
-        self._check(batch, group, str(path))
+        self._check(batch, group, path)
         return batch
 
     def batches(self) -> Iterator[tuple[RowGroup, pa.RecordBatch]]:
@@ -89,15 +88,17 @@ class EntryReader:
             yield group, batch
         if tombstones != self.manifest.tombstones:
             raise FileDamaged(
-                f"{self.root.directory(self.manifest)} has {tombstones} tombstones, its manifest says "
+                f"{self.root.where(self.manifest)} has {tombstones} tombstones, its manifest says "
                 f"{self.manifest.tombstones}"
             )
 
     def _file(self, file: PublishedFile) -> pq.ParquetFile:
         if file.path not in self._open:
-            path = self.root.check_file(self.manifest, file)
+            stream = self.root.checked_file(self.manifest, file)
             self._open.clear()
-            self._open[file.path] = pq.ParquetFile(path)
+            # By its descriptor: what was checked is what is read, and no read goes by way of Python.
+            with stream:
+                self._open[file.path] = pq.ParquetFile(f"/proc/self/fd/{stream.fileno()}")
         return self._open[file.path]
 
     def _check(self, batch: pa.RecordBatch, group: RowGroup, path: str) -> None:

@@ -3,6 +3,7 @@
 A check goes on behind what it finds, so that one run names everything that has to be mended.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,18 +30,18 @@ class Checked:
     problem: str | None = None
 
 
-def verify(path: Path) -> Iterator[Checked]:
-    """Check whatever is at a path, part by part.
+def verify(address: str | os.PathLike[str]) -> Iterator[Checked]:
+    """Check the store or the export root at an address, part by part.
 
     Raises:
         NotPublished: it is neither a store nor an export root.
     """
-    if (path / "live" / "data.mdb").is_file():
-        return verify_store(path)
-    root = ExportRoot(path)
+    if (Path(address) / "live" / "data.mdb").is_file():
+        return verify_store(Path(address))
+    root = ExportRoot(address)
     if root.views():
         return verify_root(root)
-    raise NotPublished(f"{path} is neither a store nor an export root with views")
+    raise NotPublished(f"{root} is neither a store nor an export root with views")
 
 
 def verify_root(root: ExportRoot) -> Iterator[Checked]:

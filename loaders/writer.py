@@ -21,7 +21,7 @@ from aiohttp import web
 from watchfiles import Change, awatch
 
 from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
-from engine.errors import DefinitionError, LookupInvalid, PushInvalid, RootSilent, ShoalError, StoreFull
+from engine.errors import DefinitionError, LookupInvalid, PushInvalid, RootSilent, RootUnreadable, ShoalError, StoreFull
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
 from engine.failpoints import reached
 from engine.malloc import return_freed_memory, share_arena
@@ -116,7 +116,7 @@ class WriterProcess:
 
     async def _watch(self) -> None:
         """Wake the follower at every publication; while the root cannot be watched, the poll alone does."""
-        while self._root is not None:
+        while self._root is not None and self._root.is_directory:
             # To begin to watch goes through the whole root, and nothing else of this process runs meanwhile.
             await self._root_answers.wait()
             try:
@@ -165,7 +165,7 @@ class WriterProcess:
         """Take over the feature services; the views that may have news, or have to be told that the root is gone."""
         try:
             views = root.views()
-        except OSError as error:
+        except (OSError, RootUnreadable) as error:
             log.error("%s: %s", root, error)
             views = []
         if not views:

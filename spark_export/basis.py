@@ -1,13 +1,12 @@
 """What a run continues: the view's newest entry, and the state to compare with, or the reason for a full snapshot."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from engine.export_root import ExportRoot
 from engine.manifest import Manifest
-from spark_export.publication import state_directories, state_directory
+from spark_export.publication import ledger_parts, state_directories, state_directory
 from spark_export.views import ViewDefinition
 
 
@@ -20,9 +19,9 @@ class Basis:
     """
 
     previous: Manifest | None
-    state: Path | None
+    state: str | None
     reason: str | None
-    superseded: tuple[Path, ...]
+    superseded: tuple[str, ...]
 
     @property
     def next_seq(self) -> int:
@@ -44,21 +43,25 @@ def find_basis(root: ExportRoot, view: ViewDefinition, *, full: bool) -> Basis:
         return Basis(None, None, "first export", tuple(states))
     previous = root.entry(view.name, published[-1])
     view.schema.check_succeeds(previous.view)
-    state = state_directory(root, previous)
-    reason = _reason_for_snapshot(view, previous, state, full=full)
+    state = state_directory(previous)
+    reason = _reason_for_snapshot(root, view, previous, state, full=full)
     superseded = tuple(path for path in states if path != state)
     return Basis(previous, None if reason else state, reason, superseded)
 
 
-def _reason_for_snapshot(view: ViewDefinition, previous: Manifest, state: Path | None, *, full: bool) -> str | None:
+def _reason_for_snapshot(
+    root: ExportRoot, view: ViewDefinition, previous: Manifest, state: str | None, *, full: bool
+) -> str | None:
     if full:
         return "asked for"
     if previous.view.features != view.schema.features:
         return "the features changed"
-    parts = list(state.glob("part-*.parquet")) if state else []
+    parts = ledger_parts(root.storage, state) if state else []
     if not parts:
         return f"the state of seq {previous.seq} is missing"
-    compared = {feature.name for feature in view.features} & set(pq.read_schema(parts[0]).names)
+    with root.storage.open(parts[0]) as stream:
+        columns = pq.read_schema(stream).names
+    compared = {feature.name for feature in view.features} & set(columns)
     if compared != {feature.name for feature in view.tolerant_features}:
         return "the tolerances changed"
     return None

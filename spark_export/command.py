@@ -14,13 +14,19 @@ from spark_export.views import load_views
 
 @click.command("export")
 @click.option("--views", "views_path", required=True, type=click.Path(path_type=Path), help="The views.yaml to export.")
-@click.option("--to", "root_path", required=True, type=click.Path(path_type=Path), help="The export root; made if new.")
+@click.option(
+    "--to",
+    "address",
+    required=True,
+    metavar="ROOT",
+    help="The export root, made if new: a directory, or s3://BUCKET/PREFIX.",
+)
 @click.option("--view", "view_names", multiple=True, metavar="NAME", help="Only this view; may be given again.")
 @click.option("--full", is_flag=True, help="Publish full snapshots, even where a delta would do.")
 @click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as one JSON list.")
 def export_command(
-    views_path: Path, root_path: Path, view_names: tuple[str, ...], full: bool, master: str | None, as_json: bool
+    views_path: Path, address: str, view_names: tuple[str, ...], full: bool, master: str | None, as_json: bool
 ) -> None:
     """Publish what changed in the views' sources.
 
@@ -41,7 +47,7 @@ def export_command(
     reports: list[Report] = []
     try:
         for report in export_each(
-            views_file, ExportRoot(root_path), view_names=view_names or None, full=full, spark=spark
+            views_file, ExportRoot(address), view_names=view_names or None, full=full, spark=spark
         ):
             reports.append(report)
             if not as_json:

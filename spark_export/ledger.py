@@ -13,15 +13,13 @@ ones published:
     __verdict                  string     a Verdict; for an unsound row, the number of the demand it breaks
 """
 
-import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import reduce
 from operator import and_
-from pathlib import Path
 
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from engine.keys import KEY_HASH, KEY_HASH_2
@@ -93,7 +91,7 @@ def newest_first(view: ViewDefinition, *partition: str) -> Column:
 
 
 def judge(view: ViewDefinition, rows: DataFrame, flaw: Column, state: DataFrame | None, run_time: int) -> DataFrame:
-    """The ledger of a run: of `rows` (see `with_hashes`) against `state` (see `read_state`; None: ship everything).
+    """The ledger of a run: of `rows` (see `with_hashes`) against `state` (see `shipped_before`; None: ship everything).
 
     `flaw` is as `spark_export.checks.flaw` makes it, `run_time` in microseconds since the epoch.
     """
@@ -127,22 +125,19 @@ def judge(view: ViewDefinition, rows: DataFrame, flaw: Column, state: DataFrame 
     return judged.select(*KEY, of_row_hash.alias(ROW_HASH), *others, seen.alias(SEEN), VERDICT)
 
 
-def read_ledger(view: ViewDefinition, spark: SparkSession, directory: Path) -> DataFrame:
-    """A ledger that was written to a directory."""
+def ledger_columns(view: ViewDefinition) -> str:
+    """The columns of a ledger, as DDL."""
     columns = {KEY_HASH: "bigint", KEY_HASH_2: "bigint", ROW_HASH: "bigint", EVENT_TIMESTAMP: "timestamp"}
     columns |= {feature.name: spark_type(feature.type) for feature in view.tolerant_features}
     columns |= {SEEN: "timestamp", VERDICT: "string"}
-    ddl = ", ".join(f"`{name}` {kind}" for name, kind in columns.items())
-    # Spark takes a path that it reads, unlike one that it writes, for a glob.
-    literal = re.sub(r"([*?{}\[\]\\])", r"\\\1", str(directory))
-    return spark.read.schema(ddl).parquet(f"file://{literal}")
+    return ", ".join(f"`{name}` {kind}" for name, kind in columns.items())
 
 
-def read_state(view: ViewDefinition, spark: SparkSession, directory: Path, run_time: int) -> DataFrame:
+def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int) -> DataFrame:
     """The columns of an earlier run's ledger that say what was shipped, one row for each key."""
     kept = view.ttl or _GONE_KEYS_KEPT
     is_remembered = F.col(EVENT_TIMESTAMP) >= instant(run_time - kept // _MICROSECOND)
-    ledger = read_ledger(view, spark, directory).where(F.col(VERDICT) != Verdict.DUPLICATE)
+    ledger = ledger.where(F.col(VERDICT) != Verdict.DUPLICATE)
     return ledger.where(F.col(ROW_HASH).isNotNull() | is_remembered).drop(SEEN, VERDICT)
 
 

@@ -1,169 +1,115 @@
-"""Put a run's files where readers find them: staged aside, moved into place, and then made to exist by one manifest.
+"""Where a run writes before it publishes, and the states that runs start from.
 
 Exporters may race. Each writes under names of its own, and the log's manifest decides between them; one that lost, or
-failed, takes away what it had moved.
+failed, takes away what it had written.
 """
 
-import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Protocol
 
-import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
 
-from engine.errors import ManifestInvalid, NotPublished, RootNotWritable
-from engine.export_root import MANIFEST, PARTS, ExportRoot, file_checksum, sync_directory
-from engine.failpoints import reached
-from engine.keys import KEY_HASH
+from engine.errors import ManifestInvalid, NotPublished, RootNotWritable, RootUnreadable
+from engine.export_root import ExportRoot
 from engine.manifest import Manifest, PublishedFile
+from engine.storage import Storage
 
-_ABANDONED_AFTER = 24 * 3600
-_THREADS = 4
+ABANDONED_AFTER = 24 * 3600
+"""How many seconds after its last sign of life a run's files are taken for those of one that died."""
 
 
-class Staging:
-    """The directory that a run writes in before it publishes; `run` is the id of the entry that it may become."""
+class Staging(Protocol):
+    """Where one run of one view writes: `run` is the id of the entry that it may become, `state` its state's name."""
 
-    def __init__(self, root: ExportRoot, view: str, run: str) -> None:
-        self.root = root
-        self.run = run
-        self.directory = root.path / view / "_staging" / run
-        self.parts = self.directory / "parts"
-        self.ledger = self.directory / "ledger"
+    run: str
+    state: str
 
-    def files(self) -> tuple[PublishedFile, ...]:
-        """Name the parts that Spark wrote for good, make them durable, and describe them, ordered by key hash."""
-        paths: list[Path] = []
-        for path in sorted(self.parts.glob(PARTS)):
-            # Spark writes a file for its first partition even if that has no rows.
-            if pq.read_metadata(path).num_rows:
-                paths.append(path.rename(self.parts / f"part-{self.run[:8]}-{len(paths):05d}.parquet"))
-        with ThreadPoolExecutor(_THREADS) as threads:
-            return tuple(threads.map(_describe, paths))
+    def write_ledger(self, ledger: DataFrame) -> None:
+        """Write this run's ledger, which becomes the state if the run publishes."""
+
+    def read_ledger(self, spark: SparkSession, columns: str) -> DataFrame:
+        """The ledger that was written; `columns` is its schema as DDL."""
+
+    def write_parts(self, kind: str, rows: DataFrame) -> tuple[PublishedFile, ...]:
+        """Write rows, a file each partition that has any, durably; describes them, ordered by key hash."""
 
     def publish(self, manifest: Manifest) -> None:
-        """Move the parts and the ledger to where `manifest` says they are, and publish it.
+        """Put the parts and the ledger where `manifest` says they are, and publish it.
 
         Raises:
             PublicationLost: the log has an entry of that seq already.
-            RootNotWritable: the root's file system refuses it.
+            RootNotWritable: the root refuses it.
         """
-        directory, state = self.root.directory(manifest), state_directory(self.root, manifest)
-        assert state is not None
-        try:
-            with writing(self.root):
-                directory.mkdir(parents=True, exist_ok=True)
-                state.parent.mkdir(exist_ok=True)
-                for file in manifest.files:
-                    (self.parts / file.path).rename(directory / file.path)
-                reached("export.parts-moved")
-                for path in self.ledger.glob(PARTS):
-                    _make_durable(path)
-                self.ledger.rename(state)
-                reached("export.state-moved")
-                for path in (directory, directory.parent, state, state.parent, state.parent.parent, self.root.path):
-                    sync_directory(path)
-                self.root.publish(manifest)
-        except BaseException:
-            if not _is_published(self.root, manifest):
-                _take_away(manifest, directory, state)
-            raise
-        reached("export.published")
 
 
-@contextmanager
-def staging(root: ExportRoot, view: str, run: str) -> Iterator[Staging]:
-    """A run's staging directory while the run lasts. What runs left that ended long ago goes, too.
+def staging(root: ExportRoot, view: str, run: str, seq: int) -> AbstractContextManager[Staging]:
+    """Where a run writes that goes for `seq`, while it lasts. What runs left that ended long ago goes, too.
 
     Raises:
-        RootNotWritable: the root's file system refuses it.
+        RootNotWritable: the root refuses it.
     """
-    stage = Staging(root, view, run)
-    with writing(root):
-        stage.directory.mkdir(parents=True)
-    try:
-        for other in (*stage.directory.parent.iterdir(), *_unlisted_snapshots(root, view)):
-            if time.time() - _last_change(other) > _ABANDONED_AFTER:
-                shutil.rmtree(other, ignore_errors=True)
-        yield stage
-    finally:
-        shutil.rmtree(stage.directory, ignore_errors=True)
+    if root.is_directory:
+        from spark_export.directory_publication import directory_staging
+
+        return directory_staging(root, view, run, seq)
+    from spark_export.s3_publication import s3_staging
+
+    return s3_staging(root, view, run, seq)
+
+
+def read_state(root: ExportRoot, spark: SparkSession, state: str, columns: str) -> DataFrame:
+    """An earlier run's ledger, by its directory; `columns` is its schema as DDL."""
+    if root.is_directory:
+        from spark_export.directory_publication import read_directory
+
+        return read_directory(spark, root.path / state, columns)
+    from spark_export.s3_publication import read_prefix
+
+    return read_prefix(root, spark, state, columns)
 
 
 @contextmanager
 def writing(root: ExportRoot) -> Iterator[None]:
-    """Raise what the root's file system refuses as RootNotWritable."""
+    """Raise what the root's place refuses as RootNotWritable."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RootUnreadable) as error:
         raise RootNotWritable(
             f"export root {root} cannot be written: {error}; check its permissions and the space on its disk"
         ) from error
 
 
-def state_directory(root: ExportRoot, manifest: Manifest) -> Path | None:
+def state_directory(manifest: Manifest) -> str | None:
     """Where the ledger lies that the run after this entry starts from; None if the entry names none."""
-    return root.path / manifest.view.name / "state" / manifest.state if manifest.state else None
+    return f"{manifest.view.name}/state/{manifest.state}" if manifest.state else None
 
 
-def state_directories(root: ExportRoot, view: str) -> list[Path]:
+def state_directories(root: ExportRoot, view: str) -> list[str]:
     """All ledgers that lie in a view's `state` directory."""
-    return sorted((root.path / view / "state").glob("*/"))
+    return sorted(f"{view}/state/{name}" for name in root.storage.directories(f"{view}/state"))
 
 
-def remove_states(states: Iterable[Path]) -> None:
-    """Remove ledgers that no run will start from any more."""
-    for state in states:
-        shutil.rmtree(state, ignore_errors=True)
+def ledger_parts(storage: Storage, directory: str) -> list[str]:
+    """The Parquet files of a ledger; none if it is not there."""
+    return sorted(file.name for file in storage.files(directory) if is_part(file.name))
 
 
-def _describe(path: Path) -> PublishedFile:
-    _make_durable(path)
-    metadata = pq.read_metadata(path)
-    position = metadata.schema.names.index(KEY_HASH)
-    statistics = [metadata.row_group(group).column(position).statistics for group in range(metadata.num_row_groups)]
-    return PublishedFile(
-        path=path.name,
-        rows=metadata.num_rows,
-        bytes=path.stat().st_size,
-        checksum=file_checksum(path),
-        min_key_hash=min(group.min for group in statistics),
-        max_key_hash=max(group.max for group in statistics),
-    )
+def is_part(name: str) -> bool:
+    """Whether a file holds rows; others are Spark's own."""
+    last = name.rpartition("/")[2]
+    return last.startswith("part-") and last.endswith(".parquet")
 
 
-def _make_durable(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+def remove_states(root: ExportRoot, states: Iterable[str]) -> None:
+    """Remove ledgers that no run will start from any more. What cannot be removed now is a later run's to remove."""
+    with suppress(OSError, RootNotWritable, RootUnreadable):
+        for state in states:
+            root.storage.remove_directory(state)
 
 
-def _is_published(root: ExportRoot, manifest: Manifest) -> bool:
+def is_published(root: ExportRoot, manifest: Manifest) -> bool:
+    """Whether the log's entry of this seq is this one."""
     with suppress(NotPublished, ManifestInvalid):
         return root.entry(manifest.view.name, manifest.seq).id == manifest.id
     return False
-
-
-def _take_away(manifest: Manifest, directory: Path, state: Path) -> None:
-    """Take away what a run moved. What cannot be removed stays unseen; the error that led here is what counts."""
-    for file in manifest.files:
-        with suppress(OSError):
-            (directory / file.path).unlink()
-    with suppress(OSError):
-        directory.rmdir()
-    shutil.rmtree(state, ignore_errors=True)
-
-
-def _unlisted_snapshots(root: ExportRoot, view: str) -> list[Path]:
-    """Snapshots whose runs have not published them: not yet, or not any more."""
-    return [path for path in (root.path / view / "snapshots").glob("*/") if not (path / MANIFEST).exists()]
-
-
-def _last_change(directory: Path) -> float:
-    """The time of the last change to anything in a directory, in seconds since the epoch; now, if it is vanishing."""
-    try:
-        return max(path.stat().st_mtime for path in (directory, *directory.rglob("*")))
-    except FileNotFoundError:
-        return time.time()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from typing import TYPE_CHECKING
@@ -96,6 +97,9 @@ def _start(master: str) -> None:
     java = os.path.join(os.environ["JAVA_HOME"], "bin", "java") if os.environ.get("JAVA_HOME") else "java"
     if not shutil.which(java):
         raise SparkFailed(f"Spark needs Java 17 or newer, but there is no {java}; {_INSTALL_JAVA}")
+    if master.startswith("local"):
+        # Its tasks are to run in this Python: the one that `python3` means may have nothing installed.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     settings = _OWN_SESSION | (_OWN_LOCAL_SESSION if master.startswith("local") else {})
     conf = SparkConf().setMaster(master).setAppName("shoal export").setAll(list(settings.items()))
     with tempfile.TemporaryFile() as output:

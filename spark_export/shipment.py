@@ -38,17 +38,17 @@ def delta_rows(view: ViewDefinition, rows: DataFrame, ledger: DataFrame, found: 
     return living.union(tombstones) if found.counts[Verdict.REMOVED] else living
 
 
-def write(view: ViewDefinition, rows: DataFrame, directory: str, *, duplicates: bool) -> None:
-    """Write rows to a directory (its URI): one file for each hash range, sorted by key hash.
+def in_files(view: ViewDefinition, rows: DataFrame, *, duplicates: bool) -> DataFrame:
+    """Rows as they are written: a partition, which makes a file, for each hash range, sorted by key hash.
 
-    With `duplicates`, only the newest row of each key is written.
+    With `duplicates`, only the newest row of each key stays.
     """
     columns = [name for name in rows.columns if name != ROW_HASH]
     ranged = rows.withColumn(_RANGE, hash_range(F.col(KEY_HASH), view.shards)).repartitionById(view.shards, _RANGE)
     if duplicates:
         # The rows of a range are together already, so ranking within it moves none of them.
         ranged = ranged.withColumn(_RANK, newest_first(view, _RANGE, *KEY)).where(F.col(_RANK) == 1)
-    ranged.sortWithinPartitions(_RANGE, *KEY).select(columns).write.parquet(directory)
+    return ranged.sortWithinPartitions(_RANGE, *KEY).select(columns)
 
 
 def _sound(view: ViewDefinition) -> Column:

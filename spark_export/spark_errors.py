@@ -19,6 +19,9 @@ def brief(error: Exception) -> str:
     """The first sentence of what Spark said, and its root cause."""
     text = str(error.java_exception) if isinstance(error, Py4JJavaError) else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # A task in Python shows where it was before it says what was wrong.
+    if told := [line for line in lines if line.startswith(f"{ShoalError.__module__}.")]:
+        return told[-1].partition(": ")[2]
     causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
     first = _DECORATION.sub("", lines[0])
     return f"{first} ({causes[-1]})" if causes else first

@@ -17,8 +17,8 @@ from spark_export import shipment
 from spark_export.basis import Basis, find_basis
 from spark_export.checks import checks, flaw, source_error
 from spark_export.instants import to_micros
-from spark_export.ledger import Tally, Verdict, judge, read_ledger, read_state, tally, with_hashes
-from spark_export.publication import Staging, remove_states, staging, writing
+from spark_export.ledger import Tally, Verdict, judge, ledger_columns, shipped_before, tally, with_hashes
+from spark_export.publication import Staging, read_state, remove_states, staging, writing
 from spark_export.report import Report
 from spark_export.source import fit, lineage, open_source
 from spark_export.views import ViewDefinition
@@ -38,10 +38,10 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
     # A query may be costly, or give other rows the next time, so its result is kept; files and tables are read twice.
     with (
         _kept(fit(view, source, run_time), keep=view.source.sql is not None) as fitted,
-        staging(root, view.name, uuid.uuid4().hex) as stage,
+        staging(root, view.name, uuid.uuid4().hex, basis.next_seq) as stage,
     ):
         rows = with_hashes(view, fitted)
-        ledger, found = _judge(view, rows, basis, run_time, stage)
+        ledger, found = _judge(root, view, rows, basis, run_time, stage)
         kind, reason = _what_to_publish(view, basis, found)
         files: tuple[PublishedFile, ...] = ()
         if kind is not None:
@@ -60,10 +60,10 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
                     published_at=datetime.now(UTC),
                     job=f"{spark.sparkContext.applicationId} {spark.sparkContext.sparkUser()}@{socket.gethostname()}",
                     inputs=lineage(view, source),
-                    state=f"{basis.next_seq:012d}-{stage.run[:8]}",
+                    state=stage.state,
                 )
             )
-            remove_states(basis.superseded)
+            remove_states(root, basis.superseded)
     return Report(
         view=view.name,
         seq=basis.next_seq if kind else basis.next_seq - 1,
@@ -83,15 +83,16 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
 
 
 def _judge(
-    view: ViewDefinition, rows: DataFrame, basis: Basis, run_time: int, stage: Staging
+    root: ExportRoot, view: ViewDefinition, rows: DataFrame, basis: Basis, run_time: int, stage: Staging
 ) -> tuple[DataFrame, Tally]:
     """Write the ledger of this run; raises SourceError if the source holds a row that cannot be published."""
     demands = checks(view)
     state = None
     if basis.state is not None:
-        state = read_state(view, rows.sparkSession, basis.state, run_time)
-    judge(view, rows, flaw(demands), state, run_time).write.parquet(f"file://{stage.ledger}")
-    ledger = read_ledger(view, rows.sparkSession, stage.ledger)
+        earlier = read_state(root, rows.sparkSession, basis.state, ledger_columns(view))
+        state = shipped_before(view, earlier, run_time)
+    stage.write_ledger(judge(view, rows, flaw(demands), state, run_time))
+    ledger = stage.read_ledger(rows.sparkSession, ledger_columns(view))
     found = tally(ledger)
     if found.flaws:
         broken, count = min(found.flaws.items())
@@ -128,8 +129,8 @@ def _write_parts(
         to_ship = shipment.snapshot_rows(view, rows)
     else:
         to_ship = shipment.delta_rows(view, rows, ledger, found)
-    shipment.write(view, to_ship, f"file://{stage.parts}", duplicates=found.counts[Verdict.DUPLICATE] > 0)
-    files = stage.files()
+    has_duplicates = found.counts[Verdict.DUPLICATE] > 0
+    files = stage.write_parts(kind, shipment.in_files(view, to_ship, duplicates=has_duplicates))
     written = sum(file.rows for file in files)
     if written != expected:
         raise SourceError(

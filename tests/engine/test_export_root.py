@@ -54,7 +54,7 @@ def test_an_entry_is_read_as_it_was_published(root: ExportRoot) -> None:
     assert (delta.parent, delta.rows, delta.tombstones) == (snapshot.id, 3, 1)
     for manifest in (snapshot, delta):
         for file in manifest.files:
-            assert root.check_file(manifest, file).is_file()
+            root.checked_file(manifest, file).close()
 
 
 def test_what_has_no_manifest_does_not_exist(root: ExportRoot) -> None:
@@ -217,13 +217,13 @@ def test_a_file_is_believed_only_if_it_is_the_one_published(root: ExportRoot) ->
     content = path.read_bytes()
     path.write_bytes(content + b"x")
     with pytest.raises(FileDamaged, match=f"has {len(content) + 1} bytes, its manifest says {len(content)}"):
-        root.check_file(manifest, file)
+        root.checked_file(manifest, file)
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(FileDamaged, match="has the checksum"):
-        root.check_file(manifest, file)
+        root.checked_file(manifest, file)
     path.unlink()
     with pytest.raises(FileDamaged, match="is missing; its manifest lists 30 rows"):
-        root.check_file(manifest, file)
+        root.checked_file(manifest, file)
 
 
 def test_a_checksum_covers_files_larger_than_a_block(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from engine.export_root import ExportRoot
 from engine.failpoints import FAILPOINTS
 from engine.manifest import Manifest, PublishedFile
 from loaders.verify import verify_root
-from spark_export.publication import Staging, remove_states, staging
+from spark_export.directory_publication import DirectoryStaging, directory_staging
+from spark_export.publication import remove_states, state_directories
 from tests import stores
 from tests.failpoints import test_server, test_store
 from tests.failpoints.processes import running
@@ -35,13 +36,13 @@ A_DAY_AND_MORE = 25 * 3600
 def publish(root_path: Path, kind: str, value: int) -> None:
     """Publish as an export does what Spark would have written."""
     root = ExportRoot(root_path)
-    states = sorted((root.path / VIEW.name / "state").glob("*/"))
+    states = state_directories(root, VIEW.name)
     published = root.sequence_numbers(VIEW.name)
     previous = root.entry(VIEW.name, published[-1]) if published else None
     if previous is not None:
         root.finish(previous)
     run, seq = uuid.uuid4().hex, previous.seq + 1 if previous else 1
-    with staging(root, VIEW.name, run) as stage:
+    with directory_staging(root, VIEW.name, run, seq) as stage:
         files = _written(stage, kind, value)
         stage.publish(
             Manifest(
@@ -57,13 +58,13 @@ def publish(root_path: Path, kind: str, value: int) -> None:
                 published_at=datetime.now(UTC),
                 job="tests",
                 inputs=("tests",),
-                state=f"{seq:012d}-{run[:8]}",
+                state=stage.state,
             )
         )
-        remove_states(path for path in states if previous is None or path.name != previous.state)
+        remove_states(root, (name for name in states if previous is None or not name.endswith(f"/{previous.state}")))
 
 
-def _written(stage: Staging, kind: str, value: int) -> tuple[PublishedFile, ...]:
+def _written(stage: DirectoryStaging, kind: str, value: int) -> tuple[PublishedFile, ...]:
     """The files of an entry with two rows, and a ledger, as Spark leaves them."""
     rows = [{"doc_id": key, "a": value} for key in (1, 2)]
     table = stores.published_table(VIEW, rows, (), delta=kind == "delta")

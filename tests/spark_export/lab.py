@@ -96,7 +96,7 @@ class Lab:
 
     def table(self, manifest: Manifest) -> pa.Table:
         """The rows of an entry, its files checked against the manifest and one after the other."""
-        tables = [pq.read_table(self.root.check_file(manifest, file)) for file in manifest.files]
+        tables = [pq.read_table(self.root.checked_file(manifest, file)) for file in manifest.files]
         return pa.concat_tables(tables)
 
     def published(self, manifest: Manifest) -> tuple[dict[Key, Row], dict[tuple[int, int], datetime]]:

@@ -108,7 +108,7 @@ def test_files_are_ranges_of_the_hash_and_sorted(lab: Lab) -> None:
     manifest = lab.newest()
     assert len(manifest.files) == 7
     for number, file in enumerate(manifest.files):
-        table = pq.read_table(lab.root.check_file(manifest, file))
+        table = pq.read_table(lab.root.checked_file(manifest, file))
         hashes = list(zip(table[KEY_HASH].to_pylist(), table[KEY_HASH_2].to_pylist(), strict=True))
         assert hashes == sorted(hashes)
         assert (file.min_key_hash, file.max_key_hash) == (hashes[0][0], hashes[-1][0])

@@ -1,0 +1,128 @@
+"""An export root in a directory of a file system that all parties mount."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from engine.errors import FileDamaged, ManifestInvalid, NotPublished, ShoalError
+from engine.failpoints import reached
+from engine.storage import StoredFile
+
+
+class DirectoryStorage:
+    """The `Storage` of a directory. Only plain files inside it are read: no link leads out of it."""
+
+    listed_every_seconds = 0.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def where(self, name: str) -> str:
+        return str(self.path / name)
+
+    def check_exists(self) -> None:
+        if not self.path.is_dir():
+            raise NotPublished(f"export root {self.path} does not exist; `shoal export --to {self.path}` makes it")
+
+    def directories(self, directory: str = "") -> list[str]:
+        path = self.path / directory
+        return [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
+
+    def has_directory(self, directory: str) -> bool:
+        return (self.path / directory).is_dir()
+
+    def published(self, directory: str, document: str, *, since: str = "") -> list[str]:
+        path = self.path / directory
+        if not path.is_dir():
+            return []
+        return sorted(entry.name for entry in path.iterdir() if entry.name >= since and (entry / document).is_file())
+
+    def files(self, directory: str) -> Iterator[StoredFile]:
+        for path in (self.path / directory).rglob("*"):
+            if path.is_file():
+                status = path.stat()
+                yield StoredFile(str(path.relative_to(self.path)), status.st_size, status.st_mtime)
+
+    def holds(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        return self._contained(name, ManifestInvalid).read_bytes()
+
+    def size(self, name: str) -> int:
+        return self._contained(name, FileDamaged).stat().st_size
+
+    def open(self, name: str) -> BinaryIO:
+        return self._contained(name, FileDamaged).open("rb")
+
+    def fetch(self, name: str, size: int) -> BinaryIO:
+        return self.open(name)
+
+    def create(self, name: str, data: bytes) -> None:
+        _create_exclusively(self.path / name, data)
+
+    def replace(self, name: str, data: bytes) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(_write_aside(path, data), path)
+        sync_directory(path.parent)
+
+    def remove_directory(self, directory: str) -> None:
+        shutil.rmtree(self.path / directory, ignore_errors=True)
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _contained(self, name: str, refusal: type[ShoalError]) -> Path:
+        """A path that leads to a plain file inside the root, or to nothing."""
+        path = self.path / name
+        leads_to = path.resolve()
+        if not leads_to.is_relative_to(self.path.resolve()):
+            raise refusal(f"{path} leads to {leads_to}, out of the export root; publish the file itself")
+        if path.exists() and not path.is_file():
+            # To read a pipe is to wait for whoever writes to it.
+            raise refusal(f"{path} cannot be read: it is no plain file; publish it again")
+        return path
+
+
+def sync_directory(path: Path) -> None:
+    """Make names that were created in or moved into a directory survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_aside(path: Path, data: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with temporary.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return temporary
+
+
+def _create_exclusively(path: Path, data: bytes) -> None:
+    """Create a file whole or not at all; FileExistsError if it exists. A hard link is both atomic and exclusive."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _write_aside(path, data)
+    reached("export.manifest-aside")
+    try:
+        os.link(temporary, path)
+    except FileNotFoundError:
+        # Whoever published it meanwhile removes what nobody lists.
+        if path.exists():
+            raise FileExistsError(path) from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    sync_directory(path.parent.parent)

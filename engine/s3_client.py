@@ -1,0 +1,140 @@
+"""Talk to an S3: the client, ranged reads that go on where a connection broke, and what its errors mean.
+
+Everything standard about it is boto3's: credentials, profiles, regions, and `AWS_ENDPOINT_URL` for any other server
+than Amazon's. A request is tried up to five times, with jitter between the tries.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+
+from engine.errors import RootUnreadable, ShoalError
+
+ATTEMPTS = 5
+CONNECTIONS = 16
+_CONNECT_SECONDS = 5.0
+_READ_SECONDS = 20.0
+_BACKOFF_SECONDS = 0.2
+_BLOCK = 1 << 20
+_ABSENT = {"NoSuchKey", "NotFound", "404"}
+_UNCHANGED = {"304", "NotModified"}
+_BROKEN_OFF = (HTTPClientError, IncompleteReadError)
+"""What boto3 raises of a body that ends early or stalls: its own tries end with the head of an answer."""
+
+
+def s3_client(endpoint: str | None = None, region: str | None = None) -> Any:
+    """A client as the environment and the profile say; it may be used by many threads. `endpoint` and `region` are
+    those of another process, which hands its own on."""
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=region,
+        config=Config(
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            max_pool_connections=CONNECTIONS,
+            user_agent_extra="shoal",
+        ),
+    )
+
+
+class SharedClient:
+    """One client a process, made when it is first needed: a server forks before."""
+
+    def __init__(self, endpoint: str | None = None, region: str | None = None) -> None:
+        self._endpoint, self._region = endpoint, region
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def get(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = s3_client(self._endpoint, self._region)
+        return self._client
+
+
+@contextmanager
+def failures(address: str, kind: type[ShoalError] = RootUnreadable) -> Iterator[None]:
+    """Raise what S3, or the way to it, says as errors of Shoal; that there is no such object as FileNotFoundError."""
+    try:
+        yield
+    except ClientError as error:
+        if error_code(error) in _ABSENT:
+            raise FileNotFoundError(f"{address} is missing") from None
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        told = error.response.get("Error", {}).get("Message") or "no more is said"
+        raise kind(
+            f"{address}: S3 answers {status} {error_code(error)}: {told}; {_mend(status, error_code(error))}"
+        ) from error
+    except BotoCoreError as error:
+        raise kind(
+            f"{address}: S3 cannot be asked: {error}; see to its address, the network and credentials"
+        ) from error
+
+
+def error_code(error: ClientError) -> str:
+    """What S3 calls an error."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def read_range(client: Any, bucket: str, key: str, start: int, length: int) -> Iterator[bytes]:
+    """Bytes of an object, block by block. A body that breaks off, or stalls, is asked for again from there on.
+
+    Raises:
+        BotoCoreError, ClientError: as boto3 does, after the last try.
+    """
+    end, failed = start + length, 0
+    while start < end:
+        try:
+            body = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")["Body"]
+            with body:
+                for block in body.iter_chunks(_BLOCK):
+                    start += len(block)
+                    yield block
+            if start < end:
+                raise IncompleteReadError(actual_bytes=length - (end - start), expected_bytes=length)
+        except _BROKEN_OFF:
+            failed += 1
+            if failed == ATTEMPTS:
+                raise
+            pause(failed)
+
+
+def read_whole(client: Any, bucket: str, key: str, etag: str | None) -> tuple[str, bytes] | None:
+    """The ETag and all bytes of a small object; None if its ETag is still `etag`. Raises as `read_range` does."""
+    condition = {"IfNoneMatch": etag} if etag else {}
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            answer = client.get_object(Bucket=bucket, Key=key, **condition)
+            with (body := answer["Body"]):
+                return answer["ETag"], body.read()
+        except ClientError as error:
+            if etag and error_code(error) in _UNCHANGED:
+                return None
+            raise
+        except _BROKEN_OFF:
+            if attempt == ATTEMPTS:
+                raise
+            pause(attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def pause(attempt: int) -> None:
+    """Wait before another attempt: longer each time, and by chance, so that many do not come back at once."""
+    time.sleep(random.uniform(0, _BACKOFF_SECONDS * 2**attempt))
+
+
+def _mend(status: int | None, code: str) -> str:
+    if status in {401, 403}:
+        return "see to the credentials, and what they may do there"
+    if code == "NoSuchBucket":
+        return "make the bucket, or name another"
+    return "see to the server, and try again"

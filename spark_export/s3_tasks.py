@@ -1,0 +1,154 @@
+"""How Spark's tasks write to S3 and read from it without Hadoop's s3a: Parquet by Arrow, in each task's own process.
+
+No row passes the driver: it gets a line for each file. Executors need Python with Shoal and its extra `s3`, and find
+credentials as boto3 does where they run.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark import TaskContext
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from engine.manifest import PublishedFile
+from engine.s3_storage import S3Storage
+from spark_export.description import describe
+
+_DESCRIPTION = "description string"
+_ROWS_IN_GROUP = 131_072
+"""As `spark_export.session` has Spark write."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An export root in S3, as a task can reach it; credentials are the executor's own."""
+
+    address: str
+    endpoint: str | None
+    region: str | None
+
+    @classmethod
+    def of(cls, storage: S3Storage) -> "Place":
+        return cls(str(storage), storage.endpoint, storage.region)
+
+    def open(self) -> S3Storage:
+        return _storage(self)
+
+
+@cache
+def _storage(place: Place) -> S3Storage:
+    """One a process, which Spark has work on many tasks."""
+    return S3Storage(place.address, endpoint=place.endpoint, region=place.region)
+
+
+def write_ledger(place: Place, rows: DataFrame, directory: str) -> None:
+    """Write a file each partition that has rows. A task that is repeated writes the same file again."""
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        with _as_parquet(batches) as stream:
+            if stream.tell():
+                place.open().upload(f"{directory}/part-{_partition():05d}.parquet", stream)
+        yield from ()
+
+    rows.mapInArrow(write, _DESCRIPTION).collect()
+
+
+def write_parts(place: Place, rows: DataFrame, directory: str, run: str) -> tuple[PublishedFile, ...]:
+    """Write a file each partition that has rows, which are sorted by key hash, and describe them in that order.
+
+    What is described must be what lies there, so that each attempt at a task has a name of its own.
+    """
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        context = TaskContext.get()
+        assert context is not None
+        name = f"part-{run[:8]}-{_partition():05d}-{context.taskAttemptId()}.parquet"
+        with _as_parquet(batches) as stream:
+            if stream.tell():
+                described = describe(name, stream)
+                place.open().upload(f"{directory}/{name}", stream)
+                yield _described(described)
+
+    return _collected(rows.mapInArrow(write, _DESCRIPTION))
+
+
+def describe_parts(place: Place, spark: SparkSession, names: list[str]) -> tuple[PublishedFile, ...]:
+    """Describe files that lie in S3, by their names in the root; files without rows are left out."""
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        storage = place.open()
+        for name in _values(batches):
+            with storage.fetch(name, storage.size(name)) as stream:
+                if pq.read_metadata(stream).num_rows:
+                    yield _described(describe(name.rpartition("/")[2], stream))
+
+    return _collected(_one_each(spark, names).mapInArrow(read, _DESCRIPTION))
+
+
+def read_parts(place: Place, spark: SparkSession, names: list[str], columns: str) -> DataFrame:
+    """The rows of Parquet files, by their names in the root, a task each; `columns` is their schema as DDL."""
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        storage = place.open()
+        for name in _values(batches):
+            with storage.fetch(name, storage.size(name)) as stream:
+                yield from pq.ParquetFile(stream).iter_batches()
+
+    return _one_each(spark, names).mapInArrow(read, columns)
+
+
+def _one_each(spark: SparkSession, names: list[str]) -> DataFrame:
+    """A table of names, with a partition for each."""
+    numbered = spark.range(len(names), numPartitions=max(1, len(names)))
+    return numbered.select(F.element_at(F.lit(names), (F.col("id") + 1).cast("int")).alias("name"))
+
+
+def _as_parquet(batches: Iterable[pa.RecordBatch]) -> BinaryIO:
+    """A file without a name on this machine with the rows, at its end; an empty one if there are none."""
+    stream = cast("BinaryIO", tempfile.TemporaryFile(prefix="shoal-"))  # noqa: SIM115
+    writer: Any = None
+    for table in _row_groups(batches):
+        if writer is None:
+            writer = pq.ParquetWriter(stream, table.schema, compression="zstd", compression_level=1)
+        writer.write_table(table, row_group_size=_ROWS_IN_GROUP)
+    if writer is not None:
+        writer.close()
+    return stream
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        if batch.num_rows:
+            held.append(batch)
+        if sum(part.num_rows for part in held) >= _ROWS_IN_GROUP:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _values(batches: Iterator[pa.RecordBatch]) -> Iterator[str]:
+    for batch in batches:
+        yield from batch.column(0).to_pylist()
+
+
+def _described(file: PublishedFile) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"description": [file.model_dump_json()]})
+
+
+def _collected(descriptions: DataFrame) -> tuple[PublishedFile, ...]:
+    files = (PublishedFile.model_validate_json(text) for (text,) in descriptions.collect())
+    return tuple(sorted(files, key=lambda file: file.min_key_hash))
+
+
+def _partition() -> int:
+    context = TaskContext.get()
+    assert context is not None
+    return context.partitionId()
