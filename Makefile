@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FEAST_SUITE_VENV ?= .venv-feast-suite
+KAFKA_VERSION ?= 4.1.2
 NEEDS_JAVA = command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
   { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
 
@@ -23,8 +24,8 @@ demo:
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/python -m demo $(DEMO)
 
-# Some tests compare Shoal with Feast's own server and client.
-test: setup check .venv-peers/installed .s3-server/versitygw
+# Some tests compare Shoal with Feast's own server and client, others read from Kafka or write to S3.
+test: setup check .venv-peers/installed .s3-server/versitygw .kafka/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -56,6 +57,13 @@ audit: setup .venv-audit/installed
 	CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/.s3-server .s3-server/venv/bin/go install \
 	  github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
+# A Kafka broker, for streams to read from; fetched by the Ivy that Spark has.
+.kafka/installed: | .venv/installed
+	@$(NEEDS_JAVA)
+	java -cp "$$($(BIN)/python -c 'import pyspark; print(*pyspark.__path__)')/jars/*" org.apache.ivy.Main -warn \
+	  -dependency org.apache.kafka kafka_2.13 $(KAFKA_VERSION) -confs default -retrieve '.kafka/[artifact]-[revision].[ext]'
+	@touch $@
+
 # Feast's own tests of an online store. FEAST_REPOSITORY is where they are fetched from; SUITE='--store sqlite' tests
 # Feast's instead.
 feast-suite: $(FEAST_SUITE_VENV)/installed
@@ -66,14 +74,14 @@ $(FEAST_SUITE_VENV)/installed: tests/feast_suite/requirements.txt pyproject.toml
 	$(FEAST_SUITE_VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/feast_suite/requirements.txt -e .
 	@touch $@
 
-bench: setup .venv-peers/installed
+bench: setup .venv-peers/installed .kafka/installed
 	@$(NEEDS_JAVA)
 	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
 	$(BIN)/python -m perf
 
-bench-small: setup
+bench-small: setup .kafka/installed
 	@$(NEEDS_JAVA)
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data
+	rm -rf .kafka .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data

@@ -14,6 +14,7 @@ from engine.feast_commands import feast_diff_command
 from engine.settings import ServerSettings, server_settings
 from loaders.commands import load_command, reload_command, verify_command
 from spark_export.command import export_command, feast_views_command
+from spark_export.stream.command import stream_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -81,6 +82,7 @@ for command in (
     lookup_command,
     reload_command,
     status_command,
+    stream_command,
     verify_command,
 ):
     shoal.add_command(command)

@@ -18,7 +18,7 @@ JSON document; progress and errors go to stderr.
 | 0 | done |
 | 1 | it failed, or what was checked is bad: one line on stderr says what and how to mend it |
 | 2 | the command line, a definition or a request is wrong |
-| 3 | `export`: another exporter published first; run it again |
+| 3 | `export`, `stream`: another published first; run it again |
 """
 
 

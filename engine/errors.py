@@ -59,6 +59,14 @@ class PublicationLost(ShoalError):
     exit_code = 3
 
 
+class LogTaken(ShoalError):
+    """A view's log was last written by another: an export or a stream goes on only with what is its own."""
+
+
+class StreamFailed(ShoalError):
+    """A stream cannot go on: Spark gave up on it, or the server refuses what it pushes."""
+
+
 class RootNotWritable(ShoalError):
     """The export root's file system refuses what an exporter has to write."""
 

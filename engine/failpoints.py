@@ -34,6 +34,11 @@ Failpoint = Literal[
     "export.manifest-aside",
     "export.log-linked",
     "export.published",
+    # A micro-batch of a stream, which Spark notes as done behind the last of these.
+    "stream.part-pushed",
+    "stream.pushed",
+    "stream.published",
+    "stream.consolidated",
     # The start of each process of a server.
     "writer.locked",
     "writer.listening",

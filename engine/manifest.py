@@ -44,11 +44,20 @@ class PublishedFile(BaseModel):
     max_key_hash: int = Field(ge=-(2**63), lt=2**63)
 
 
+class StreamBatch(BaseModel):
+    """The micro-batch of a stream that an entry holds: its number, and the query's id, which its checkpoint keeps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    query: str = Field(pattern=r"^[0-9a-f-]{36}$")
+    batch: int = Field(ge=0)
+
+
 class Manifest(BaseModel):
     """One entry of a view's log: a full snapshot as of `seq`, or the delta that leads from `seq - 1` to `seq`.
 
     `files` are ordered by key hash and their ranges do not touch. `watermark` is the greatest event time that the
-    entry, or what it continues, has seen. `state` is the exporter's own: where its change detection goes on from.
+    entry, or what it continues, has seen. `state` is the exporter's own: where its change detection goes on from; what
+    a stream published names the `stream`'s batch instead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +75,7 @@ class Manifest(BaseModel):
     job: str
     inputs: tuple[str, ...]
     state: PlainFileName | None = None
+    stream: StreamBatch | None = None
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

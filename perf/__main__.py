@@ -23,6 +23,7 @@ from perf.cases import (
     shapes,
     sizes,
     starts,
+    stream,
     swap,
 )
 from perf.report import Finding, print_table, write_lines
@@ -44,6 +45,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "beside-writer": beside_writer.run,
     "overload": overload.run,
     "pushes": pushes.run,
+    "stream": stream.run,
     "rollout": rollout.run,
     "soak": soak.run,
     "start": starts.run,

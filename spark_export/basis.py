@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
+from engine.errors import LogTaken
 from engine.export_root import ExportRoot
 from engine.manifest import Manifest
 from spark_export.publication import ledger_parts, state_directories, state_directory
@@ -33,6 +34,7 @@ def find_basis(root: ExportRoot, view: ViewDefinition, *, full: bool) -> Basis:
 
     Raises:
         SchemaChangeRefused: the view changed in a way that stored rows cannot follow.
+        LogTaken: a stream published last, and this is no full snapshot that is to replace what it published.
         ManifestInvalid: the newest entry breaks the contract of the export root.
     """
     # Before the log is read: a state that is older than the newest entry, and not that entry's, is no longer needed,
@@ -43,6 +45,12 @@ def find_basis(root: ExportRoot, view: ViewDefinition, *, full: bool) -> Basis:
         return Basis(None, None, "first export", tuple(states))
     previous = root.entry(view.name, published[-1])
     view.schema.check_succeeds(previous.view)
+    if previous.stream is not None and not full:
+        raise LogTaken(
+            f"view {view.name!r}: its newest entry, {previous.seq}, is of the stream {previous.stream.query}, whose "
+            f"rows an export does not have; give one of the two a view of its own, or, to replace what the stream "
+            f"published, export it with --full"
+        )
     state = state_directory(previous)
     reason = _reason_for_snapshot(root, view, previous, state, full=full)
     superseded = tuple(path for path in states if path != state)

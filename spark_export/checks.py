@@ -1,6 +1,6 @@
 """What every row of a source must hold to be published, checked by Spark while it reads the rows anyway."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -38,21 +38,32 @@ def flaw(demands: list[Check]) -> Column:
     return F.coalesce(*(F.when(check.broken, F.lit(position)) for position, check in enumerate(demands)))
 
 
+def found(demands: list[Check]) -> Column:
+    """string: what a row holds where it breaks a demand, the first that `flaw` finds; null for a sound row."""
+    return F.coalesce(*(F.when(check.broken, check.found) for check in demands))
+
+
 def source_error(view: ViewDefinition, rows: DataFrame, demands: list[Check], broken: int, count: int) -> SourceError:
     """The error to raise when `count` rows break the demand at position `broken`; reads one of them as the example."""
-    check = demands[broken]
     shown = [F.col(key.name).cast("string") for key in view.join_keys]
-    found = (
-        rows.where(flaw(demands) == broken).select(check.found, F.col(EVENT_TIMESTAMP).cast("string"), *shown).first()
-    )
-    example = ""
-    if found is not None:
-        names = ("event time", *(key.name for key in view.join_keys))
-        example = f", such as the one with {', '.join(map('{} {}'.format, names, found[1:]))}, which has {found[0]}"
+    columns = [demands[broken].found, F.col(EVENT_TIMESTAMP).cast("string"), *shown]
+    row = rows.where(flaw(demands) == broken).select(*columns).first()
+    example = broken_row(view, row[0], row[1:]) if row is not None else ""
     return SourceError(
-        f"view {view.name!r}: column {check.column!r} of its source {check.demand}, but {count} row(s) break that"
-        f"{example}; nothing was published; mend the source, or leave such rows out by a sql source"
+        f"view {view.name!r}: {broken_demand(demands[broken], count)}{example}; nothing was published; mend the "
+        f"source, or leave such rows out by a sql source"
     )
+
+
+def broken_demand(check: Check, count: int) -> str:
+    """What an error says of a demand that `count` rows break."""
+    return f"column {check.column!r} of its source {check.demand}, but {count} row(s) break that"
+
+
+def broken_row(view: ViewDefinition, value: object, identity: Iterable[object]) -> str:
+    """An example of such a row: what it has, and its event time and join keys."""
+    names = ("event time", *(key.name for key in view.join_keys))
+    return f", such as the one with {', '.join(map('{} {}'.format, names, identity))}, which has {value}"
 
 
 def _checks(view: ViewDefinition) -> Iterator[Check]:

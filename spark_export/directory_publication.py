@@ -2,23 +2,26 @@
 one manifest."""
 
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from engine.directory_storage import sync_directory
 from engine.export_root import MANIFEST, ExportRoot
 from engine.failpoints import reached
 from engine.manifest import Manifest, PublishedFile
 from spark_export.description import describe
-from spark_export.publication import ABANDONED_AFTER, is_published, writing
+from spark_export.publication import ABANDONED_AFTER, FILE, is_published, state_directory, writing
+from spark_export.source import literal_uri
+from spark_export.table_parts import parts_of, write_part
 
 _THREADS = 4
 _PARTS = "part-*.parquet"
@@ -45,6 +48,12 @@ class DirectoryStaging:
         rows.write.parquet(f"file://{self.parts}")
         return self.files()
 
+    def write_table(self, kind: str, table: pa.Table) -> tuple[PublishedFile, ...]:
+        self.parts.mkdir()
+        for number, part in enumerate(parts_of(table)):
+            write_part(part, self.parts / f"part-{number:05d}.parquet")
+        return self.files()
+
     def files(self) -> tuple[PublishedFile, ...]:
         """Name the parts that Spark wrote for good, make them durable, and describe them, ordered by key hash."""
         paths: list[Path] = []
@@ -57,20 +66,18 @@ class DirectoryStaging:
 
     def publish(self, manifest: Manifest) -> None:
         """As `Staging.publish`: by moving them there."""
-        directory = self.root.directory(manifest)
-        state = self.root.path / manifest.view.name / "state" / self.state
+        directory, named = self.root.directory(manifest), state_directory(manifest)
+        state = self.root.path / named if named else None
         try:
             with writing(self.root):
                 directory.mkdir(parents=True, exist_ok=True)
-                state.parent.mkdir(exist_ok=True)
                 for file in manifest.files:
                     (self.parts / file.path).rename(directory / file.path)
                 reached("export.parts-moved")
-                for path in self.ledger.glob(_PARTS):
-                    _make_durable(path)
-                self.ledger.rename(state)
-                reached("export.state-moved")
-                for path in (directory, directory.parent, state, state.parent, state.parent.parent, self.root.path):
+                if state is not None:
+                    self._move_ledger(state)
+                    reached("export.state-moved")
+                for path in (directory, directory.parent, directory.parent.parent, self.root.path):
                     sync_directory(path)
                 self.root.publish(manifest)
         except BaseException:
@@ -78,6 +85,14 @@ class DirectoryStaging:
                 _take_away(manifest, directory, state)
             raise
         reached("export.published")
+
+    def _move_ledger(self, state: Path) -> None:
+        state.parent.mkdir(exist_ok=True)
+        for path in self.ledger.glob(_PARTS):
+            _make_durable(path)
+        self.ledger.rename(state)
+        for path in (state, state.parent):
+            sync_directory(path)
 
 
 @contextmanager
@@ -97,9 +112,13 @@ def directory_staging(root: ExportRoot, view: str, run: str, seq: int) -> Iterat
 
 def read_directory(spark: SparkSession, directory: Path, columns: str) -> DataFrame:
     """The Parquet files in a directory."""
-    # Spark takes a path that it reads, unlike one that it writes, for a glob.
-    literal = re.sub(r"([*?{}\[\]\\])", r"\\\1", str(directory))
-    return spark.read.schema(columns).parquet(f"file://{literal}")
+    return spark.read.schema(columns).parquet(literal_uri(directory))
+
+
+def read_files(spark: SparkSession, paths: Sequence[Path], columns: str) -> DataFrame:
+    """As `spark_export.publication.read_parts`, by the paths of the files."""
+    rows = spark.read.schema(columns).parquet(*map(literal_uri, paths)) if paths else spark.createDataFrame([], columns)
+    return rows.withColumn(FILE, F.col("_metadata.file_path") if paths else F.lit(""))
 
 
 def _describe(path: Path) -> PublishedFile:
@@ -113,14 +132,15 @@ def _make_durable(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _take_away(manifest: Manifest, directory: Path, state: Path) -> None:
+def _take_away(manifest: Manifest, directory: Path, state: Path | None) -> None:
     """Take away what a run moved. What cannot be removed stays unseen; the error that led here is what counts."""
     for file in manifest.files:
         with suppress(OSError):
             (directory / file.path).unlink()
     with suppress(OSError):
         directory.rmdir()
-    shutil.rmtree(state, ignore_errors=True)
+    if state is not None:
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def _unlisted_snapshots(root: ExportRoot, view: str) -> list[Path]:

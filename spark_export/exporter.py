@@ -8,10 +8,11 @@ from pyspark.sql import SparkSession
 from engine.errors import DefinitionError, ManifestInvalid, SparkFailed
 from engine.export_root import ExportRoot
 from engine.schema import FeatureService
-from spark_export.publication import writing
+from spark_export.publication import job_name, writing
 from spark_export.report import Report
 from spark_export.session import export_session
 from spark_export.spark_errors import raised_as
+from spark_export.stream.log import publish_definition
 from spark_export.view_export import export_view
 from spark_export.views import ViewDefinition, ViewsFile
 
@@ -24,7 +25,8 @@ def export(
     full: bool = False,
     spark: SparkSession,
 ) -> list[Report]:
-    """Export views, in the order of the file, and then the feature services.
+    """Export views, in the order of the file, and then the feature services. Of a view that only streams its definition
+    is published, unless its log has begun, and no report is given.
 
     Args:
         view_names: which views; None for all.
@@ -34,6 +36,7 @@ def export(
         DefinitionError: a name in `view_names` is not in the file.
         SourceError: a source does not fit its view; nothing of that view, and no later view, was published.
         SchemaChangeRefused: a view changed in a way that stored rows cannot follow.
+        LogTaken: the last to publish a view was a stream.
         PublicationLost: another exporter published the same seq first.
         RootNotWritable, SparkFailed: the file system, or Spark, gave up.
     """
@@ -51,14 +54,18 @@ def export_each(
     """Do as `export` does, and give each report as soon as its view is published."""
     with raised_as(SparkFailed, "Spark does not answer"):
         session = export_session(spark)
-    for view in _chosen(views_file, view_names):
+    for view in chosen(views_file, view_names):
+        if view.source is None:
+            publish_definition(view, root, job_name(session))
+            continue
         with raised_as(SparkFailed, f"view {view.name!r}: Spark gave up"):
             report = export_view(view, root, session, full=full)
         yield report
-    _publish_services(views_file, root)
+    publish_services(views_file, root)
 
 
-def _chosen(views_file: ViewsFile, names: Iterable[str] | None) -> list[ViewDefinition]:
+def chosen(views_file: ViewsFile, names: Iterable[str] | None) -> list[ViewDefinition]:
+    """The views of these names, None for all; raises DefinitionError of a name that the file has not."""
     defined = {view.name: view for view in views_file.views}
     wanted = set(defined if names is None else names)
     if unknown := sorted(wanted - set(defined)):
@@ -66,7 +73,8 @@ def _chosen(views_file: ViewsFile, names: Iterable[str] | None) -> list[ViewDefi
     return [view for view in views_file.views if view.name in wanted]
 
 
-def _publish_services(views_file: ViewsFile, root: ExportRoot) -> None:
+def publish_services(views_file: ViewsFile, root: ExportRoot) -> None:
+    """Publish the feature services, unless the root has them."""
     published: tuple[FeatureService, ...] | None = None
     # A damaged list is mended by publishing it again.
     with suppress(ManifestInvalid):

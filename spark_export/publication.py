@@ -4,16 +4,20 @@ Exporters may race. Each writes under names of its own, and the log's manifest d
 failed, takes away what it had written.
 """
 
-from collections.abc import Iterable, Iterator
+import socket
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from engine.errors import ManifestInvalid, NotPublished, RootNotWritable, RootUnreadable
 from engine.export_root import ExportRoot
 from engine.manifest import Manifest, PublishedFile
 from engine.storage import Storage
+
+FILE = "__file"
 
 ABANDONED_AFTER = 24 * 3600
 """How many seconds after its last sign of life a run's files are taken for those of one that died."""
@@ -34,8 +38,11 @@ class Staging(Protocol):
     def write_parts(self, kind: str, rows: DataFrame) -> tuple[PublishedFile, ...]:
         """Write rows, a file each partition that has any, durably; describes them, ordered by key hash."""
 
+    def write_table(self, kind: str, table: pa.Table) -> tuple[PublishedFile, ...]:
+        """Write rows that this process has, in the order of their key hashes; as `write_parts` otherwise."""
+
     def publish(self, manifest: Manifest) -> None:
-        """Put the parts and the ledger where `manifest` says they are, and publish it.
+        """Put the parts, and the ledger if it names a state, where `manifest` says they are, and publish it.
 
         Raises:
             PublicationLost: the log has an entry of that seq already.
@@ -69,6 +76,18 @@ def read_state(root: ExportRoot, spark: SparkSession, state: str, columns: str) 
     return read_prefix(root, spark, state, columns)
 
 
+def read_parts(root: ExportRoot, spark: SparkSession, names: Sequence[str], columns: str) -> DataFrame:
+    """The rows of files of the root, by their names in it. `columns` is their schema as DDL, in which what a file lacks
+    is null; a column `FILE` besides says, by its end, which file a row is of."""
+    if root.is_directory:
+        from spark_export.directory_publication import read_files
+
+        return read_files(spark, [root.path / name for name in names], columns)
+    from spark_export.s3_publication import read_objects
+
+    return read_objects(root, spark, names, columns)
+
+
 @contextmanager
 def writing(root: ExportRoot) -> Iterator[None]:
     """Raise what the root's place refuses as RootNotWritable."""
@@ -78,6 +97,11 @@ def writing(root: ExportRoot) -> Iterator[None]:
         raise RootNotWritable(
             f"export root {root} cannot be written: {error}; check its permissions and the space on its disk"
         ) from error
+
+
+def job_name(spark: SparkSession) -> str:
+    """What a manifest says of who published it."""
+    return f"{spark.sparkContext.applicationId} {spark.sparkContext.sparkUser()}@{socket.gethostname()}"
 
 
 def state_directory(manifest: Manifest) -> str | None:

@@ -5,12 +5,15 @@ Where Spark has Hadoop's s3a, it writes and reads by that; its committers need a
 the parts are copied inside S3. Elsewhere tasks do it themselves: `spark_export.s3_tasks`.
 """
 
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from engine.errors import RootNotWritable, RootUnreadable
 from engine.export_root import MANIFEST, ExportRoot
@@ -18,8 +21,10 @@ from engine.failpoints import reached
 from engine.manifest import Manifest, PublishedFile
 from engine.s3_storage import S3Storage
 from spark_export import s3_tasks
-from spark_export.publication import ABANDONED_AFTER, is_part, ledger_parts, writing
+from spark_export.description import describe
+from spark_export.publication import ABANDONED_AFTER, FILE, is_part, ledger_parts, writing
 from spark_export.s3_tasks import Place
+from spark_export.table_parts import parts_of, write_part
 
 _S3A = "org.apache.hadoop.fs.s3a.S3AFileSystem"
 
@@ -47,8 +52,7 @@ class S3Staging:
         return read_prefix(self.root, spark, self._ledger, columns)
 
     def write_parts(self, kind: str, rows: DataFrame) -> tuple[PublishedFile, ...]:
-        part = f"snapshots/{self.state}" if kind == "snapshot" else f"deltas/{self.seq:012d}"
-        directory, place = f"{self.view}/{part}", Place.of(self.storage)
+        directory, place = self._directory(kind), Place.of(self.storage)
         url = s3a_url(rows.sparkSession, self.storage)
         if url is None:
             files = s3_tasks.write_parts(place, rows, directory, self.run)
@@ -66,11 +70,26 @@ class S3Staging:
             self.storage.copy(f"{self._aside}/{source.path}", self._written[-1])
         return files
 
+    def write_table(self, kind: str, table: pa.Table) -> tuple[PublishedFile, ...]:
+        directory, files = self._directory(kind), []
+        for number, part in enumerate(parts_of(table)):
+            name = f"part-{self.run[:8]}-{number:05d}.parquet"
+            with tempfile.TemporaryFile(prefix="shoal-") as stream:
+                write_part(part, cast("BinaryIO", stream))
+                files.append(describe(name, cast("BinaryIO", stream)))
+                self._written.append(f"{directory}/{name}")
+                self.storage.upload(self._written[-1], cast("BinaryIO", stream))
+        return tuple(files)
+
     def publish(self, manifest: Manifest) -> None:
         """As `Staging.publish`: all lies there already."""
         with writing(self.root):
             self.root.publish(manifest)
         reached("export.published")
+
+    def _directory(self, kind: str) -> str:
+        part = f"snapshots/{self.state}" if kind == "snapshot" else f"deltas/{self.seq:012d}"
+        return f"{self.view}/{part}"
 
     def clear(self, *, published: bool) -> None:
         """Remove what a run leaves that nobody needs; what cannot be removed stays unseen."""
@@ -101,6 +120,16 @@ def read_prefix(root: ExportRoot, spark: SparkSession, directory: str, columns: 
     if names and (url := s3a_url(spark, storage)) is not None:
         return spark.read.schema(columns).parquet(*(f"{url}/{name}" for name in names))
     return s3_tasks.read_parts(Place.of(storage), spark, names, columns)
+
+
+def read_objects(root: ExportRoot, spark: SparkSession, names: Sequence[str], columns: str) -> DataFrame:
+    """As `spark_export.publication.read_parts`, for a root in S3."""
+    storage = root.storage
+    assert isinstance(storage, S3Storage)
+    if names and (url := s3a_url(spark, storage)) is not None:
+        rows = spark.read.schema(columns).parquet(*(f"{url}/{name}" for name in names))
+        return rows.withColumn(FILE, F.col("_metadata.file_path"))
+    return s3_tasks.read_parts(Place.of(storage), spark, names, f"{columns}, `{FILE}` string", file_column=FILE)
 
 
 def s3a_url(spark: SparkSession, storage: S3Storage) -> str | None:

@@ -5,7 +5,7 @@ credentials as boto3 does where they run.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, BinaryIO, cast
@@ -21,6 +21,7 @@ from engine.s3_storage import S3Storage
 from spark_export.description import describe
 
 _DESCRIPTION = "description string"
+_PARTITIONS_A_CORE = 32
 _ROWS_IN_GROUP = 131_072
 """As `spark_export.session` has Spark write."""
 
@@ -88,25 +89,44 @@ def describe_parts(place: Place, spark: SparkSession, names: list[str]) -> tuple
                 if pq.read_metadata(stream).num_rows:
                     yield _described(describe(name.rpartition("/")[2], stream))
 
-    return _collected(_one_each(spark, names).mapInArrow(read, _DESCRIPTION))
+    return _collected(_spread(spark, names).mapInArrow(read, _DESCRIPTION))
 
 
-def read_parts(place: Place, spark: SparkSession, names: list[str], columns: str) -> DataFrame:
-    """The rows of Parquet files, by their names in the root, a task each; `columns` is their schema as DDL."""
+def read_parts(
+    place: Place, spark: SparkSession, names: Sequence[str], columns: str, *, file_column: str | None = None
+) -> DataFrame:
+    """The rows of Parquet files, by their names in the root. `columns` is their schema as DDL; what a file lacks of it
+    is null, but for `file_column`, which is its name."""
+    schema = spark.createDataFrame([], columns).toArrow().schema
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         storage = place.open()
         for name in _values(batches):
             with storage.fetch(name, storage.size(name)) as stream:
-                yield from pq.ParquetFile(stream).iter_batches()
+                for batch in pq.ParquetFile(stream).iter_batches():
+                    yield _fitted(batch, schema, {file_column: name})
 
-    return _one_each(spark, names).mapInArrow(read, columns)
+    return _spread(spark, names).mapInArrow(read, columns)
 
 
-def _one_each(spark: SparkSession, names: list[str]) -> DataFrame:
-    """A table of names, with a partition for each."""
-    numbered = spark.range(len(names), numPartitions=max(1, len(names)))
-    return numbered.select(F.element_at(F.lit(names), (F.col("id") + 1).cast("int")).alias("name"))
+def _spread(spark: SparkSession, names: Sequence[str]) -> DataFrame:
+    """A table of names, spread over partitions: one each, unless there are far more than can be worked on at once."""
+    most = _PARTITIONS_A_CORE * spark.sparkContext.defaultParallelism
+    numbered = spark.range(len(names), numPartitions=max(1, min(len(names), most)))
+    return numbered.select(F.element_at(F.lit(list(names)), (F.col("id") + 1).cast("int")).alias("name"))
+
+
+def _fitted(batch: pa.RecordBatch, schema: pa.Schema, constants: Mapping[str | None, str]) -> pa.RecordBatch:
+    """The rows with the columns of a schema: those of a file, constants, or nulls."""
+    columns = []
+    for field in schema:
+        if field.name in constants:
+            columns.append(pa.repeat(pa.scalar(constants[field.name], field.type), batch.num_rows))
+        elif field.name in batch.schema.names:
+            columns.append(batch[field.name].cast(field.type))
+        else:
+            columns.append(pa.nulls(batch.num_rows, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _as_parquet(batches: Iterable[pa.RecordBatch]) -> BinaryIO:

@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.errors import SparkFailed
@@ -40,11 +41,12 @@ _EXPORT_SETTINGS = {
 }
 
 
-def spark_session(master: str | None = None) -> "SparkSession":
-    """The session to export in.
+def spark_session(master: str | None = None, packages: Sequence[str] = ()) -> "SparkSession":
+    """The session to export or stream in.
 
     One that runs already, or that spark-submit asked for, is used as it is. Otherwise one is started on `master`
-    (`local[*]` if None), whose JVM writes nothing to the terminal.
+    (`local[*]` if None), with packages that Spark fetches (GROUP:ARTIFACT:VERSION), and its JVM writes nothing to the
+    terminal.
 
     Raises:
         SparkFailed: pyspark or Java is missing or too old, Spark does not start, or it runs on another master already.
@@ -62,7 +64,9 @@ def spark_session(master: str | None = None) -> "SparkSession":
         # pyspark warns of the pandas that is installed; nothing here uses pandas.
         warnings.simplefilter("ignore", FutureWarning)
         if pyspark.SparkContext._active_spark_context is None and "PYSPARK_GATEWAY_PORT" not in os.environ:
-            _start(master or "local[*]")
+            _start(master or "local[*]", packages)
+        elif packages:
+            raise SparkFailed("Spark runs already, so packages come too late; give them to spark-submit as --packages")
         with raised_as(SparkFailed, f"Spark does not answer{f' on {master}' if master else ''}"):
             session = SparkSession.builder.getOrCreate()
     found = session.sparkContext.master
@@ -82,7 +86,7 @@ def export_session(spark: "SparkSession") -> "SparkSession":
     return session
 
 
-def _start(master: str) -> None:
+def _start(master: str, packages: Sequence[str]) -> None:
     from py4j.protocol import Py4JError
     from pyspark import SparkConf, SparkContext
     from pyspark.errors import PySparkException
@@ -101,7 +105,9 @@ def _start(master: str) -> None:
         # Its tasks are to run in this Python: the one that `python3` means may have nothing installed.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     settings = _OWN_SESSION | (_OWN_LOCAL_SESSION if master.startswith("local") else {})
-    conf = SparkConf().setMaster(master).setAppName("shoal export").setAll(list(settings.items()))
+    if packages:
+        settings["spark.jars.packages"] = ",".join(packages)
+    conf = SparkConf().setMaster(master).setAppName("shoal").setAll(list(settings.items()))
     with tempfile.TemporaryFile() as output:
         try:
             gateway = launch_gateway(conf, {"stdout": output, "stderr": output})  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ No type is converted in a way that could lose or invent something; a source that
 
 import difflib
 import re
+from pathlib import Path
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -46,12 +47,19 @@ def open_source(view: ViewDefinition, spark: SparkSession) -> DataFrame:
         SourceError: Spark cannot read it.
     """
     source = view.source
+    assert source is not None
     with raised_as(SourceError, f"view {view.name!r}: its source ({source}) cannot be read"):
         if source.path is not None:
             # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
             path = f"file://{source.path}" if source.path.startswith("/") else source.path
             return spark.read.format(source.format).options(**source.options).load(path)
         return spark.table(source.table) if source.table is not None else spark.sql(source.sql or "")
+
+
+def literal_uri(path: Path) -> str:
+    """A local path as Spark reads it, which, unlike one that it writes, it takes for a glob."""
+    literal = re.sub(r"([*?{}\[\]\\])", r"\\\1", str(path))
+    return f"file://{literal}"
 
 
 def lineage(view: ViewDefinition, source: DataFrame) -> tuple[str, ...]:
@@ -61,10 +69,11 @@ def lineage(view: ViewDefinition, source: DataFrame) -> tuple[str, ...]:
     return (str(view.source), *counted)
 
 
-def fit(view: ViewDefinition, source: DataFrame, run_time: int) -> DataFrame:
+def fit(view: ViewDefinition, source: DataFrame, run_time: int, named: object) -> DataFrame:
     """The source's event time, join keys and features, under their own names and in the types that are published.
 
-    A view without a timestamp_field has the event time `run_time` (microseconds since the epoch) in every row.
+    A view without a timestamp_field has the event time `run_time` (microseconds since the epoch) in every row. `named`
+    is what errors call the source.
 
     Raises:
         SourceError: a column is missing, or of a type that does not fit the definition.
@@ -72,20 +81,21 @@ def fit(view: ViewDefinition, source: DataFrame, run_time: int) -> DataFrame:
     if view.timestamp_field is None:
         columns = [instant(run_time)]
     else:
-        columns = [_column(view, source, view.timestamp_field, "timestamp")]
+        columns = [_column(view, source, view.timestamp_field, "timestamp", named)]
     columns = [columns[0].alias(EVENT_TIMESTAMP)]
-    columns += [_column(view, source, key.name, key.type).alias(key.name) for key in view.join_keys]
-    columns += [_column(view, source, feature.name, feature.type).alias(feature.name) for feature in view.features]
+    columns += [_column(view, source, key.name, key.type, named).alias(key.name) for key in view.join_keys]
+    for feature in view.features:
+        columns.append(_column(view, source, feature.name, feature.type, named).alias(feature.name))
     return source.select(columns)
 
 
-def _column(view: ViewDefinition, source: DataFrame, name: str, wanted: str) -> Column:
+def _column(view: ViewDefinition, source: DataFrame, name: str, wanted: str, named: object) -> Column:
     found = [field.dataType for field in source.schema if field.name == name]
     if not found:
         closest = difflib.get_close_matches(name, source.columns, n=1)
         more = ", …" if len(source.columns) > _LISTED else ""
         raise SourceError(
-            f"view {view.name!r}: its source ({view.source}) has no column {name!r}; it has "
+            f"view {view.name!r}: its source ({named}) has no column {name!r}; it has "
             f"{', '.join(source.columns[:_LISTED])}{more}"
             + (f"; did you mean {closest[0]!r}?" if closest else "; correct views.yaml or the source")
         )

@@ -1,6 +1,5 @@
 """One export of one view: read the source, judge its rows, publish what has to be shipped."""
 
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from spark_export.basis import Basis, find_basis
 from spark_export.checks import checks, flaw, source_error
 from spark_export.instants import to_micros
 from spark_export.ledger import Tally, Verdict, judge, ledger_columns, shipped_before, tally, with_hashes
-from spark_export.publication import Staging, read_state, remove_states, staging, writing
+from spark_export.publication import Staging, job_name, read_state, remove_states, staging, writing
 from spark_export.report import Report
 from spark_export.source import fit, lineage, open_source
 from spark_export.views import ViewDefinition
@@ -27,8 +26,9 @@ _IN_SOURCE = (Verdict.NEW, Verdict.CHANGED, Verdict.REFRESHED, Verdict.UNCHANGED
 
 
 def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, full: bool) -> Report:
-    """Publish what changed in a view's source; raises as `spark_export.exporter.export` does."""
+    """Publish what changed in the source of a view that has one; raises as `spark_export.exporter.export` does."""
     started = time.monotonic()
+    assert view.source is not None
     basis = find_basis(root, view, full=full)
     if basis.previous is not None:
         with writing(root):
@@ -37,7 +37,7 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
     run_time = _run_time(view, basis)
     # A query may be costly, or give other rows the next time, so its result is kept; files and tables are read twice.
     with (
-        _kept(fit(view, source, run_time), keep=view.source.sql is not None) as fitted,
+        _kept(fit(view, source, run_time, view.source), keep=view.source.sql is not None) as fitted,
         staging(root, view.name, uuid.uuid4().hex, basis.next_seq) as stage,
     ):
         rows = with_hashes(view, fitted)
@@ -58,7 +58,7 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
                     files=files,
                     watermark=_watermark(basis, found),
                     published_at=datetime.now(UTC),
-                    job=f"{spark.sparkContext.applicationId} {spark.sparkContext.sparkUser()}@{socket.gethostname()}",
+                    job=job_name(spark),
                     inputs=lineage(view, source),
                     state=stage.state,
                 )

@@ -20,7 +20,7 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -55,6 +55,13 @@ def _duration(value: object) -> timedelta:
     return value if isinstance(value, timedelta) else parse_duration(str(value))
 
 
+def _beside(path: str | None, info: ValidationInfo) -> str | None:
+    """A path as it is meant in views.yaml: relative to that file."""
+    if path is None or info.context is None or _URI.match(path):
+        return path
+    return os.path.normpath(os.path.join(info.context["directory"], path))
+
+
 class Source(BaseModel):
     """Where a view's rows come from: files (`path`), a catalog's table (`table`) or a query (`sql`).
 
@@ -71,9 +78,7 @@ class Source(BaseModel):
     @field_validator("path")
     @classmethod
     def _relative_to_the_file(cls, path: str | None, info: ValidationInfo) -> str | None:
-        if path is None or info.context is None or _URI.match(path):
-            return path
-        return os.path.normpath(os.path.join(info.context["directory"], path))
+        return _beside(path, info)
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
@@ -89,6 +94,56 @@ class Source(BaseModel):
         if self.path is not None:
             return f"{self.format} {self.path}"
         return f"table {self.table}" if self.table is not None else f"sql {self.sql}"
+
+
+_LISTED_FORMATS = ("csv", "json", "orc", "parquet", "text")
+_KAFKA_TOPICS = ("assign", "subscribe", "subscribePattern")
+
+
+class Stream(BaseModel):
+    """Where a view's rows keep coming from: Kafka's topics, or files that are added to a directory.
+
+    `columns` are those of the events, as Spark's DDL: of files, or of the JSON in the values of Kafka's records. `sql`
+    is a query over the table `events`, which may aggregate; Spark then waits `watermark` for events that come late, by
+    the column `event_time`. `output` says when a group is published: whenever it changes, or once it is complete.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: str = Field(min_length=1)
+    path: str | None = Field(default=None, min_length=1)
+    options: dict[str, bool | int | float | str] = {}
+    columns: str | None = Field(default=None, min_length=1)
+    event_time: str | None = Field(default=None, min_length=1)
+    watermark: Annotated[timedelta, BeforeValidator(_duration)] | None = None
+    sql: str | None = Field(default=None, min_length=1)
+    output: Literal["update", "append"] = "update"
+
+    @field_validator("path")
+    @classmethod
+    def _relative_to_the_file(cls, path: str | None, info: ValidationInfo) -> str | None:
+        return _beside(path, info)
+
+    @model_validator(mode="after")
+    def _is_readable(self) -> Self:
+        if self.format == "kafka":
+            if self.path is not None:
+                raise _wrong("a stream of Kafka has no path; its options name servers and topics", "path")
+            if "kafka.bootstrap.servers" not in self.options or not self.options.keys() & set(_KAFKA_TOPICS):
+                raise _wrong(
+                    f"a stream of Kafka needs the options kafka.bootstrap.servers and one of {', '.join(_KAFKA_TOPICS)}"
+                )
+        elif self.format in _LISTED_FORMATS:
+            for name in ("path", "columns"):
+                if getattr(self, name) is None:
+                    raise _wrong(f"a stream of {self.format} files needs {name!r}; add it")
+        if (self.event_time is None) != (self.watermark is None):
+            raise _wrong("event_time and watermark go together: the column, and how late an event may be; give both")
+        return self
+
+    def __str__(self) -> str:
+        topics = next((str(self.options[name]) for name in _KAFKA_TOPICS if name in self.options), None)
+        where = self.path or topics
+        return f"stream of {self.format}{f' {where}' if where else ''}"
 
 
 class FeatureDefinition(Feature):
@@ -107,7 +162,8 @@ class FeatureDefinition(Feature):
 
 
 class ViewDefinition(BaseModel):
-    """A feature view: its schema, and how the exporter reads and publishes its rows.
+    """A feature view: its schema, and how its rows are read and published: from a `source` by exports, from a `stream`
+    by what runs all the time, or from both.
 
     `timestamp_field` names the source's column of event times; without it a row's event time is the time of the run
     that ships it. `push_source` is the name under which Feast's clients push rows of it to a server. `shards` is the
@@ -121,8 +177,18 @@ class ViewDefinition(BaseModel):
     timestamp_field: str | None = Field(default=None, min_length=1)
     ttl: Annotated[timedelta, BeforeValidator(_duration)] | None = None
     push_source: str | None = Field(default=None, min_length=1)
-    source: Source
+    source: Source | None = None
+    stream: Stream | None = None
     shards: int = Field(default=DEFAULT_SHARDS, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if self.source is None and self.stream is None:
+            raise _wrong("a view needs a source, a stream, or both; add one")
+        if self.stream is not None and self.timestamp_field is None:
+            # What is read again after a crash has to be what was read before.
+            raise _wrong("a view with a stream needs a timestamp_field: the column of event times", "stream")
+        return self
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
@@ -241,7 +307,7 @@ def _shown(details: ErrorDetails) -> str:
 
 
 def _known_keys() -> set[str]:
-    models = (ViewsFile, ViewDefinition, JoinKey, FeatureDefinition, Source, FeatureService)
+    models = (ViewsFile, ViewDefinition, JoinKey, FeatureDefinition, Source, Stream, FeatureService)
     return {key for model in models for key in model.model_fields}
 
 

@@ -32,6 +32,7 @@ def test_views_are_those_of_the_repository(taken_over: Place) -> None:
         "tags": "list<string>",
         "embedding": "float32[3]",
     }
+    assert views["stock"].source is not None
     assert views["stock"].source.path == str(taken_over.repository / "data" / "stock.parquet")
     assert views["stock"].ttl is not None
     assert views["stock"].ttl.total_seconds() == 90

@@ -1,4 +1,5 @@
-"""Real Spark exports to S3, by its tasks: the same entries as to a directory, and none of them twice or in part."""
+"""Real Spark exports and streams to S3, by its tasks: the same entries as to a directory, and none of them twice or in
+part."""
 
 import json
 import os
@@ -17,7 +18,9 @@ from spark_export.report import Report
 from spark_export.session import spark_session
 from tests.s3 import server
 from tests.s3.faulty_network import FaultyNetwork
+from tests.spark_export import test_streams
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, Row, ago
+from tests.spark_export.test_streams import event
 
 ROWS: list[Row] = [{KEY: f"d{i}", "n": i, "e": [i, 0.5], "x": i / 2, TIMESTAMP: ago(hours=9)} for i in range(300)]
 FEATURES = {"n": "int64", "e": "float32[2]", "x": "float64"}
@@ -109,6 +112,26 @@ def test_an_export_that_fails_for_good_leaves_nothing_and_the_next_succeeds(lab:
     network.mend()
     assert list(lab.root.storage.files(VIEW)) == []
     assert lab.export().seq == 1
+    assert_nothing_is_left_over(lab)
+
+
+def test_a_stream_publishes_and_shortens_its_log_as_in_a_directory(lab: Lab) -> None:
+    events = lab.directory / "events"
+    events.mkdir()
+    test_streams.define(lab)
+    for minute in range(1, 5):
+        rows = [event("a", minute, minutes=minute), event(f"b{minute}", minute, minutes=9 - minute)]
+        test_streams.put(events, *rows)
+        assert test_streams.run(lab, snapshot_every=2) == [2]
+    kinds = [lab.root.entry(VIEW, seq).kind for seq in lab.seqs()]
+    # Behind the first entry, a snapshot, the deltas 2 and 3 made snapshot 4.
+    assert (lab.seqs(), kinds) == ([1, 2, 3, 4, 5], ["snapshot", "delta", "delta", "snapshot", "delta"])
+    assert test_streams.clicks(lab) == {"a": 4} | {f"b{minute}": minute for minute in range(1, 5)}
+    assert_nothing_is_left_over(lab)
+    test_streams.put(events, event("c", 9, minutes=1))
+    assert test_streams.run(lab, snapshot_every=2) == [1]
+    assert (lab.seqs(), lab.newest().kind) == ([4, 5, 6, 7], "snapshot")
+    assert len(test_streams.clicks(lab)) == 6
     assert_nothing_is_left_over(lab)
 
 

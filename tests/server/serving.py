@@ -25,14 +25,14 @@ Seen = TypeVar("Seen")
 PATIENCE_SECONDS = 30.0
 
 
-def eventually(look: Callable[[], Seen | None], what: str) -> Seen:
-    """What `look` sees, once it sees something true."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def eventually(look: Callable[[], Seen | None], what: str, seconds: float = PATIENCE_SECONDS) -> Seen:
+    """What `look` sees, once it sees something true, which it has so many seconds for."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if seen := look():
             return seen
         time.sleep(0.02)
-    raise AssertionError(f"not seen in {PATIENCE_SECONDS:g} s: {what}")
+    raise AssertionError(f"not seen in {seconds:g} s: {what}")
 
 
 def is_gone(pid: int) -> bool:

@@ -53,6 +53,7 @@ def test_a_right_file(tmp_path: Path) -> None:
     )
     assert [feature.tolerance for feature in docs.features] == [None, 0.001, None]
     assert (docs.timestamp_field, docs.shards) == ("event_timestamp", 4)
+    assert docs.source is not None
     assert (docs.source.path, docs.source.options) == (str(tmp_path / "data/docs"), {"header": True})
     assert str(docs.source) == f"csv {tmp_path}/data/docs"
     assert (users.ttl, users.timestamp_field, users.shards) == (None, None, DEFAULT_SHARDS)
@@ -63,7 +64,9 @@ def test_a_right_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/data/docs", "s3a://bucket/docs", "hdfs:///docs", "file:///data/docs"])
 def test_a_path_that_is_not_relative_is_left_as_it_is(tmp_path: Path, path: str) -> None:
     (tmp_path / "views.yaml").write_text(GOOD.replace("data/docs", path))
-    assert load_views(tmp_path / "views.yaml").views[0].source.path == path
+    source = load_views(tmp_path / "views.yaml").views[0].source
+    assert source is not None
+    assert source.path == path
 
 
 WRONG: list[tuple[str, str, int, str]] = [
@@ -92,7 +95,28 @@ WRONG: list[tuple[str, str, int, str]] = [
     ("{table: db.users}", "{table: db.users, sql: SELECT 1}", 18, "one of path, table and sql, but table and sql is"),
     ("{table: db.users}", "{}", 18, "a source is one of path, table and sql, but none is given"),
     ("{table: db.users}", "db.users", 18, "source: expected a mapping of names to values, found 'db.users'"),
-    ("    source: {table: db.users}\n", "", 13, "'source' is missing; add it"),
+    ("    source: {table: db.users}\n", "", 13, "a view needs a source, a stream, or both; add one"),
+    (
+        "    source: {table: db.users}",
+        "    stream: {format: rate}",
+        18,
+        "a view with a stream needs a timestamp_field: the column of event times",
+    ),
+    (
+        "source: {path",
+        "stream: {format: json, path: a}\n    source: {path",
+        10,
+        "a stream of json files needs 'columns'",
+    ),
+    (
+        "source: {path",
+        "stream: {format: kafka}\n    source: {path",
+        10,
+        "needs the options kafka.bootstrap.servers and",
+    ),
+    ("source: {path", "stream: {format: kafka, path: a}\n    source: {path", 10, "a stream of Kafka has no path"),
+    ("source: {path", "stream: {format: rate, event_time: a}\n    source: {path", 10, "event_time and watermark go"),
+    ("source: {path", "stream: {format: rate, colums: a}\n    source: {path", 10, "did you mean 'columns'?"),
     ("name: user_id, type: int64", "name: user_id, type: int32", 16, "type: input should be 'string' or 'int64'"),
     ("name: users", "name: docs", 13, "view 'docs' is defined twice; rename one"),
     ("docs:clicks_7d", "docs:cliks_7d", 21, "names no feature of view 'docs'; did you mean 'clicks_7d'?"),

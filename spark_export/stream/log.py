@@ -1,0 +1,169 @@
+"""Publish micro-batches to an export root: each with rows is one entry of its view's log, which names the batch.
+
+By that name a batch that comes again, since the stream ended before Spark noted it as done, is known: the entry that
+makes it visible is also the note that it was published.
+"""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import SparkSession
+
+from engine.errors import LogTaken, SchemaChangeRefused
+from engine.export_root import ExportRoot
+from engine.failpoints import reached
+from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile, StreamBatch
+from spark_export import shipment
+from spark_export.publication import Staging, job_name, staging, writing
+from spark_export.session import export_session
+from spark_export.stream.consolidation import entries_since_snapshot, remove_before, rows_of
+from spark_export.views import ViewDefinition
+
+
+class StreamLog:
+    """The log of one view, as one stream writes it."""
+
+    def __init__(
+        self, view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, snapshot_every: int, take_over: bool
+    ) -> None:
+        """
+        Args:
+            snapshot_every: behind how many deltas a snapshot of all rows follows; entries older than the snapshot
+                before that are then removed.
+            take_over: go on with a log that another wrote, once.
+        """
+        self._view = view
+        self._root = root
+        self._spark = export_session(spark)
+        self._job = job_name(spark)
+        self._snapshot_every = snapshot_every
+        self._take_over = take_over
+        self._newest: Manifest | None = None
+        self._is_read = False
+        self._since_snapshot = 0
+
+    def write(self, table: pa.Table, batch: StreamBatch) -> None:
+        """Publish the rows of a batch, as `spark_export.stream.batches.collect` gives them, unless they are published.
+
+        Raises:
+            LogTaken: another published last.
+            PublicationLost: another published just now.
+            SchemaChangeRefused: the view's features are not those of the log.
+            RootNotWritable: the root's file system refuses it.
+        """
+        if not self._is_read:
+            self._read(batch)
+        newest = self._newest
+        if newest is not None and _batch_of(newest, batch.query) >= batch.batch:
+            return
+        if table.num_rows or newest is None:
+            self._newest = _publish(self._view, self._root, newest, table, batch, self._job)
+            self._since_snapshot += 1
+        reached("stream.published")
+        if self._newest is not None and self._since_snapshot >= self._snapshot_every:
+            self._consolidate(self._newest)
+
+    def _read(self, batch: StreamBatch) -> None:
+        newest = _newest(self._root, self._view.name)
+        if newest is not None:
+            if newest.view.features != self._view.schema.features or newest.view.join_keys != self._view.join_keys:
+                raise SchemaChangeRefused(
+                    f"view {self._view.name!r}: its features or join keys are not those of its log in {self._root}; "
+                    f"a stream cannot publish what was published again; give the view another name"
+                )
+            if not (_batch_of(newest, batch.query) >= 0 or _is_definition(newest) or self._take_over):
+                author = f"the stream {newest.stream.query}" if newest.stream else "an export"
+                raise LogTaken(
+                    f"view {self._view.name!r}: its newest entry, {newest.seq}, is of {author}, not of this stream, "
+                    f"{batch.query}; end the other and start this one with --take-over, once, or use the checkpoint "
+                    f"that the other began with"
+                )
+            with writing(self._root):
+                self._root.finish(newest)
+            self._since_snapshot = len(entries_since_snapshot(self._root, newest)) - 1
+        self._newest, self._is_read = newest, True
+
+    def _consolidate(self, newest: Manifest) -> None:
+        """Publish all that the log holds as a snapshot, and remove what is older than the snapshot before it."""
+        entries = entries_since_snapshot(self._root, newest)
+        with staging(self._root, self._view.name, uuid.uuid4().hex, newest.seq + 1) as stage:
+            rows = rows_of(self._view, self._root, entries, self._spark)
+            files = stage.write_parts("snapshot", shipment.in_files(self._view, rows, duplicates=False))
+            self._newest = _publish_files(stage, self._view, newest, newest.stream, self._job, "snapshot", files, None)
+        self._since_snapshot = 0
+        reached("stream.consolidated")
+        remove_before(self._root, self._view.name, entries[-1].seq)
+
+
+def publish_definition(view: ViewDefinition, root: ExportRoot, job: str) -> None:
+    """Begin the log of a view that has none by a snapshot without rows: nodes then have the view, for pushes to it."""
+    if _newest(root, view.name) is None:
+        _publish(view, root, None, pa.table({}), None, job)
+
+
+def _newest(root: ExportRoot, view: str) -> Manifest | None:
+    published = root.sequence_numbers(view)
+    return root.entry(view, published[-1]) if published else None
+
+
+def _batch_of(manifest: Manifest, query: str) -> int:
+    """Which batch of a query an entry holds; -1 if it is none of its."""
+    return manifest.stream.batch if manifest.stream and manifest.stream.query == query else -1
+
+
+def _is_definition(manifest: Manifest) -> bool:
+    return manifest.seq == 1 and not manifest.rows and manifest.stream is None
+
+
+def _publish(
+    view: ViewDefinition,
+    root: ExportRoot,
+    previous: Manifest | None,
+    table: pa.Table,
+    batch: StreamBatch | None,
+    job: str,
+) -> Manifest:
+    """Publish rows as the entry behind `previous`, the log's first being a snapshot."""
+    kind: Literal["snapshot", "delta"] = "delta" if previous else "snapshot"
+    newest = pc.max(table[EVENT_TIMESTAMP]).as_py() if table.num_rows else None
+    if kind == "delta":
+        table = table.append_column(TOMBSTONE, pa.array(np.zeros(table.num_rows, np.bool_)))
+    with staging(root, view.name, uuid.uuid4().hex, previous.seq + 1 if previous else 1) as stage:
+        with writing(root):
+            files = stage.write_table(kind, table)
+        return _publish_files(stage, view, previous, batch, job, kind, files, newest)
+
+
+def _publish_files(
+    stage: Staging,
+    view: ViewDefinition,
+    previous: Manifest | None,
+    batch: StreamBatch | None,
+    job: str,
+    kind: Literal["snapshot", "delta"],
+    files: tuple[PublishedFile, ...],
+    newest: datetime | None,
+) -> Manifest:
+    """Publish files that were written as the entry behind `previous`; `newest` is their newest event time."""
+    seen = (newest, previous.watermark if previous else None)
+    manifest = Manifest(
+        kind=kind,
+        id=stage.run,
+        seq=previous.seq + 1 if previous else 1,
+        parent=previous.id if previous else None,
+        view=view.schema,
+        rows=sum(file.rows for file in files),
+        tombstones=0,
+        files=files,
+        watermark=max((moment for moment in seen if moment), default=None),
+        published_at=datetime.now(UTC),
+        job=job,
+        inputs=(str(view.stream),),
+        stream=batch,
+    )
+    stage.publish(manifest)
+    return manifest

@@ -1,0 +1,70 @@
+"""Open a view's stream: the events as Spark reads them, and the query over them."""
+
+from datetime import timedelta
+
+import pyspark
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from engine.errors import SourceError
+from spark_export.source import fit
+from spark_export.spark_errors import raised_as
+from spark_export.views import Stream, ViewDefinition
+
+EVENTS = "events"
+"""The table that a stream's query reads."""
+
+_MOST_RECORDS = 100_000
+_MOST_BYTES = 64 << 20
+"""How much a micro-batch takes from Kafka, and from files, where the options say nothing: the driver holds it."""
+
+_KAFKA_VALUE = "value"
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def open_stream(view: ViewDefinition, spark: SparkSession) -> DataFrame:
+    """A view's rows as `spark_export.source.fit` gives them, streaming. `spark` is a session of this stream alone, in
+    which `events` is defined.
+
+    Raises:
+        SourceError: Spark cannot read it, or a column is missing or of a type that does not fit.
+    """
+    stream = view.stream
+    assert stream is not None
+    hint = ""
+    if stream.format == "kafka":
+        package = f"org.apache.spark:spark-sql-kafka-0-10_2.13:{pyspark.__version__}"
+        hint = f" (reading Kafka takes --package {package}, or that of a version near it)"
+    with raised_as(SourceError, f"view {view.name!r}: its {stream} cannot be read{hint}"):
+        events = _events(stream, spark)
+        if stream.event_time is not None and stream.watermark is not None:
+            events = events.withWatermark(stream.event_time, f"{stream.watermark // _MILLISECOND} milliseconds")
+        if stream.sql is not None:
+            events.createOrReplaceTempView(EVENTS)
+            events = spark.sql(stream.sql)
+        return fit(view, events, 0, stream)
+
+
+def _events(stream: Stream, spark: SparkSession) -> DataFrame:
+    reader = spark.readStream.format(stream.format).options(**_bounded(stream))
+    if stream.format == "kafka":
+        records = reader.load()
+        if stream.columns is None:
+            return records
+        event = F.from_json(F.col(_KAFKA_VALUE).cast("string"), stream.columns)
+        return records.select(event.alias(_KAFKA_VALUE)).select(f"{_KAFKA_VALUE}.*")
+    if stream.columns is not None:
+        reader = reader.schema(stream.columns)
+    if stream.path is None:
+        return reader.load()
+    # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
+    return reader.load(f"file://{stream.path}" if stream.path.startswith("/") else stream.path)
+
+
+def _bounded(stream: Stream) -> dict[str, bool | int | float | str]:
+    """The reader's options, with a bound on what one micro-batch takes."""
+    if stream.format == "kafka":
+        return {"maxOffsetsPerTrigger": _MOST_RECORDS} | stream.options
+    if stream.path is not None and not {"maxFilesPerTrigger", "maxBytesPerTrigger"} & stream.options.keys():
+        return {"maxBytesPerTrigger": _MOST_BYTES} | stream.options
+    return stream.options
