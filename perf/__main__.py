@@ -11,6 +11,7 @@ from perf import scale as scales
 from perf.cases import (
     arrivals,
     beside_writer,
+    costs,
     export,
     freshness,
     http,
@@ -46,6 +47,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "overload": overload.run,
     "pushes": pushes.run,
     "stream": stream.run,
+    "costs": costs.run,
     "rollout": rollout.run,
     "soak": soak.run,
     "start": starts.run,

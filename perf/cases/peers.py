@@ -18,7 +18,7 @@ from perf.lookups import Lookup
 LOADED_AT_ONCE = 20_000
 
 
-def _blocks(data: Dataset) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+def blocks(data: Dataset) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
     """All documents, some at a time: their keys and their rows."""
     for start in range(0, data.rows, LOADED_AT_ONCE):
         documents = np.arange(start, min(start + LOADED_AT_ONCE, data.rows), dtype=np.int64)
@@ -29,7 +29,7 @@ def lmdb_gets(directory: Path, data: Dataset) -> Lookup:
     """py-lmdb: a get per key of a packed row, then one array."""
     env = lmdb.open(str(directory / "peer-lmdb"), map_size=64 << 30, sync=False, readahead=False)
     if env.stat()["entries"] != data.rows:
-        for keys, rows in _blocks(data):
+        for keys, rows in blocks(data):
             with env.begin(write=True) as transaction:
                 for key, row in zip(keys, rows, strict=True):
                     transaction.put(key.encode(), row.tobytes())
@@ -48,7 +48,7 @@ def rocksdb_multi_get(directory: Path, data: Dataset) -> Lookup:
     fresh = not path.exists()
     store = rocksdict.Rdict(str(path), rocksdict.Options(raw_mode=True))
     if fresh:
-        for keys, rows in _blocks(data):
+        for keys, rows in blocks(data):
             batch = rocksdict.WriteBatch(raw_mode=True)
             for key, row in zip(keys, rows, strict=True):
                 batch.put(key.encode(), row.tobytes())
@@ -68,7 +68,7 @@ def redis_lookups(directory: Path, data: Dataset) -> Iterator[dict[str, Lookup]]
     with servers.redis(directory) as port:
         client = redis.Redis(port=port)
         fields = [f"f{number}" for number in range(data.features)]
-        for keys, rows in _blocks(data):
+        for keys, rows in blocks(data):
             client.mset({key: row.tobytes() for key, row in zip(keys, rows, strict=True)})
             pipe = client.pipeline(transaction=False)
             for key, row in zip(keys, rows, strict=True):
@@ -94,7 +94,7 @@ def redis_lookups(directory: Path, data: Dataset) -> Iterator[dict[str, Lookup]]
 def dict_of_rows(data: Dataset) -> Lookup:
     """Positions in a dict, all rows in one array."""
     position = _positions(data)
-    rows = np.concatenate([rows for _, rows in _blocks(data)])
+    rows = np.concatenate([rows for _, rows in blocks(data)])
     return lambda keys: rows.take([position[key] for key in keys], axis=0)
 
 
