@@ -20,9 +20,10 @@ def keep_freed_memory() -> None:
 def hold_little() -> None:
     """Have memory go back to the system with the work that took it, at the price of fetching it anew for the next.
 
-    All threads begun from now on share one arena: by default each has its own, and each arena grows to the most that any
-    work of any thread ever took. And what is large is mapped by itself: glibc raises the size from which it does so to
-    the largest that was ever freed, up to 32 MiB, and buffers of merges between small objects leave an arena in pieces."""
+    All threads begun from now on share one arena: by default each has its own, and each arena grows to the most that
+    any work of any thread ever took. And what is large is mapped by itself: by default the size from which it is rises
+    to the largest that was ever freed, up to 32 MiB, and such buffers leave an arena in pieces that are never whole
+    again."""
     _set(_M_ARENA_MAX, 1)
     _set(_M_MMAP_THRESHOLD, _LARGEST_SHARED)
 
