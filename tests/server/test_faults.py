@@ -193,6 +193,7 @@ def test_a_server_whose_disk_is_full_goes_on_and_recovers_by_itself(disk: Path, 
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: server.log.count("writer started") == 2, "another writer")
         eventually(lambda: server.log.count("worker 0 started") == 2, "another worker")
+        time.sleep(0.5)  # The last of what is new has found no room either.
         assert "the server's record cannot be written" in server.log
         assert seen(server, "other") == 1
         ballast.unlink()
