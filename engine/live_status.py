@@ -1,6 +1,8 @@
-"""How large the live environment of a store is, and who holds an old version of it: LMDB uses no page again that such a
-process might still read, so that the environment grows with each commit until it goes on."""
+"""How large the live environment of a store is, how much its disk has free, and who holds an old version of it: LMDB
+uses no page again that such a process might still read, so that it grows with each commit until that goes on.
+"""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,18 @@ from engine.environment import DATA, LiveEnvironment, open_live
 
 
 def describe_live(store: Path) -> dict[str, Any]:
-    """The bytes of the live environment's file, and the process with the oldest version, how many versions that is
-    behind, or None where all that read have the newest.
+    """The bytes of the live environment's file, those that are free on its disk, and the process with the oldest
+    version, how many versions that is behind, or None where all that read have the newest.
 
     Raises:
         StoreNotFound, StoreDamaged, StoreUnreadable: it cannot be opened.
     """
     live = open_live(store)
-    return {"bytes": (live.path / DATA).stat().st_size, "oldest_reader": _oldest_reader(live)}
+    return {
+        "bytes": (live.path / DATA).stat().st_size,
+        "disk_free_bytes": shutil.disk_usage(live.path).free,
+        "oldest_reader": _oldest_reader(live),
+    }
 
 
 def _oldest_reader(live: LiveEnvironment) -> dict[str, int] | None:

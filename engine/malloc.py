@@ -5,6 +5,7 @@ import ctypes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 64 << 20
 _LARGEST_KEPT = 32 << 20
+_LARGEST_SHARED = 256 << 10
 
 _LIBRARY = ctypes.CDLL(None)
 
@@ -16,10 +17,15 @@ def keep_freed_memory() -> None:
     _set(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
-def share_arena() -> None:
-    """Have all threads begun from now on share one arena. By default each has its own, and each arena grows to the most
-    that any work of any thread ever took."""
+def hold_little() -> None:
+    """Have memory go back to the system with the work that took it, at the price of fetching it anew for the next.
+
+    All threads begun from now on share one arena: by default each has its own, and each arena grows to the most that
+    any work of any thread ever took. And what is large is mapped by itself: by default the size from which it is rises
+    to the largest that was ever freed, up to 32 MiB, and such buffers leave an arena in pieces that are never whole
+    again."""
     _set(_M_ARENA_MAX, 1)
+    _set(_M_MMAP_THRESHOLD, _LARGEST_SHARED)
 
 
 def return_freed_memory() -> None:

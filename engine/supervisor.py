@@ -102,6 +102,7 @@ class Supervisor:
         self._work = work
         self._record = ServerRecord(pid=os.getpid(), started_at=started_at(os.getpid()), address=inheritance.address)
         self._written: ServerRecord | None = None
+        self._record_is_stale = False
         self._silent_seconds = silent_seconds
         self._drain_seconds = drain_seconds
         self._refresh = refresh
@@ -233,12 +234,17 @@ class Supervisor:
                 "writer": self._writer.pid if self._writer else None,
             }
         )
-        if record != self._written:
-            try:
-                write_server_record(self._store, record)
-            except OSError as error:
-                log.error("the server's record cannot be written: %s", error)
-            self._written = record
+        if record == self._written:
+            return
+        try:
+            write_server_record(self._store, record)
+        except OSError as error:
+            # Whoever reads it misses what is new until there is room again.
+            if not self._record_is_stale:
+                log.error("the server's record cannot be written: %s; it is tried again and again", error)
+            self._record_is_stale = True
+        else:
+            self._written, self._record_is_stale = record, False
 
     # --- from one server to the next -----------------------------------------------------------------------------
 

@@ -85,6 +85,7 @@ def catch_up(
             while step := _advance(writer, root, view, observer, accept_schema_change):
                 applied.append(step)
                 observer.finished(step)
+                merge_overlays(writer, view)
         return applied
     except ShoalError as error:
         observer.failed(view, error)
@@ -153,6 +154,9 @@ def _advance(writer: StoreWriter, root: ExportRoot, view: str, observer: Observe
     try:
         step = next_step(root, view, record)
         if step is None:
+            if record is not None:
+                # There may have been no room for the last merge.
+                merge_overlays(writer, view)
             writer.clear_trouble(view)
             return None
         seq = step.manifest.seq
@@ -193,6 +197,5 @@ def _take(
     else:
         apply_delta(writer, root, manifest)
         progress(manifest.rows + manifest.tombstones)
-        merge_overlays(writer, manifest.view.name)
     seconds = monotonic() - started
     return Applied(manifest.view.name, manifest.kind, manifest.seq, manifest.rows, manifest.tombstones, seconds, reason)

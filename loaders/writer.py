@@ -24,7 +24,7 @@ from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, write
 from engine.errors import DefinitionError, LookupInvalid, PushInvalid, RootSilent, RootUnreadable, ShoalError, StoreFull
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
 from engine.failpoints import reached
-from engine.malloc import return_freed_memory, share_arena
+from engine.malloc import hold_little, return_freed_memory
 from engine.pushed_rows import decode_rows
 from engine.schema import ViewSchema
 from loaders.compaction import fold, should_fold
@@ -288,7 +288,7 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> 
     """
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     _leave_room_for_lookups()
-    share_arena()
+    hold_little()
     asyncio.run(_run(StoreWriter(store), root, poll_seconds))
 
 

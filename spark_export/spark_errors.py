@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
@@ -23,8 +24,18 @@ def brief(error: Exception) -> str:
     if told := [line for line in lines if line.startswith(f"{ShoalError.__module__}.")]:
         return told[-1].partition(": ")[2]
     causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+    if not causes and isinstance(error, Py4JJavaError):
+        causes = _causes(error.java_exception)
     first = _DECORATION.sub("", lines[0])
     return f"{first} ({causes[-1]})" if causes else first
+
+
+def _causes(exception: Any) -> list[str]:
+    """The first lines of what led to an exception of Java's, the root cause last."""
+    causes: list[str] = []
+    while (exception := exception.getCause()) is not None:
+        causes.append(str(exception.toString()).partition("\n")[0])
+    return causes
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from engine.server.accepting import ConnectionCounts
 from engine.server.admission import Admission
+from engine.server.responses import answer_error
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None)
 """Linux alone has it in this form: tcpi_last_data_recv, milliseconds, stands at byte 52 of struct tcp_info."""
@@ -68,6 +69,13 @@ class Connection(web.RequestHandler):
                 return
             self._began = self._came
         super().data_received(data)
+        request = self._current_request
+        if request is not None and self._messages and not request.content.is_eof():
+            # All that can follow a body that has not ended is aiohttp's note that it cannot be unpacked, of which who
+            # reads the body would not hear.
+            self._messages.clear()
+            request.content.set_exception(web.RequestPayloadError("it is not packed as it says"))
+            self.close()
         if self._messages and self._ahead is None and self._began < math.inf:
             self._ahead = self._admission.take()
 
@@ -89,6 +97,26 @@ class Connection(web.RequestHandler):
         return not (self.is_extra or self._messages or self._close or self._force_close) and (
             waiter is not None and not waiter.done()
         )
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp answers where there is no request to be handled: what came is no HTTP, or is packed in a way
+        that is not known here. That is the client's fault, and no news for the log."""
+        if status >= web.HTTPInternalServerError.status_code or request.writer.output_size:
+            return super().handle_error(request, status, exc, message)
+        answer = answer_error("HTTPBadRequest", message or "the request is no HTTP", status)
+        answer.force_close()
+        return answer
+
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """What aiohttp does about an exception: here nothing, if what came of a client made it."""
+        if not isinstance(options.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **options)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """What the event loop calls at the end."""

@@ -21,6 +21,7 @@ from engine.feature_store import FeatureStore
 from engine.lookup import resolve_features
 from engine.result import LookupResult
 from engine.schema import JoinKeyType
+from engine.server.requests import check_members
 from engine.server.responses import answer_json, sendable
 from engine.version import StoreVersion
 
@@ -38,6 +39,8 @@ _MISSING = {
 }
 _LATEST = re.compile(r"^([^@:]*)@(?:latest)?(?=:)", re.IGNORECASE)
 """A view in a reference, of which the newest version is asked for, in so many words."""
+_LONGEST_REPEATED, _MOST_DETAILS = 64 << 10, 20
+"""An error repeats what was sent, as Feast's do, while that is no more bytes; else it is cut, and so many are told."""
 _NOT_JSON = "Input should be a valid dictionary or object to extract fields from"
 
 
@@ -74,6 +77,7 @@ def parse_body(body: bytes, content_type: str, model: type[_Body], *, nan: bool 
 
     Raises:
         FeastBodyInvalid: it is not JSON, or has not the members, or they are not of the types that Feast takes.
+        RequestTooLarge: it has more of them than a request takes.
     """
     if not body:
         raise _refused({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
@@ -81,6 +85,7 @@ def parse_body(body: bytes, content_type: str, model: type[_Body], *, nan: bool 
         shown = body.decode(errors="replace")
         raise _refused({"type": "model_attributes_type", "loc": ["body"], "msg": _NOT_JSON, "input": shown})
     content = _loads(body, nan)
+    check_members(content)
     try:
         return model.model_validate(content, from_attributes=True)
     except ValidationError as error:
@@ -206,7 +211,10 @@ def answer_error(error: Exception, message: str, status: int, *, strict: bool) -
             content = orjson.dumps({"detail": error.details}, default=str)
         except TypeError:
             # An integer of more than 64 bits was sent, which only Python's own JSON has.
-            content = orjson.dumps({"detail": [{**detail, "input": repr(detail["input"])} for detail in error.details]})
+            content = b""
+        if not content or len(content) > _LONGEST_REPEATED:
+            few = error.details[:_MOST_DETAILS]
+            content = orjson.dumps({"detail": [{**detail, "input": sendable(repr(detail["input"]))} for detail in few]})
         return web.Response(body=content, status=status, content_type=MEDIA_TYPE)
     if isinstance(error, TokenInvalid):
         return answer_json({"detail": message}, status=status)

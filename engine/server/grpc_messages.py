@@ -21,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 from engine.errors import LookupInvalid
 from engine.kernels import protobuf
 from engine.kernels.protobuf import Field
+from engine.server.requests import check_count
 
 _TEXT = FieldDescriptorProto.TYPE_STRING
 _BYTES = FieldDescriptorProto.TYPE_BYTES
@@ -49,8 +50,11 @@ def parse_request(data: bytes) -> OnlineFeaturesRequest:
 
     Raises:
         LookupInvalid: it cannot be decoded, or asks for nothing.
+        RequestTooLarge: it names more features or entities than a request takes.
     """
     request = _decode(_REQUEST, data, "the request")
+    check_count("features", request.features.val)
+    check_count("entities", request.entities)
     wanted = request.feature_service or list(request.features.val)
     if not wanted:
         raise LookupInvalid("give either features, a list of view:feature, or feature_service")

@@ -148,6 +148,8 @@ class _StoreCollector:
         live = describe_live(self._store)
         behind = live["oldest_reader"]["versions_behind"] if live["oldest_reader"] else 0
         yield GaugeMetricFamily("shoal_live_bytes", "Size of the live environment's file", live["bytes"])
+        free = live["disk_free_bytes"]
+        yield GaugeMetricFamily("shoal_disk_free_bytes", "What is free of the disk that the store is on", free)
         yield GaugeMetricFamily("shoal_oldest_reader_versions", "How far behind the oldest reader is", behind)
         for name, documentation, measure in _VIEW_GAUGES:
             family = GaugeMetricFamily(name, documentation, labels=["view"])

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from engine.durations import parse_duration
 from engine.errors import BodyTooSlow, DeadlinePassed, LookupInvalid, Overloaded, RequestTooLarge
-from engine.lookup import Stale
+from engine.lookup import MAX_FEATURES, Stale
 from engine.settings import ServerSettings
 
 _SHOWN_CHARACTERS = 60
@@ -169,15 +169,33 @@ class BodyReader:
 
 
 def parse_body(data: bytes, model: type[Body]) -> Body:
-    """The body in `data`; raises LookupInvalid."""
+    """The body in `data`; raises LookupInvalid, and RequestTooLarge as `check_members`."""
     try:
         content = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise LookupInvalid(f"the body is not JSON in UTF-8: {error}") from None
+    check_members(content)
     try:
         return model.model_validate(content)
     except ValidationError as error:
         raise LookupInvalid(_describe(error.errors(include_url=False)[0], model)) from None
+
+
+def check_members(content: Any) -> None:
+    """Raise RequestTooLarge if a request's JSON names more features, entities or columns than any request has reason
+    to: a worker would do nothing else for seconds than look at each, and write down what is wrong with it."""
+    if not isinstance(content, dict):
+        return
+    check_count("the body", content)
+    for name, member in content.items():
+        if isinstance(member, list | dict):
+            check_count(repr(name), member)
+
+
+def check_count(what: str, names: Sized) -> None:
+    """Raise RequestTooLarge if there are more than a request takes."""
+    if len(names) > MAX_FEATURES:
+        raise RequestTooLarge(f"{what} has {len(names)} members, a request takes {MAX_FEATURES}; ask in parts")
 
 
 def check_keys(entities: dict[str, Any], max_keys: int) -> None:

@@ -13,7 +13,10 @@ from engine import FeatureStore
 from engine.environment import generations_path, store_full_named
 from engine.errors import FileDamaged, ShoalError, StoreFull
 from engine.export_root import ExportRoot
+from loaders.apply import apply_delta
 from loaders.compaction import fold
+from loaders.definition import define_view, drop_view
+from loaders.load import Applied, catch_up
 from loaders.push import push_rows
 from loaders.store_writer import StoreWriter
 from tests import stores
@@ -87,6 +90,62 @@ def test_a_delta_for_which_there_is_no_room_is_told_and_applied_later(disk: Path
     ballast.unlink()
     stores.load(store, root)
     assert seen(store) == {0.0, 1.0}
+
+
+def test_a_merge_for_which_there_is_no_room_is_told_and_made_up_for(disk: Path, root: ExportRoot) -> None:
+    store = disk / "store"
+    stores.load(store, root)
+    for seq in range(2, 4):
+        stores.publish_delta(root, VIEW, rows(seq, 150))
+    with StoreWriter(store) as writer:
+        apply_delta(writer, root, root.entry("doc", 2))
+        apply_delta(writer, root, root.entry("doc", 3))
+    ballast = fill(disk, 20 << 10)
+    for _ in range(2):
+        with pytest.raises(StoreFull):
+            stores.load(store, root)
+        view = FeatureStore.open(store).version().view("doc")
+        assert (view.record.applied_seq, len(view.record.overlays)) == (3, 2)
+        assert seen(store) == {0.0, 3.0}
+    ballast.unlink()
+    assert stores.load(store, root) == []
+    version = FeatureStore.open(store).version()
+    assert (len(version.view("doc").record.overlays), version.troubles) == (1, {})
+    assert seen(store) == {0.0, 3.0}
+
+
+def test_a_delta_is_told_as_applied_though_there_is_no_room_to_merge_it(disk: Path, root: ExportRoot) -> None:
+    store = disk / "store"
+    stores.publish_delta(root, VIEW, rows(1, 150))
+    stores.load(store, root)
+    told: list[int] = []
+
+    class Told(stores.Silence):
+        def finished(self, applied: Applied) -> None:
+            told.append(applied.seq)
+
+    manifest = stores.publish_delta(root, VIEW, rows(2, 150))
+    with StoreWriter(store) as writer:
+        # Room for the delta, which takes some 160 KiB, and not for the merge of it with the one before.
+        fill(disk, 200 << 10)
+        with pytest.raises(StoreFull):
+            catch_up(writer, root, "doc", Told())
+    assert told == [manifest.seq]
+    assert seen(store) == {0.0, 2.0}
+
+
+def test_views_that_no_root_publishes_are_defined_and_removed_once_there_is_room(disk: Path, root: ExportRoot) -> None:
+    store = disk / "store"
+    stores.load(store, root)
+    ballast = fill(disk, 0)
+    with StoreWriter(store) as writer:
+        with pytest.raises(StoreFull):
+            define_view(writer, stores.schema("other", key="int64", clicks="int64"))
+        assert set(writer.version().views) == {"doc"}
+        ballast.unlink()
+        define_view(writer, stores.schema("other", key="int64", clicks="int64"))
+        drop_view(writer, "doc")
+    assert set(FeatureStore.open(store).version().views) == {"other"}
 
 
 def test_a_push_for_which_there_is_no_room_is_not_acknowledged_and_taken_later(disk: Path, root: ExportRoot) -> None:

@@ -3,9 +3,10 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,40 @@ def test_a_worker_without_room_for_its_counters_serves_on(store: Path) -> None:
             assert len(set(server.record.workers)) == 2
     finally:
         subprocess.run(["umount", "--lazy", store / "run"], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", path], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_a_server_whose_disk_is_full_goes_on_and_recovers_by_itself(disk: Path, root: ExportRoot) -> None:
+    stores.load(disk / "store", root)
+    push = {"view": "doc", "rows": {"doc_id": [1], "a": [3]}}
+    with Server(disk / "store", {"root": str(root)}) as server:
+        server.await_ready()
+        ballast = disk / "ballast"
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free)
+        assert gauge(server, "shoal_disk_free_bytes") == "0.0"
+        # The first may find room where earlier commits were.
+        pushed = [server.ask("POST", "/v1/push", push) for _ in range(5)][-1]
+        assert (pushed.status, pushed.error[0]) == (507, "StoreFull")
+        before = server.record
+        assert before.writer is not None
+        os.kill(before.writer, signal.SIGKILL)
+        eventually(lambda: server.log.count("writer started") == 2, "another writer")
+        time.sleep(0.5)  # Its number has found no room either.
+        assert "the server's record cannot be written" in server.log
+        assert seen(server, "other") == 1
+        ballast.unlink()
+        eventually(lambda: server.record.writer not in (None, before.writer), "a record of the writer that there is")
+        assert server.ask("POST", "/v1/push", push).status == 200
+        assert seen(server, "doc") == 3
