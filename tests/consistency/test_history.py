@@ -10,7 +10,7 @@ import pytest
 from tests.consistency.planted import PLANTED
 from tests.consistency.run import run
 
-SECONDS = float(os.environ.get("SHOAL_CONSISTENCY_SECONDS", "25"))
+SECONDS = float(os.environ.get("SHOAL_CONSISTENCY_SECONDS", "60"))
 PLANTED_SECONDS = float(os.environ.get("SHOAL_CONSISTENCY_PLANTED_SECONDS", "0"))
 
 
