@@ -33,7 +33,7 @@ def helm(*arguments: str, values: Mapping[str, Any], tmp_path: Path) -> "subproc
 
 def render(tmp_path: Path, **values: Any) -> list[Manifest]:
     """The objects that the chart makes of values."""
-    done = helm("template", "prod", values=NEEDED | values, tmp_path=tmp_path)
+    done = helm("template", "prod", values={**NEEDED, **values}, tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
