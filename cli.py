@@ -42,6 +42,8 @@ def _help(setting: str) -> str:
 @click.option("--workers", type=int, help=_help("workers"))
 @click.option("--replace", is_flag=True, default=None, help=_help("replace"))
 @click.option("--drain-seconds", type=float, help=_help("drain_seconds"))
+@click.option("--ready-lag-seconds", type=float, help=_help("ready_lag_seconds"))
+@click.option("--ready-unseen-seconds", type=float, help=_help("ready_unseen_seconds"))
 @click.option("--silent-seconds", type=float, help=_help("silent_seconds"))
 @click.option("--max-body-bytes", type=int, help=_help("max_body_bytes"))
 @click.option("--max-keys", type=int, help=_help("max_keys"))
@@ -70,7 +72,7 @@ def serve_command(store: Path, address: str | None, poll: float, **options: obje
     from loaders.writer import run_writer
 
     root = ExportRoot(address) if address is not None else None
-    run(settings, partial(run_writer, store, root, poll_seconds=poll))
+    run(settings, partial(run_writer, store, root, poll_seconds=poll), follows=root is not None)
 
 
 shoal.add_command(serve_command)

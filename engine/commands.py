@@ -22,6 +22,7 @@ from engine.live_status import describe_live
 from engine.lookup import Stale
 from engine.processes import describe_server
 from engine.result import LookupResult
+from engine.standing import read_standing
 from engine.status import describe_version
 from engine.version import StoreVersion
 
@@ -213,8 +214,11 @@ def status_command(store: Path, as_json: bool) -> None:
 
     Ends with 1 if a view does not move on, or its data cannot be read.
     """
-    status = describe_version(FeatureStore.open(store).version())
-    status |= {"live": describe_live(store), "server": describe_server(store)}
+    server = describe_server(store)
+    # What a server that is gone left says nothing of now.
+    standing = read_standing(store) if server is not None else None
+    status = describe_version(FeatureStore.open(store).version(), standing)
+    status |= {"live": describe_live(store), "server": server}
     if as_json:
         click.echo(json.dumps(status, indent=2))
     else:
@@ -228,7 +232,19 @@ def _print_status(status: dict[str, Any]) -> None:
     click.echo(f"version {status['version']}, loaded from {status['root']}; {free} free on its disk")
     loaded = [view for view in status["views"] if "base" in view]
     table = Table(box=None, pad_edge=False)
-    for name in ("view", "seq", "base", "rows", "overlays", "overlay rows", "bytes", "freshness", "lag", "applied at"):
+    for name in (
+        "view",
+        "seq",
+        "base",
+        "rows",
+        "overlays",
+        "overlay rows",
+        "bytes",
+        "freshness",
+        "lag",
+        "behind",
+        "applied at",
+    ):
         table.add_column(name, justify="left" if name in ("view", "base", "applied at") else "right")
     for view in loaded:
         base, overlays = view["base"], view["overlays"]
@@ -242,6 +258,7 @@ def _print_status(status: dict[str, Any]) -> None:
             size(view["bytes"]),
             age(view["freshness_seconds"]),
             age(view["lag_seconds"]),
+            _behind(view["behind"]),
             view["applied_at"],
         )
     _print(table)
@@ -269,6 +286,15 @@ def _print_status(status: dict[str, Any]) -> None:
         numbers = (str(process["pid"]), size(process["rss"]), size(process["pss"]), age(process["uptime_seconds"]))
         processes.add_row(process["role"], *numbers)
     _print(processes)
+
+
+def _behind(behind: dict[str, Any] | None) -> str:
+    """How far a view is behind its root, in words; nothing where no server follows one."""
+    if behind is None:
+        return "-"
+    if behind["entries"] == 0:
+        return "0"
+    return f"{behind['entries']:,}, {age(behind['seconds'])}" + (" (held)" if behind["held_by"] else "")
 
 
 def _print(table: Table) -> None:

@@ -139,6 +139,12 @@ START_ANEW = (
 """The mend of a store whose catalog is damaged. Nobody but its owner can say whether that is no loss."""
 
 
+class NotCaughtUp(ShoalError):
+    """The store does not stand where its export root does yet, or does no longer."""
+
+    http_status = 503
+
+
 class StoreDamaged(ShoalError):
     """The store's own data fails its checks."""
 

@@ -2,6 +2,7 @@
 
     <store>/run/server.json    who serves the store, and where: for `shoal status` and the workers
     <store>/run/server.lock    held by the supervisor and its children for as long as any of them lives
+    <store>/run/standing.json    see `engine.standing`
     <store>/run/metrics/       the workers' counters (see `engine.server.metrics`)
     <store>/run/writer.sock    see `engine.control`
     <store>/run/supervisor.sock    see `engine.handover`

@@ -34,6 +34,17 @@ class ServerSettings(BaseModel):
     drain_seconds: float = Field(
         default=30.0, ge=0, description="how long requests under way may take to finish when the server stops"
     )
+    ready_lag_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        description="how long the oldest entry of the root that is not applied may have been published while /ready "
+        "answers 200; 0 has it answer so whatever the root has: see docs/deploying.md",
+    )
+    ready_unseen_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="how long /ready may go on answering 200 while the root cannot be read; for ever, if not given",
+    )
     silent_seconds: float = Field(
         default=30.0, gt=2, description="how long a process may give no sign of life until it is replaced"
     )

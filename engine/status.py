@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.catalog import SegmentRecord
+from engine.standing import Standing, lag_of
 from engine.version import StoreVersion
 
 
@@ -25,15 +26,17 @@ def describe_views(version: StoreVersion) -> dict[str, Any]:
     }
 
 
-def describe_version(version: StoreVersion) -> dict[str, Any]:
-    """Where each view stands. One that could not be loaded yet, or cannot be read, has no more than its trouble.
+def describe_version(version: StoreVersion, standing: Standing | None = None) -> dict[str, Any]:
+    """Where each view stands, also against the export root if a server knows that. One that could not be loaded yet, or
+    cannot be read, has no more than its trouble.
 
     `rows` and `bytes` are those stored, so they count a row once in the base and once in each overlay that has it.
     """
+    names = sorted({*version.names, *(standing.views if standing is not None else ())})
     return {
         "version": version.id,
         "root": version.store.root,
-        "views": [_describe_view(name, version) for name in version.names],
+        "views": [_describe_view(name, version) | {"behind": _behind(name, version, standing)} for name in names],
     }
 
 
@@ -67,6 +70,15 @@ def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:
         "applied_at": _instant(record.applied_at),
         "pinned": record.pinned,
     }
+
+
+def _behind(name: str, version: StoreVersion, standing: Standing | None) -> dict[str, Any] | None:
+    """How far a view is behind the export root, and the error of an entry that no replica can apply."""
+    view = standing.views.get(name) if standing is not None else None
+    if view is None:
+        return None
+    lag = lag_of(view, version.applied_seq(name), datetime.now(UTC))
+    return {"entries": lag.entries, "seconds": lag.seconds, "held_by": view.held_by}
 
 
 def _describe_segment(segment: SegmentRecord) -> dict[str, Any]:

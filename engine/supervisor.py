@@ -27,6 +27,7 @@ from engine.errors import ReplacementFailed, ShoalError
 from engine.failpoints import reached
 from engine.handover import Inheritance, Succession, Takeover
 from engine.lifeline import Beat, Lifeline
+from engine.notify import notify
 from engine.run_directory import (
     ServerRecord,
     remove_server_record,
@@ -97,6 +98,7 @@ class Supervisor:
         self._succession: Succession | None = None
         self._gave_up_writing: float | None = None
         """When a successor asked for it."""
+        self._announced = False
         self.serves = False
         """Whether the store is this server's: it is another's before a takeover is over, and once a successor came."""
         self._work = work
@@ -153,6 +155,9 @@ class Supervisor:
         """Set right what is not, then wait a little for a signal; returns whether it is time to stop."""
         self._reap(replace=True)
         self._kill_silent()
+        if not self._announced and all(child.answers for child in self._workers):
+            self._announced = True
+            notify("READY=1")
         self._refresh()
         self._take_over()
         if self._heed_successor():
@@ -298,6 +303,7 @@ class Supervisor:
 
     def _drain(self) -> None:
         """Workers finish what is under way; then the writer, which they may still need, stops too."""
+        notify("STOPPING=1")
         self._listener.close()
         if self._takeover is not None:
             # The old server's writer is to be back for what waits in the workers.

@@ -227,6 +227,16 @@ class StoreVersion:
         """All views that the store knows of, though they may not be loaded yet, or not be readable."""
         return sorted({*self.views, *self.damaged, *self.troubles})
 
+    def record(self, name: str) -> catalog.ViewRecord | None:
+        """A view's record, though its data may not be readable; None of one of which nothing is loaded."""
+        found = self.views.get(name) or self.damaged.get(name)
+        return found.record if found is not None else None
+
+    def applied_seq(self, name: str) -> int:
+        """The last entry of a view's log that the store holds; 0 of one of which nothing is loaded."""
+        record = self.record(name)
+        return record.applied_seq if record is not None else 0
+
     def is_damaged(self, name: str) -> bool:
         """Whether a view's data cannot be read: by this process, which may have it open still, or by the writer."""
         trouble = self.troubles.get(name)

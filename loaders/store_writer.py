@@ -104,9 +104,7 @@ class StoreWriter:
 
     def record(self, view: str) -> ViewRecord | None:
         """A view's record in the newest version; None if nothing of it was loaded, or it cannot be read."""
-        version = self.version()
-        found = version.views.get(view) or version.damaged.get(view)
-        return found.record if found else None
+        return self.version().record(view)
 
     def readable(self, view: str) -> ViewVersion | None:
         """A view's newest version; of one that is damaged, what of it can be read; None if that is nothing."""

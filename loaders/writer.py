@@ -34,6 +34,7 @@ from loaders.load import Applied, catch_up
 from loaders.push import Push
 from loaders.push_queue import PushQueue
 from loaders.reload import ReloadRequest, reload_or_tell, views_to_reload
+from loaders.standing import StandingKeeper
 from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
@@ -47,10 +48,15 @@ _THREADS = 64
 
 
 class LogObserver:
-    """Tells the log how loading goes."""
+    """Tells the log how loading goes, and notes where that leaves each view."""
+
+    def __init__(self, standing: StandingKeeper | None = None) -> None:
+        self._standing = standing
 
     def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
         manifest = step.manifest
+        if self._standing is not None:
+            self._standing.started(step)
         if isinstance(step, LoadSnapshot):
             log.info("%s: loading snapshot %s: %s", manifest.view.name, manifest.snapshot_id, step.reason)
         return lambda rows: None
@@ -65,9 +71,13 @@ class LogObserver:
             applied.tombstones,
             applied.seconds,
         )
+        if self._standing is not None:
+            self._standing.finished(applied.view, applied.kind)
 
     def failed(self, view: str, error: ShoalError) -> None:
         log.error("%s: %s: %s", view, type(error).__name__, error)
+        if self._standing is not None:
+            self._standing.failed(view, error)
 
 
 class WriterProcess:
@@ -77,7 +87,8 @@ class WriterProcess:
         self._writer = writer
         self._root = root
         self._poll_seconds = poll_seconds
-        self._observer = LogObserver()
+        self._standing = StandingKeeper(writer, root) if root is not None else None
+        self._observer = LogObserver(self._standing)
         self._locks: dict[str, asyncio.Lock] = {}
         self._woken = asyncio.Event()
         self._stop = asyncio.Event()
@@ -146,6 +157,7 @@ class WriterProcess:
         """What `_look` finds. A mount whose server is gone may hold it up without end: that is told."""
         look = asyncio.ensure_future(asyncio.to_thread(self._look, root))
         done, _ = await asyncio.wait({look}, timeout=_SILENT_SECONDS)
+        self._note_try()
         if not done:
             self._root_answers.clear()
             error = RootSilent(
@@ -157,6 +169,9 @@ class WriterProcess:
                 # Not in a thread, all of which may be held up. Where there is no room for the note, the log has it.
                 with suppress(StoreFull):
                     self._writer.note_trouble(view, error)
+        while not look.done():
+            await asyncio.wait({look}, timeout=_SILENT_SECONDS)
+            self._note_try()
         views = await look
         self._root_answers.set()
         return views
@@ -175,7 +190,13 @@ class WriterProcess:
             self._writer.commit_root(str(root), root.services())
         except ShoalError as error:
             log.error("%s: %s", root, error)
+        if self._standing is not None:
+            self._standing.looked(views, [*self._catching_up])
         return views
+
+    def _note_try(self) -> None:
+        if self._standing is not None:
+            self._standing.tried()
 
     async def _catch_up(self, root: ExportRoot, view: str) -> None:
         # What is published while the last entry is being looked for may be missed by it, and makes another round.
@@ -184,6 +205,8 @@ class WriterProcess:
             try:
                 async with self._lock(view):
                     applied = await asyncio.to_thread(catch_up, self._writer, root, view, self._observer)
+                    if self._standing is not None:
+                        await asyncio.to_thread(self._standing.settled, view)
                     if any(step.kind == "snapshot" for step in applied):
                         await asyncio.to_thread(_return_memory)
                     self._fold_if_due(view)

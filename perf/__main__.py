@@ -18,6 +18,7 @@ from perf.cases import (
     in_process,
     loading,
     many,
+    nodes,
     overload,
     pushes,
     rollout,
@@ -54,8 +55,8 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "swap": swap.run,
     "export": export.run,
 }
-ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {"hundred-million": many.run}
-"""Cases so large that they run only when they are named."""
+ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {"hundred-million": many.run, "nodes": nodes.run}
+"""Cases that run only when they are named: one is large, and one needs root and HAProxy."""
 
 
 @click.command()

@@ -15,17 +15,19 @@ from engine.server import grpc_port
 from engine.server.listening import address_of, listen
 from engine.server.protection import Protection, warn_of_gaps
 from engine.settings import ServerSettings
+from engine.standing import forget_old_standing
 from engine.supervisor import Supervisor
 
 log = logging.getLogger("shoal.supervisor")
 
 
-def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> None:
+def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, follows: bool = False) -> None:
     """Serve a store until SIGTERM or SIGINT; the store need not exist yet.
 
     Args:
         settings: see `engine.settings`.
         writer: main function of the writer process, which is to end on SIGTERM.
+        follows: whether it follows an export root, which the server then has to have caught up with to be ready.
 
     Raises:
         AddressUnusable: an address cannot be listened on.
@@ -53,6 +55,8 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
         address = address_of(listener, settings)
         grpc_address = grpc_port.address_of(grpc_holder) if grpc_holder is not None else None
         # Of a server that is replaced the counters go on: its workers count there until they are gone.
+        if predecessor is None:
+            forget_old_standing(settings.store)
         directory = clear_metrics(settings.store) if predecessor is None else metrics_path(settings.store)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
         # Only now, since prometheus_client decides at its import whether counters are shared between processes.
@@ -69,6 +73,7 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None) -> N
             grpc_address,
             ConnectionCounts(settings.workers),
             has_writer=writer is not None,
+            follows=follows,
         )
         supervisor = Supervisor(
             settings.store,

@@ -52,6 +52,7 @@ from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, 
 from engine.server.served_store import ServedStore
 from engine.server.tokens import Role
 from engine.settings import ServerSettings
+from engine.standing import read_standing
 from engine.status import describe_version, describe_views
 
 log = logging.getLogger("shoal.worker")
@@ -271,7 +272,8 @@ class Application:
         version = self._served.version()
         document: dict[str, Any] = {"version": None, "views": []}
         if version is not None:
-            document = describe_version(version) | {"live": describe_live(self._settings.store)}
+            standing = read_standing(self._settings.store)
+            document = describe_version(version, standing) | {"live": describe_live(self._settings.store)}
         return answer_json({"server": server} | document, version.id if version else None)
 
     async def _reload(self, request: web.BaseRequest) -> web.Response:
@@ -296,7 +298,7 @@ class Application:
         if self.admission.is_draining:
             return answer_error("Draining", "the server is stopping", 503)
         try:
-            version = self._served.open().version()
+            version = self._served.ready()
         except ShoalError as error:
             return answer_error(type(error).__name__, str(error), 503)
         return answer_json({"status": "ready", "version": version.id}, version.id)

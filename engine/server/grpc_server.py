@@ -80,9 +80,9 @@ class GrpcServer:
         await self._server.start()
 
     async def show_health(self) -> None:
-        """Note for those who ask, or watch, whether lookups can be answered now."""
+        """Note for those who ask, or watch, whether this server is to be sent lookups now."""
         try:
-            self._served.open()
+            self._served.ready()
             state = health_pb2.HealthCheckResponse.SERVING
         except ShoalError:
             state = health_pb2.HealthCheckResponse.NOT_SERVING

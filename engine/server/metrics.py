@@ -18,6 +18,7 @@ from engine.catalog import ViewRecord
 from engine.kernels.gathering import Status
 from engine.live_status import describe_live
 from engine.result import LookupResult, MatrixResult
+from engine.standing import Standing, lag_of, read_standing
 from engine.status import freshness_seconds
 from engine.version import StoreVersion
 
@@ -164,3 +165,25 @@ class _StoreCollector:
             trouble.add_metric([view], view in version.troubles)
             damaged.add_metric([view], version.is_damaged(view))
         yield from (trouble, damaged)
+        standing = read_standing(self._store)
+        if standing is not None:
+            yield from _standing_gauges(standing, version)
+
+
+def _standing_gauges(standing: Standing, version: StoreVersion) -> Iterator[GaugeMetricFamily]:
+    """How far behind its root the store is, as its writer saw that last."""
+    now = datetime.now(UTC)
+    if standing.seen_at is not None:
+        unseen = (now - standing.seen_at).total_seconds()
+        yield GaugeMetricFamily("shoal_root_unseen_seconds", "Since the export root was last read", unseen)
+    entries = GaugeMetricFamily("shoal_view_lag_entries", "Entries of the root that are not applied", labels=["view"])
+    seconds = GaugeMetricFamily(
+        "shoal_view_lag_seconds", "Since the oldest entry was published that is not applied", labels=["view"]
+    )
+    held = GaugeMetricFamily("shoal_view_held", "1 if no replica can apply the view's next entry", labels=["view"])
+    for name, view in standing.views.items():
+        lag = lag_of(view, version.applied_seq(name), now)
+        entries.add_metric([name], lag.entries)
+        seconds.add_metric([name], lag.seconds)
+        held.add_metric([name], view.held_by is not None)
+    yield from (entries, seconds, held)

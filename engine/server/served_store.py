@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.errors import ShoalError, StoreNotFound
 from engine.feature_store import FeatureStore
+from engine.server.readiness import Readiness
 from engine.version import StoreVersion
 
 log = logging.getLogger("shoal.worker")
@@ -14,8 +15,9 @@ class ServedStore:
     """Opens the store as soon as there is one. `refresh` is to be called every second, lest a worker without requests
     hold on to an old version."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, readiness: Readiness | None = None) -> None:
         self._path = path
+        self._readiness = readiness
         self._store: FeatureStore | None = None
         self._failure: ShoalError = StoreNotFound(f"{path} is not open yet; try again in a second")
 
@@ -50,6 +52,13 @@ class ServedStore:
                 version.view(name)  # Says what is wrong with it.
             raise StoreNotFound(f"nothing was loaded into {self._path} yet; `shoal load` does")
         return self._store
+
+    def ready(self) -> StoreVersion:
+        """The newest version, if this server is to be sent requests; raises as `open` does, and NotCaughtUp."""
+        version = self.open().version()
+        if self._readiness is not None:
+            self._readiness.check(version)
+        return version
 
     def version(self) -> StoreVersion | None:
         """The newest version, if one can be read."""

@@ -27,6 +27,7 @@ from engine.server.connections import ConnectionServer
 from engine.server.metrics import Metrics
 from engine.server.metrics_files import allocate_metrics
 from engine.server.protection import Protection
+from engine.server.readiness import Readiness
 from engine.server.served_store import ServedStore
 from engine.settings import ServerSettings
 
@@ -48,6 +49,7 @@ class Worker:
     Args:
         counts: where the workers note how many connections each has.
         has_writer: whether pushes that find no writer may wait for the next one.
+        follows: whether that follows an export root.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Worker:
         counts: ConnectionCounts,
         *,
         has_writer: bool,
+        follows: bool,
     ) -> None:
         self._settings = settings
         self._protection = protection
@@ -66,6 +69,7 @@ class Worker:
         self._grpc_address = grpc_address
         self._counts = counts
         self._has_writer = has_writer
+        self._follows = follows
 
     def work(self, place: int, beat: Callable[[], None], on_trial: bool) -> None:
         """Serve until SIGTERM, then finish what is under way.
@@ -91,7 +95,8 @@ class Worker:
             stop = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
             allocate_metrics(metrics_path(settings.store))
-            served, metrics = ServedStore(settings.store), Metrics(settings.store)
+            served = ServedStore(settings.store, Readiness(settings, follows=self._follows))
+            metrics = Metrics(settings.store)
             _allow_files(settings.max_connections)
             application = Application(settings, protection, served, metrics, writer)
             server = application.server(self._counts, place)

@@ -41,4 +41,5 @@ def writer_for(store: Path, choice: dict[str, str] | None) -> Callable[[], None]
 if __name__ == "__main__":
     settings: dict[str, Any] = json.loads(sys.argv[1])
     checked = server_settings(**settings)
-    run(checked, writer_for(checked.store, json.loads(sys.argv[2])))
+    choice: dict[str, str] | None = json.loads(sys.argv[2])
+    run(checked, writer_for(checked.store, choice), follows=choice is not None and "root" in choice)

@@ -1,0 +1,73 @@
+"""Whether a server may be sent requests: it stands where its export root does, or nearly.
+
+A replica that has fallen behind is taken out of rotation; all replicas at once never are, by what they have in common.
+So what is asked of one that was never at its root's end is strict, and once it was, only its own slowness counts:
+
+- a root that cannot be read leaves readiness as it is, for as long as `ready_unseen_seconds` says;
+- an entry that no replica can apply is not waited for;
+- nor is a snapshot while it loads, nor the deltas that were published meanwhile, until they have had their time.
+"""
+
+from datetime import UTC, datetime
+
+from engine.errors import NotCaughtUp
+from engine.settings import ServerSettings
+from engine.standing import Standing, StandingReader, ViewStanding, lag_of
+from engine.version import StoreVersion
+
+_NAMED = 5
+
+
+class Readiness:
+    """Judges by what the writer left. A server that follows no root, or has no `ready_lag_seconds`, is not judged."""
+
+    def __init__(self, settings: ServerSettings, *, follows: bool) -> None:
+        self._most = settings.ready_lag_seconds
+        self._most_unseen = settings.ready_unseen_seconds
+        self._reader = StandingReader(settings.store)
+        self._judges = follows and self._most > 0
+
+    def check(self, version: StoreVersion) -> None:
+        """Raises NotCaughtUp, which names the views that are behind, and how far."""
+        if not self._judges:
+            return
+        standing, now = self._reader.read(), datetime.now(UTC)
+        if standing is None or standing.seen_at is None:
+            raise NotCaughtUp("the export root was not read yet, so that nobody knows how far behind the store is")
+        unseen = (now - standing.seen_at).total_seconds()
+        if self._most_unseen is not None and unseen > self._most_unseen:
+            raise NotCaughtUp(
+                f"the export root {standing.root} was last read {unseen:.0f} s ago, and ready_unseen_seconds is "
+                f"{self._most_unseen:g}"
+            )
+        behind = self._behind(standing, version, now)
+        if behind:
+            more = f"; and {len(behind) - _NAMED} more views" if len(behind) > _NAMED else ""
+            raise NotCaughtUp(f"{'; '.join(behind[:_NAMED])}{more}; ready_lag_seconds is {self._most:g}")
+
+    def _behind(self, standing: Standing, version: StoreVersion, now: datetime) -> list[str]:
+        found = []
+        for name, view in sorted(standing.views.items()):
+            record = version.record(name)
+            if view.held_by is not None or (record is not None and record.pinned):
+                continue
+            if view.newest_seq == 0:
+                found.append(f"{name}: not compared with the root yet")
+                continue
+            if view.caught_up and view.is_loading:
+                continue
+            lag = lag_of(view, version.applied_seq(name), now)
+            if record is None:
+                found.append(f"{name}: nothing of it is loaded yet, {_entries(lag.entries)} behind")
+            elif lag.entries and (not view.caught_up or min(lag.seconds, _granted(view, now)) > self._most):
+                found.append(f"{name}: {_entries(lag.entries)} behind, the oldest published {lag.seconds:.0f} s ago")
+        return found
+
+
+def _granted(view: ViewStanding, now: datetime) -> float:
+    """The seconds that a view has had, since it loaded its last snapshot, to apply what was published meanwhile."""
+    return (now - view.excused_until).total_seconds() if view.excused_until is not None else float("inf")
+
+
+def _entries(count: int) -> str:
+    return f"{count} {'entry' if count == 1 else 'entries'}"

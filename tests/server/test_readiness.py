@@ -1,0 +1,193 @@
+"""A server is ready once it stands where its export root does, and what all replicas have in common takes none out."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import FeatureStore
+from engine.errors import NotCaughtUp
+from engine.export_root import ExportRoot
+from engine.server.readiness import Readiness
+from engine.settings import server_settings
+from engine.standing import Standing, ViewStanding, forget_old_standing, read_standing, standing_path, write_standing
+from tests import stores
+from tests.server.serving import Server, eventually
+
+VIEW = stores.schema("doc", key="int64", a="int64")
+OTHER = stores.schema("other", key="int64", a="int64")
+
+
+def rows(value: int) -> list[stores.Row]:
+    return [{"doc_id": n, "a": value} for n in range(20)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> ExportRoot:
+    root = ExportRoot(tmp_path / "root")
+    stores.publish_snapshot(root, VIEW, rows(0))
+    stores.publish_snapshot(root, OTHER, [{"other_id": 1, "a": 0}])
+    return root
+
+
+def following(store: Path, root: ExportRoot, **settings: Any) -> Server:
+    return Server(store, {"root": str(root)}, workers=1, **settings)
+
+
+def refusal(server: Server) -> str | None:
+    answer = server.ask("GET", "/ready")
+    return None if answer.status == 200 else answer.error[1]
+
+
+def await_refusal(server: Server, pattern: str) -> None:
+    eventually(lambda: re.search(pattern, refusal(server) or ""), f"a refusal like {pattern}; it is {refusal(server)}")
+
+
+def gauge(server: Server, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", server.ask("GET", "/metrics").body.decode(), re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+def behind(server: Server, view: str) -> Any:
+    (found,) = (one for one in server.ask("GET", "/v1/status").json["views"] if one["name"] == view)
+    return found["behind"]
+
+
+# --- as a whole --------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_was_never_compared_with_its_root_is_not_ready(store: Path, root: ExportRoot) -> None:
+    """It has all of the data, and nobody knows whether that is all."""
+    away = root.path.with_name("away")
+    root.path.rename(away)
+    with following(store, root) as server:
+        await_refusal(server, "was not read yet")
+        assert server.lookup(["doc:a"], {"doc_id": [1]}).status == 200
+        stores.publish_delta(ExportRoot(away), VIEW, rows(1))
+        away.rename(root.path)
+        server.await_ready()
+        assert server.lookup(["doc:a"], {"doc_id": [1]}).json["features"]["doc:a"] == [1]
+        assert gauge(server, 'shoal_view_lag_entries{view="doc"}') == 0
+        assert behind(server, "doc") == {"entries": 0, "seconds": 0.0, "held_by": None}
+
+
+def test_a_root_that_cannot_be_read_leaves_a_ready_server_ready(store: Path, root: ExportRoot) -> None:
+    with (
+        following(store, root) as server,
+        following(store.with_name("impatient"), root, ready_unseen_seconds=1.5) as impatient,
+    ):
+        server.await_ready()
+        impatient.await_ready()
+        away = root.path.with_name("away")
+        root.path.rename(away)
+        await_refusal(impatient, r"was last read \d+ s ago, and ready_unseen_seconds is 1.5")
+        assert refusal(server) is None
+        assert gauge(server, "shoal_root_unseen_seconds") > 1
+        # A container that is restarted meanwhile had followed the root until it could not be read.
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(30)
+        with following(store, root) as again:
+            assert eventually(lambda: refusal(again) is None, "the same, restarted")
+        away.rename(root.path)
+        impatient.await_ready()
+
+
+def test_an_entry_that_no_replica_can_apply_takes_none_out_and_lets_new_ones_in(store: Path, root: ExportRoot) -> None:
+    options = {"ready_lag_seconds": 0.5}
+    with following(store, root, **options) as server:
+        server.await_ready()
+        bad = stores.publish_delta(root, VIEW, rows(1))
+        stores.falsify(root, bad, parent="f" * 32)
+        eventually(lambda: behind(server, "doc")["held_by"], "the entry that is held")
+        eventually(lambda: behind(server, "doc")["seconds"] > 1, "more than the most seconds")
+        assert refusal(server) is None
+        assert gauge(server, 'shoal_view_lag_entries{view="doc"}') == 1
+        assert gauge(server, 'shoal_view_held{view="doc"}') == 1
+        assert gauge(server, 'shoal_view_lag_seconds{view="doc"}') > 1
+        with following(store.with_name("new"), root, **options) as new:
+            new.await_ready()
+            assert behind(new, "doc")["held_by"] == "ForeignDelta"
+        printed = subprocess.run(
+            [sys.executable, "-m", "cli", "status", "--store", str(store)], capture_output=True, text=True, check=False
+        )
+        assert re.search(r"^doc .* 1, \S+ \(held\)", printed.stdout, re.MULTILINE), printed.stdout
+
+
+def test_a_server_whose_writer_applies_nothing_more_is_taken_out_and_comes_back(store: Path, root: ExportRoot) -> None:
+    dying = {"SHOAL_FAILPOINT": "commit.written"}
+    with following(store, root, ready_lag_seconds=1.0, environment=dying) as server:
+        server.await_ready()
+        stores.publish_delta(root, VIEW, rows(1))
+        await_refusal(server, r"^doc: 1 entry behind, the oldest published \d+ s ago; ready_lag_seconds is 1$")
+        assert gauge(server, 'shoal_view_lag_seconds{view="doc"}') > 1
+        assert server.ask("GET", "/ready").error[0] == "NotCaughtUp"
+    with following(store, root, ready_lag_seconds=1.0) as server:
+        server.await_ready()
+
+
+# --- case by case ------------------------------------------------------------------------------------------------
+
+
+def judged(store: Path, view: ViewStanding | None, *, seen: float = 0.0, **settings: Any) -> str | None:
+    """What keeps a store that holds entry 1 of both views from being ready, if `doc` stands so in its root."""
+    now = datetime.now(UTC)
+    views = {"other": ViewStanding(newest_seq=1, caught_up=True)} | ({"doc": view} if view is not None else {})
+    write_standing(store, Standing(root="root", seen_at=now - timedelta(seconds=seen), views=views))
+    readiness = Readiness(server_settings(store=store, **settings), follows=True)
+    try:
+        readiness.check(FeatureStore.open(store).version())
+    except NotCaughtUp as error:
+        return str(error)
+    return None
+
+
+def ago(seconds: float) -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+def test_what_counts_and_what_does_not(store: Path) -> None:
+    late = ViewStanding(newest_seq=4, pending_since=ago(400), caught_up=True)
+    assert judged(store, late) == ("doc: 3 entries behind, the oldest published 400 s ago; ready_lag_seconds is 300")
+    assert judged(store, late, ready_lag_seconds=500) is None
+    assert judged(store, late, ready_lag_seconds=0) is None
+    assert judged(store, late.model_copy(update={"held_by": "DeltaGap"})) is None
+    # One that has just started is to have been at the end once.
+    assert judged(store, late.model_copy(update={"pending_since": ago(1), "caught_up": False})) is not None
+    # What is applied is not pending, whatever the writer came to note.
+    assert judged(store, late.model_copy(update={"newest_seq": 1})) is None
+
+
+def test_a_snapshot_takes_no_replica_out_that_had_caught_up(store: Path) -> None:
+    loading = ViewStanding(newest_seq=2, pending_since=ago(3600), caught_up=True, is_loading=True)
+    assert judged(store, loading) is None
+    assert judged(store, loading.model_copy(update={"caught_up": False})) is not None
+    # Of what was published while it was being loaded, each replica has much to apply at once.
+    after = {"newest_seq": 50, "is_loading": False}
+    assert judged(store, loading.model_copy(update=after | {"excused_until": ago(10)})) is None
+    assert judged(store, loading.model_copy(update=after | {"excused_until": ago(301)})) is not None
+    fresh = after | {"excused_until": ago(10), "caught_up": False}
+    assert judged(store, loading.model_copy(update=fresh)) is not None
+
+
+def test_a_view_of_which_nothing_is_loaded_is_waited_for(store: Path) -> None:
+    now = datetime.now(UTC)
+    absent = {"absent": ViewStanding(newest_seq=7, pending_since=now), "unknown": ViewStanding()}
+    write_standing(store, Standing(root="root", seen_at=now, views=absent))
+    with pytest.raises(NotCaughtUp, match="absent: nothing of it is loaded yet, 7 entries behind; unknown: not comp"):
+        Readiness(server_settings(store=store), follows=True).check(FeatureStore.open(store).version())
+
+
+def test_what_a_server_of_long_ago_knew_does_not_count(store: Path) -> None:
+    write_standing(store, Standing(root="root"))
+    forget_old_standing(store)
+    assert read_standing(store) is not None
+    os.utime(standing_path(store), (0, 0))
+    forget_old_standing(store)
+    assert read_standing(store) is None
