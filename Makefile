@@ -25,8 +25,7 @@ demo:
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/python -m demo $(DEMO)
 
-# Some tests compare Shoal with Feast's own server and client, others read from Kafka, write
-# to S3, or render the chart.
+# Some tests compare Shoal with Feast's own server and client, others read from Kafka, write to S3, or render the chart.
 test: setup check .venv-peers/installed .s3-server/versitygw .kafka/installed .helm/helm
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
