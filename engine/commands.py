@@ -224,7 +224,8 @@ def status_command(store: Path, as_json: bool) -> None:
 
 
 def _print_status(status: dict[str, Any]) -> None:
-    click.echo(f"version {status['version']}, loaded from {status['root']}")
+    shard = f", shard {status['shard']}" if status["shard"] else ""
+    click.echo(f"version {status['version']}{shard}, loaded from {status['root']}")
     loaded = [view for view in status["views"] if "base" in view]
     table = Table(box=None, pad_edge=False)
     for name in ("view", "seq", "base", "rows", "overlays", "overlay rows", "bytes", "freshness", "lag", "applied at"):

@@ -12,9 +12,11 @@ def describe_views(version: StoreVersion) -> dict[str, Any]:
     schemas = [version.views[name].record.view_schema for name in sorted(version.views)]
     return {
         "version": version.id,
+        "shard": version.store.shard,
         "views": [
             {
                 "name": schema.name,
+                "timestamp_field": schema.timestamp_field,
                 "join_keys": [key.model_dump() for key in schema.join_keys],
                 "features": [feature.model_dump() for feature in schema.features],
                 "ttl_seconds": schema.ttl.total_seconds() if schema.ttl else None,
@@ -33,6 +35,7 @@ def describe_version(version: StoreVersion) -> dict[str, Any]:
     return {
         "version": version.id,
         "root": version.store.root,
+        "shard": version.store.shard,
         "views": [_describe_view(name, version) for name in version.names],
     }
 
