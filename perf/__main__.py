@@ -11,6 +11,7 @@ from perf import scale as scales
 from perf.cases import (
     arrivals,
     beside_writer,
+    client,
     export,
     freshness,
     http,
@@ -42,6 +43,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "delta-sizes": sizes.run_deltas,
     "freshness": freshness.run,
     "beside-writer": beside_writer.run,
+    "client": client.run,
     "overload": overload.run,
     "pushes": pushes.run,
     "rollout": rollout.run,
