@@ -7,7 +7,7 @@ import ast
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +132,7 @@ class JsonAnswer(Answer):
     def statuses(self) -> dict[str, list[str]]:
         return dict(self.document["status"])
 
-    @cached_property
+    @property
     def event_timestamps(self) -> dict[str, list[str | None]]:
         return dict(self.document["event_timestamps"])
 

@@ -75,7 +75,7 @@ class ConnectionPool:
         self._tls = (tls or ssl.create_default_context()) if address.tls else None
         self._connect_timeout = connect_timeout
         # Taking from a deque, and adding to it, is one step for all threads.
-        self._idle: deque[socket.socket] = deque(maxlen=None)
+        self._idle: deque[socket.socket] = deque()
 
     def send(self, request: Request, headers: Mapping[str, str], deadline: float) -> Exchange:
         """Send a request.

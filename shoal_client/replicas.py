@@ -65,10 +65,6 @@ class ReplicaSet:
         self._latencies: deque[float] = deque(maxlen=_SAMPLES)
         self._sampled = 0
         self._p95: float | None = None
-        self.forget_locks()
-
-    def forget_locks(self) -> None:
-        """Have locks of its own after a fork: another thread may have held them."""
         self._lock = threading.Lock()
 
     def pick(self, now: float, avoid: Replica | None = None) -> Replica:

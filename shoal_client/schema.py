@@ -7,8 +7,6 @@ from typing import Any
 from shoal_client.errors import AnswerInvalid, RequestInvalid, UnknownFeature
 from shoal_client.wire import Columns
 
-Rows = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class View:
