@@ -12,7 +12,8 @@ from engine.errors import ShoalError
 from engine.export_root import ExportRoot
 from engine.feast_commands import feast_diff_command
 from engine.settings import ServerSettings, server_settings
-from loaders.commands import load_command, reload_command, verify_command
+from engine.shards import Shard
+from loaders.commands import SHARD, load_command, reload_command, verify_command
 from spark_export.command import export_command, feast_views_command
 from spark_export.stream.command import stream_command
 
@@ -35,6 +36,7 @@ def _help(setting: str) -> str:
     "--from", "address", metavar="ROOT", help="The export root to follow: a directory, or s3://BUCKET/PREFIX."
 )
 @click.option("--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to look behind file events.")
+@SHARD
 @click.option("--host", help=_help("host"))
 @click.option("--port", type=int, help=_help("port"))
 @click.option("--grpc-port", type=int, help=_help("grpc_port"))
@@ -59,7 +61,7 @@ def _help(setting: str) -> str:
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help=_help("tls_key"))
 @click.option("--tls-client-ca", type=click.Path(path_type=Path), metavar="FILE", help=_help("tls_client_ca"))
 @click.option("--open-to-all", is_flag=True, default=None, help=_help("open_to_all"))
-def serve_command(store: Path, address: str | None, poll: float, **options: object) -> None:
+def serve_command(store: Path, address: str | None, poll: float, shard: Shard | None, **options: object) -> None:
     """Serve a store from many worker processes over one memory map.
 
     One writer process follows the export root: by file events, and by looking every few seconds. The store need not
@@ -69,10 +71,13 @@ def serve_command(store: Path, address: str | None, poll: float, **options: obje
     settings = server_settings(store=store, tokens_text=os.environ.get("SHOAL_TOKENS"), **given)
 
     from engine.server import run
-    from loaders.writer import run_writer
+    from loaders.writer import check_shard, run_writer
 
     root = ExportRoot(address) if address is not None else None
-    run(settings, partial(run_writer, store, root, poll_seconds=poll), follows=root is not None)
+    if shard is not None:
+        check_shard(store, shard)
+    writer = partial(run_writer, store, root, poll_seconds=poll, shard=shard)
+    run(settings, writer, follows=root is not None)
 
 
 shoal.add_command(serve_command)

@@ -85,10 +85,12 @@ class ViewRecord(_Record):
 
 
 class StoreRecord(_Record):
-    """What the store itself is, and where it was loaded from last."""
+    """What the store itself is, and where it was loaded from last; `shard`, such as 2/4, is None where it
+    holds all rows."""
 
     format_version: Literal[1] = 1
     root: str | None = None
+    shard: str | None = None
 
 
 class ServicesRecord(_Record):

@@ -229,7 +229,8 @@ def status_command(store: Path, as_json: bool) -> None:
 
 def _print_status(status: dict[str, Any]) -> None:
     free = size(status["live"]["disk_free_bytes"])
-    click.echo(f"version {status['version']}, loaded from {status['root']}; {free} free on its disk")
+    shard = f", shard {status['shard']}" if status["shard"] else ""
+    click.echo(f"version {status['version']}{shard}, loaded from {status['root']}; {free} free on its disk")
     loaded = [view for view in status["views"] if "base" in view]
     table = Table(box=None, pad_edge=False)
     for name in (

@@ -5,7 +5,7 @@ and the mend. `exit_code` is what the command line ends with, `http_status` what
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 
 class ShoalError(Exception):
@@ -161,6 +161,21 @@ class StoreUnreadable(ShoalError):
     http_status = 503
 
 
+class StoreIsOtherShard(ShoalError):
+    """The store holds another shard than the one that it was to be opened as."""
+
+    exit_code = 2
+
+    @classmethod
+    def of(cls, store: object, found: object | None, wanted: object) -> Self:
+        """That a store which holds a shard, or all rows, cannot become another."""
+        holds = f"shard {found}" if found is not None else "all rows"
+        return cls(
+            f"{store} holds {holds}, and cannot become shard {wanted}: load that into another directory, or leave "
+            f"--shard out"
+        )
+
+
 class StoreLocked(ShoalError):
     """Another process is the writer of this store."""
 
@@ -290,6 +305,13 @@ class MaterializeElsewhere(ShoalError):
 
 class AmbiguousFeature(LookupInvalid):
     """Two of the names in an answer would be the same."""
+
+
+class KeyOutsideShard(ShoalError):
+    """Keys that were looked up or pushed belong to another shard than the one that this store holds."""
+
+    exit_code = 2
+    http_status = 421
 
 
 class RequestTooLarge(LookupInvalid):

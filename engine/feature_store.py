@@ -71,6 +71,7 @@ class FeatureStore:
 
         Raises:
             LookupInvalid, UnknownFeature: the request does not fit the store.
+            KeyOutsideShard: the store is a shard, and keys belong to another.
             RequestTooLarge: it asks for more values, or for more features than any request may.
             ViewDamaged: the data of a view that is asked for cannot be read.
             StaleFeatures: rows are older than accepted, and `stale` is "fail".

@@ -59,10 +59,13 @@ class KeyColumns:
 
         Raises:
             LookupInvalid: an entity is missing or null where it must not, or its values are not of its join key's type.
+            KeyOutsideShard: the store does not hold the keys, but another shard does.
         """
         made = self._made.get(view.join_keys)
         if made is None:
             made = self._made[view.join_keys] = self._hash(view)
+            if view.shard is not None:
+                view.shard.check_keys(view.name, made, _NOWHERE)
         return made
 
     def _hash(self, view: ViewVersion) -> Hashes:

@@ -111,6 +111,7 @@ def lookup(
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
+        KeyOutsideShard: the store is a shard, and keys belong to another.
         RequestTooLarge: it asks for more values, or for too many features.
         StaleFeatures: rows are older than accepted, and `stale` is "fail".
     """
@@ -165,7 +166,11 @@ def _make_plan(version: StoreVersion, references: Sequence[str]) -> LookupPlan:
     features = (version.view(view).feature(name) for view, of_view in names.items() for name in of_view)
     widths = (embedding_size(feature.type) or 1 for feature in features)
     return LookupPlan(
-        tuple(references), {view: tuple(of_view) for view, of_view in names.items()}, order, values_per_key=sum(widths)
+        tuple(references),
+        {view: tuple(of_view) for view, of_view in names.items()},
+        order,
+        values_per_key=sum(widths),
+        applied=version.applied(names),
     )
 
 

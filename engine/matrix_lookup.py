@@ -65,7 +65,7 @@ def lookup_matrix(
         if too_old and stale == "fail":
             raise refuse_stale(view, too_old, keys.count)
         views[view_name] = ViewRows(view_name, status, event_time)
-    return MatrixResult(version.id, keys.count, result, views, value_counts)
+    return MatrixResult(version.id, plan.applied, keys.count, result, views, value_counts)
 
 
 def _matrix_plan(version: StoreVersion, features: str | Sequence[str]) -> MatrixPlan:
@@ -95,4 +95,5 @@ def _make_matrix_plan(version: StoreVersion, references: Sequence[str]) -> Matri
         view: version.view(view).matrix_program(features, columns, float32=float32)
         for view, (features, columns) in by_view.items()
     }
-    return MatrixPlan(column, np.dtype(np.float32 if float32 else np.float64), programs)
+    dtype: np.dtype[np.floating] = np.dtype(np.float32 if float32 else np.float64)
+    return MatrixPlan(column, dtype, programs, version.applied(programs))

@@ -64,9 +64,11 @@ class ViewColumns:
 @dataclass(frozen=True)
 class MatrixResult:
     """The answer to a lookup of numbers: `matrix` [keys, columns] in the order asked, NaN where a value is absent, all
-    read from the store's version `version`. `value_counts` has, for each view, how many values have each Status."""
+    read from the store's version `version`, in which the views stand at `applied` (see `StoreVersion.applied`).
+    `value_counts` has, for each view, how many values have each Status."""
 
     version: int
+    applied: str
     keys: int
     matrix: npt.NDArray[np.floating]
     views: Mapping[str, ViewRows]
@@ -89,6 +91,11 @@ class LookupResult:
     def columns(self) -> list[Column]:
         """The features in the order asked."""
         return [self.parts[part].columns[column] for part, column in self.plan.order]
+
+    @property
+    def applied(self) -> str:
+        """Where the views stand in their logs: see `StoreVersion.applied`."""
+        return self.plan.applied
 
     @property
     def value_counts(self) -> dict[str, npt.NDArray[np.int64]]:

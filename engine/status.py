@@ -13,9 +13,11 @@ def describe_views(version: StoreVersion) -> dict[str, Any]:
     schemas = [version.views[name].record.view_schema for name in sorted(version.views)]
     return {
         "version": version.id,
+        "shard": version.store.shard,
         "views": [
             {
                 "name": schema.name,
+                "timestamp_field": schema.timestamp_field,
                 "join_keys": [key.model_dump() for key in schema.join_keys],
                 "features": [feature.model_dump() for feature in schema.features],
                 "ttl_seconds": schema.ttl.total_seconds() if schema.ttl else None,
@@ -36,6 +38,7 @@ def describe_version(version: StoreVersion, standing: Standing | None = None) ->
     return {
         "version": version.id,
         "root": version.store.root,
+        "shard": version.store.shard,
         "views": [_describe_view(name, version) | {"behind": _behind(name, version, standing)} for name in names],
     }
 

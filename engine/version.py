@@ -6,7 +6,7 @@ holds it meanwhile. What leaves it is a copy.
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -24,6 +24,7 @@ from engine.kernels.memory import address_of
 from engine.layout import RowLayout, Storage, storage_of
 from engine.schema import Feature, FeatureService
 from engine.segment import Chunk, Segment, chunk_table, output_row
+from engine.shards import Shard
 
 _REMEMBERED = 256
 
@@ -74,22 +75,26 @@ class MatrixProgram:
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """What a request for a matrix wants: its shape and type, and each view's program."""
+    """What a request for a matrix wants: its shape and type, each view's program, and where the views stand (see
+    `StoreVersion.applied`)."""
 
     columns: int
     dtype: np.dtype[np.floating]
     programs: Mapping[str, MatrixProgram]
+    applied: str
 
 
 @dataclass(frozen=True)
 class LookupPlan:
     """What a request wants: references in the order asked, features by view, and for each reference its view's position
-    and its own position in that view. An embedding counts among `values_per_key` as its numbers."""
+    and its own position in that view. An embedding counts among `values_per_key` as its numbers. `applied` is where the
+    views stand (see `StoreVersion.applied`)."""
 
     references: tuple[str, ...]
     features: Mapping[str, tuple[str, ...]]
     order: tuple[tuple[int, int], ...]
     values_per_key: int
+    applied: str
 
 
 class ViewVersion:
@@ -100,6 +105,7 @@ class ViewVersion:
     Args:
         transaction: what the overlays were read in. A base's file stays mapped while its segment is held.
         raw: the record as it stands in the catalog.
+        shard: the shard that the store holds, if it does not hold all rows.
     """
 
     def __init__(
@@ -108,11 +114,13 @@ class ViewVersion:
         segments: Sequence[Segment],
         transaction: ReadTransaction,
         raw: bytes = b"",
+        shard: Shard | None = None,
     ) -> None:
         self.record = record
         self.segments = tuple(segments)
         self.transaction = transaction
         self.raw = raw
+        self.shard = shard
         self.chunks, self.segment_starts = chunk_table(self.segments)
         longest = max(RowLayout(segment.record.view_schema).stride for segment in self.segments)
         self._zero_row = np.zeros(longest, np.uint8)
@@ -222,6 +230,17 @@ class StoreVersion:
         """The join keys of all views."""
         return frozenset().union(*(view.join_key_names for view in self.views.values()))
 
+    @cached_property
+    def shard(self) -> Shard | None:
+        """The shard that the store holds; None if it holds all rows."""
+        return _shard_of(self.store)
+
+    def applied(self, views: Iterable[str]) -> str:
+        """Where views stand in their logs, as `docs=12@1b2c3d4e, users=7@90ab12cd`: of each the seq of the last entry
+        that its rows hold, and the beginning of that entry's id. Pushes have no place in a log."""
+        records = ((name, self.view(name).record) for name in views)
+        return ", ".join(f"{name}={record.applied_seq}@{record.applied_entry[:8]}" for name, record in records)
+
     @property
     def names(self) -> list[str]:
         """All views that the store knows of, though they may not be loaded yet, or not be readable."""
@@ -272,6 +291,8 @@ def read_version(
     transaction = ReadTransaction(live)
     with damage_named(live.path):
         raw = catalog.read_raw(transaction.lmdb, live.catalog)
+    store_record = catalog.store_in(raw)
+    shard = _shard_of(store_record)
     views, damaged = {}, {}
     for name, value in catalog.raw_views(raw).items():
         old = previous.views.get(name) if previous else None
@@ -281,14 +302,14 @@ def read_version(
         record = None
         try:
             record = catalog.decode_view(value)
-            views[name] = _read_view(store, transaction, record, value, old)
+            views[name] = _read_view(store, transaction, record, value, old, shard)
         except (StoreDamaged, StoreUnreadable) as error:
             damaged[name] = Damage(type(error), str(error), record)
             if old is not None and keep_readable:
                 views[name] = old
     return StoreVersion(
         id=transaction.lmdb.id(),
-        store=catalog.store_in(raw),
+        store=store_record,
         views=views,
         services=catalog.services_in(raw),
         troubles=catalog.troubles_in(raw),
@@ -296,8 +317,17 @@ def read_version(
     )
 
 
+def _shard_of(record: catalog.StoreRecord) -> Shard | None:
+    return Shard.parse(record.shard) if record.shard is not None else None
+
+
 def _read_view(
-    store: Path, transaction: ReadTransaction, record: catalog.ViewRecord, raw: bytes, old: ViewVersion | None
+    store: Path,
+    transaction: ReadTransaction,
+    record: catalog.ViewRecord,
+    raw: bytes,
+    old: ViewVersion | None,
+    shard: Shard | None,
 ) -> ViewVersion:
     """A view's version; segments that an older one has are taken from there."""
     known = {segment.record.id: segment for segment in old.segments} if old is not None else {}
@@ -306,7 +336,7 @@ def _read_view(
     # A base that was damaged is built again under its old id.
     if base is None or base.record != record.base:
         base = read_generation(store, record.base)
-    return ViewVersion(record, (*overlays, base), transaction, raw)
+    return ViewVersion(record, (*overlays, base), transaction, raw, shard)
 
 
 def read_overlay(transaction: ReadTransaction, record: catalog.SegmentRecord) -> Segment:

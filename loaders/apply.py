@@ -20,6 +20,7 @@ from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, ROW_STATE, TOMBSTONE, RowLayout
 from engine.lookup import find_rows
 from engine.manifest import EVENT_TIMESTAMP, Manifest
+from engine.manifest import TOMBSTONE as TOMBSTONE_COLUMN
 from engine.version import ViewVersion, read_generation
 from loaders.generation import (
     GenerationBuilder,
@@ -38,8 +39,9 @@ _ANY_TIME = int(NO_EVENT_TIME)
 
 def load_snapshot(
     writer: StoreWriter, root: ExportRoot, manifest: Manifest, progress: Progress, *, accept_schema_change: bool = False
-) -> None:
-    """Build a snapshot's base generation, going on with an unfinished build of it, and make it the view's base.
+) -> int:
+    """Build a snapshot's base generation, going on with an unfinished build of it, and make it the view's base; returns
+    its rows.
 
     One that is kept from before is taken as it is.
 
@@ -57,7 +59,7 @@ def load_snapshot(
     kept = next((kept for kept in old.kept if kept.id == generation_id), None) if old is not None else None
     if kept is not None and is_whole(writer.store, kept):
         _take_kept(writer, manifest, kept)
-        return
+        return kept.rows
     builder, base = build_base(writer, root, manifest, progress)
     with writer.changing(view):
         pushed = retained(writer.readable(view), builder.segment(base), manifest.view)
@@ -67,6 +69,7 @@ def load_snapshot(
             return _on_base(writer, manifest, base, record, pushed)
 
         writer.commit_view(view, swap, pushed)
+    return base.rows
 
 
 def _take_kept(writer: StoreWriter, manifest: Manifest, base: SegmentRecord) -> None:
@@ -82,7 +85,7 @@ def build_base(
 ) -> tuple[GenerationBuilder, SegmentRecord]:
     """A snapshot's base generation, built but not completed, and its record; raises as `load_snapshot`."""
     builder = GenerationBuilder(writer.store, manifest.view.name, manifest.snapshot_id)
-    build_from_entry(builder, EntryReader(root, manifest), progress)
+    build_from_entry(builder, EntryReader(root, manifest, writer.shard), progress)
     return builder, builder.record(
         manifest.view,
         (_origin(manifest),),
@@ -102,8 +105,9 @@ def is_whole(store: Path, base: SegmentRecord) -> bool:
     return True
 
 
-def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> None:
-    """Lay a delta over a view: its rows and tombstones become the newest overlay.
+def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> tuple[int, int]:
+    """Lay a delta over a view: its rows and tombstones become the newest overlay; returns how many of each it has that
+    the store holds.
 
     A row with an older event time than the one in the store stays out: the newest event time wins, then the newest seq.
     A key that vanished has no row in the store, however late it comes back: a tombstone is forgotten once it is folded,
@@ -114,11 +118,13 @@ def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> No
         FileDamaged: a file is not what its manifest says; the last version stands.
         StoreFull: there is no room; the last version stands.
     """
-    reader = EntryReader(root, manifest)
+    reader = EntryReader(root, manifest, writer.shard)
     # First, as pushes to the view wait from then on, and a root may take its time.
     published = list(reader.batches())
     with writer.changing(manifest.view.name):
         _lay_over(writer, reader, published, manifest)
+    tombstones = sum(batch.column(TOMBSTONE_COLUMN).true_count for _, batch in published)
+    return sum(batch.num_rows for _, batch in published) - tombstones, tombstones
 
 
 def _lay_over(

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from engine.commands import STORE, size
 from engine.control import WriterClient, first_failure
-from engine.errors import ShoalError, StoreLocked, StoreNotFound
+from engine.errors import SettingsInvalid, ShoalError, StoreLocked, StoreNotFound
 from engine.export_root import ExportRoot
+from engine.shards import Shard
 from loaders.compaction import fold, should_fold
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, load
@@ -25,6 +26,21 @@ from loaders.verify import verify
 
 ACCEPT_SCHEMA_CHANGE = click.option(
     "--accept-schema-change", is_flag=True, help="Load a snapshot even if its features changed in a way refused else."
+)
+
+
+def _shard(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Shard | None:
+    try:
+        return Shard.parse(value) if value is not None else None
+    except SettingsInvalid as error:
+        raise click.BadParameter(str(error)) from None
+
+
+SHARD = click.option(
+    "--shard",
+    callback=_shard,
+    metavar="I/N",
+    help="Hold only the rows of this shard, the I-th of N: see docs/shards.md. For a new store; it stays that shard.",
 )
 
 
@@ -80,17 +96,21 @@ class TerminalObserver:
     "--from", "address", required=True, metavar="ROOT", help="The export root: a directory, or s3://BUCKET/PREFIX."
 )
 @click.option("--view", "views", multiple=True, metavar="NAME", help="Only this view; may be given again.")
+@SHARD
 @ACCEPT_SCHEMA_CHANGE
 @click.option("--json", "as_json", is_flag=True, help="Print what was applied as JSON.")
-def load_command(store: Path, address: str, views: tuple[str, ...], accept_schema_change: bool, as_json: bool) -> None:
+def load_command(
+    store: Path, address: str, views: tuple[str, ...], shard: Shard | None, accept_schema_change: bool, as_json: bool
+) -> None:
     """Bring a store up to date with an export root: snapshots, then deltas.
 
-    What is there already is not loaded again; a load that died goes on where it stopped.
+    What is there already is not loaded again; a load that died goes on where it stopped. A store that was loaded as a
+    shard stays that shard, named or not.
     """
     root = ExportRoot(address)
     root.check_exists()
     applied: list[Applied] = []
-    with StoreWriter(store) as writer, TerminalObserver(quiet=as_json) as observer:
+    with StoreWriter(store, shard=shard) as writer, TerminalObserver(quiet=as_json) as observer:
         try:
             applied = load(writer, root, observer, views=views, accept_schema_change=accept_schema_change)
         finally:

@@ -28,7 +28,8 @@ from loaders.store_writer import StoreWriter
 
 @dataclass(frozen=True)
 class Applied:
-    """One entry that was applied: `rows` of them changed, in `seconds`; `reason` says why a snapshot was loaded."""
+    """One entry that was applied: `rows` of them changed, counting what the store holds, in `seconds`; `reason` says
+    why a snapshot was loaded."""
 
     view: str
     kind: str
@@ -180,7 +181,9 @@ def _repair(
     writer.clear_trouble(view)
     if manifest is None:
         return []
-    applied = Applied(view, "snapshot", manifest.seq, manifest.rows, 0, monotonic() - started, str(damage))
+    record = writer.record(view)
+    rows = record.base.rows if record is not None else manifest.rows
+    applied = Applied(view, "snapshot", manifest.seq, rows, 0, monotonic() - started, str(damage))
     observer.finished(applied)
     return [applied]
 
@@ -193,9 +196,9 @@ def _take(
     reason = None
     if isinstance(step, LoadSnapshot):
         reason = step.reason
-        load_snapshot(writer, root, manifest, progress, accept_schema_change=accept)
+        rows, tombstones = load_snapshot(writer, root, manifest, progress, accept_schema_change=accept), 0
     else:
-        apply_delta(writer, root, manifest)
-        progress(manifest.rows + manifest.tombstones)
+        rows, tombstones = apply_delta(writer, root, manifest)
+        progress(rows + tombstones)
     seconds = monotonic() - started
-    return Applied(manifest.view.name, manifest.kind, manifest.seq, manifest.rows, manifest.tombstones, seconds, reason)
+    return Applied(manifest.view.name, manifest.kind, manifest.seq, rows, tombstones, seconds, reason)

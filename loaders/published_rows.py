@@ -1,6 +1,7 @@
 """Read the rows of a published entry, believing nothing: checksums, schema, counts, order and key identity are checked.
 
-Everything downstream may rely on what comes from here.
+Everything downstream may rely on what comes from here. A shard reads only its own rows: files that have none of them
+are not opened, and of those that lie across its ends the key hashes tell how many are.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from engine.export_root import ExportRoot
 from engine.kernels.hashing import key_hashes
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
+from engine.shards import Shard
 from loaders.arrow_rows import published_schema
 
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -23,40 +25,66 @@ _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one file of an entry; `bytes` is what its values take, before compression."""
+    """One row group of one file of an entry: `rows` of its `total` are to be read; `bytes` is what their values take,
+    before compression."""
 
     file: PublishedFile
     number: int
+    total: int
     rows: int
     bytes: int
 
 
 @dataclass
 class EntryReader:
-    """The rows of one entry, read once, in the order of their hashes, from any row group on. A file's checksum is
-    checked when it is first opened."""
+    """The rows of one entry, or those of a shard, read once, in the order of their hashes, from any row group on. A
+    file's checksum is checked when it is first opened."""
 
     root: ExportRoot
     manifest: Manifest
+    shard: Shard | None = None
     _open: dict[str, pq.ParquetFile] = field(default_factory=dict)
     _last_hash: int | None = None
 
+    @property
+    def files(self) -> list[PublishedFile]:
+        """The files that may have rows to read."""
+        if self.shard is None:
+            return list(self.manifest.files)
+        return [file for file in self.manifest.files if self.shard.touches(file.min_key_hash, file.max_key_hash)]
+
     def row_groups(self) -> list[RowGroup]:
-        """All row groups in order; raises FileDamaged where a file's footer is not what the manifest says."""
-        groups = []
-        for file in self.manifest.files:
-            path = self.root.where(self.manifest, file)
-            with self.root.open_file(self.manifest, file) as stream:
-                try:
-                    metadata = pq.read_metadata(stream)
-                except _UNREADABLE as error:
-                    raise FileDamaged(f"{path} is not readable as Parquet: {error}") from error
-            if metadata.num_rows != file.rows:
-                raise FileDamaged(f"{path} has {metadata.num_rows} rows, its manifest says {file.rows}")
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                groups.append(RowGroup(file, number, group.num_rows, group.total_byte_size))
-        return [group for group in groups if group.rows]
+        """All row groups with rows to read, in order; raises FileDamaged where a file's footer is not what the manifest
+        says."""
+        return [group for file in self.files for group in self._row_groups(file) if group.rows]
+
+    def _row_groups(self, file: PublishedFile) -> list[RowGroup]:
+        path, groups = self.root.where(self.manifest, file), []
+        with self.root.open_file(self.manifest, file) as stream:
+            try:
+                parquet = pq.ParquetFile(stream)
+                metadata = parquet.metadata
+                if metadata.num_rows != file.rows:
+                    raise FileDamaged(f"{path} has {metadata.num_rows} rows, its manifest says {file.rows}")
+                for number in range(metadata.num_row_groups):
+                    group = metadata.row_group(number)
+                    rows = self._rows_inside(parquet, number, file, path)
+                    share = rows / group.num_rows if group.num_rows else 0
+                    size = int(group.total_byte_size * share)
+                    groups.append(RowGroup(file, number, group.num_rows, rows, size))
+            except _UNREADABLE as error:
+                raise FileDamaged(f"{path} is not readable as Parquet: {error}") from error
+        return groups
+
+    def _rows_inside(self, parquet: pq.ParquetFile, number: int, file: PublishedFile, path: str) -> int:
+        """How many rows of a row group are to be read, by its hashes as they stand there: `read` checks them."""
+        rows: int = parquet.metadata.row_group(number).num_rows
+        if self.shard is None or self.shard.holds_all(file.min_key_hash, file.max_key_hash):
+            return rows
+        column = parquet.read_row_group(number, columns=[KEY_HASH])
+        if column.num_columns != 1 or column.schema.field(0).type != pa.int64() or column.column(0).null_count:
+            raise FileDamaged(f"{path} has not one column {KEY_HASH!r} of int64 without nulls")
+        return int(self.shard.rows_inside(column.column(0).to_numpy()).sum())
 
     def read(self, group: RowGroup) -> pa.RecordBatch:
         """One row group as a batch with the columns of `published_schema`.
@@ -71,22 +99,32 @@ class EntryReader:
             batch = _conform(table, wanted, path)
         except _UNREADABLE as error:
             raise FileDamaged(f"{path}: row group {group.number} cannot be read: {error}") from error
-        if batch.num_rows != group.rows:
+        if batch.num_rows != group.total:
             raise FileDamaged(
-                f"{path}: row group {group.number} has {batch.num_rows} rows, its footer says {group.rows}"
+                f"{path}: row group {group.number} has {batch.num_rows} rows, its footer says {group.total}"
             )
         self._check(batch, group, path)
+        return batch if group.rows == group.total else self._inside(batch, group, path)
+
+    def _inside(self, batch: pa.RecordBatch, group: RowGroup, path: str) -> pa.RecordBatch:
+        assert self.shard is not None
+        batch = batch.filter(pa.array(self.shard.rows_inside(batch.column(KEY_HASH).to_numpy())))
+        if batch.num_rows != group.rows:
+            raise FileDamaged(f"{path}: row group {group.number} changed while it was being read")
         return batch
 
     def batches(self) -> Iterator[tuple[RowGroup, pa.RecordBatch]]:
-        """All rows; raises FileDamaged at the end if more or fewer are tombstones than the manifest says."""
-        tombstones = 0
+        """All rows; raises FileDamaged at the end if more or fewer are tombstones than the manifest says. Where rows
+        are left out, of which it does not say how many are, no more must be."""
+        tombstones = rows = 0
         for group in self.row_groups():
             batch = self.read(group)
             if self.manifest.kind == "delta":
                 tombstones += batch.column(TOMBSTONE).true_count
+            rows += batch.num_rows
             yield group, batch
-        if tombstones != self.manifest.tombstones:
+        has_all = rows == self.manifest.rows + self.manifest.tombstones
+        if tombstones > self.manifest.tombstones or (has_all and tombstones < self.manifest.tombstones):
             raise FileDamaged(
                 f"{self.root.where(self.manifest)} has {tombstones} tombstones, its manifest says "
                 f"{self.manifest.tombstones}"

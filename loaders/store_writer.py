@@ -24,11 +24,19 @@ import numpy.typing as npt
 from engine import catalog
 from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
 from engine.environment import ReadTransaction, generations_path, open_live, store_full_named
-from engine.errors import ShoalError, StoreDamaged, StoreFull, StoreLocked, StoreUnreadable
+from engine.errors import (
+    ShoalError,
+    StoreDamaged,
+    StoreFull,
+    StoreIsOtherShard,
+    StoreLocked,
+    StoreUnreadable,
+)
 from engine.failpoints import reached
 from engine.run_directory import make_run_directory
 from engine.schema import FeatureService, ViewSchema
 from engine.segment import Chunk, Segment
+from engine.shards import Shard
 from engine.version import StoreVersion, ViewVersion, read_generation, read_overlay, read_version
 from loaders.generation import clear_dead_folds
 from loaders.request_log import RequestLog
@@ -52,12 +60,17 @@ class NewOverlay:
 class StoreWriter:
     """The right to write to a store, held until `close`. Its methods may be called from several threads.
 
+    Args:
+        shard: the shard that the store is to hold. A new store becomes it for ever; without it, a store is opened as
+            what it is.
+
     Raises:
         StoreLocked: another process holds it.
+        StoreIsOtherShard: the store holds another shard, or all rows.
         RunDirectoryPrivate: another user does, or did.
     """
 
-    def __init__(self, store: Path, *, kept_generations: int = 2) -> None:
+    def __init__(self, store: Path, *, kept_generations: int = 2, shard: Shard | None = None) -> None:
         self.store = store
         self.kept_generations = kept_generations
         self.folding: dict[str, str] = {}
@@ -71,6 +84,8 @@ class StoreWriter:
             self._live.env.reader_check()
             self.requests = RequestLog(self._live)
             self._version = read_version(store, self._live, None)
+            if shard is not None:
+                self._become(shard)
             unless_open.pop_all()
         for view, version in self._version.views.items():
             clear_dead_folds(store, view)
@@ -81,6 +96,19 @@ class StoreWriter:
             if (damage := self.damage(view)) is not None:
                 with suppress(StoreFull):
                     self.note_trouble(view, damage)
+
+    def _become(self, shard: Shard) -> None:
+        """Note which shard the store holds, before it has any row."""
+        found = self._version.shard
+        if found == shard:
+            return
+        is_new = not self._version.names and not any((self.store / "generations").glob("*/*"))
+        if found is not None or not is_new:
+            raise StoreIsOtherShard.of(self.store, found, shard)
+        with self._live.env.begin(write=True) as transaction:
+            record = self._version.store.model_copy(update={"shard": str(shard)})
+            catalog.write_store(transaction, self._live.catalog, record)
+        self._version = read_version(self.store, self._live, None)
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +121,11 @@ class StoreWriter:
     def close(self) -> None:
         """Give up the right to write."""
         self._lock_file.close()
+
+    @property
+    def shard(self) -> Shard | None:
+        """The shard that the store holds; None if it holds all rows."""
+        return self._version.shard
 
     def version(self) -> StoreVersion:
         """The newest version; only this writer makes newer ones."""
@@ -218,7 +251,8 @@ class StoreWriter:
             if version.store.root == root and tuple(version.services.values()) == services:
                 return
             with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
-                catalog.write_store(transaction, self._live.catalog, catalog.StoreRecord(root=root))
+                record = version.store.model_copy(update={"root": root})
+                catalog.write_store(transaction, self._live.catalog, record)
                 catalog.write_services(transaction, self._live.catalog, services)
 
     def note_trouble(self, view: str, error: ShoalError) -> None:

@@ -16,6 +16,7 @@ from engine.export_root import ExportRoot
 from engine.feature_store import FeatureStore
 from engine.manifest import Manifest
 from engine.segment import Segment
+from engine.shards import Shard
 from engine.version import read_generation
 from loaders.published_rows import EntryReader
 
@@ -76,31 +77,33 @@ def verify_store(path: Path) -> Iterator[Checked]:
     for view, damage in version.damaged.items():
         yield Checked(view, 0, 0, damage.message)
         if damage.record is not None:
-            yield from _check_beside(path, view, damage.record)
+            yield from _check_beside(path, view, damage.record, version.shard)
     for view, at_version in version.views.items():
         for segment in at_version.segments:
-            yield _checked(f"{view} {segment.record.id}", partial(_check_segment, segment))
-        yield from _check_beside(path, view, at_version.record)
+            yield _checked(f"{view} {segment.record.id}", partial(_check_segment, segment, version.shard))
+        yield from _check_beside(path, view, at_version.record, version.shard)
 
 
-def _check_segment(segment: Segment) -> tuple[int, int]:
+def _check_segment(segment: Segment, shard: Shard | None) -> tuple[int, int]:
     record = segment.record
     for chunk in segment.chunks:
         chunk.verify()
+        if shard is not None and not shard.holds_all(chunk.header.min_hash, chunk.header.max_hash):
+            raise StoreDamaged(f"{chunk.origin} has rows that do not belong to shard {shard}, which the store holds")
     rows = sum(chunk.header.rows for chunk in segment.chunks)
     if rows != record.rows + record.tombstones:
         raise StoreDamaged(f"it has {rows} rows, the catalog says {record.rows} and {record.tombstones} tombstones")
     return rows, record.bytes
 
 
-def _check_generation(path: Path, record: SegmentRecord) -> tuple[int, int]:
-    return _check_segment(read_generation(path, record))
+def _check_generation(path: Path, record: SegmentRecord, shard: Shard | None) -> tuple[int, int]:
+    return _check_segment(read_generation(path, record), shard)
 
 
-def _check_beside(path: Path, view: str, record: ViewRecord) -> Iterator[Checked]:
+def _check_beside(path: Path, view: str, record: ViewRecord, shard: Shard | None) -> Iterator[Checked]:
     """Check what a view has besides the segments that are served: generations that are kept, or in the way."""
     for kept in record.kept:
-        yield _checked(f"{view} {kept.id} (kept)", partial(_check_generation, path, kept))
+        yield _checked(f"{view} {kept.id} (kept)", partial(_check_generation, path, kept, shard))
     named = {record.base.id, *(kept.id for kept in record.kept)}
     directory = generations_path(path, view)
     for entry in sorted(directory.iterdir()) if directory.is_dir() else ():

@@ -21,12 +21,27 @@ from aiohttp import web
 from watchfiles import Change, awatch
 
 from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
-from engine.errors import DefinitionError, LookupInvalid, PushInvalid, RootSilent, RootUnreadable, ShoalError, StoreFull
+from engine.environment import open_live
+from engine.errors import (
+    DefinitionError,
+    LookupInvalid,
+    PushInvalid,
+    RootSilent,
+    RootUnreadable,
+    ShoalError,
+    StoreDamaged,
+    StoreFull,
+    StoreIsOtherShard,
+    StoreNotFound,
+    StoreUnreadable,
+)
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
 from engine.failpoints import reached
 from engine.malloc import hold_little, return_freed_memory
 from engine.pushed_rows import decode_rows
 from engine.schema import ViewSchema
+from engine.shards import Shard
+from engine.version import read_version
 from loaders.compaction import fold, should_fold
 from loaders.definition import define_view, drop_view
 from loaders.follow import ApplyDelta, LoadSnapshot
@@ -303,16 +318,26 @@ class WriterProcess:
         )
 
 
-def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float) -> None:
+def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float, shard: Shard | None = None) -> None:
     """The writer process's main function; the process ends when it is told to stop.
 
     Raises:
         StoreLocked: the store has a writer already.
+        StoreIsOtherShard: the store holds another shard than the one named.
     """
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     _leave_room_for_lookups()
     hold_little()
-    asyncio.run(_run(StoreWriter(store), root, poll_seconds))
+    asyncio.run(_run(StoreWriter(store, shard=shard), root, poll_seconds))
+
+
+def check_shard(store: Path, shard: Shard) -> None:
+    """Raise StoreIsOtherShard if a store that is there already cannot be opened as a shard: a server whose writer could
+    only die is not to start. A new store may become any, and one that cannot be read says so once it is served."""
+    with suppress(StoreNotFound, StoreDamaged, StoreUnreadable):
+        version = read_version(store, open_live(store), None)
+        if version.shard != shard and (version.shard is not None or version.names):
+            raise StoreIsOtherShard.of(store, version.shard, shard)
 
 
 async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float) -> None:

@@ -12,8 +12,8 @@
     GET  /health, /ready        for load balancers
     GET  /metrics               for Prometheus
 
-Every answer carries the header X-Shoal-Version once a store is open. Where there are tokens, a request needs one with
-the role that the endpoint names; those for load balancers name none.
+Every answer carries the header X-Shoal-Version once a store is open, and that to a lookup X-Shoal-Applied. Where there
+are tokens, a request needs one with the role that the endpoint names; those for load balancers name none.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ from engine.server.openapi import DOCUMENT
 from engine.server.protection import Protection
 from engine.server.pushes import Pushes
 from engine.server.requests import BodyReader, LookupRequest, ReloadRequest, check_keys, set_deadline
-from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_json
+from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_json, answer_lookup
 from engine.server.served_store import ServedStore
 from engine.server.tokens import Role
 from engine.settings import ServerSettings
@@ -242,7 +242,7 @@ class Application:
         how: dict[str, Any] = {"max_age": asked.max_age, "stale": asked.stale, "max_values": self._settings.max_values}
         result = encoding.look_up(store, asked.wanted, asked.entities, **how)
         self._metrics.count_lookup(result)
-        return answer_bytes(encoding.encode(result), encoding.media_type, result.version)
+        return answer_lookup(encoding.encode(result), encoding.media_type, result)
 
     async def _lookup_for_feast(self, request: web.BaseRequest) -> web.Response:
         strict = self._settings.feast_strict
@@ -251,7 +251,7 @@ class Application:
         check_keys(asked.entities, self._settings.max_keys)
         result, content = feast.answer(self._served.open(), asked, strict=strict, max_values=self._settings.max_values)
         self._metrics.count_lookup(result)
-        return answer_bytes(content, feast.MEDIA_TYPE, result.version)
+        return answer_lookup(content, feast.MEDIA_TYPE, result)
 
     async def _materialize_for_feast(self, request: web.BaseRequest) -> web.Response:
         raise MaterializeElsewhere(

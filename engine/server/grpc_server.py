@@ -23,7 +23,7 @@ from engine.server.grpc_messages import parse_keys, parse_request
 from engine.server.metrics import Metrics
 from engine.server.protection import Protection
 from engine.server.requests import check_keys
-from engine.server.responses import VERSION_HEADER, sendable
+from engine.server.responses import APPLIED_HEADER, VERSION_HEADER, sendable
 from engine.server.served_store import ServedStore
 from engine.server.tls import Tls
 from engine.settings import ServerSettings
@@ -42,11 +42,13 @@ _CODES = {
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    421: grpc.StatusCode.FAILED_PRECONDITION,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
 
-Method = Callable[[bytes], bytes]
+Method = Callable[[bytes], tuple[bytes, str]]
+"""Answers a request, and says where the views that were read stand (see `StoreVersion.applied`)."""
 
 
 class GrpcServer:
@@ -104,14 +106,14 @@ class GrpcServer:
     async def _answer(self, name: str, method: Method, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Every request: errors become status codes, and every answer is counted."""
         started = time.perf_counter()
-        answer, code, message = b"", grpc.StatusCode.OK, ""
+        answer, applied, code, message = b"", "", grpc.StatusCode.OK, ""
         try:
             if self._protection.asks_for_tokens:
                 self._protection.authorize(_authorization(context), "read")
             remaining = context.time_remaining()
             if remaining is not None and remaining <= 0:
                 raise DeadlinePassed("the request's deadline had passed before it could be answered")
-            answer = method(request)
+            answer, applied = method(request)
         except ShoalError as error:
             if isinstance(error, DeadlinePassed):
                 self._metrics.count_shed("deadline")
@@ -121,7 +123,8 @@ class GrpcServer:
             code, message = grpc.StatusCode.INTERNAL, "the server met something unexpected; its log says what"
         now = self._served.version()
         if now is not None:
-            context.set_trailing_metadata(((VERSION_HEADER.lower(), str(now.id)),))
+            standing = ((APPLIED_HEADER.lower(), applied),) if applied else ()
+            context.set_trailing_metadata(((VERSION_HEADER.lower(), str(now.id)), *standing))
         seconds = time.perf_counter() - started
         self._metrics.count_request(f"grpc:{name}", code.name, seconds)
         if self._settings.access_log:
@@ -130,7 +133,7 @@ class GrpcServer:
             await context.abort(code, message)
         return answer
 
-    def _get_online_features(self, request: bytes) -> bytes:
+    def _get_online_features(self, request: bytes) -> tuple[bytes, str]:
         asked = parse_request(request)
         entities = {name: parse_keys(name, data) for name, data in asked.entities.items()}
         check_keys(entities, self._settings.max_keys)
@@ -143,12 +146,11 @@ class GrpcServer:
         views = store.version().views
         used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))
         join_keys = {name: data for name, data in asked.entities.items() if name in used}
-        return feast_protobuf.encode(
-            result, join_keys, full_feature_names=asked.full_feature_names, name_views=asked.name_views
-        )
+        names = {"full_feature_names": asked.full_feature_names, "name_views": asked.name_views}
+        return feast_protobuf.encode(result, join_keys, **names), result.applied
 
-    def _get_feast_serving_info(self, request: bytes) -> bytes:
-        return feast_protobuf.encode_serving_info(version("shoal"))
+    def _get_feast_serving_info(self, request: bytes) -> tuple[bytes, str]:
+        return feast_protobuf.encode_serving_info(version("shoal")), ""
 
 
 def _authorization(context: grpc.aio.ServicerContext) -> str | None:

@@ -146,6 +146,10 @@ class _StoreCollector:
         yield GaugeMetricFamily("shoal_store_version", "Newest store version", version.id if version else 0)
         if version is None:
             return
+        if version.shard is not None:
+            shard = GaugeMetricFamily("shoal_shard_info", "Which shard the store holds", labels=["shard", "shards"])
+            shard.add_metric([str(version.shard.number), str(version.shard.count)], 1)
+            yield shard
         live = describe_live(self._store)
         behind = live["oldest_reader"]["versions_behind"] if live["oldest_reader"] else 0
         yield GaugeMetricFamily("shoal_live_bytes", "Size of the live environment's file", live["bytes"])

@@ -1,11 +1,15 @@
-"""Answers that are not lookups: documents and errors."""
+"""Answers as responses: lookups, documents and errors."""
 
 from typing import Any
 
 import orjson
 from aiohttp import web
 
+from engine.result import LookupResult, MatrixResult
+
 VERSION_HEADER = "X-Shoal-Version"
+APPLIED_HEADER = "X-Shoal-Applied"
+"""Where the views of a lookup stand in their logs: see `engine.version.StoreVersion.applied`."""
 _LONGEST_MESSAGE = 2000
 """Characters. The end of a message says what to do."""
 
@@ -16,6 +20,16 @@ def answer_bytes(content: bytes, content_type: str, version: int | None = None, 
     if version is not None:
         headers[VERSION_HEADER] = str(version)
     return web.Response(body=content, status=status, headers=headers)
+
+
+def answer_lookup(content: bytes, content_type: str, result: LookupResult | MatrixResult) -> web.Response:
+    """The answer to a lookup, with what it was read from."""
+    headers = {
+        "Content-Type": content_type,
+        VERSION_HEADER: str(result.version),
+        APPLIED_HEADER: result.applied,
+    }
+    return web.Response(body=content, headers=headers)
 
 
 def answer_json(document: Any, version: int | None = None, status: int = 200) -> web.Response:

@@ -207,3 +207,13 @@ def test_the_help_names_every_command() -> None:
     listed = shoal("--help").stdout
     assert all(name in listed for name in ("export", "load", "lookup", "reload", "serve", "status", "verify"))
     assert shoal("--version").stdout.startswith("shoal")
+
+
+def test_a_store_stays_the_shard_that_it_was_loaded_as(root: ExportRoot, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    loaded = json.loads(shoal("load", "--store", store, "--from", root, "--shard", "2/3", "--json").stdout)
+    assert 0 < loaded["applied"][0]["rows"] < 200
+    assert "shard 2/3" in shoal("status", "--store", store).stdout
+    for command in (["load", "--from", root], ["serve", "--port", 0]):
+        refused = shoal(*command, "--store", store, "--shard", "1/3", code=2)
+        assert "holds shard 2/3, and cannot become shard 1/3" in refused.stderr

@@ -255,7 +255,7 @@ def test_only_dead_builds_are_cleared(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 10**7), st.integers(1, 10**9)), max_size=30), st.integers(1, 10**5))
 def test_row_groups_are_gathered_into_chunks_in_order(sizes: list[tuple[int, int]], row_bytes: int) -> None:
-    groups = [RowGroup(FILE, number, rows, size) for number, (rows, size) in enumerate(sizes)]
+    groups = [RowGroup(FILE, number, rows, rows, size) for number, (rows, size) in enumerate(sizes)]
     plans = chunk_plans(groups, row_bytes)
     assert [group for plan in plans for group in plan] == groups
     for number, plan in enumerate(plans):

@@ -238,7 +238,10 @@ def test_a_request_that_is_too_large_is_refused(client: Client) -> None:
 def test_answers_carry_the_version_and_are_counted(server: Server, client: Client) -> None:
     _, call = client.call(as_sent(asked(["users:score"], USER)))
     client.refusal(b"\xff")
-    assert dict(call.trailing_metadata())["x-shoal-version"] == str(server.ask("GET", "/v1/views").version)
+    metadata = dict(call.trailing_metadata())
+    assert metadata["x-shoal-version"] == str(server.ask("GET", "/v1/views").version)
+    over_http = server.lookup(["users:score"], {"users_id": [1]})
+    assert metadata["x-shoal-applied"] == over_http.headers["x-shoal-applied"]
     metrics = server.ask("GET", "/metrics").body.decode()
     for status in ("OK", "INVALID_ARGUMENT"):
         line = f'shoal_request_duration_seconds_count{{endpoint="grpc:GetOnlineFeatures",status="{status}"}}'

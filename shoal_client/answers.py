@@ -1,0 +1,249 @@
+"""Answers to lookups, in the forms that a ranker takes, and to pushes.
+
+The numbers stay in the memory that they came in: what `to_arrow` and `to_numpy` return are views of it where they can.
+"""
+
+import ast
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shoal_client.errors import AnswerInvalid, FormMissing
+from shoal_client.wire import APPLIED_HEADER, VERSION_HEADER, Response
+
+_NPY = b"\x93NUMPY\x01\x00"
+
+
+class Position(NamedTuple):
+    """Where a view stands in its log: the seq of the last entry that its rows hold, and the beginning of its id."""
+
+    seq: int
+    entry: str
+
+    def __str__(self) -> str:
+        return f"{self.seq}@{self.entry}"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What became of a push: how many `rows` it had, how many were `superseded` by newer ones, and, by address, the
+    version from which on each store shows it."""
+
+    rows: int
+    superseded: int
+    versions: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a lookup. `version` is that of the store that it was read from; None where several shards were
+    asked. `applied` says where each view stood in its log."""
+
+    version: int | None
+    applied: Mapping[str, Position]
+
+    def to_arrow(self) -> pa.RecordBatch:
+        """A column a feature, named `view:feature`, nulls as nulls."""
+        raise self._lacks("to_arrow", "arrow")
+
+    def to_pandas(self) -> Any:
+        """A data frame of it; needs pandas."""
+        return self.to_arrow().to_pandas()
+
+    def to_numpy(self) -> npt.NDArray[Any]:
+        """One float matrix [keys, columns] in the order asked, NaN where a value is absent; an embedding float32[N]
+        takes N columns, a bool is 0 or 1, a timestamp seconds since 1970."""
+        raise self._lacks("to_numpy", "npy")
+
+    def to_pydict(self) -> dict[str, list[Any]]:
+        """The values as Python objects, a list a feature, None where absent."""
+        raise self._lacks("to_pydict", "arrow")
+
+    @property
+    def statuses(self) -> dict[str, list[str]]:
+        """View → the status of each key: PRESENT, NOT_FOUND or OUTSIDE_MAX_AGE."""
+        raise self._lacks("statuses", "json")
+
+    @property
+    def event_timestamps(self) -> dict[str, list[str | None]]:
+        """View → the event time of each key, as RFC 3339 has it."""
+        raise self._lacks("event_timestamps", "json")
+
+    def _lacks(self, what: str, form: str) -> FormMissing:
+        return FormMissing(f"this answer has no {what}; look up with format={form!r}")
+
+
+@dataclass(frozen=True)
+class ArrowAnswer(Answer):
+    """An answer that came as an Arrow stream; `body` is what the batch's columns lie in, if that is one piece."""
+
+    batch: pa.RecordBatch
+    body: bytes = b""
+
+    def to_arrow(self) -> pa.RecordBatch:
+        return self.batch
+
+    def to_numpy(self) -> npt.NDArray[Any]:
+        columns = [_numbers(name, column) for name, column in zip(self.batch.schema.names, self.batch, strict=True)]
+        wide = any(_needs_double(column.type) for column in self.batch)
+        dtype = np.dtype(np.float64 if wide else np.float32)
+        as_they_lie = _view_of(columns, dtype, self.body)
+        if as_they_lie is not None:
+            return as_they_lie
+        matrix = np.empty((self.batch.num_rows, sum(column.shape[1] for column in columns)), dtype)
+        position = 0
+        for column in columns:
+            matrix[:, position : position + column.shape[1]] = column
+            position += column.shape[1]
+        return matrix
+
+    def to_pydict(self) -> dict[str, list[Any]]:
+        return self.batch.to_pydict()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class MatrixAnswer(Answer):
+    """An answer that came as one matrix."""
+
+    matrix: npt.NDArray[Any]
+
+    def to_numpy(self) -> npt.NDArray[Any]:
+        return self.matrix
+
+
+@dataclass(frozen=True)
+class JsonAnswer(Answer):
+    """An answer that came as JSON."""
+
+    document: Mapping[str, Any]
+
+    def to_pydict(self) -> dict[str, list[Any]]:
+        return dict(self.document["features"])
+
+    @property
+    def statuses(self) -> dict[str, list[str]]:
+        return dict(self.document["status"])
+
+    @property
+    def event_timestamps(self) -> dict[str, list[str | None]]:
+        return dict(self.document["event_timestamps"])
+
+
+def read_answer(response: Response, form: str) -> Answer:
+    """The answer in a response of a format; raises AnswerInvalid."""
+    try:
+        version = int(response.headers[VERSION_HEADER])
+        applied = dict(parse_applied(response.headers.get(APPLIED_HEADER, "")))
+        match form:
+            case "arrow":
+                with pa.ipc.open_stream(response.body) as stream:
+                    return ArrowAnswer(version, applied, stream.read_next_batch(), response.body)
+            case "npy":
+                return MatrixAnswer(version, applied, read_npy(response.body))
+            case _:
+                return JsonAnswer(version, applied, response.document)
+    except (pa.ArrowException, ValueError, LookupError, SyntaxError, StopIteration, struct.error) as error:
+        raise AnswerInvalid(f"{response.address} sent what is no answer: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def parse_applied(text: str) -> Mapping[str, Position]:
+    """View → position, of the header X-Shoal-Applied."""
+    positions = {}
+    for part in text.split(", ") if text else ():
+        view, _, position = part.partition("=")
+        seq, _, entry = position.partition("@")
+        positions[view] = Position(int(seq), entry)
+    return positions
+
+
+def read_npy(data: bytes) -> npt.NDArray[Any]:
+    """The matrix of a .npy file of version 1.0, as a view of its bytes."""
+    if not data.startswith(_NPY):
+        raise ValueError("it is no .npy file of version 1.0")
+    (length,) = struct.unpack_from("<H", data, 8)
+    dtype, shape = _read_head(data[10 : 10 + length])
+    return np.frombuffer(data, dtype, offset=10 + length).reshape(shape)
+
+
+@lru_cache(maxsize=256)
+def _read_head(data: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The type and shape in the head of a .npy file, which is alike for all answers of a size."""
+    head = ast.literal_eval(data.decode("latin-1").strip())
+    dtype: np.dtype[Any] = np.dtype(head["descr"])
+    if dtype.hasobject or head["fortran_order"]:
+        raise ValueError(f"its head is {head}")
+    return dtype, head["shape"]
+
+
+def read_pushed(response: Response) -> tuple[int, int, int]:
+    """The rows of a push, those that were superseded, and the version that shows it; raises AnswerInvalid."""
+    try:
+        answer = response.document
+        return int(answer["rows"]), int(answer["superseded"]), int(answer["version"])
+    except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
+        raise AnswerInvalid(f"{response.address} sent what is no answer to a push: {response.body[:100]!r}") from error
+
+
+def _needs_double(kind: pa.DataType) -> bool:
+    """Whether float32 would not hold all values of a type."""
+    if pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return not (pa.types.is_float32(kind) or pa.types.is_boolean(kind))
+
+
+def _numbers(name: str, column: pa.Array) -> npt.NDArray[Any]:
+    """A column as numbers [keys, width], NaN where absent; a view of its memory where that is so already."""
+    kind, width = column.type, 1
+    nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+    if pa.types.is_fixed_size_list(kind):
+        width = kind.list_size
+        # Behind a null there are values all the same; whatever they are.
+        values = column.values.slice(column.offset * width, len(column) * width)
+    elif pa.types.is_timestamp(kind):
+        values = pc.divide(column.cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
+    elif pa.types.is_boolean(kind):
+        values = column.cast(pa.float32())
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        values = column
+    else:
+        raise FormMissing(f"{name} is {kind}, which has no place in a matrix; take to_arrow")
+    if values.null_count:
+        values_of = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    else:
+        values_of = values.to_numpy()
+    numbers: npt.NDArray[Any] = values_of.reshape(len(column), width)
+    if nulls is not None:
+        numbers = numbers.astype(np.float64 if _needs_double(kind) else np.float32)
+        numbers[nulls] = np.nan
+    return numbers
+
+
+def _view_of(columns: list[npt.NDArray[Any]], dtype: np.dtype[Any], body: bytes) -> npt.NDArray[Any] | None:
+    """Columns as one matrix without a copy, where they lie in a body as the columns of one: each as far behind the one
+    before. A server's answer is so if no value is null."""
+    if any(column.dtype != dtype or not column.flags.c_contiguous for column in columns):
+        return None
+    first = columns[0]
+    if len(columns) == 1:
+        return first
+    if any(column.shape[1] != 1 for column in columns) or not first.size or not body:
+        return None
+    offsets = np.array([_address(column) for column in columns]) - _address(np.frombuffer(body, np.uint8))
+    steps = np.diff(offsets)
+    if (steps != steps[0]).any() or offsets[0] < 0 or steps[0] < first.nbytes or offsets[-1] + first.nbytes > len(body):
+        return None
+    strides = (dtype.itemsize, int(steps[0]))
+    return np.ndarray((first.size, len(columns)), dtype, body, int(offsets[0]), strides)
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])

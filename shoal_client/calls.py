@@ -1,0 +1,208 @@
+"""One request until it is answered: where it goes, when it goes again, and when the caller's time is over.
+
+A call does nothing itself. Whoever carries it out asks for its `next` step, and tells what became of each attempt; so
+threads and event loops share every decision. Times are those of `time.monotonic`.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shoal_client.errors import AnswerInvalid, DeadlineExceeded, NoAnswer, ServerError, ShoalError
+from shoal_client.replicas import Replica, ReplicaSet
+from shoal_client.wire import TIMEOUT_HEADER, Request, Response
+
+Hedge = float | Literal["p95"] | None
+
+_RETRIED = (429, 502, 503)
+_OVERLOADED = ("Overloaded", "PushesFull")
+CLOSE_SECONDS = 0.002
+"""What ends so shortly before its deadline ended because of it."""
+_BACKOFF_SECONDS = 0.02
+_LEAST_HEDGE_SECONDS = 0.001
+_FIRST_HEDGE_SECONDS = 0.1
+"""What is waited before a hedge while too few answers came to tell their 95th percentile."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How requests are repeated: `max_tries` at most, and a `hedge` after so many seconds, the 95th percentile of
+    answers' times ("p95"), or never (None)."""
+
+    max_tries: int = 3
+    hedge: Hedge = None
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A request on its way to a replica."""
+
+    replica: Replica
+    started: float
+    deadline: float
+    headers: dict[str, str]
+    is_alone: bool
+    """Whether no other attempt will be made before this one ends, or the deadline passes."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """There is nothing to do until then, or until an attempt ends."""
+
+    until: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """The call is over; attempts that are still on their way are of no use any more."""
+
+    outcome: Response | ShoalError
+
+
+Step = Attempt | Wait | Done
+
+
+@dataclass(eq=False)
+class Call:
+    """A request to replicas that is to be answered until `deadline`.
+
+    Args:
+        target: the only replica that it may go to.
+        avoid: the one that it is not to go to first, if there is another.
+        not_before: when it begins.
+    """
+
+    request: Request
+    replicas: ReplicaSet
+    policy: Policy
+    deadline: float
+    target: Replica | None = None
+    avoid: Replica | None = None
+    not_before: float = 0.0
+    in_flight: list[Attempt] = field(default_factory=list)
+    answered_by: Replica | None = None
+
+    def __post_init__(self) -> None:
+        self._tries = 0
+        self._hedge_at: float | None = None
+        self._outcome: Response | ShoalError | None = None
+        self._last_error: ShoalError | None = None
+
+    def next(self, now: float) -> Step:
+        """What is to be done now."""
+        if self._outcome is None and now >= self.deadline:
+            self._end(self._too_late(), now)
+        if self._outcome is not None:
+            return Done(self._outcome)
+        if not self.in_flight:
+            return self._attempt(now) if now >= self.not_before else Wait(min(self.not_before, self.deadline))
+        if self._hedge_at is not None and now >= self._hedge_at:
+            self._hedge_at = None
+            asked = self.in_flight[-1].replica
+            if self.replicas.has_other(now, asked) and self.replicas.hedges.take():
+                self.avoid = asked
+                return self._attempt(now)
+        return Wait(self.deadline if self._hedge_at is None else min(self._hedge_at, self.deadline))
+
+    def answered(self, attempt: Attempt, response: Response, now: float) -> None:
+        """An attempt was answered."""
+        if not self._ended(attempt):
+            return
+        if response.status not in _RETRIED:
+            self.replicas.answered(attempt.replica, now - attempt.started)
+            self.answered_by = attempt.replica
+            is_error = response.status >= 400
+            self._end(response.error() if is_error else response, now)
+            return
+        error = response.error()
+        if response.status == 429 or error.code in _OVERLOADED:
+            self.replicas.put_off(attempt.replica, now + (response.retry_after or 0.0))
+        else:
+            self.replicas.failed(attempt.replica, now)
+        self._fail(attempt, error, now, error.retry_after or 0.0)
+
+    def failed(self, attempt: Attempt, error: Exception, now: float) -> None:
+        """An attempt ended without an answer."""
+        if not self._ended(attempt):
+            return
+        self.replicas.failed(attempt.replica, now)
+        address = attempt.replica.address.text
+        told: ShoalError = NoAnswer(f"{address} does not answer: {error or type(error).__name__}")
+        if isinstance(error, AnswerInvalid):
+            told = error
+        self._fail(attempt, told, now, 0.0)
+
+    def abandon(self) -> None:
+        """Whoever wanted it wants it no more; attempts that are still on their way say nothing of their replicas."""
+        for attempt in self.in_flight:
+            self.replicas.dropped(attempt.replica)
+        self.in_flight = []
+
+    def _attempt(self, now: float) -> Attempt:
+        if self._tries == 0:
+            self.replicas.retries.count()
+            self.replicas.hedges.count()
+        self._tries += 1
+        if self.target is None:
+            replica = self.replicas.pick(now, self.avoid)
+        else:
+            replica = self.target
+            self.replicas.begin(replica)
+        if self.request.may_hedge and self._tries == 1 and self.target is None and len(self.replicas.replicas) > 1:
+            self._hedge_at = self._hedge_time(now)
+        remaining = max(1, int(1000 * (self.deadline - now)))
+        headers = {**self.request.headers, TIMEOUT_HEADER: str(remaining)}
+        is_alone = self._hedge_at is None and not self.in_flight
+        attempt = Attempt(replica, now, self.deadline, headers, is_alone)
+        self.in_flight.append(attempt)
+        return attempt
+
+    def _hedge_time(self, now: float) -> float | None:
+        hedge = self.policy.hedge
+        if hedge is None:
+            return None
+        if hedge == "p95":
+            return now + max(_LEAST_HEDGE_SECONDS, self.replicas.p95 or _FIRST_HEDGE_SECONDS)
+        return now + hedge
+
+    def _ended(self, attempt: Attempt) -> bool:
+        """Whether an attempt that ended was still of use."""
+        if attempt not in self.in_flight:
+            return False
+        self.in_flight.remove(attempt)
+        return True
+
+    def _fail(self, attempt: Attempt, error: ShoalError, now: float, retry_after: float) -> None:
+        self._last_error = error
+        if self.in_flight:
+            return
+        if not self.request.may_retry or self._tries >= self.policy.max_tries:
+            self._end(error, now)
+            return
+        self.avoid = attempt.replica
+        if self.target is None and self.replicas.has_other(now, attempt.replica):
+            delay = 0.0
+        else:
+            delay = max(retry_after, _BACKOFF_SECONDS * 2 ** (self._tries - 1)) * random.uniform(1.0, 1.5)
+        if now + delay >= self.deadline or not self.replicas.retries.take():
+            self._end(error, now)
+            return
+        self._hedge_at = None
+        self.not_before = now + delay
+
+    def _too_late(self) -> ShoalError:
+        asked = ", ".join(attempt.replica.address.text for attempt in self.in_flight) or "nobody"
+        before = f"; before that: {self._last_error}" if self._last_error is not None else ""
+        return DeadlineExceeded(f"no answer in time: {asked} was being asked{before}")
+
+    def _end(self, outcome: Response | ShoalError, now: float) -> None:
+        self._outcome = outcome
+        is_late = isinstance(outcome, DeadlineExceeded)
+        for attempt in self.in_flight:
+            if is_late:
+                self.replicas.failed(attempt.replica, now)
+            elif isinstance(outcome, ServerError):
+                self.replicas.dropped(attempt.replica)
+            else:
+                self.replicas.lost(attempt.replica, now - attempt.started, now)
+        self.in_flight = []

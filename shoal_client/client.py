@@ -1,0 +1,220 @@
+"""The client for threads."""
+
+import os
+import select
+import weakref
+from collections.abc import Sequence
+from datetime import timedelta
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import pyarrow as pa
+
+from shoal_client.answers import Answer, Pushed
+from shoal_client.calls import CLOSE_SECONDS, Attempt, Call, Done
+from shoal_client.connections import FAILURES, ConnectionPool, Exchange
+from shoal_client.core import Core, Outcome, Result, Steps
+from shoal_client.errors import ShoalError
+from shoal_client.replicas import Replica
+from shoal_client.settings import Settings, options
+from shoal_client.wire import Columns, Format, Stale
+
+Flights = dict[int, tuple[Call, Attempt, Exchange]]
+"""By descriptor, what is on its way."""
+
+_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
+
+
+class Client:
+    """Looks up features on Shoal's servers, and pushes rows to them, from any number of threads; also after a fork,
+    when it makes connections anew.
+
+    Args:
+        addresses: `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`, of one server or of several that have the
+            same data.
+        shards: instead, for each shard in order, its address or those of its replicas.
+        settings: see `shoal_client.settings.Settings`.
+
+    Raises:
+        AddressInvalid: an address is none.
+        RequestInvalid: a setting has a value that it cannot have.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str] | None = None,
+        *,
+        shards: Sequence[Sequence[str] | str] | None = None,
+        **settings: Unpack[Settings],
+    ) -> None:
+        self._options = options(addresses, shards, settings)
+        self._begin()
+        _clients.add(self)
+
+    def _begin(self) -> None:
+        self._core = Core(self._options)
+        self._pools: dict[Replica, ConnectionPool] = {
+            replica: ConnectionPool(replica.address, self._options.tls, self._options.connect_timeout)
+            for replica in self._core.replicas
+        }
+
+    def lookup(
+        self,
+        features: str | Sequence[str],
+        entities: Columns,
+        *,
+        max_age: str | timedelta | None = None,
+        stale: Stale = "null",
+        timeout: float | None = None,
+        format: Format = "arrow",
+    ) -> Answer:
+        """Look up features of many keys.
+
+        Args:
+            features: a list of `view:feature` (`view:*` for all of a view), or the name of a feature service.
+            entities: join key → a list, NumPy array or Arrow array of values, or a scalar that holds for every row.
+            max_age: the age of a row that is accepted, instead of each view's TTL: a text such as "12h", or a timedelta
+                of whole seconds.
+            stale: what becomes of older rows: "null" their values, "serve" them, or "fail".
+            timeout: seconds that it may take, instead of the client's.
+            format: what the answer comes in: "arrow" has every type and nulls, "npy" is one matrix of numbers and the
+                fastest, "json" has statuses and event times.
+
+        Raises:
+            ServerError: a server answered with an error, or the last one that was tried did.
+            NoAnswer: none answered.
+            DeadlineExceeded: the time was over.
+            RequestInvalid: the request was refused before it was sent.
+            ShardsDisagree: shards are not at one version, and did not get there in time.
+        """
+        return self._drive(
+            self._core.lookup(features, entities, max_age=max_age, stale=stale, timeout=timeout, form=format)
+        )
+
+    def push(
+        self,
+        view: str,
+        rows: Columns | pa.RecordBatch | pa.Table | None = None,
+        *,
+        deletes: Columns | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> Pushed:
+        """Push rows to all replicas, each of which has a store of its own; they are durable and visible when this
+        returns.
+
+        Args:
+            view: the view that they are rows of.
+            rows: column → values; or in Arrow. Without an event time they are of now.
+            deletes: the join keys of rows that are to go.
+            idempotency_key: by this a push that comes again is known; the client makes one if None.
+            timeout: seconds that it may take, instead of the client's.
+
+        Raises:
+            PushIncomplete: some stores have it, others may not; push it again under its `idempotency_key`.
+            ShoalError: as `lookup`, of a single store; its `idempotency_key` is that of the push.
+        """
+        return self._drive(self._core.push(view, rows, deletes, idempotency_key, timeout))
+
+    def views(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """The schemas of all views, and the feature services, as `GET /v1/views` has them; raises as `lookup`."""
+        return self._drive(self._core.views(timeout))
+
+    def status(self, *, timeout: float | None = None) -> dict[str, dict[str, Any] | ShoalError]:
+        """By address, what each server says of itself (`GET /v1/status`), or why it does not."""
+        return self._drive(self._core.status(timeout))
+
+    def ready(self, *, timeout: float | None = None) -> bool:
+        """Whether there is a server that answers lookups, of each shard."""
+        return self._drive(self._core.ready(timeout))
+
+    def close(self) -> None:
+        """End all connections; the client can be used again."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drive(self, steps: Steps[Result]) -> Result:
+        try:
+            calls = next(steps)
+            while True:
+                calls = steps.send(self._carry_out(calls))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    def _carry_out(self, calls: list[Call]) -> list[Outcome]:
+        """Carry out calls side by side, all in this thread: it waits on their sockets together."""
+        flights: Flights = {}
+        outcomes: dict[Call, Outcome] = {}
+        try:
+            while len(outcomes) < len(calls):
+                until = self._advance([call for call in calls if call not in outcomes], flights, outcomes)
+                if len(outcomes) == len(calls):
+                    break
+                alone = next(iter(flights.values())) if len(flights) == 1 and len(calls) == 1 else None
+                if alone is not None and alone[1].is_alone:
+                    self._receive(*alone, flights)
+                else:
+                    self._await_any(flights, until)
+        finally:
+            for _, _, exchange in flights.values():
+                exchange.cancel()
+            for call in calls:
+                call.abandon()
+        return [outcomes[call] for call in calls]
+
+    def _advance(self, calls: list[Call], flights: Flights, outcomes: dict[Call, Outcome]) -> float:
+        """Have calls do what they can do now; until when there is nothing more to do."""
+        soonest = float("inf")
+        for call in calls:
+            while isinstance(step := call.next(monotonic()), Attempt):
+                try:
+                    exchange = self._pools[step.replica].send(call.request, step.headers, step.deadline)
+                except (*FAILURES, ShoalError) as error:
+                    call.failed(step, error, monotonic())
+                else:
+                    flights[exchange.fileno()] = (call, step, exchange)
+            if isinstance(step, Done):
+                outcomes[call] = step.outcome
+                for number in [number for number, flight in flights.items() if flight[0] is call]:
+                    flights.pop(number)[2].cancel()
+            else:
+                soonest = min(soonest, step.until)
+        return soonest
+
+    def _await_any(self, flights: Flights, until: float) -> None:
+        poll = select.poll()
+        for number in flights:
+            poll.register(number, select.POLLIN)
+        # Rounded up: a wait that ends early would only be begun again.
+        for number, _ in poll.poll(max(0.0, 1000 * (until - monotonic())) + 1):
+            self._receive(*flights[number], flights)
+
+    def _receive(self, call: Call, attempt: Attempt, exchange: Exchange, flights: Flights) -> None:
+        del flights[exchange.fileno()]
+        try:
+            response = exchange.receive(attempt.deadline)
+        except FAILURES as error:
+            # One that ended with the deadline is the call's to judge.
+            if monotonic() < attempt.deadline - CLOSE_SECONDS:
+                call.failed(attempt, error, monotonic())
+        else:
+            call.answered(attempt, response, monotonic())
+
+
+def _begin_anew() -> None:
+    """In a forked child: connections are the parent's, and locks may be held by threads that are not here."""
+    for client in list(_clients):
+        client._begin()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

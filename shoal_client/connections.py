@@ -1,0 +1,155 @@
+"""Connections of the synchronous client: sockets that are kept for the next request, and answers read off them.
+
+A request is written in one piece, so that it travels in one packet where it fits in one. Answers are parsed by
+http.client. Sockets stay at hand: the client waits on several at once, and drops those of answers that came too late.
+"""
+
+import http.client
+import select
+import socket
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from time import monotonic
+
+from shoal_client.addresses import Address
+from shoal_client.wire import READ_HEADERS, Request, Response
+
+FAILURES = (OSError, http.client.HTTPException)
+"""What a connection that does not work raises."""
+
+_KEPT = 64
+_MOST_AT_ONCE = 1 << 20
+
+
+class Exchange:
+    """A request that was sent, and whose answer is awaited on its socket."""
+
+    def __init__(self, pool: "ConnectionPool", connection: socket.socket, method: str) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._method = method
+
+    def fileno(self) -> int:
+        """The socket's descriptor, readable once there is an answer."""
+        return self._connection.fileno()
+
+    def receive(self, deadline: float) -> Response:
+        """Read the answer; the connection is kept for the next request, if it may be.
+
+        Raises:
+            OSError, http.client.HTTPException: the connection does not work, or `deadline` passes.
+        """
+        try:
+            self._connection.settimeout(_remaining(deadline))
+            answer = http.client.HTTPResponse(self._connection, method=self._method)
+            answer.begin()
+            pieces = []
+            while piece := answer.read1(_MOST_AT_ONCE):
+                pieces.append(piece)
+                self._connection.settimeout(_remaining(deadline))
+            if answer.length:
+                raise http.client.IncompleteRead(b"".join(pieces), answer.length)
+        except BaseException:
+            self.cancel()
+            raise
+        headers = {name: value for name in READ_HEADERS if (value := answer.headers.get(name)) is not None}
+        keep = not answer.will_close
+        answer.close()
+        if keep:
+            self._pool.give_back(self._connection)
+        else:
+            self.cancel()
+        return Response(answer.status, headers, b"".join(pieces), self._pool.address.text)
+
+    def cancel(self) -> None:
+        """End the connection, whatever comes."""
+        self._connection.close()
+
+
+class ConnectionPool:
+    """Connections to one server; it may be used from several threads."""
+
+    def __init__(self, address: Address, tls: ssl.SSLContext | None, connect_timeout: float) -> None:
+        self.address = address
+        self._tls = (tls or ssl.create_default_context()) if address.tls else None
+        self._connect_timeout = connect_timeout
+        # Taking from a deque, and adding to it, is one step for all threads.
+        self._idle: deque[socket.socket] = deque()
+
+    def send(self, request: Request, headers: Mapping[str, str], deadline: float) -> Exchange:
+        """Send a request.
+
+        Raises:
+            OSError: there is no connection to the server, or it ended.
+        """
+        connection = self._take() or self._connect(deadline)
+        try:
+            connection.settimeout(_remaining(deadline))
+            connection.sendall(self._head(request, headers) + request.body)
+        except BaseException:
+            connection.close()
+            raise
+        return Exchange(self, connection, request.method)
+
+    def give_back(self, connection: socket.socket) -> None:
+        """Keep a connection for the next request."""
+        if len(self._idle) < _KEPT:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """End all connections that are kept."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self) -> socket.socket | None:
+        """The connection that was used last, if the server has not ended it meanwhile."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            poll = select.poll()
+            poll.register(connection, select.POLLIN)
+            if not poll.poll(0):
+                return connection
+            connection.close()
+
+    def _connect(self, deadline: float) -> socket.socket:
+        patience = min(self._connect_timeout, _remaining(deadline))
+        address = self.address
+        if address.path is not None:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.settimeout(patience)
+                connection.connect(address.path)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+        connection = socket.create_connection((address.host, address.port), patience)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                return self._tls.wrap_socket(connection, server_hostname=address.host)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _head(self, request: Request, headers: Mapping[str, str]) -> bytes:
+        lines = [f"{request.method} {request.path} HTTP/1.1", f"Host: {self.address.host_header}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if request.method != "GET":
+            lines.append(f"Content-Length: {len(request.body)}")
+        head = "\r\n".join(lines)
+        return f"{head}\r\n\r\n".encode("latin-1")
+
+
+def _remaining(deadline: float) -> float:
+    remaining = deadline - monotonic()
+    if remaining <= 0:
+        raise TimeoutError("the deadline passed")
+    return remaining

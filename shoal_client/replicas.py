@@ -1,0 +1,148 @@
+"""The servers that have the same data: which one to ask next, and which one better not.
+
+Of two that chance picks, the one with less under way is asked (Mitzenmacher, "The Power of Two Choices in Randomized
+Load Balancing"). One that does not answer is left out for a while, which doubles each time that it fails again.
+"""
+
+import random
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shoal_client.addresses import Address
+from shoal_client.budgets import Budget
+from shoal_client.errors import AddressInvalid
+
+_FIRST_EJECTION_SECONDS = 0.5
+_LONGEST_EJECTION_SECONDS = 30.0
+_LOST_RACES = 2
+"""One that was slower than its hedge so many times in a row counts as failing."""
+_SAMPLES = 256
+_LEAST_SAMPLES = 20
+_RECOMPUTED_EVERY = 16
+
+
+@dataclass(eq=False)
+class Replica:
+    """One server, and what is known of it. Times are those of `time.monotonic`."""
+
+    address: Address
+    in_flight: int = 0
+    ejected_until: float = 0.0
+    not_before: float = 0.0
+    """When it said that it is to be asked again."""
+    failures: int = 0
+    lost_races: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may be done besides what was asked for: shares of the requests of the last ten seconds, and how many in
+    any case."""
+
+    retry_share: float = 0.2
+    retry_reserve: int = 10
+    hedge_share: float = 0.05
+    hedge_reserve: int = 5
+
+
+@dataclass(eq=False)
+class ReplicaSet:
+    """Servers that have the same data. All methods may be called from several threads."""
+
+    addresses: Sequence[Address]
+    limits: Limits
+    replicas: list[Replica] = field(init=False)
+
+    def __post_init__(self) -> None:
+        texts = [address.text for address in self.addresses]
+        if not texts or len(set(texts)) < len(texts):
+            raise AddressInvalid(f"{', '.join(texts) or 'no addresses'}: give each server once, and one at least")
+        self.replicas = [Replica(address) for address in self.addresses]
+        self.retries = Budget(self.limits.retry_share, self.limits.retry_reserve)
+        self.hedges = Budget(self.limits.hedge_share, self.limits.hedge_reserve)
+        self._latencies: deque[float] = deque(maxlen=_SAMPLES)
+        self._sampled = 0
+        self._p95: float | None = None
+        self._lock = threading.Lock()
+
+    def pick(self, now: float, avoid: Replica | None = None) -> Replica:
+        """The replica to ask next; not `avoid` if there is another, and one that fails only if all do."""
+        with self._lock:
+            others = [replica for replica in self.replicas if replica is not avoid] or self.replicas
+            fit = [replica for replica in others if max(replica.ejected_until, replica.not_before) <= now]
+            if not fit:
+                # Where none is well the one that may be so again soonest is as good as any.
+                chosen = min(others, key=lambda replica: max(replica.ejected_until, replica.not_before))
+            else:
+                chosen = min(random.sample(fit, min(2, len(fit))), key=lambda replica: replica.in_flight)
+                if chosen.ejected_until:
+                    # It is tried by one request; the others wait for what becomes of that.
+                    chosen.ejected_until = now + _FIRST_EJECTION_SECONDS
+            chosen.in_flight += 1
+            return chosen
+
+    def begin(self, replica: Replica) -> None:
+        """A request to a replica that needed no picking begins."""
+        with self._lock:
+            replica.in_flight += 1
+
+    def has_other(self, now: float, than: Replica | None) -> bool:
+        """Whether there is another replica that is well."""
+        with self._lock:
+            return any(
+                replica is not than and max(replica.ejected_until, replica.not_before) <= now
+                for replica in self.replicas
+            )
+
+    def answered(self, replica: Replica, seconds: float) -> None:
+        """A replica answered in time."""
+        with self._lock:
+            replica.in_flight -= 1
+            replica.failures = replica.lost_races = 0
+            replica.ejected_until = replica.not_before = 0.0
+            self._sample(seconds)
+
+    def put_off(self, replica: Replica, until: float) -> None:
+        """A replica said that it has too much to do."""
+        with self._lock:
+            replica.in_flight -= 1
+            replica.not_before = until
+
+    def failed(self, replica: Replica, now: float) -> None:
+        """A replica did not answer, or said that it cannot."""
+        with self._lock:
+            replica.in_flight -= 1
+            self._eject(replica, now)
+
+    def lost(self, replica: Replica, seconds: float, now: float) -> None:
+        """A replica had not answered after so long when its hedge had."""
+        with self._lock:
+            replica.in_flight -= 1
+            replica.lost_races += 1
+            self._sample(seconds)
+            if replica.lost_races >= _LOST_RACES:
+                self._eject(replica, now)
+
+    def dropped(self, replica: Replica) -> None:
+        """A request to a replica came to nothing that says anything of it."""
+        with self._lock:
+            replica.in_flight -= 1
+
+    @property
+    def p95(self) -> float | None:
+        """The time in seconds in which nineteen of twenty answers came lately; None while there are too few."""
+        return self._p95
+
+    def _eject(self, replica: Replica, now: float) -> None:
+        seconds = min(_FIRST_EJECTION_SECONDS * 2**replica.failures, _LONGEST_EJECTION_SECONDS)
+        replica.failures = min(replica.failures + 1, 10)
+        replica.lost_races = 0
+        replica.ejected_until = now + seconds * random.uniform(0.8, 1.2)
+
+    def _sample(self, seconds: float) -> None:
+        self._latencies.append(seconds)
+        self._sampled += 1
+        if self._sampled >= _LEAST_SAMPLES and self._sampled % _RECOMPUTED_EVERY == 0:
+            self._p95 = sorted(self._latencies)[int(0.95 * len(self._latencies))]

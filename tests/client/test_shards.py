@@ -1,0 +1,201 @@
+"""A client of shards answers as an unsharded store does, cell by cell, from one version, or says why it cannot."""
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.keys import key_identity
+from engine.shards import Shard
+from shoal_client import Client, ShardsDisagree
+from shoal_client.aio import AsyncClient
+from shoal_client.errors import KeyOutsideShard, PushIncomplete, RequestInvalid, ShardMisplaced, UnknownFeature
+from shoal_client.hashing import first_hashes, shard_starts, shards_of
+from tests import stores
+from tests.client.conftest import PATIENT, SHARDS, Published, addresses
+from tests.engine.test_keys import VECTORS
+from tests.every_type import FEATURES, ITEMS, USERS
+from tests.server.serving import Server, eventually
+
+NUMBERS = [f"items:{name}" for name, kind in FEATURES.items() if kind not in ("string", "bytes") and "list" not in kind]
+ALL = [*(f"items:{name}" for name in FEATURES), "users:score", "users:text", "pairs:seen", "pairs:times"]
+MATRIX = [*NUMBERS, "users:score", "pairs:times"]
+
+
+@pytest.fixture(scope="module")
+def one(whole: Server) -> Iterator[Client]:
+    with Client(whole.record.address, **PATIENT) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def many(shards: list[Server]) -> Iterator[Client]:
+    with Client(shards=addresses(shards), **PATIENT) as client:
+        yield client
+
+
+def random_request(source: random.Random, features: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Features of some views in any order, and entities of which some are not there: columns, arrays or one for all."""
+    asked = source.sample(features, source.randrange(1, 7))
+    count = source.choice([0, 1, 2, 7, 60])
+    items: Any = [f"item-{source.randrange(400)}" for _ in range(count)]
+    users: Any = [source.randrange(6) for _ in range(count)]
+    if source.random() < 0.3:
+        users = source.randrange(6)
+    if source.random() < 0.2:
+        items = f"item-{source.randrange(6)}"
+    if source.random() < 0.3 and isinstance(users, list):
+        users = np.array(users, np.int64)
+    if source.random() < 0.3 and isinstance(items, list):
+        items = pa.array(items, pa.string())
+    return asked, {"items_id": items, "users_id": users}
+
+
+def test_hashes_are_those_of_the_store() -> None:
+    starts = shard_starts(7)
+    for key, first, _ in VECTORS:
+        columns = [("key", "string" if isinstance(value, str) else "int64", [value]) for value in key]
+        assert first_hashes(columns).tolist() == [first] == [key_identity(key)[0]]
+        assert shards_of(first_hashes(columns), starts).tolist() == [Shard(1, 7).of_hash(first).number - 1]
+
+
+def test_answers_of_shards_are_those_of_an_unsharded_store(one: Client, many: Client) -> None:
+    source = random.Random(11)
+    for _ in range(60):
+        features, entities = random_request(source, ALL)
+        expected, found = one.lookup(features, entities), many.lookup(features, entities)
+        assert found.to_arrow().schema == expected.to_arrow().schema
+        assert repr(found.to_pydict()) == repr(expected.to_pydict())
+        assert found.applied == expected.applied
+        features, entities = random_request(source, MATRIX)
+        expected, found = (client.lookup(features, entities, format="npy") for client in (one, many))
+        assert found.to_numpy().dtype == expected.to_numpy().dtype
+        assert np.array_equal(found.to_numpy(), expected.to_numpy(), equal_nan=True)
+        by_text = [client.lookup(features, entities, format="json") for client in (one, many)]
+        assert by_text[0].to_pydict() == by_text[1].to_pydict()
+        assert by_text[0].statuses == by_text[1].statuses
+        assert by_text[0].event_timestamps == by_text[1].event_timestamps
+
+
+def test_services_ages_and_the_asynchronous_client(one: Client, shards: list[Server]) -> None:
+    entities = {"items_id": [f"item-{number}" for number in range(40)], "users_id": 3}
+
+    async def ask() -> None:
+        async with AsyncClient(shards=addresses(shards), **PATIENT) as client:
+            found, whole = await client.lookup("ranking", entities), one.lookup("ranking", entities)
+            assert repr(found.to_pydict()) == repr(whole.to_pydict())
+            old = await client.lookup(["items:single"], entities, max_age="1d", format="json")
+            assert set(old.statuses["items"]) == {"NOT_FOUND", "OUTSIDE_MAX_AGE"}
+            assert (await client.ready(), len(await client.status())) == (True, SHARDS)
+
+    asyncio.run(ask())
+
+
+def test_what_is_asked_wrongly_is_refused(many: Client, shards: list[Server], whole: Server) -> None:
+    with pytest.raises(UnknownFeature, match="no feature 'nope'; it has score, text"):
+        many.lookup(["users:nope"], {"users_id": [1]})
+    with pytest.raises(UnknownFeature, match="no feature service 'nope'; they have ranking"):
+        many.lookup("nope", {"users_id": [1]})
+    with pytest.raises(RequestInvalid, match="'users_id' must be int64"):
+        many.lookup(["users:score"], {"users_id": ["1"]})
+    with pytest.raises(RequestInvalid, match="looked up by 'items_id', which is not among the entities"):
+        many.lookup(["items:single"], {"users_id": [1]})
+    with pytest.raises(RequestInvalid, match="must be of one length"):
+        many.lookup(["pairs:seen"], {"users_id": [1], "items_id": ["a", "b"]})
+    urls = addresses(shards)
+    with pytest.raises(ShardMisplaced, match=r"holds shard 2/3, the client takes it for shard 1/3"):
+        Client(shards=[urls[1], urls[0], urls[2]], **PATIENT).lookup(["users:score"], {"users_id": [1]})
+    with pytest.raises(ShardMisplaced, match="holds all rows"):
+        Client(shards=[whole.record.address], **PATIENT).lookup(["users:score"], {"users_id": [1]})
+    with pytest.raises(KeyOutsideShard, match="are not of this store, which is shard 1/3") as refused:
+        Client(urls[0], **PATIENT).lookup(["users:score"], {"users_id": list(range(50))})
+    assert (refused.value.status, refused.value.code) == (421, "KeyOutsideShard")
+
+
+def test_servers_say_which_shard_they_are(shards: list[Server]) -> None:
+    assert [server.ask("GET", "/v1/status").json["shard"] for server in shards] == ["1/3", "2/3", "3/3"]
+    assert 'shoal_shard_info{shard="2",shards="3"} 1.0' in shards[1].ask("GET", "/metrics").body.decode()
+
+
+def test_a_push_is_divided_and_one_of_other_rows_refused(many: Client, shards: list[Server]) -> None:
+    users = list(range(1000, 1020))
+    pushed = many.push("users", {"users_id": users, "score": [float(user) for user in users]})
+    assert (pushed.rows, pushed.superseded, set(pushed.versions)) == (20, 0, set(addresses(shards)))
+    assert many.lookup(["users:score"], {"users_id": users}, format="npy").to_numpy()[:, 0].tolist() == users
+    in_arrow = pa.table({"users_id": users, "text": ["x"] * 20})
+    assert many.push("users", in_arrow).rows == 20
+    many.push("users", deletes={"users_id": users[:3]})
+    texts = many.lookup(["users:text"], {"users_id": users}).to_pydict()["users:text"]
+    assert texts == [None] * 3 + ["x"] * 17
+    # Nothing of a push is applied of which a row belongs elsewhere.
+    answer = shards[0].ask("POST", "/v1/push", {"view": "users", "rows": {"users_id": users, "score": [0.0] * 20}})
+    assert (answer.status, answer.error[0]) == (421, "KeyOutsideShard")
+    assert many.lookup(["users:score"], {"users_id": users[3:]}, format="npy").to_numpy()[:, 0].tolist() == users[3:]
+
+
+def test_shards_that_do_not_agree_are_asked_again_and_else_refused(
+    published: Published, one: Client, many: Client, shards: list[Server]
+) -> None:
+    entities = {"users_id": list(range(100))}
+    before = many.lookup(["users:score"], entities).applied["users"]
+    writer = shards[1].record.writer
+    assert writer is not None
+    os.kill(writer, signal.SIGSTOP)
+    try:
+        rows = [{"users_id": user, "score": -1.0, "text": "new", stores.TIMESTAMP: stores.NOW} for user in range(100)]
+        stores.publish_delta(published.root, USERS, rows)
+        for server in (shards[0], shards[2]):
+            eventually(partial(is_past, server, before.seq), "the delta")
+        with pytest.raises(ShardsDisagree, match=r"users: shard 1 at 2@.*, shard 2 at 1@.*, shard 3 at 2@") as refused:
+            many.lookup(["users:score"], entities, timeout=0.5)
+        seqs = {shard: position.seq for shard, position in refused.value.positions["users"].items()}
+        assert seqs == {1: 2, 2: 1, 3: 2}
+        # Views and keys that the slow shard is not asked of are none the worse.
+        assert many.lookup(["items:single"], {"items_id": ["item-3"]}).to_pydict() == {"items:single": [77.0]}
+        with Client(shards=addresses(shards), max_skew=1, **PATIENT) as lenient:
+            mixed = lenient.lookup(["users:score"], entities, format="npy").to_numpy()[:, 0]
+        assert 0 < (mixed == -1.0).sum() < 100
+        timer = threading.Timer(0.3, os.kill, (writer, signal.SIGCONT))
+        timer.start()
+        answer = many.lookup(["users:score"], entities, format="npy")
+        assert (answer.to_numpy() == -1.0).all()
+        assert answer.applied["users"].seq == before.seq + 1
+        timer.join()
+    finally:
+        os.kill(writer, signal.SIGCONT)
+
+
+def is_past(server: Server, seq: int) -> bool:
+    views = server.ask("GET", "/v1/status").json["views"]
+    return next(int(view["applied_seq"]) for view in views if view["name"] == "users") > seq
+
+
+def test_a_shard_that_is_away_fails_what_needs_it_alone(published: Published, shards: list[Server]) -> None:
+    # Last in its file: it ends a server.
+    urls = addresses(shards)
+    with Client(shards=urls, timeout=5.0) as client:
+        hashes = first_hashes([("users_id", "int64", list(range(100)))])
+        of_row = shards_of(hashes, shard_starts(SHARDS))
+        inside = np.flatnonzero(of_row != 2).tolist()
+        client.lookup(["users:score"], {"users_id": inside})
+        shards[2].kill()
+        assert client.lookup(["users:score"], {"users_id": inside}).to_arrow().num_rows == len(inside)
+        started = time.monotonic()
+        with pytest.raises(ConnectionError, match="does not answer"):
+            client.lookup(["users:score"], {"users_id": list(range(100))})
+        assert time.monotonic() - started < 5.0
+        with pytest.raises(PushIncomplete, match="1 of 3 stores did not confirm") as failure:
+            client.push("users", {"users_id": list(range(100)), "score": [1.0] * 100}, idempotency_key="k")
+        assert (set(failure.value.done), set(failure.value.failed)) == (set(urls[:2]), {urls[2]})
+        assert failure.value.idempotency_key == "k"
+        assert not client.ready()
+    assert ITEMS.name in {view["name"] for view in shards[0].ask("GET", "/v1/views").json["views"]}
