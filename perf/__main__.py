@@ -11,8 +11,8 @@ from perf import scale as scales
 from perf.cases import (
     arrivals,
     beside_writer,
-    costs,
     client,
+    costs,
     export,
     freshness,
     http,
@@ -20,6 +20,7 @@ from perf.cases import (
     loading,
     many,
     nodes,
+    nodes_client,
     overload,
     pushes,
     rollout,
@@ -57,8 +58,12 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "swap": swap.run,
     "export": export.run,
 }
-ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {"hundred-million": many.run, "nodes": nodes.run}
-"""Cases that run only when they are named: one is large, and one needs root and HAProxy."""
+ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {
+    "hundred-million": many.run,
+    "nodes": nodes.run,
+    "nodes-client": nodes_client.run,
+}
+"""Cases that run only when they are named: one is large, the others need root, and one of them HAProxy."""
 
 
 @click.command()

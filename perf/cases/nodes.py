@@ -48,11 +48,12 @@ class Replica:
 
     host: Host
     store: Path
+    port: int = PORT
 
     @property
     def address(self) -> str:
         """Where it listens."""
-        return f"{self.host.address}:{PORT}"
+        return f"{self.host.address}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def run(scale: Scale) -> list[Finding]:
         started = time.monotonic()
         for number, host in enumerate(others):
             replica = Replica(host, directory / f"store-{number}")
-            closing.enter_context(_serving(replica, root))
+            closing.enter_context(serving(replica, root))
             replicas.append(replica)
         for replica in replicas:
-            _await(lambda replica=replica: _is_ready(client, replica), "a replica that is ready")  # type: ignore[misc]
+            await_seen(lambda replica=replica: is_ready(client, replica), "a replica that is ready")  # type: ignore[misc]
             _check(client, replica, first, documents[0])
         ready_after = time.monotonic() - started
         findings = [Finding("nodes", f"{REPLICAS} replicas, from nothing to ready together", ready_after, "s")]
@@ -100,9 +101,10 @@ def run(scale: Scale) -> list[Finding]:
 
 
 @contextmanager
-def _serving(replica: Replica, root: ExportRoot, *options: str) -> Iterator[None]:
+def serving(replica: Replica, root: ExportRoot, *options: str) -> Iterator[None]:
+    """`shoal serve` there."""
     command: list[object] = [sys.executable, "-m", "cli", "serve", "--store", replica.store, "--from", root]
-    command += ["--host", "0.0.0.0", "--port", PORT, "--open-to-all", "--workers", 1]
+    command += ["--host", "0.0.0.0", "--port", replica.port, "--open-to-all", "--workers", 1]
     # How late an answer is is measured; none is to be refused for it.
     command += ["--request-timeout-ms", 60_000, *options]
     with replica.store.with_suffix(".log").open("wb") as log:
@@ -122,7 +124,8 @@ def _ask(client: Host, url: str, body: bytes | None = None, accept: str = "*/*")
     return done.stdout if done.returncode == 0 else None
 
 
-def _is_ready(client: Host, replica: Replica) -> bool:
+def is_ready(client: Host, replica: Replica) -> bool:
+    """Whether a host is told that a replica is ready."""
     return _ask(client, f"http://{replica.address}/ready") is not None
 
 
@@ -149,8 +152,8 @@ def _result(load: "subprocess.Popen[bytes]") -> dict[str, Any]:
     return result
 
 
-def _await(look: Callable[[], object], what: str) -> float:
-    """Waits; returns for how many seconds."""
+def await_seen(look: Callable[[], object], what: str) -> float:
+    """Wait until something is seen; returns for how many seconds."""
     started = time.monotonic()
     while not look():
         assert time.monotonic() < started + _PATIENCE_SECONDS, f"not seen in {_PATIENCE_SECONDS:g} s: {what}"
@@ -190,8 +193,8 @@ def _behind_proxy(
     command += ["haproxy", "-f", str(_HAPROXY), "-f", str(more)]
     address, findings = f"{proxy.address}:{PORT}", []
     with _process(command, directory / "haproxy.log"):
-        _await(lambda: _is_up(stats, "one") and _is_up(stats, "two"), "two replicas that HAProxy asks")
-        _await(lambda: _ask(client, f"http://{address}/health") is not None, "an answer by the proxy")
+        await_seen(lambda: _is_up(stats, "one") and _is_up(stats, "two"), "two replicas that HAProxy asks")
+        await_seen(lambda: _ask(client, f"http://{address}/health") is not None, "an answer by the proxy")
         findings += _faced(client, address, bodies, seconds, "all is well")[0]
         faults = (
             _Fault(
@@ -205,11 +208,11 @@ def _behind_proxy(
             def strike(fault: _Fault = fault, out_after: list[float] = out_after) -> None:
                 fault.begin()
                 if fault.is_noticed:
-                    out_after.append(_await(lambda: not _is_up(stats, "one"), "HAProxy does without it"))
+                    out_after.append(await_seen(lambda: not _is_up(stats, "one"), "HAProxy does without it"))
 
             found, last_late = _faced(client, address, bodies, seconds, fault.what, strike)
             fault.end()
-            back_after = _await(lambda: _is_up(stats, "one"), "it is back")
+            back_after = await_seen(lambda: _is_up(stats, "one"), "it is back")
             case = f"nodes: {fault.what}"
             findings += found
             findings += [Finding(case, "out of rotation after", after, "s") for after in out_after]
@@ -293,7 +296,7 @@ def _skew(scale: Scale, replicas: Sequence[Replica], root: ExportRoot, data: Dat
         manifest = publish_delta(root, data, distinct_documents(data, CHANGED, seed=change), change)
         published_at[manifest.seq] = time.perf_counter()
         time.sleep(max(0.0, due - time.perf_counter()))
-    _await(lambda: served.keys() == published_at.keys(), "the last delta, at all replicas")
+    await_seen(lambda: served.keys() == published_at.keys(), "the last delta, at all replicas")
     stop.set()
     watching.join()
     case = f"nodes: a delta of {CHANGED:,} rows a second, {len(replicas)} replicas"

@@ -49,8 +49,6 @@ VALUES: dict[str, dict[str, Any]] = {
 }
 OPERATORS = ("PodMonitor", "PrometheusRule")
 """Kinds of Prometheus's operator, whose schemas are not Kubernetes's."""
-TO_COME = {"--shard"}
-"""What the chart gives, and a server of this release does not take yet."""
 
 
 @pytest.fixture(params=VALUES, scope="module")
@@ -157,7 +155,7 @@ def test_a_server_knows_each_argument_and_has_all_ports_and_paths(manifests: lis
         serving = container(one)
         assert serving["command"] == ["shoal", "serve"]
         given = [argument.partition("=")[0] for argument in serving["args"]]
-        assert {name for name in given if name not in known} <= TO_COME
+        assert {name for name in given if name not in known} == set()
         assert len(set(given)) == len(given)
         arguments = dict(argument.partition("=")[::2] for argument in serving["args"])
         ports = {port["name"]: port["containerPort"] for port in serving["ports"]}
