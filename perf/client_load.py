@@ -1,4 +1,4 @@
-"""Lookups by shoal_client, from a process that may stand in a network namespace: `python -m perf.client_load --help`."""
+"""Lookups by shoal_client, by a process that may stand in a network namespace: `python -m perf.client_load --help`."""
 
 import json
 import threading

@@ -1,5 +1,5 @@
-"""shoal_client over replicas and over shards, each in a network namespace of its own: throughput by their number, and what
-the client sees while one of them is slow or cut off.
+"""shoal_client over replicas and over shards, each in a network namespace of its own: throughput by their number, and
+what the client sees while one of them is slow or cut off.
 
 All share the cores of this machine, so that more of them answer more only as far as those go.
 """
