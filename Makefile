@@ -24,7 +24,7 @@ demo:
 	$(BIN)/python -m demo $(DEMO)
 
 # Some tests compare Shoal with Feast's own server and client.
-test: setup check .venv-peers/installed .s3-server/versitygw
+test: setup check .venv-peers/installed .s3-server/versitygw .dynamodb-server/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -56,6 +56,13 @@ audit: setup .venv-audit/installed
 	CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/.s3-server .s3-server/venv/bin/go install \
 	  github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
+# A server that speaks DynamoDB's interface, for tests, from npm.
+.dynamodb-server/installed:
+	@command -v npm >/dev/null || { echo "npm is missing, which fetches a server for tests: apt-get install npm"; exit 1; }
+	@mkdir -p .dynamodb-server
+	npm install --prefix .dynamodb-server --no-audit --no-fund --silent dynalite@3.2.2
+	@touch $@
+
 # Feast's own tests of an online store. FEAST_REPOSITORY is where they are fetched from; SUITE='--store sqlite' tests
 # Feast's instead.
 feast-suite: $(FEAST_SUITE_VENV)/installed
@@ -76,4 +83,4 @@ bench-small: setup
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data
+	rm -rf .dynamodb-server .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data

@@ -139,7 +139,7 @@ def _rows(result: LookupResult, entities: dict[str, Any], now: float) -> list[di
 
 
 def _is_missing(status: int) -> bool:
-    return status == Status.NOT_FOUND
+    return status in (Status.NOT_FOUND, Status.UNAVAILABLE)
 
 
 def _print_table(version: int, rows: list[dict[str, Any]]) -> None:
