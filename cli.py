@@ -13,6 +13,7 @@ from engine.export_root import ExportRoot
 from engine.feast_commands import feast_diff_command
 from engine.settings import ServerSettings, server_settings
 from loaders.commands import load_command, reload_command, verify_command
+from loaders.dynamodb.command import sync_dynamodb_command
 from spark_export.command import export_command, feast_views_command
 
 
@@ -85,6 +86,7 @@ for command in (
     lookup_command,
     reload_command,
     status_command,
+    sync_dynamodb_command,
     verify_command,
 ):
     shoal.add_command(command)

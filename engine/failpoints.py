@@ -34,6 +34,10 @@ Failpoint = Literal[
     "export.manifest-aside",
     "export.log-linked",
     "export.published",
+    # The writing of a table.
+    "sync.leased",
+    "sync.rows-written",
+    "sync.progress-noted",
     # The start of each process of a server.
     "writer.locked",
     "writer.listening",

@@ -16,28 +16,30 @@ from engine.segment import Chunk, Segment
 
 
 def segments_of(
-    view: str, values: Sequence[bytes], schema_of: Callable[[bytes], ViewSchema]
-) -> list[tuple[ViewSchema, Segment]]:
+    view: str, values: Sequence[bytes], schema_of: Callable[[bytes], ViewSchema], names: Sequence[bytes] | None = None
+) -> list[Segment]:
     """Rows as segments, one for each schema under which some of them were written.
 
     Args:
         values: `v` of items (see `engine.dynamodb.items`), each of another key.
         schema_of: the schema with a fingerprint.
+        names: `n` of the same items, where keys are to be read from the segments.
 
     Raises:
         ViewDamaged: a value is none.
     """
-    by_schema: defaultdict[bytes, list[bytes]] = defaultdict(list)
-    for value in values:
-        by_schema[value[:8]].append(value)
-    found = []
-    for of, rows in by_schema.items():
-        schema = schema_of(of)
-        found.append((schema, _segment(view, schema, rows)))
-    return found
+    by_schema: defaultdict[bytes, list[int]] = defaultdict(list)
+    for number, value in enumerate(values):
+        by_schema[value[:8]].append(number)
+    segments = []
+    for of, numbers in by_schema.items():
+        rows = [values[number] for number in numbers]
+        own_names = [names[number] for number in numbers] if names is not None else None
+        segments.append(_segment(view, schema_of(of), rows, own_names))
+    return segments
 
 
-def _segment(view: str, schema: ViewSchema, values: Sequence[bytes]) -> Segment:
+def _segment(view: str, schema: ViewSchema, values: Sequence[bytes], names: Sequence[bytes] | None) -> Segment:
     count, stride = len(values), RowLayout(schema).stride
     starts = np.zeros(count + 1, np.int64)
     np.cumsum(np.fromiter(map(len, values), np.int64, count), out=starts[1:])
@@ -49,16 +51,23 @@ def _segment(view: str, schema: ViewSchema, values: Sequence[bytes]) -> Segment:
     buckets = most_buckets(count)
     hashes_at, rows_at = 0, 8 * count
     directory_at = rows_at + stride * count
-    heap_at = -(-(directory_at + 4 * (buckets + 1)) // 16) * 16
-    memory = np.empty(heap_at + len(heap), np.uint8)
-    memory[heap_at:] = np.frombuffer(heap, np.uint8)
+    key_offsets_at = directory_at + 4 * (buckets + 1)
+    heap_at = -(-(key_offsets_at + (4 * (count + 1) if names is not None else 0)) // 16) * 16
+    heap_end = heap_at + len(heap)
+    in_order = b"".join(names[number] for number in order.tolist()) if names is not None else b""
+    memory = np.empty(heap_end + len(in_order), np.uint8)
+    memory[heap_at:heap_end] = np.frombuffer(heap, np.uint8)
+    if names is not None:
+        memory[heap_end:] = np.frombuffer(in_order, np.uint8)
+        key_ends = np.cumsum([0, *(len(names[number]) for number in order.tolist())], dtype=np.uint32)
+        memory[key_offsets_at : key_offsets_at + key_ends.nbytes] = key_ends.view(np.uint8)
     at = address_of(memory)
     fields = heap_fields(schema)
     misfit = unpack_values(at + heap_at, starts, order, stride, fields, at + hashes_at, at + rows_at)
     if misfit >= 0:
         raise _damaged(view)
     hashes = memory[:rows_at].view(np.int64)
-    shift, in_use = _fill_directory(hashes, memory[directory_at:heap_at].view(np.uint32), buckets)
+    shift, in_use = _fill_directory(hashes, memory[directory_at:key_offsets_at].view(np.uint32), buckets)
     header = ChunkHeader(
         stride=stride,
         rows=count,
@@ -68,16 +77,18 @@ def _segment(view: str, schema: ViewSchema, values: Sequence[bytes]) -> Segment:
         buckets=in_use,
         hashes=hashes_at,
         row_data=rows_at,
-        key_offsets=0,
+        key_offsets=key_offsets_at,
         origins=0,
         directory=directory_at,
         heap=heap_at,
-        keys=memory.size,
+        keys=heap_end,
         total=memory.size,
         checksum=0,
     )
-    # Only what a segment's kernels ask for; nothing of it ever stands in a catalog.
-    record = SegmentRecord.model_construct(view_schema=schema)
+    # Only what is asked of a segment that is read, or merged; nothing of it ever stands in a catalog.
+    record = SegmentRecord.model_construct(
+        id="table", view_schema=schema, origins=(), rows=count, tombstones=0, bytes=memory.size
+    )
     return Segment(record, [Chunk.in_memory(header, memory, f"rows of view {view!r}")])
 
 

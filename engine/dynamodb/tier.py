@@ -158,7 +158,7 @@ class RemoteTier:
                 missing = set(of_view.keys) - of_view.known.keys()
                 unavailable = np.fromiter((key in missing for key in of_rows), np.bool_, len(of_rows))
             segments = segments_of(of_view.view.name, values, of_view.schemas.__getitem__)
-            fetched[of_view.view.name] = FetchedRows([segment for _, segment in segments], unavailable)
+            fetched[of_view.view.name] = FetchedRows(segments, unavailable)
         self._remember(asked)
         return fetched, [of_view.counts for of_view in asked]
 

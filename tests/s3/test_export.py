@@ -15,8 +15,8 @@ from engine.export_root import ExportRoot, entry_directory
 from loaders.verify import verify_root
 from spark_export.report import Report
 from spark_export.session import spark_session
+from tests.faulty_network import FaultyNetwork
 from tests.s3 import server
-from tests.s3.faulty_network import FaultyNetwork
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, Row, ago
 
 ROWS: list[Row] = [{KEY: f"d{i}", "n": i, "e": [i, 0.5], "x": i / 2, TIMESTAMP: ago(hours=9)} for i in range(300)]

@@ -1,8 +1,9 @@
-"""A proxy between a client of S3 and its server that fails as networks and busy servers do."""
+"""A proxy between a client of S3 or DynamoDB and its server that fails as networks and busy servers do."""
 
 import asyncio
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,13 @@ from yarl import URL
 
 @dataclass
 class Fault:
-    """What happens to requests of a method whose path and query hold a text: the first `times` of them.
+    """What happens to requests of a method whose path and query, or operation of DynamoDB, hold a text: the first
+    `times` of them, each with a `chance`.
 
-    `status` answers instead of the server. `lost` breaks the connection off when the server has answered. `cut` does so
-    after so many bytes of the body, `slow` waits so many seconds between blocks of it. `hangs` gives no answer at all.
+    `status` answers instead of the server, with a `code` of its errors. `lost` breaks the connection off when the
+    server has answered. `cut` does so after so many bytes of the body, `slow` waits so many seconds between blocks of
+    it, `late` before the request is passed on. `hangs` gives no answer at all. `changes` makes of the bodies of request
+    and answer the one that is sent on.
     """
 
     method: str = "GET"
@@ -27,11 +31,17 @@ class Fault:
     lost: bool = False
     cut: int | None = None
     slow: float = 0.0
+    late: float = 0.0
     hangs: bool = False
+    code: str | None = None
+    chance: float = 1.0
+    changes: Callable[[bytes, bytes], bytes] | None = None
     met: int = field(default=0)
 
     def takes(self, method: str, target: str) -> bool:
         if self.met >= self.times or method != self.method or self.text not in target:
+            return False
+        if self.chance < 1 and random.random() >= self.chance:
             return False
         self.met += 1
         return True
@@ -45,7 +55,7 @@ class FaultyNetwork:
         self.url = ""
         self.faults: list[Fault] = []
         self.requests: list[str] = []
-        self._mended = asyncio.Event()
+        self._session: aiohttp.ClientSession | None = None
 
     def fail(self, **fault: Any) -> Fault:
         self.faults.append(Fault(**fault))
@@ -54,30 +64,42 @@ class FaultyNetwork:
     def mend(self) -> None:
         self.faults.clear()
 
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            )
+        return self._session
+
+    async def close(self, _app: web.Application) -> None:
+        if self._session is not None:
+            await self._session.close()
+
     async def pass_on(self, request: web.Request) -> web.StreamResponse:
-        target = request.raw_path
+        operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
+        target = request.raw_path + operation
         self.requests.append(f"{request.method} {target}")
         fault = next((fault for fault in list(self.faults) if fault.takes(request.method, target)), Fault())
         while fault.hangs and fault in self.faults:
             await asyncio.sleep(0.02)
         body = await request.read()
+        await asyncio.sleep(fault.late)
         if fault.status is not None:
-            if fault.status == 200:
-                return web.Response(headers={"ETag": '"0"'})
-            code = "SlowDown" if fault.status == 503 else "InternalError"
-            text = f"<Error><Code>{code}</Code><Message>by the tests</Message></Error>"
-            return web.Response(status=fault.status, text=text, content_type="application/xml")
-        url = URL(self._server + target, encoded=True)
-        async with (
-            aiohttp.ClientSession(auto_decompress=False) as session,
-            session.request(request.method, url, headers=request.headers, data=body, allow_redirects=False) as answer,
-        ):
+            return _refusal(fault, operation)
+        url = URL(self._server + request.raw_path, encoded=True)
+        sent = self.session().request(request.method, url, headers=request.headers, data=body, allow_redirects=False)
+        async with sent as answer:
             content = await answer.read()
             assert request.transport is not None
             if fault.lost:
                 request.transport.abort()
                 return web.Response()
-            response = web.StreamResponse(status=answer.status, headers=answer.headers)
+            headers = answer.headers.copy()
+            if fault.changes is not None:
+                content = fault.changes(body, content)
+                for name in ("Content-Length", "x-amz-crc32"):
+                    headers.popall(name, None)
+            response = web.StreamResponse(status=answer.status, headers=headers)
             await response.prepare(request)
             if request.method == "HEAD":
                 return response
@@ -90,6 +112,22 @@ class FaultyNetwork:
             return response
 
 
+def _refusal(fault: Fault, operation: str) -> web.Response:
+    """The answer of a server that is not asked."""
+    assert fault.status is not None
+    if fault.status == 200:
+        return web.Response(headers={"ETag": '"0"'})
+    if operation:
+        error = {
+            "__type": f"com.amazonaws.dynamodb.v20120810#{fault.code or 'InternalServerError'}",
+            "message": "tests",
+        }
+        return web.json_response(error, status=fault.status, content_type="application/x-amz-json-1.0")
+    code = fault.code or ("SlowDown" if fault.status == 503 else "InternalError")
+    text = f"<Error><Code>{code}</Code><Message>by the tests</Message></Error>"
+    return web.Response(status=fault.status, text=text, content_type="application/xml")
+
+
 @contextmanager
 def faulty_network(server: str) -> Iterator[FaultyNetwork]:
     """A proxy before the server at a URL, in a thread of its own."""
@@ -98,6 +136,7 @@ def faulty_network(server: str) -> Iterator[FaultyNetwork]:
     async def start() -> web.AppRunner:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{path:.*}", network.pass_on)
+        app.on_cleanup.append(network.close)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
