@@ -234,7 +234,7 @@ def _print_status(status: dict[str, Any]) -> None:
         table.add_row(
             view["name"],
             str(view["applied_seq"]),
-            base["id"] + (" (pinned)" if view["pinned"] else ""),
+            f"table {view['table']}" if view["table"] else base["id"] + (" (pinned)" if view["pinned"] else ""),
             f"{base['rows']:,}",
             str(len(overlays)),
             f"{sum(overlay['rows'] + overlay['tombstones'] for overlay in overlays):,}",

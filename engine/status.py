@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.catalog import SegmentRecord
+from engine.schema import ViewSchema
 from engine.version import StoreVersion
 
 
@@ -18,6 +19,8 @@ def describe_views(version: StoreVersion) -> dict[str, Any]:
                 "join_keys": [key.model_dump() for key in schema.join_keys],
                 "features": [feature.model_dump() for feature in schema.features],
                 "ttl_seconds": schema.ttl.total_seconds() if schema.ttl else None,
+                "tier": schema.tier,
+                "table": _table(schema),
             }
             for schema in schemas
         ],
@@ -54,6 +57,8 @@ def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:
     record = view.record
     segments = (record.base, *record.overlays)
     return document | {
+        "tier": record.view_schema.tier,
+        "table": _table(record.view_schema),
         "base": _describe_segment(record.base),
         "overlays": [_describe_segment(overlay) for overlay in record.overlays],
         "kept": [kept.id for kept in record.kept],
@@ -67,6 +72,10 @@ def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:
         "applied_at": _instant(record.applied_at),
         "pinned": record.pinned,
     }
+
+
+def _table(schema: ViewSchema) -> str | None:
+    return schema.table_name if schema.is_remote else None
 
 
 def _describe_segment(segment: SegmentRecord) -> dict[str, Any]:

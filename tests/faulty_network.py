@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from yarl import URL
 
 @dataclass
 class Fault:
-    """What happens to requests of a method whose path and query, or operation of DynamoDB, hold a text: the first
-    `times` of them, each with a `chance`.
+    """What happens to requests of a method whose path and query, or operation and body of DynamoDB, hold a text: to the
+    first `times` of them, each with a `chance`.
 
     `status` answers instead of the server, with a `code` of its errors. `lost` breaks the connection off when the
     server has answered. `cut` does so after so many bytes of the body, `slow` waits so many seconds between blocks of
@@ -79,18 +80,23 @@ class FaultyNetwork:
         operation = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
         target = request.raw_path + operation
         self.requests.append(f"{request.method} {target}")
-        fault = next((fault for fault in list(self.faults) if fault.takes(request.method, target)), Fault())
+        body = await request.read()
+        # What a request to DynamoDB is about stands in its body.
+        about = target + body.decode() if operation else target
+        fault = next((fault for fault in list(self.faults) if fault.takes(request.method, about)), Fault())
         while fault.hangs and fault in self.faults:
             await asyncio.sleep(0.02)
-        body = await request.read()
-        await asyncio.sleep(fault.late)
+        passed_on_at = time.monotonic() + fault.late
+        while time.monotonic() < passed_on_at and fault in self.faults:
+            await asyncio.sleep(min(0.02, fault.late))
         if fault.status is not None:
             return _refusal(fault, operation)
         url = URL(self._server + request.raw_path, encoded=True)
         sent = self.session().request(request.method, url, headers=request.headers, data=body, allow_redirects=False)
         async with sent as answer:
             content = await answer.read()
-            assert request.transport is not None
+            if request.transport is None:  # The client has gone.
+                return web.Response()
             if fault.lost:
                 request.transport.abort()
                 return web.Response()
@@ -137,7 +143,7 @@ def faulty_network(server: str) -> Iterator[FaultyNetwork]:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{path:.*}", network.pass_on)
         app.on_cleanup.append(network.close)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]

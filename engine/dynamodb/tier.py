@@ -96,7 +96,7 @@ class RemoteTier:
         self._schemas: dict[tuple[str, bytes], ViewSchema] = {}
         self._connecting: asyncio.Future[None] | None = None
         self._connected_at = 0.0
-        self._told_at = 0.0
+        self._told_at: dict[str, float] = {}
 
     async def connect(self) -> None:
         """Find the server and open the cache, which takes a moment, unless that is done.
@@ -175,15 +175,15 @@ class RemoteTier:
                         tasks.append(asyncio.ensure_future(self._read(of_view, missing[start : start + BATCH], until)))
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                     if isinstance(outcome, ShoalError):
-                        self._tell(str(outcome))
+                        self._tell(_kind(outcome), outcome)
                     elif isinstance(outcome, BaseException):
                         raise outcome
                 for of_view in asked:
                     await self._learn_schemas(of_view, until)
         except TimeoutError:
-            self._tell(f"rows of {', '.join(of_view.view.name for of_view in asked)} did not come in time")
+            self._tell("late", f"rows of {', '.join(of_view.view.name for of_view in asked)} did not come in time")
         except ShoalError as error:
-            self._tell(str(error))
+            self._tell(_kind(error), error)
         for of_view in asked:
             for key in [key for key, value in of_view.known.items() if value and not self._knows(of_view, value)]:
                 del of_view.known[key]
@@ -207,7 +207,7 @@ class RemoteTier:
             try:
                 of_view.known = self._cache.get(self._prefix(of_view.view), of_view.keys)
             except lmdb.Error as error:
-                self._tell(f"the cache of rows cannot be read: {error}")
+                self._tell("cache", f"the cache of rows cannot be read: {error}")
             of_view.counts.cached = len(of_view.known)
 
     async def _read(self, of_view: _Asked, keys: Sequence[bytes], until: float) -> None:
@@ -221,7 +221,7 @@ class RemoteTier:
             except TableFailed as error:
                 if not error.is_transient:
                     raise
-                self._tell(str(error))
+                self._tell(_kind(error), error)
             else:
                 for item in answer.get("Responses", {}).get(table, ()):
                     if VALUE in item:
@@ -298,11 +298,11 @@ class RemoteTier:
         """What keys of a view's table begin with in the cache."""
         return xxhash.xxh3_64_digest(f"{self._client.endpoint} {view.record.view_schema.table_name}".encode())
 
-    def _tell(self, message: str) -> None:
-        """Log what went wrong, seldom: while a table fails, each request does."""
+    def _tell(self, kind: str, message: object) -> None:
+        """Log what went wrong, each kind of it seldom: while a table fails, each request does."""
         now = time.monotonic()
-        if now - self._told_at > _TOLD_EVERY_SECONDS:
-            self._told_at = now
+        if now - self._told_at.get(kind, -_TOLD_EVERY_SECONDS) > _TOLD_EVERY_SECONDS:
+            self._told_at[kind] = now
             log.warning("%s", message)
 
 
@@ -314,6 +314,10 @@ def _key_bytes(hashes: Hashes) -> list[bytes]:
     """The keys of items with some hashes."""
     raw = np.ascontiguousarray(hashes.T).tobytes()
     return [raw[start : start + 16] for start in range(0, len(raw), 16)]
+
+
+def _kind(error: ShoalError) -> str:
+    return error.code if isinstance(error, TableFailed) else type(error).__name__
 
 
 def _key_of(key: Mapping[str, Any]) -> bytes:

@@ -374,7 +374,7 @@ class Lease:
                 raise TableTaken(
                     f"table {self._table.name!r} is being written by {await self._holder()}; let one process do so"
                 )
-            await asyncio.sleep(min(1.0, self._seconds / _RENEWALS))
+            await asyncio.sleep(min(0.5, self._seconds / _RENEWALS))
         reached("sync.leased")
         self._table.lease = self
         self._renewing = asyncio.create_task(self._renew())

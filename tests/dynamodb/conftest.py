@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.dynamodb import server
+from tests.dynamodb.tables import ENDPOINT
 from tests.faulty_network import FaultyNetwork, faulty_network
-
-ENDPOINT = "AWS_ENDPOINT_URL_DYNAMODB"
 
 
 @pytest.fixture(scope="module")

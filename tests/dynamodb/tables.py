@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.dynamodb.client import DynamoClient, binary_of
-from engine.dynamodb.items import KEY, KEY_BYTES
+from engine.dynamodb.client import DynamoClient, binary, binary_of
+from engine.dynamodb.items import KEY, KEY_BYTES, LEASE
 from engine.export_root import ExportRoot
 from engine.schema import ViewSchema
+from loaders.dynamodb import rows
 from loaders.dynamodb.bring_local import load_table
 from loaders.dynamodb.sync import Sync, Written
 from loaders.dynamodb.table import Progress
 from loaders.store_writer import StoreWriter
+from tests.s3.server import ACCESS
+
+ENDPOINT = "AWS_ENDPOINT_URL_DYNAMODB"
 
 
 def remote(view: ViewSchema, table: str) -> ViewSchema:
@@ -37,6 +41,23 @@ def sync(root: ExportRoot, *views: str, dry_run: bool = False, **options: float)
             return [entry for view in views or syncing.remote_views() for entry in await syncing.catch_up(view)]
 
     return asyncio.run(run())
+
+
+def sync_in_steps(address: str, endpoint: str, table: str) -> None:
+    """`sync` in a process of its own, some rows at a time."""
+    os.environ |= {ENDPOINT: endpoint, **ACCESS}
+    rows.ROWS_AT_ONCE = 40
+    sync(ExportRoot(address))
+
+
+def forget_lease(table: str) -> None:
+    """Have the time of whoever writes to a table be over."""
+
+    async def forget() -> None:
+        async with DynamoClient() as client:
+            await client.call("DeleteItem", {"TableName": table, "Key": {KEY: binary(LEASE)}}, 10.0)
+
+    asyncio.run(forget())
 
 
 def bring_local(store: Path, table: str) -> Progress:
