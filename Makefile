@@ -73,12 +73,12 @@ $(FEAST_SUITE_VENV)/installed: tests/feast_suite/requirements.txt pyproject.toml
 	$(FEAST_SUITE_VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/feast_suite/requirements.txt -e .
 	@touch $@
 
-bench: setup .venv-peers/installed
+bench: setup .venv-peers/installed .dynamodb-server/installed
 	@$(NEEDS_JAVA)
 	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
 	$(BIN)/python -m perf
 
-bench-small: setup
+bench-small: setup .dynamodb-server/installed
 	@$(NEEDS_JAVA)
 	$(BIN)/python -m perf --small
 

@@ -11,6 +11,7 @@ from perf import scale as scales
 from perf.cases import (
     arrivals,
     beside_writer,
+    dynamodb,
     export,
     freshness,
     http,
@@ -49,6 +50,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "start": starts.run,
     "swap": swap.run,
     "export": export.run,
+    "dynamodb": dynamodb.run,
 }
 ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {"hundred-million": many.run}
 """Cases so large that they run only when they are named."""

@@ -10,8 +10,10 @@ import logging
 import random
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ _FIRST_PAUSE = 0.004
 _LONGEST_PAUSE = 0.1
 _TOLD_EVERY_SECONDS = 10.0
 _CONNECT_AGAIN_SECONDS = 5.0
+_END_SECONDS = 2.0
 
 
 @dataclass
@@ -331,6 +334,8 @@ class BlockingTier:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="remote-tier", daemon=True).start()
         self._tier = RemoteTier(store, **options)
+        # When nobody has it any more, or the process ends.
+        weakref.finalize(self, _end, self._loop, self._tier)
 
     def fetch(
         self, views: Sequence[ViewVersion], entities: Entities, incomplete: Incomplete, seconds: float
@@ -342,3 +347,10 @@ class BlockingTier:
             return (await self._tier.fetch(views, entities, incomplete, seconds))[0]
 
         return asyncio.run_coroutine_threadsafe(fetch(), self._loop).result()
+
+
+def _end(loop: asyncio.AbstractEventLoop, tier: RemoteTier) -> None:
+    """Close what a thread's loop has open, and end the thread."""
+    with suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(tier.close(), loop).result(_END_SECONDS)
+    loop.call_soon_threadsafe(loop.stop)
