@@ -19,7 +19,7 @@ the role that the endpoint names; those for load balancers name none.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from aiohttp import StreamReader, web
@@ -37,7 +37,6 @@ from engine.errors import (
     ShoalError,
     TokenInvalid,
 )
-from engine.key_columns import Incomplete
 from engine.live_status import describe_live
 from engine.processes import describe_server
 from engine.remote_rows import NOTHING
@@ -250,9 +249,10 @@ class Application:
         check_keys(asked.entities, self._settings.max_keys)
         encoding = choose_format(request.headers.get("Accept", ""))
         how: dict[str, Any] = {"max_age": asked.max_age, "stale": asked.stale, "max_values": self._settings.max_values}
-        how["fetched"] = NOTHING
+        how |= {"fetched": NOTHING, "partial": parse_partial(request.headers.get(PARTIAL_HEADER))}
         if self._tables.are_needed():
-            how |= await self._fetched(request, asked.wanted, asked.entities, "fail")
+            remaining = remaining_seconds(request)
+            how["fetched"] = await self._tables.fetch(asked.wanted, asked.entities, "fail", remaining)
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
         result = encoding.look_up(store, asked.wanted, asked.entities, **how)
@@ -266,21 +266,14 @@ class Application:
         asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
         how: dict[str, Any] = {"max_values": self._settings.max_values, "fetched": NOTHING}
+        how["partial"] = parse_partial(request.headers.get(PARTIAL_HEADER))
         if self._tables.are_needed():
             wanted, entities = feast.lenient(self._served.open().version(), asked)
-            how |= await self._fetched(request, wanted, entities, "not_found")
+            how["fetched"] = await self._tables.fetch(wanted, entities, "not_found", remaining_seconds(request))
         result, content = feast.answer(self._served.open(), asked, strict=strict, **how)
         self._metrics.count_lookup(result)
         response = answer_bytes(content, feast.MEDIA_TYPE, result.version)
         return self._marked(response, result)
-
-    async def _fetched(
-        self, request: web.BaseRequest, wanted: str | list[str], entities: Mapping[str, Any], incomplete: Incomplete
-    ) -> dict[str, Any]:
-        """What a lookup needs to know of rows that are kept in tables, once they have come or their time is over."""
-        partial = parse_partial(request.headers.get(PARTIAL_HEADER))
-        fetched = await self._tables.fetch(wanted, entities, incomplete, remaining_seconds(request))
-        return {"fetched": fetched, "partial": partial}
 
     def _marked(self, response: web.Response, result: LookupResult | MatrixResult) -> web.Response:
         """An answer that says of which views rows are missing in it that did not come in time."""

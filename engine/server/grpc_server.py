@@ -155,9 +155,8 @@ class GrpcServer:
         check_keys(entities, self._settings.max_keys)
         # Rows that are too old are served, and marked as such, as Feast's own servers do.
         how: dict[str, Any] = {"stale": "serve", "incomplete": "not_found", "max_values": self._settings.max_values}
-        how["fetched"] = NOTHING
+        how |= {"fetched": NOTHING, "partial": parse_partial(_metadata(context, PARTIAL_HEADER.lower()))}
         if self._tables.are_needed():
-            how["partial"] = parse_partial(_metadata(context, PARTIAL_HEADER.lower()))
             remaining = context.time_remaining()
             how["fetched"] = await self._tables.fetch(asked.wanted, entities, "not_found", remaining)
         # From here on nothing waits: the version that is read is held only until its rows are copied.
