@@ -11,7 +11,7 @@ from engine.dynamodb.items import ROW_AT, heap_fields, unpack_values
 from engine.errors import ViewDamaged
 from engine.kernels.memory import address_of
 from engine.layout import ChunkHeader, RowLayout, most_buckets
-from engine.schema import ViewSchema
+from engine.schema import Feature, JoinKey, ViewSchema
 from engine.segment import Chunk, Segment
 
 
@@ -37,6 +37,14 @@ def segments_of(
         own_names = [names[number] for number in numbers] if names is not None else None
         segments.append(_segment(view, schema_of(of), rows, own_names))
     return segments
+
+
+def warm() -> None:
+    """Have the kernels ready, which are compiled when they are first called."""
+    schema = ViewSchema(
+        name="v", join_keys=(JoinKey(name="k", type="int64"),), features=(Feature(name="f", type="string"),)
+    )
+    segments_of(schema.name, [bytes(ROW_AT + RowLayout(schema).stride)], lambda of: schema)
 
 
 def _segment(view: str, schema: ViewSchema, values: Sequence[bytes], names: Sequence[bytes] | None) -> Segment:

@@ -25,7 +25,7 @@ import xxhash
 from engine.dynamodb.cache import NO_ROW, RowCache
 from engine.dynamodb.client import DynamoClient, binary, binary_of
 from engine.dynamodb.items import KEY, VALUE, fingerprint, read_item, schema_in, schema_key
-from engine.dynamodb.segments import segments_of
+from engine.dynamodb.segments import segments_of, warm
 from engine.errors import ShoalError, TableFailed, TableInvalid
 from engine.key_columns import Entities, Hashes, Incomplete, KeyColumns
 from engine.remote_rows import Fetched, FetchedRows
@@ -117,6 +117,7 @@ class RemoteTier:
         await asyncio.shield(self._connecting)
 
     async def _connect(self) -> None:
+        await asyncio.to_thread(warm)
         await self._client.connect()
         if self._cache_seconds > 0 and self._cache is None:
             try:

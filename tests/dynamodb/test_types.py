@@ -109,4 +109,4 @@ def test_a_table_becomes_the_base_of_its_view_which_goes_on_along_the_log(
     assert (record.applied_seq, record.applied_entry) == (1, root.entry("itemsx", 1).id)
     assert len(items(f"{table}.items")) == len(NAMES)
     with pytest.raises(TableMissing, match="has no table 'nothing-there'"):
-        bring_local(tmp_path / "local", "nothing-there")
+        bring_local(tmp_path / "another", "nothing-there")
