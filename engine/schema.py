@@ -118,6 +118,14 @@ class ViewSchema(BaseModel):
             seen.add(name)
         return self
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Of all features it takes a while, and schemas are keys of what is remembered.
+        return hash((self.name, self.join_keys, self.features))
+
     @property
     def is_remote(self) -> bool:
         """Whether the rows are kept elsewhere than on each node."""

@@ -59,8 +59,11 @@ class ServerSettings(BaseModel):
         description="how long rows that are kept in tables are waited for, where the client does not say how long it "
         "waits: see docs/dynamodb.md",
     )
-    remote_hedge_ms: int | None = Field(
-        default=None, ge=1, description="send what a table has not answered after so long once more; never if not given"
+    remote_hedge_ms: int = Field(
+        default=20,
+        ge=0,
+        description="send what a table has not answered after so long once more, of twenty requests one at most; 0 for "
+        "never",
     )
     remote_cache_seconds: float = Field(
         default=2.0, ge=0, description="how long rows of tables may be served from the node's cache; 0 for no cache"

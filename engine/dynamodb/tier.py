@@ -41,6 +41,9 @@ _LONGEST_PAUSE = 0.1
 _TOLD_EVERY_SECONDS = 10.0
 _CONNECT_AGAIN_SECONDS = 5.0
 _END_SECONDS = 2.0
+_HEDGED_SHARE = 0.05
+"""Of requests so many may be sent once more: a table that is slow altogether is not to get twice the load."""
+_MOST_HEDGES_AT_ONCE = 10.0
 
 
 @dataclass
@@ -77,7 +80,7 @@ class RemoteTier:
         store: the node's store, where its cache is.
         cache_seconds: how long rows may be served from the cache; 0 for none.
         cache_bytes: the most room that the cache takes.
-        hedge_seconds: after how long a request that is not answered is sent once more; None for never.
+        hedge_seconds: after how long a request that is not answered is sent once more, if few are; None for never.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class RemoteTier:
         self._cache_seconds = cache_seconds
         self._cache_bytes = cache_bytes
         self._hedge_seconds = hedge_seconds
+        self._hedges_left = _MOST_HEDGES_AT_ONCE
         self._client = DynamoClient()
         self._cache: RowCache | None = None
         self._filling = ThreadPoolExecutor(1, thread_name_prefix="row-cache")
@@ -251,10 +255,12 @@ class RemoteTier:
         first = self._client.call("BatchGetItem", document, until - time.monotonic())
         if self._hedge_seconds is None:
             return await first
+        self._hedges_left = min(self._hedges_left + _HEDGED_SHARE, _MOST_HEDGES_AT_ONCE)
         tasks = {asyncio.ensure_future(first)}
         try:
             done, _ = await asyncio.wait(tasks, timeout=self._hedge_seconds)
-            if not done:
+            if not done and self._hedges_left >= 1:
+                self._hedges_left -= 1
                 counts.hedges += 1
                 counts.requests += 1
                 tasks.add(asyncio.ensure_future(self._client.call("BatchGetItem", document, until - time.monotonic())))

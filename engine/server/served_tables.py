@@ -86,11 +86,10 @@ class ServedTables:
             from engine.dynamodb.tier import RemoteTier
 
             settings = self._settings
-            hedge = settings.remote_hedge_ms
             self._tier = RemoteTier(
                 settings.store,
                 cache_seconds=settings.remote_cache_seconds,
                 cache_bytes=settings.remote_cache_mib << 20,
-                hedge_seconds=None if hedge is None else hedge / 1e3,
+                hedge_seconds=settings.remote_hedge_ms / 1e3 or None,
             )
         return self._tier
