@@ -121,7 +121,8 @@ def lookup(
         RowsUnavailable: rows did not come in time, and `partial` is "fail".
     """
     check_stale(stale)
-    check_partial(partial)
+    if partial != "serve":
+        check_partial(partial)
     plan = _plan(version, features)
     keys = KeyColumns(entities, incomplete)
     check_values(keys.count, plan.values_per_key, max_values)

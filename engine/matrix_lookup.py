@@ -39,7 +39,8 @@ def lookup_matrix(
         LookupInvalid: also where a feature is a string, bytes or a variable list.
     """
     check_stale(stale)
-    check_partial(partial)
+    if partial != "serve":
+        check_partial(partial)
     plan = _matrix_plan(version, features)
     keys = KeyColumns(entities)
     check_values(keys.count, plan.columns, max_values)
