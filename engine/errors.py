@@ -197,6 +197,10 @@ class TableInvalid(ShoalError):
     """A table holds what Shoal does not write."""
 
 
+class RowTooLarge(ShoalError):
+    """A row takes more bytes than an item of a table can have."""
+
+
 class TableTaken(ShoalError):
     """Another process writes to the table, or has taken it over."""
 

@@ -21,6 +21,7 @@ from engine.dynamodb.items import (
     pack_values,
     values_size,
 )
+from engine.errors import RowTooLarge
 from engine.kernels.memory import address_of
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import RowLayout
@@ -31,6 +32,7 @@ from loaders.segment_writer import ChunkBuilder, ChunkMemory
 
 ROWS_AT_ONCE = 2048
 _UNIT_BYTES = 1024
+_LARGEST_ITEM = 400 << 10
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,20 @@ class Row:
         }
 
     def write_units(self, seq: int) -> int:
-        """The write units that writing it takes; 1 for a tombstone, whose item's size is not known."""
+        """The write units that writing it takes; 1 for a tombstone, whose item's size is not known.
+
+        Raises:
+            RowTooLarge: no item is so large.
+        """
         if self.value is None:
             return 1
         size = 6 + len(self.key) + len(self.value) + len(self.names) + 8
         size += _number_bytes(self.event_time) + _number_bytes(seq)
+        if size > _LARGEST_ITEM:
+            raise RowTooLarge(
+                f"the row of key {self.key.hex()} takes {size} bytes, DynamoDB's items at most {_LARGEST_ITEM}; keep "
+                f"the view local, or its large values elsewhere"
+            )
         return -(-size // _UNIT_BYTES)
 
 

@@ -21,8 +21,9 @@ from engine.errors import FileDamaged, LineageError, ManifestInvalid, NotPublish
 from engine.export_root import ExportRoot
 from engine.failpoints import reached
 from engine.manifest import Manifest
+from loaders.dynamodb.lease import Lease
 from loaders.dynamodb.rows import Row, published_rows
-from loaders.dynamodb.table import Lease, Pace, Progress, Spent, Table
+from loaders.dynamodb.table import Pace, Progress, Spent, Table
 from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
 from loaders.published_rows import EntryReader
 
@@ -136,7 +137,7 @@ class Sync:
         await table.check_key()
         if await asyncio.to_thread(self._step, view, await table.progress()) is None:
             return []
-        async with Lease(self._client, table, self._lease_seconds):
+        async with Lease(self._client, table.name, self._lease_seconds) as table.lease:
             return await self._write_all(table, view)
 
     async def _write_all(self, table: Table, view: str) -> list[Written]:

@@ -2,13 +2,16 @@
 
 import asyncio
 import os
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
+import cli
 from engine.dynamodb.client import DynamoClient, binary, binary_of
 from engine.dynamodb.items import KEY, KEY_BYTES, LEASE
+from engine.errors import ShoalError
 from engine.export_root import ExportRoot
 from engine.schema import ViewSchema
 from loaders.dynamodb import rows
@@ -26,9 +29,23 @@ def remote(view: ViewSchema, table: str) -> ViewSchema:
     return view.model_copy(update={"tier": "dynamodb", "table": table})
 
 
-def shoal(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+@dataclass(frozen=True)
+class Done:
+    """What a command that ended has said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def shoal(*arguments: object) -> Done:
+    """The command line, in this process: to start one takes seconds."""
+    result = CliRunner().invoke(cli.shoal, [str(argument) for argument in arguments])
+    if isinstance(result.exception, ShoalError):
+        return Done(result.exception.exit_code, result.stdout, str(result.exception))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
 
 
 def sync(root: ExportRoot, *views: str, dry_run: bool = False, **options: float) -> list[Written]:

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from engine import FeatureStore
-from engine.errors import FileDamaged, ForeignDelta, TableFailed, TableInvalid, TableMissing, TableTaken
+from engine.errors import FileDamaged, ForeignDelta, RowTooLarge, TableFailed, TableInvalid, TableMissing, TableTaken
 from engine.export_root import ExportRoot
 from engine.failpoints import FAILPOINTS
 from engine.schema import ViewSchema
@@ -190,6 +190,13 @@ def test_what_does_not_pass_is_told_and_gone_on_with(
     twins.snapshot([row(key, 4, 20) for key in range(10)])
     sync(twins.root)
     assert len(items(twins.table)) == 10
+
+
+def test_a_row_that_no_table_can_take_is_told_before_it_is_sent(twins: Twins) -> None:
+    twins.snapshot([row(1, 1), row(2, 1) | {"text": "x" * 410_000}])
+    for dry_run in (True, False):
+        with pytest.raises(RowTooLarge, match="takes 410"):
+            sync(twins.root, dry_run=dry_run)
 
 
 DEATHS = [*(f"{point}:1" for point in FAILPOINTS if point.startswith("sync.")), "sync.rows-written:3"]
