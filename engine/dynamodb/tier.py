@@ -298,7 +298,7 @@ class RemoteTier:
                 for prefix, rows in fresh.items():
                     cache.put(prefix, rows, self._cache_seconds)
             except (lmdb.Error, OSError) as error:
-                log.warning("rows of tables are not cached: %s", error)
+                self._tell("cache", f"rows of tables are not cached: {error}")
             finally:
                 self._is_filling = False
 
