@@ -93,7 +93,7 @@ def load_command(
     """Bring a store up to date with an export root: snapshots, then deltas.
 
     What is there already is not loaded again; a load that died goes on where it stopped. A table is loaded
-    whole; its view is kept on this node from then on, and goes on along its log.
+    whole; its view is then kept on this node, until its log says otherwise.
     """
     if (address is None) == (table is None):
         raise click.UsageError("give either --from or --from-dynamodb")

@@ -35,7 +35,7 @@ _SCANNED = ".scanned-"
 
 
 async def load_table(writer: StoreWriter, name: str, tell: Tell) -> tuple[Progress, int]:
-    """Load a table that Shoal wrote into its view, which is local from then on, and goes on along its log.
+    """Load a table that Shoal wrote into its view, which is then local, until its log says otherwise.
 
     Returns:
         Where the log the rows stand, and how many there are.
