@@ -25,8 +25,9 @@ demo:
 	@$(MAKE) --no-print-directory setup
 	$(BIN)/python -m demo $(DEMO)
 
-# Some tests compare Shoal with Feast's own server and client, others read from Kafka, write to S3, or render the chart.
-test: setup check .venv-peers/installed .s3-server/versitygw .kafka/installed .helm/helm
+# Some tests compare Shoal with Feast's own server and client, others read from Kafka, write to S3 or tables,
+# or render the chart.
+test: setup check .venv-peers/installed .s3-server/versitygw .kafka/installed .helm/helm .dynamodb-server/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -67,9 +68,17 @@ audit: setup .venv-audit/installed
 	java -cp "$$($(BIN)/python -c 'import pyspark; print(*pyspark.__path__)')/jars/*" org.apache.ivy.Main -warn \
 	  -dependency org.apache.kafka kafka_2.13 $(KAFKA_VERSION) -confs default -retrieve '.kafka/[artifact]-[revision].[ext]'
 	@touch $@
+
 # Renders the chart for its tests.
 .helm/helm: | .go/installed
 	$(GO_INSTALL) helm.sh/helm/v3/cmd/helm@v3.19.0
+
+# A server that speaks DynamoDB's interface, for tests, from npm.
+.dynamodb-server/installed:
+	@command -v npm >/dev/null || { echo "npm is missing, which fetches a server for tests: apt-get install npm"; exit 1; }
+	@mkdir -p .dynamodb-server
+	npm install --prefix .dynamodb-server --no-audit --no-fund --silent dynalite@3.2.2
+	@touch $@
 
 # Feast's own tests of an online store. FEAST_REPOSITORY is where they are fetched from; SUITE='--store sqlite' tests
 # Feast's instead.
@@ -81,14 +90,14 @@ $(FEAST_SUITE_VENV)/installed: tests/feast_suite/requirements.txt pyproject.toml
 	$(FEAST_SUITE_VENV)/bin/pip install --quiet --disable-pip-version-check -r tests/feast_suite/requirements.txt -e .
 	@touch $@
 
-bench: setup .venv-peers/installed .kafka/installed
+bench: setup .venv-peers/installed .kafka/installed .dynamodb-server/installed
 	@$(NEEDS_JAVA)
 	@command -v redis-server >/dev/null || { echo "Redis is missing: apt-get install redis-server"; exit 1; }
 	$(BIN)/python -m perf
 
-bench-small: setup .kafka/installed
+bench-small: setup .kafka/installed .dynamodb-server/installed
 	@$(NEEDS_JAVA)
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .go .helm .kafka .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data
+	rm -rf .dynamodb-server .go .helm .kafka .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data

@@ -14,6 +14,7 @@ from engine.feast_commands import feast_diff_command
 from engine.settings import ServerSettings, server_settings
 from engine.shards import Shard
 from loaders.commands import SHARD, load_command, reload_command, verify_command
+from loaders.dynamodb.command import sync_dynamodb_command
 from spark_export.command import export_command, feast_views_command
 from spark_export.stream.command import stream_command
 
@@ -53,6 +54,10 @@ def _help(setting: str) -> str:
 @click.option("--max-connections", type=int, help=_help("max_connections"))
 @click.option("--patience-seconds", type=float, help=_help("patience_seconds"))
 @click.option("--max-values", type=int, help=_help("max_values"))
+@click.option("--remote-timeout-ms", type=int, help=_help("remote_timeout_ms"))
+@click.option("--remote-hedge-ms", type=int, help=_help("remote_hedge_ms"))
+@click.option("--remote-cache-seconds", type=float, help=_help("remote_cache_seconds"))
+@click.option("--remote-cache-mib", type=int, help=_help("remote_cache_mib"))
 @click.option("--feast-strict", is_flag=True, default=None, help=_help("feast_strict"))
 @click.option("--access-log", is_flag=True, default=None, help=_help("access_log"))
 @click.option("--tokens", type=click.Path(path_type=Path), metavar="FILE", help=_help("tokens"))
@@ -90,6 +95,7 @@ for command in (
     reload_command,
     status_command,
     stream_command,
+    sync_dynamodb_command,
     verify_command,
 ):
     shoal.add_command(command)

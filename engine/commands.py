@@ -140,7 +140,7 @@ def _rows(result: LookupResult, entities: dict[str, Any], now: float) -> list[di
 
 
 def _is_missing(status: int) -> bool:
-    return status == Status.NOT_FOUND
+    return status in (Status.NOT_FOUND, Status.UNAVAILABLE)
 
 
 def _print_table(version: int, rows: list[dict[str, Any]]) -> None:
@@ -252,7 +252,7 @@ def _print_status(status: dict[str, Any]) -> None:
         table.add_row(
             view["name"],
             str(view["applied_seq"]),
-            base["id"] + (" (pinned)" if view["pinned"] else ""),
+            f"table {view['table']}" if view["table"] else base["id"] + (" (pinned)" if view["pinned"] else ""),
             f"{base['rows']:,}",
             str(len(overlays)),
             f"{sum(overlay['rows'] + overlay['tombstones'] for overlay in overlays):,}",

@@ -203,6 +203,50 @@ class WriterUnavailable(ShoalError):
     retry_after = 1
 
 
+# --- while rows are read from, or written to, a table --------------------------------------------------------------
+
+
+class TableFailed(ShoalError):
+    """A table, or the way to it, fails: `code` is what its server says, and `is_transient` whether that may pass."""
+
+    http_status = 503
+    retry_after = 1
+
+    def __init__(self, message: str, code: str = "", *, is_transient: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.is_transient = is_transient
+
+
+class TableMissing(TableFailed):
+    """There is no such table, or nothing of a view was written to it yet."""
+
+
+class TableInvalid(ShoalError):
+    """A table holds what Shoal does not write."""
+
+
+class RowTooLarge(ShoalError):
+    """A row takes more bytes than an item of a table can have."""
+
+
+class TableTaken(ShoalError):
+    """Another process writes to the table, or has taken it over."""
+
+
+class TableClientMissing(ShoalError):
+    """A view is kept in a table, and the packages for that are not installed."""
+
+    http_status = 503
+
+
+class RowsUnavailable(ShoalError):
+    """Rows that are kept elsewhere did not come in time, and the caller wants all of them or none."""
+
+    http_status = 503
+    retry_after = 1
+
+
 # --- while the server starts -----------------------------------------------------------------------------------
 
 
@@ -272,6 +316,12 @@ class UnknownFeature(LookupInvalid):
 
 class PushInvalid(LookupInvalid):
     """Rows that were pushed do not fit their view: a column is unknown, missing, or of another type or length."""
+
+
+class PushElsewhere(PushInvalid):
+    """Rows were pushed to a view that is not kept on this node."""
+
+    http_status = 409
 
 
 class PushSourceUnknown(PushInvalid):

@@ -39,6 +39,10 @@ Failpoint = Literal[
     "stream.pushed",
     "stream.published",
     "stream.consolidated",
+    # The writing of a table.
+    "sync.leased",
+    "sync.rows-written",
+    "sync.progress-noted",
     # The start of each process of a server.
     "writer.locked",
     "writer.listening",

@@ -147,7 +147,7 @@ class StoreSide:
             told = zip(column.to_arrow().to_pylist(), column.status, column.rows.event_time.tolist(), strict=True)
             answer[column.reference] = [
                 # An absent row has no event time to tell.
-                Value(value, Status(status).name, _instant(time) if status != Status.NOT_FOUND else None)
+                Value(value, Status(status).name, _instant(time) if status not in _WITHOUT_ROW else None)
                 for value, status, time in told
             ]
         return answer
@@ -381,7 +381,8 @@ def _feast_values(values: Sequence[Any], vector: Any) -> Iterator[Value]:
         yield Value(_native(value), _FEAST_STATUSES.get(status, str(status)), _instant(seen) if seen else None)
 
 
-_FEAST_STATUSES = {0: "INVALID"} | {status.value: status.name for status in Status}
+_WITHOUT_ROW = (Status.NOT_FOUND, Status.UNAVAILABLE)
+_FEAST_STATUSES = {status.value: status.name for status in Status} | {0: "INVALID"}
 
 
 def _native(value: Any) -> Any:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from engine import lookup as _lookup
 from engine import matrix_lookup as _matrix_lookup
@@ -14,10 +14,16 @@ from engine.environment import LiveEnvironment, open_live
 from engine.keeping_up import keep_up
 from engine.key_columns import Entities, Incomplete
 from engine.lookup import Stale
+from engine.remote_rows import Fetched, Partial
 from engine.result import LookupResult, MatrixResult
 from engine.version import StoreVersion, read_version
 
+if TYPE_CHECKING:
+    from engine.dynamodb.tier import BlockingTier
+
 _RETRY_SECONDS = 1.0
+REMOTE_SECONDS = 1.0
+"""How long a lookup in process waits for rows from tables, unless it is told. A server's default is its settings'."""
 
 
 class FeatureStore:
@@ -30,13 +36,19 @@ class FeatureStore:
 
     def __init__(self, path: Path, live: LiveEnvironment) -> None:
         self.path = path
+        self.remote_options: dict[str, Any] = {}
         self._live = live
+        self._remote: BlockingTier | None = None
         self._refreshing = threading.Lock()
         self._version = self._read(None)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(cls, path: str | os.PathLike[str], **remote_options: Any) -> Self:
         """Open the store in a directory.
+
+        Args:
+            remote_options: of views that are kept in tables: `cache_seconds`, `cache_bytes` and `hedge_seconds`, as
+                `engine.dynamodb.tier.RemoteTier` has them.
 
         Raises:
             StoreNotFound: there is none.
@@ -45,6 +57,7 @@ class FeatureStore:
         """
         store = Path(path)
         opened = cls(store, open_live(store))
+        opened.remote_options = remote_options
         keep_up(opened)
         return opened
 
@@ -57,6 +70,9 @@ class FeatureStore:
         stale: Stale = "null",
         incomplete: Incomplete = "fail",
         max_values: int | None = None,
+        fetched: Fetched | None = None,
+        partial: Partial = "serve",
+        remote_timeout: float = REMOTE_SECONDS,
     ) -> LookupResult:
         """Look up features of many keys.
 
@@ -68,6 +84,10 @@ class FeatureStore:
             incomplete: what becomes of keys of which a part is null or not given: the lookup is to "fail", or they are
                 "not_found".
             max_values: the most values, keys times features, that the answer may hold; any number if None.
+            fetched: the rows of views that are kept in tables, if they were fetched already.
+            partial: what becomes of the lookup if rows do not come in time from their table: "serve" the others, these
+                with the status UNAVAILABLE, or "fail".
+            remote_timeout: how many seconds to wait for rows from tables.
 
         Raises:
             LookupInvalid, UnknownFeature: the request does not fit the store.
@@ -75,9 +95,14 @@ class FeatureStore:
             RequestTooLarge: it asks for more values, or for more features than any request may.
             ViewDamaged: the data of a view that is asked for cannot be read.
             StaleFeatures: rows are older than accepted, and `stale` is "fail".
+            RowsUnavailable: rows did not come in time, and `partial` is "fail".
+            TableFailed, TableClientMissing: there is no way to ask for tables at all.
         """
         now = time.time_ns() // 1000
         version = self.version()
+        if fetched is None and version.has_remote_views:
+            fetched = self._fetch(version, features, entities, incomplete, remote_timeout)
+            version = self.version()
         return _lookup.lookup(
             version,
             features,
@@ -87,6 +112,8 @@ class FeatureStore:
             stale=stale,
             incomplete=incomplete,
             max_values=max_values,
+            fetched=fetched,
+            partial=partial,
         )
 
     def lookup_matrix(
@@ -97,6 +124,9 @@ class FeatureStore:
         max_age: timedelta | None = None,
         stale: Stale = "null",
         max_values: int | None = None,
+        fetched: Fetched | None = None,
+        partial: Partial = "serve",
+        remote_timeout: float = REMOTE_SECONDS,
     ) -> MatrixResult:
         """Look up numeric features of many keys straight into one matrix, faster than `lookup` and then `to_numpy`.
 
@@ -104,9 +134,42 @@ class FeatureStore:
         if that holds all the types asked for exactly, and float64 otherwise.
         """
         now = time.time_ns() // 1000
+        version = self.version()
+        if fetched is None and version.has_remote_views:
+            fetched = self._fetch(version, features, entities, "fail", remote_timeout)
+            version = self.version()
         return _matrix_lookup.lookup_matrix(
-            self.version(), features, entities, now=now, max_age=max_age, stale=stale, max_values=max_values
+            version,
+            features,
+            entities,
+            now=now,
+            max_age=max_age,
+            stale=stale,
+            max_values=max_values,
+            fetched=fetched,
+            partial=partial,
         )
+
+    def _fetch(
+        self,
+        version: StoreVersion,
+        features: str | Sequence[str],
+        entities: Entities,
+        incomplete: Incomplete,
+        seconds: float,
+    ) -> Fetched | None:
+        """The rows of a request that are kept in tables; None if there are none."""
+        views = _lookup.remote_views(version, features)
+        if not views:
+            return None
+        if self._remote is None:
+            with self._refreshing:
+                if self._remote is None:
+                    # Only here: whoever has no such views is not to pay for what they need.
+                    from engine.dynamodb.tier import BlockingTier
+
+                    self._remote = BlockingTier(self.path, **self.remote_options)
+        return self._remote.fetch(views, entities, incomplete, seconds)
 
     def version(self) -> StoreVersion:
         """The newest committed version."""

@@ -18,6 +18,7 @@ from engine.kernels import answering, finding, gathering
 from engine.kernels.memory import address_of
 from engine.key_columns import Entities, Hashes, Incomplete, KeyColumns
 from engine.layout import item_width
+from engine.remote_rows import Fetched, Partial, check_partial, mark_unavailable, with_rows
 from engine.result import HeapValues, LookupResult, ViewColumns
 from engine.schema import Feature, embedding_size
 from engine.version import LookupPlan, StoreVersion, ViewVersion, remembered
@@ -97,6 +98,8 @@ def lookup(
     stale: Stale = "null",
     incomplete: Incomplete = "fail",
     max_values: int | None = None,
+    fetched: Fetched | None = None,
+    partial: Partial = "serve",
 ) -> LookupResult:
     """Look up features of many keys in one version of the store.
 
@@ -108,14 +111,19 @@ def lookup(
         stale: what becomes of rows that are older.
         incomplete: what becomes of keys of which a part is null or not given.
         max_values: the most values that the answer may hold; any number if None.
+        fetched: rows of the views that are kept elsewhere, which `remote_views` names.
+        partial: what becomes of the lookup if such rows did not come in time.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
         KeyOutsideShard: the store is a shard, and keys belong to another.
         RequestTooLarge: it asks for more values, or for too many features.
         StaleFeatures: rows are older than accepted, and `stale` is "fail".
+        RowsUnavailable: rows did not come in time, and `partial` is "fail".
     """
     check_stale(stale)
+    if partial != "serve":
+        check_partial(partial)
     plan = _plan(version, features)
     keys = KeyColumns(entities, incomplete)
     check_values(keys.count, plan.values_per_key, max_values)
@@ -123,7 +131,13 @@ def lookup(
     for view_name, names in plan.features.items():
         view = version.view(view_name)
         oldest = oldest_accepted(view, now, max_age)
-        parts.append(read_columns(view, names, keys.hashes(view), oldest=oldest, stale=stale))
+        unavailable = None
+        if view.is_remote:
+            view, unavailable = with_rows(view, fetched, keys.count)
+        part = read_columns(view, names, keys.hashes(view), oldest=oldest, stale=stale)
+        if unavailable is not None:
+            mark_unavailable(view, unavailable, part.rows.status, part.value_counts, len(names), partial)
+        parts.append(part)
     return LookupResult(version=version.id, keys=keys.count, parts=parts, plan=plan)
 
 
@@ -145,6 +159,14 @@ def refuse_stale(view: ViewVersion, too_old: int, keys: int) -> StaleFeatures:
         f"{too_old} of {keys} rows of view {view.name!r} are older than the age accepted; accept more with max_age, or "
         f"have them served or nulled with stale"
     )
+
+
+def remote_views(version: StoreVersion, features: str | Sequence[str]) -> list[ViewVersion]:
+    """The views that a request asks for whose rows are to be fetched before it is looked up; raises as `lookup`."""
+    if not version.has_remote_views:
+        return []
+    views = (version.view(name) for name in _plan(version, features).features)
+    return [view for view in views if view.is_remote]
 
 
 def _plan(version: StoreVersion, features: str | Sequence[str]) -> LookupPlan:

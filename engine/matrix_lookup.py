@@ -11,6 +11,7 @@ from engine.kernels import answering
 from engine.kernels.gathering import STATUSES
 from engine.key_columns import Entities, KeyColumns
 from engine.lookup import Stale, check_stale, check_values, oldest_accepted, refuse_stale, resolve_features
+from engine.remote_rows import Fetched, Partial, check_partial, mark_unavailable, with_rows
 from engine.result import MatrixResult
 from engine.schema import Feature, embedding_size
 from engine.segment import matrix_width
@@ -26,6 +27,8 @@ def lookup_matrix(
     max_age: timedelta | None = None,
     stale: Stale = "null",
     max_values: int | None = None,
+    fetched: Fetched | None = None,
+    partial: Partial = "serve",
 ) -> MatrixResult:
     """Look up numeric features of many keys as one matrix; arguments and errors are those of `lookup`.
 
@@ -36,13 +39,18 @@ def lookup_matrix(
         LookupInvalid: also where a feature is a string, bytes or a variable list.
     """
     check_stale(stale)
+    if partial != "serve":
+        check_partial(partial)
     plan = _matrix_plan(version, features)
     keys = KeyColumns(entities)
     check_values(keys.count, plan.columns, max_values)
     result = np.empty((keys.count, plan.columns), plan.dtype)
     views, value_counts = {}, {}
     for view_name, program in plan.programs.items():
-        view = version.view(view_name)
+        view, unavailable = version.view(view_name), None
+        if view.is_remote:
+            view, unavailable = with_rows(view, fetched, keys.count)
+            program = view.matrix_program(program.features, program.columns, float32=plan.dtype == np.float32)
         hashes = keys.hashes(view)
         status, event_time = np.empty(keys.count, np.uint8), np.empty(keys.count, np.int64)
         counts = value_counts[view_name] = np.zeros(STATUSES, np.int64)
@@ -64,6 +72,8 @@ def lookup_matrix(
         )
         if too_old and stale == "fail":
             raise refuse_stale(view, too_old, keys.count)
+        if unavailable is not None:
+            mark_unavailable(view, unavailable, status, counts, len(program.features), partial)
         views[view_name] = ViewRows(view_name, status, event_time)
     return MatrixResult(version.id, plan.applied, keys.count, result, views, value_counts)
 

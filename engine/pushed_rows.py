@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.errors import LookupInvalid, PushInvalid
+from engine.errors import LookupInvalid, PushElsewhere, PushInvalid
 from engine.key_columns import KeyColumns, example_of, key_array
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import MAX_HEAP_VALUE
@@ -45,6 +45,15 @@ _PLAIN_KINDS: Mapping[str, set[type]] = {
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
+def check_takes_pushes(view: ViewVersion) -> None:
+    """Raises PushElsewhere if a view's rows are not kept on this node."""
+    if view.is_remote:
+        raise PushElsewhere(
+            f"view {view.name!r} is kept in table {view.record.view_schema.table_name!r}, which only `shoal "
+            f"sync-dynamodb` writes, from the export root; publish the rows there, or make its tier local"
+        )
+
+
 def pushed_rows(view: ViewVersion, columns: Mapping[str, Any], *, now: datetime) -> pa.RecordBatch:
     """Rows that say how things are from their event time on.
 
@@ -57,6 +66,7 @@ def pushed_rows(view: ViewVersion, columns: Mapping[str, Any], *, now: datetime)
     Raises:
         PushInvalid: a column is unknown, missing, of another length or of another type.
     """
+    check_takes_pushes(view)
     columns = dict(columns)
     times = columns.pop(EVENT_TIME_COLUMN, None)
     keys = {key.name: columns.pop(key.name) for key in view.join_keys if key.name in columns}
@@ -78,6 +88,7 @@ def pushed_rows(view: ViewVersion, columns: Mapping[str, Any], *, now: datetime)
 def deleted_rows(view: ViewVersion, columns: Mapping[str, Any], *, now: datetime) -> pa.RecordBatch:
     """Tombstones: from their event time on there is no row of these keys. Arguments and errors are those of
     `pushed_rows`, but that there are no features."""
+    check_takes_pushes(view)
     columns = dict(columns)
     times = columns.pop(EVENT_TIME_COLUMN, None)
     keys = {key.name: columns.pop(key.name) for key in view.join_keys if key.name in columns}

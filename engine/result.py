@@ -16,6 +16,7 @@ import pyarrow as pa
 from engine.column import Column, ViewRows
 from engine.errors import LookupInvalid
 from engine.kernels import gathering
+from engine.kernels.gathering import Status
 from engine.schema import arrow_type, embedding_size
 from engine.version import LookupPlan, Program
 
@@ -74,6 +75,16 @@ class MatrixResult:
     views: Mapping[str, ViewRows]
     value_counts: Mapping[str, npt.NDArray[np.int64]]
 
+    @property
+    def partial(self) -> list[str]:
+        """The views of which rows did not come in time."""
+        return partial_views(self.value_counts)
+
+
+def partial_views(value_counts: Mapping[str, npt.NDArray[np.int64]]) -> list[str]:
+    """The views that have values which are UNAVAILABLE."""
+    return [view for view, counts in value_counts.items() if counts[Status.UNAVAILABLE]]
+
 
 @dataclass(frozen=True)
 class LookupResult:
@@ -101,6 +112,11 @@ class LookupResult:
     def value_counts(self) -> dict[str, npt.NDArray[np.int64]]:
         """For each view, how many values have each Status."""
         return {part.rows.view: part.value_counts for part in self.parts}
+
+    @property
+    def partial(self) -> list[str]:
+        """The views of which rows did not come in time."""
+        return partial_views(self.value_counts)
 
     @property
     def views(self) -> dict[str, ViewRows]:

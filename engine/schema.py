@@ -26,6 +26,12 @@ def is_name(text: str) -> bool:
 
 JoinKeyType = Literal["string", "int64"]
 
+Tier = Literal["local", "dynamodb"]
+"""Where a view's rows are kept: on each node, or in a table of DynamoDB, or of what speaks its interface."""
+
+TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{3,255}$")]
+"""The name of a table, as DynamoDB takes it."""
+
 SCALAR_TYPES: dict[str, pa.DataType] = {
     "bool": pa.bool_(),
     "int32": pa.int32(),
@@ -85,7 +91,7 @@ class ViewSchema(BaseModel):
     """A feature view as the store knows it.
 
     `timestamp_field` is what clients that push rows may call their event time, `push_source` the name under which
-    Feast's clients push to it.
+    Feast's clients push to it. `tier` says where its rows are kept, `table` in which table if not on each node.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,6 +101,13 @@ class ViewSchema(BaseModel):
     ttl: timedelta | None = Field(default=None, gt=timedelta(0))
     timestamp_field: str | None = None
     push_source: str | None = None
+    tier: Tier = "local"
+    table: TableName | None = None
+
+    @model_validator(mode="after")
+    def _has_a_table_if_remote(self) -> Self:
+        check_table(self.tier, self.table)
+        return self
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
@@ -104,6 +117,24 @@ class ViewSchema(BaseModel):
                 raise ValueError(f"{name!r} is named twice in view {self.name!r}")
             seen.add(name)
         return self
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Of all features it takes a while, and schemas are keys of what is remembered.
+        return hash((self.name, self.join_keys, self.features))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the rows are kept elsewhere than on each node."""
+        return self.tier != "local"
+
+    @property
+    def table_name(self) -> str:
+        """The table that holds the rows of a view that is kept in one."""
+        return self.table or f"shoal.{self.name}"
 
     @cached_property
     def feature_index(self) -> dict[str, int]:
@@ -133,6 +164,12 @@ class ViewSchema(BaseModel):
                     f"stored rows cannot follow; give the feature a new name, or widen it (int32 to int64 or "
                     f"float64, float32 to float64)"
                 )
+
+
+def check_table(tier: Tier, table: str | None) -> None:
+    """Raises ValueError if a table is named for a view that is kept in none."""
+    if tier == "local" and table is not None:
+        raise ValueError(f"'table' names {table!r}, but the view's tier is local; give tier: dynamodb, or no table")
 
 
 class FeatureService(BaseModel):

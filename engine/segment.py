@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +46,19 @@ class Chunk:
     """One chunk in the map. It is valid as long as the transaction that `value` came from."""
 
     def __init__(self, value: "memoryview | bytes", origin: str) -> None:
-        self.header = ChunkHeader.unpack(value, origin)
-        self.bytes = np.frombuffer(value, np.uint8)
-        self.address = address_of(self.bytes)
+        self._set(ChunkHeader.unpack(value, origin), np.frombuffer(value, np.uint8), origin)
+
+    @classmethod
+    def in_memory(cls, header: ChunkHeader, content: npt.NDArray[np.uint8], origin: str) -> Self:
+        """A chunk that was never written, in memory that it owns."""
+        chunk = cls.__new__(cls)
+        chunk._set(header, content, origin)
+        return chunk
+
+    def _set(self, header: ChunkHeader, content: npt.NDArray[np.uint8], origin: str) -> None:
+        self.header = header
+        self.bytes = content
+        self.address = address_of(content)
         self.origin = origin
 
     def table_row(self, segment: int) -> list[int]:

@@ -64,6 +64,22 @@ class ServerSettings(BaseModel):
         gt=0,
         description="the most values, keys times features, that an answer may hold; an embedding counts as its numbers",
     )
+    remote_timeout_ms: int = Field(
+        default=50,
+        ge=1,
+        description="how long rows that are kept in tables are waited for, where the client does not say how long it "
+        "waits: see docs/dynamodb.md",
+    )
+    remote_hedge_ms: int = Field(
+        default=20,
+        ge=0,
+        description="send what a table has not answered after so long once more, of twenty requests one at most; 0 for "
+        "never",
+    )
+    remote_cache_seconds: float = Field(
+        default=2.0, ge=0, description="how long rows of tables may be served from the node's cache; 0 for no cache"
+    )
+    remote_cache_mib: int = Field(default=256, ge=1, description="the most room that the cache of such rows takes")
     feast_strict: bool = Field(
         default=False, description="answer Feast's clients to the letter, losses included: see docs/feast.md"
     )

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.catalog import SegmentRecord
+from engine.schema import ViewSchema
 from engine.standing import Standing, lag_of
 from engine.version import StoreVersion
 
@@ -21,6 +22,8 @@ def describe_views(version: StoreVersion) -> dict[str, Any]:
                 "join_keys": [key.model_dump() for key in schema.join_keys],
                 "features": [feature.model_dump() for feature in schema.features],
                 "ttl_seconds": schema.ttl.total_seconds() if schema.ttl else None,
+                "tier": schema.tier,
+                "table": _table(schema),
             }
             for schema in schemas
         ],
@@ -60,6 +63,8 @@ def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:
     record = view.record
     segments = (record.base, *record.overlays)
     return document | {
+        "tier": record.view_schema.tier,
+        "table": _table(record.view_schema),
         "base": _describe_segment(record.base),
         "overlays": [_describe_segment(overlay) for overlay in record.overlays],
         "kept": [kept.id for kept in record.kept],
@@ -82,6 +87,10 @@ def _behind(name: str, version: StoreVersion, standing: Standing | None) -> dict
         return None
     lag = lag_of(view, version.applied_seq(name), datetime.now(UTC))
     return {"entries": lag.entries, "seconds": lag.seconds, "held_by": view.held_by}
+
+
+def _table(schema: ViewSchema) -> str | None:
+    return schema.table_name if schema.is_remote else None
 
 
 def _describe_segment(segment: SegmentRecord) -> dict[str, Any]:

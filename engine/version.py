@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from engine.errors import LOAD_AGAIN, ShoalError, StoreDamaged, StoreUnreadable,
 from engine.kernels import gathering, matrix
 from engine.kernels.memory import address_of
 from engine.layout import RowLayout, Storage, storage_of
-from engine.schema import Feature, FeatureService
+from engine.schema import Feature, FeatureService, ViewSchema
 from engine.segment import Chunk, Segment, chunk_table, output_row
 from engine.shards import Shard
 
@@ -66,8 +66,10 @@ class Program:
 
 @dataclass(frozen=True)
 class MatrixProgram:
-    """How features of a view get into a matrix: see `engine.kernels.matrix`."""
+    """How features of a view get into the columns of a matrix that they begin at: see `engine.kernels.matrix`."""
 
+    features: tuple[Feature, ...]
+    columns: tuple[int, ...]
     instructions: npt.NDArray[np.int64]
     spans: npt.NDArray[np.int64]
     presence: npt.NDArray[np.uint8]
@@ -130,7 +132,24 @@ class ViewVersion:
         self.join_keys = schema.join_keys
         self.join_key_names = frozenset(key.name for key in schema.join_keys)
         self.ttl = None if schema.ttl is None else schema.ttl // timedelta(microseconds=1)
+        self.is_remote = schema.is_remote
         self._programs: dict[tuple[str, ...], Program] = {}
+        self._matrix_programs: dict[tuple[tuple[Feature, ...], tuple[int, ...], bool], MatrixProgram] = {}
+        self._programs_over: dict[tuple[ViewSchema, ...], tuple[dict[Any, Program], dict[Any, MatrixProgram]]] = {}
+
+    def over(self, segments: Sequence[Segment]) -> "ViewVersion":
+        """The view with the rows of other segments, which hold what their chunks are made of."""
+        other = copy.copy(self)
+        other.segments = tuple(segments)
+        other.chunks, other.segment_starts = chunk_table(other.segments)
+        schemas = tuple(segment.record.view_schema for segment in segments)
+        longest = max(RowLayout(schema).stride for schema in schemas)
+        if longest > self._zero_row.size:
+            other._zero_row = np.zeros(longest, np.uint8)
+            other.zero_row = address_of(other._zero_row)
+        # Programs are the same for all requests whose rows have the same schemas.
+        other._programs, other._matrix_programs = remembered(self._programs_over, schemas, lambda: ({}, {}))
+        return other
 
     def carried_over(self, transaction: ReadTransaction) -> "ViewVersion":
         """The same rows as a later transaction shows them, where the view's record is the same.
@@ -173,13 +192,19 @@ class ViewVersion:
         )
 
     def matrix_program(self, features: Sequence[Feature], columns: Sequence[int], *, float32: bool) -> MatrixProgram:
-        """The program for numeric features of this view and the columns where they go."""
+        """The program for numeric features of this view and the columns where they go, made once per version."""
+        key = (tuple(features), tuple(columns), float32)
+        return remembered(self._matrix_programs, key, lambda: self._make_matrix_program(*key))
+
+    def _make_matrix_program(
+        self, features: tuple[Feature, ...], columns: tuple[int, ...], float32: bool
+    ) -> MatrixProgram:
         instructions = np.array([segment.numbers(features, columns) for segment in self.segments], np.int64)
         spans = np.zeros((len(self.segments), matrix.SPAN_COLUMNS), np.int64)
         for number, rows in enumerate(instructions):
             if float32 and _is_one_run(rows):
                 spans[number] = rows[0, matrix.OFFSET], rows[0, matrix.COLUMN], rows[:, matrix.WIDTH].sum()
-        return MatrixProgram(instructions, spans, _presence(instructions[:, :, matrix.PRESENCE_BIT]))
+        return MatrixProgram(features, columns, instructions, spans, _presence(instructions[:, :, matrix.PRESENCE_BIT]))
 
 
 def _presence(bits: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -240,6 +265,11 @@ class StoreVersion:
         that its rows hold, and the beginning of that entry's id. Pushes have no place in a log."""
         records = ((name, self.view(name).record) for name in views)
         return ", ".join(f"{name}={record.applied_seq}@{record.applied_entry[:8]}" for name, record in records)
+
+    @cached_property
+    def has_remote_views(self) -> bool:
+        """Whether rows of some view are kept elsewhere than on this node."""
+        return any(view.is_remote for view in self.views.values())
 
     @property
     def names(self) -> list[str]:

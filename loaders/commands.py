@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import click
@@ -92,21 +93,35 @@ class TerminalObserver:
 
 @click.command("load", short_help="Bring a store up to date with an export root.")
 @STORE
-@click.option(
-    "--from", "address", required=True, metavar="ROOT", help="The export root: a directory, or s3://BUCKET/PREFIX."
-)
+@click.option("--from", "address", metavar="ROOT", help="The export root: a directory, or s3://BUCKET/PREFIX.")
+@click.option("--from-dynamodb", "table", metavar="TABLE", help="Instead, a table that `shoal sync-dynamodb` wrote.")
 @click.option("--view", "views", multiple=True, metavar="NAME", help="Only this view; may be given again.")
 @SHARD
 @ACCEPT_SCHEMA_CHANGE
 @click.option("--json", "as_json", is_flag=True, help="Print what was applied as JSON.")
 def load_command(
-    store: Path, address: str, views: tuple[str, ...], shard: Shard | None, accept_schema_change: bool, as_json: bool
+    store: Path,
+    address: str | None,
+    table: str | None,
+    views: tuple[str, ...],
+    shard: Shard | None,
+    accept_schema_change: bool,
+    as_json: bool,
 ) -> None:
     """Bring a store up to date with an export root: snapshots, then deltas.
 
     What is there already is not loaded again; a load that died goes on where it stopped. A store that was loaded as a
-    shard stays that shard, named or not.
+    shard stays that shard, named or not. A table is loaded whole; its view is then kept on this node, until its log
+    says otherwise.
     """
+    if (address is None) == (table is None):
+        raise click.UsageError("give either --from or --from-dynamodb")
+    if table is not None:
+        if views or accept_schema_change:
+            raise click.UsageError("--view and --accept-schema-change belong to --from")
+        _load_table(store, table, as_json)
+        return
+    assert address is not None
     root = ExportRoot(address)
     root.check_exists()
     applied: list[Applied] = []
@@ -124,6 +139,23 @@ def load_command(
         click.echo(f"{store} has everything that {root} has (version {version_id})")
     else:
         click.echo(f"{store} is at version {version_id}: {len(applied)} entries applied")
+
+
+def _load_table(store: Path, table: str, as_json: bool) -> None:
+    from loaders.dynamodb.bring_local import load_table
+
+    started = monotonic()
+    with StoreWriter(store) as writer:
+        progress, rows = asyncio.run(load_table(writer, table, lambda rows: None))
+        version_id = writer.version().id
+    view, seconds = progress.view.name, monotonic() - started
+    if as_json:
+        applied = Applied(view, "snapshot", progress.seq, rows, 0, seconds, f"it was loaded from table {table!r}")
+        click.echo(json.dumps({"version": version_id, "applied": [asdict(applied)]}, indent=2))
+    else:
+        click.echo(
+            f"{store} is at version {version_id}: {view} has {rows:,} rows of table {table}, at seq {progress.seq}"
+        )
 
 
 @click.command("reload", short_help="Look for news at once, or go back to a kept generation.")

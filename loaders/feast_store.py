@@ -64,6 +64,7 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
         Raises:
             StoreNotFound: nothing was applied to the store yet.
             UnknownFeature: the view, or one of its features, was not applied.
+            RowsUnavailable: the view is kept in a table, and its rows did not come in time.
         """
         fields = [field for field in table.features if requested_features is None or field.name in requested_features]
         if not entity_keys or not fields:
@@ -73,7 +74,9 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
         stored = [field.name for field in fields if field.name not in keys]
         # Whether there is a row is known from any of its features.
         references = [f"{table.name}:{name}" for name in stored or [schema.features[0].name]]
-        result = self._reader(_store_of(config)).lookup(references, keys, stale="serve", incomplete="not_found")
+        # Feast has no way to say that a row did not come in time.
+        how: dict[str, Any] = {"stale": "serve", "incomplete": "not_found", "partial": "fail"}
+        result = self._reader(_store_of(config)).lookup(references, keys, **how)
         rows = result.views[table.name]
         names = [field.name for field in fields]
         found = {name: column.to_arrow().to_pylist() for name, column in zip(stored, result.columns, strict=False)}

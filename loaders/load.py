@@ -22,6 +22,7 @@ from engine.export_root import ExportRoot
 from loaders.apply import apply_delta, load_snapshot
 from loaders.compaction import merge_overlays
 from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
+from loaders.remote_views import check_can_be_loaded, register
 from loaders.repair import repair
 from loaders.store_writer import StoreWriter
 
@@ -194,6 +195,10 @@ def _take(
     started, manifest = monotonic(), step.manifest
     progress = observer.started(step)
     reason = None
+    if manifest.view.is_remote:
+        register(writer, manifest)
+        return Applied(manifest.view.name, manifest.kind, manifest.seq, 0, 0, monotonic() - started)
+    check_can_be_loaded(manifest, writer.record(manifest.view.name))
     if isinstance(step, LoadSnapshot):
         reason = step.reason
         rows, tombstones = load_snapshot(writer, root, manifest, progress, accept_schema_change=accept), 0

@@ -24,7 +24,7 @@ from engine.kernels import gathering
 from engine.layout import RowLayout
 from engine.lookup import read_columns
 from engine.manifest import TOMBSTONE
-from engine.pushed_rows import deleted_rows, pushed_rows
+from engine.pushed_rows import check_takes_pushes, deleted_rows, pushed_rows
 from engine.schema import Feature, ViewSchema
 from engine.version import ViewVersion
 from loaders.apply import event_times, key_hashes, stored_event_times
@@ -58,11 +58,13 @@ def push(writer: StoreWriter, view: str, pushes: Sequence[Push]) -> list[Pushed]
 
     Raises:
         UnknownFeature: the store has no such view.
+        PushElsewhere: the view is not kept on this node.
         PushInvalid: rows do not fit the view's schema, which changed since they were made; nothing was applied.
         StoreFull: there is no room; nothing was applied.
     """
     with writer.changing(view):
         version = writer.version().view(view)
+        check_takes_pushes(version)
         answers: dict[str | int, Applied] = {}
         fresh: dict[str | int, Push] = {}
         for number, order in enumerate(pushes):

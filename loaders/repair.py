@@ -17,6 +17,7 @@ from engine.manifest import Manifest
 from loaders.apply import build_base, forget_overlays, is_whole, load_snapshot
 from loaders.follow import LoadSnapshot, newest_snapshot, next_step
 from loaders.generation import Progress, clear_unfinished
+from loaders.remote_views import register
 from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
@@ -45,6 +46,9 @@ def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamage
         record = writer.record(view)
         if record is None:
             return _start_over(writer, root, view, None, started, reason)
+        if record.view_schema.is_remote:
+            register(writer, root.entry(view, record.applied_seq))
+            return None
         _tell_what_is_lost(writer, view, record)
         if not is_whole(writer.store, record.base):
             return _replace_base(writer, root, view, record, started, reason)

@@ -13,6 +13,7 @@ from perf.cases import (
     beside_writer,
     client,
     costs,
+    dynamodb,
     export,
     freshness,
     http,
@@ -57,6 +58,7 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "start": starts.run,
     "swap": swap.run,
     "export": export.run,
+    "dynamodb": dynamodb.run,
 }
 ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {
     "hundred-million": many.run,

@@ -64,6 +64,8 @@ def _reason_for_snapshot(
         return "asked for"
     if previous.view.features != view.schema.features:
         return "the features changed"
+    if (previous.view.tier, previous.view.table) != (view.tier, view.table):
+        return "the tier changed"
     parts = ledger_parts(root.storage, state) if state else []
     if not parts:
         return f"the state of seq {previous.seq} is missing"

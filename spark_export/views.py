@@ -36,7 +36,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from engine.durations import parse_duration
 from engine.errors import DefinitionError
-from engine.schema import Feature, FeatureService, JoinKey, Name, ViewSchema
+from engine.schema import Feature, FeatureService, JoinKey, Name, TableName, Tier, ViewSchema, check_table
 from spark_export.yaml_document import Place, YamlDocument
 
 NUMERIC_TYPES = ("int32", "int64", "float32", "float64")
@@ -167,7 +167,8 @@ class ViewDefinition(BaseModel):
 
     `timestamp_field` names the source's column of event times; without it a row's event time is the time of the run
     that ships it. `push_source` is the name under which Feast's clients push rows of it to a server. `shards` is the
-    number of hash ranges, and so of files, in which an entry's rows are published.
+    number of hash ranges, and so of files, in which an entry's rows are published. `tier` and `table` say where the
+    rows are kept from which lookups are answered.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -180,6 +181,8 @@ class ViewDefinition(BaseModel):
     source: Source | None = None
     stream: Stream | None = None
     shards: int = Field(default=DEFAULT_SHARDS, ge=1, le=4096)
+    tier: Tier = "local"
+    table: TableName | None = None
 
     @model_validator(mode="after")
     def _has_rows(self) -> Self:
@@ -201,6 +204,14 @@ class ViewDefinition(BaseModel):
                 seen.add(column.name.lower())
         return self
 
+    @model_validator(mode="after")
+    def _has_a_table_if_remote(self) -> Self:
+        try:
+            check_table(self.tier, self.table)
+        except ValueError as error:
+            raise _wrong(str(error), "table") from None
+        return self
+
     @property
     def tolerant_features(self) -> tuple[FeatureDefinition, ...]:
         """The features that have a tolerance."""
@@ -217,6 +228,8 @@ class ViewDefinition(BaseModel):
             ttl=self.ttl,
             timestamp_field=self.timestamp_field,
             push_source=self.push_source,
+            tier=self.tier,
+            table=self.table,
         )
 
 
@@ -293,6 +306,8 @@ def _explain(details: ErrorDetails) -> str:
             return f"{name}: expected at least one entry, found none"
         case "extra_forbidden":
             return f"unknown key {name!r}{_closest(name, _known_keys())}"
+        case "string_pattern_mismatch" if name == "table":
+            return f"{_shown(details)} is no name of a table; use 3 to 255 letters, digits and any of _ . -"
         case "string_pattern_mismatch" if name == "name":
             return f"{_shown(details)} is no name; use a letter, then letters, digits and underscores (at most 128)"
         case "string_pattern_mismatch":

@@ -54,8 +54,12 @@ class Operation(IntEnum):
 
 
 class Status(IntEnum):
-    """What became of one key, or of one value; the numbers are those of Feast's FieldStatus."""
+    """What became of one key, or of one value; the numbers are those of Feast's FieldStatus.
 
+    A row is UNAVAILABLE if it is kept elsewhere and did not come in time; Feast calls that INVALID.
+    """
+
+    UNAVAILABLE = 0
     PRESENT = 1
     NULL_VALUE = 2
     NOT_FOUND = 3

@@ -201,7 +201,7 @@ def write_statuses(status: Any, valid: Any, text: Any) -> int:
         own = status[key]
         if own == _PRESENT and not valid[key]:
             own = _NULL_VALUE
-        begin, end = _NAME_ENDS[own - 1], _NAME_ENDS[own]
+        begin, end = _NAME_ENDS[own], _NAME_ENDS[own + 1]
         copy_bytes(to, data_of(_NAME_BYTES) + begin, end - begin)
         to += end - begin
     return int(_close(start, to) - start)

@@ -39,6 +39,8 @@ from engine.errors import (
 )
 from engine.live_status import describe_live
 from engine.processes import describe_server
+from engine.remote_rows import NOTHING
+from engine.result import LookupResult, MatrixResult
 from engine.server import feast
 from engine.server.accepting import ConnectionCounts
 from engine.server.admission import TIMEOUT_HEADER, Admission, timeout_seconds
@@ -47,9 +49,17 @@ from engine.server.metrics import Metrics
 from engine.server.openapi import DOCUMENT
 from engine.server.protection import Protection
 from engine.server.pushes import Pushes
-from engine.server.requests import BodyReader, LookupRequest, ReloadRequest, check_keys, set_deadline
+from engine.server.requests import (
+    BodyReader,
+    LookupRequest,
+    ReloadRequest,
+    check_keys,
+    remaining_seconds,
+    set_deadline,
+)
 from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_json, answer_lookup
 from engine.server.served_store import ServedStore
+from engine.server.served_tables import PARTIAL_HEADER, ServedTables, parse_partial
 from engine.server.tokens import Role
 from engine.settings import ServerSettings
 from engine.standing import read_standing
@@ -99,7 +109,9 @@ class Application:
         served: ServedStore,
         metrics: Metrics,
         writer: WriterClient,
+        tables: ServedTables,
     ) -> None:
+        self._tables = tables
         self._settings = settings
         self._protection = protection
         self._served = served
@@ -237,21 +249,37 @@ class Application:
         asked = await self._bodies.parse(request, LookupRequest)
         check_keys(asked.entities, self._settings.max_keys)
         encoding = choose_format(request.headers.get("Accept", ""))
+        how: dict[str, Any] = {"max_age": asked.max_age, "stale": asked.stale, "max_values": self._settings.max_values}
+        how |= {"fetched": NOTHING, "partial": parse_partial(request.headers.get(PARTIAL_HEADER))}
+        if self._tables.are_needed():
+            remaining = remaining_seconds(request)
+            how["fetched"] = await self._tables.fetch(asked.wanted, asked.entities, "fail", remaining)
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
-        how: dict[str, Any] = {"max_age": asked.max_age, "stale": asked.stale, "max_values": self._settings.max_values}
         result = encoding.look_up(store, asked.wanted, asked.entities, **how)
         self._metrics.count_lookup(result)
-        return answer_lookup(encoding.encode(result), encoding.media_type, result)
+        return self._marked(answer_lookup(encoding.encode(result), encoding.media_type, result), result)
 
     async def _lookup_for_feast(self, request: web.BaseRequest) -> web.Response:
         strict = self._settings.feast_strict
         body = await self._bodies.read(request)
         asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
-        result, content = feast.answer(self._served.open(), asked, strict=strict, max_values=self._settings.max_values)
+        how: dict[str, Any] = {"max_values": self._settings.max_values, "fetched": NOTHING}
+        how["partial"] = parse_partial(request.headers.get(PARTIAL_HEADER))
+        if self._tables.are_needed():
+            wanted, entities = feast.lenient(self._served.open().version(), asked)
+            how["fetched"] = await self._tables.fetch(wanted, entities, "not_found", remaining_seconds(request))
+        result, content = feast.answer(self._served.open(), asked, strict=strict, **how)
         self._metrics.count_lookup(result)
-        return answer_lookup(content, feast.MEDIA_TYPE, result)
+        return self._marked(answer_lookup(content, feast.MEDIA_TYPE, result), result)
+
+    def _marked(self, response: web.Response, result: LookupResult | MatrixResult) -> web.Response:
+        """An answer that says of which views rows are missing in it that did not come in time."""
+        if result.partial:
+            response.headers[PARTIAL_HEADER] = ",".join(result.partial)
+            self._metrics.count_partial(result.partial)
+        return response
 
     async def _materialize_for_feast(self, request: web.BaseRequest) -> web.Response:
         raise MaterializeElsewhere(

@@ -19,6 +19,7 @@ from engine.encoders.feast_names import feature_names
 from engine.errors import FeastBodyInvalid, LookupInvalid, RequestTooLarge, TokenInvalid, UnknownFeature
 from engine.feature_store import FeatureStore
 from engine.lookup import resolve_features
+from engine.remote_rows import Fetched, Partial
 from engine.result import LookupResult
 from engine.schema import JoinKeyType
 from engine.server.requests import check_members
@@ -123,8 +124,30 @@ def _refused(*details: Mapping[str, Any]) -> FeastBodyInvalid:
     return FeastBodyInvalid(f"{details[0]['loc']}: {details[0]['msg']}", details)
 
 
+def lenient(version: StoreVersion, asked: FeastRequest) -> tuple[str | list[str], dict[str, list[Any]]]:
+    """What `answer` looks up if what was asked is not right to the letter: names and keys as Feast reads them.
+
+    Raises:
+        LookupInvalid, UnknownFeature: the request does not fit the store.
+    """
+    wanted = asked.wanted
+    if not isinstance(wanted, str):
+        wanted = [_LATEST.sub(r"\1", reference) for reference in wanted]
+    # Of several things that are wrong, Feast tells views that do not exist first, and then names that are the same.
+    references = resolve_features(version, wanted)
+    types = _key_types(version, references)
+    feature_names(references, full=asked.full_feature_names)
+    return wanted, coerced(asked.entities, types)
+
+
 def answer(
-    store: FeatureStore, asked: FeastRequest, *, strict: bool, max_values: int | None = None
+    store: FeatureStore,
+    asked: FeastRequest,
+    *,
+    strict: bool,
+    max_values: int | None = None,
+    fetched: Fetched | None = None,
+    partial: Partial = "serve",
 ) -> tuple[LookupResult, bytes]:
     """What was looked up, and the answer's body.
 
@@ -134,24 +157,21 @@ def answer(
     Args:
         strict: answer to the letter as Feast: rows of any age count as present.
         max_values: the most values that the answer may hold.
+        fetched: the rows of views that are kept in tables, by the keys that `lenient` gives.
+        partial: what becomes of the lookup if such rows did not come in time.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
     """
     wanted, entities = asked.wanted, asked.entities
     how: dict[str, Any] = {"max_age": timedelta.max if strict else None, "max_values": max_values}
+    how |= {"fetched": fetched, "partial": partial}
     try:
         result = store.lookup(wanted, entities, incomplete="not_found", **how)
     except RequestTooLarge:
         raise
     except LookupInvalid:
-        if not isinstance(wanted, str):
-            wanted = [_LATEST.sub(r"\1", reference) for reference in wanted]
-        # Of several things that are wrong, Feast tells views that do not exist first, and then names that are the same.
-        references = resolve_features(store.version(), wanted)
-        types = _key_types(store.version(), references)
-        feature_names(references, full=asked.full_feature_names)
-        entities = coerced(entities, types)
+        wanted, entities = lenient(store.version(), asked)
         result = store.lookup(wanted, entities, incomplete="not_found", **how)
     known = store.version().join_key_names
     content = json_feast.encode(

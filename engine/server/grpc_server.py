@@ -10,21 +10,24 @@ its trailing metadata once a store is open.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from engine.encoders import feast_protobuf
 from engine.errors import DeadlinePassed, ShoalError
+from engine.remote_rows import NOTHING
 from engine.server.grpc_messages import parse_keys, parse_request
 from engine.server.metrics import Metrics
 from engine.server.protection import Protection
 from engine.server.requests import check_keys
 from engine.server.responses import APPLIED_HEADER, VERSION_HEADER, sendable
 from engine.server.served_store import ServedStore
+from engine.server.served_tables import PARTIAL_HEADER, ServedTables, parse_partial
 from engine.server.tls import Tls
 from engine.settings import ServerSettings
 
@@ -47,14 +50,32 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
 }
 
-Method = Callable[[bytes], tuple[bytes, str]]
-"""Answers a request, and says where the views that were read stand (see `StoreVersion.applied`)."""
+
+class Answer(NamedTuple):
+    """A message, where the views that it was read from stand (see `StoreVersion.applied`), and those of which rows are
+    missing in it."""
+
+    content: bytes
+    applied: str = ""
+    partial: Sequence[str] = ()
+
+
+Method = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Answer]]
+"""Answers a message."""
 
 
 class GrpcServer:
     """One worker's gRPC server."""
 
-    def __init__(self, settings: ServerSettings, protection: Protection, served: ServedStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        protection: Protection,
+        served: ServedStore,
+        metrics: Metrics,
+        tables: ServedTables,
+    ) -> None:
+        self._tables = tables
         self._settings = settings
         self._protection = protection
         self._served = served
@@ -106,14 +127,14 @@ class GrpcServer:
     async def _answer(self, name: str, method: Method, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Every request: errors become status codes, and every answer is counted."""
         started = time.perf_counter()
-        answer, applied, code, message = b"", "", grpc.StatusCode.OK, ""
+        answer, code, message = Answer(b""), grpc.StatusCode.OK, ""
         try:
             if self._protection.asks_for_tokens:
-                self._protection.authorize(_authorization(context), "read")
+                self._protection.authorize(_metadata(context, "authorization"), "read")
             remaining = context.time_remaining()
             if remaining is not None and remaining <= 0:
                 raise DeadlinePassed("the request's deadline had passed before it could be answered")
-            answer, applied = method(request)
+            answer = await method(request, context)
         except ShoalError as error:
             if isinstance(error, DeadlinePassed):
                 self._metrics.count_shed("deadline")
@@ -123,39 +144,50 @@ class GrpcServer:
             code, message = grpc.StatusCode.INTERNAL, "the server met something unexpected; its log says what"
         now = self._served.version()
         if now is not None:
-            standing = ((APPLIED_HEADER.lower(), applied),) if applied else ()
-            context.set_trailing_metadata(((VERSION_HEADER.lower(), str(now.id)), *standing))
+            metadata = [(VERSION_HEADER.lower(), str(now.id))]
+            if answer.applied:
+                metadata.append((APPLIED_HEADER.lower(), answer.applied))
+            if answer.partial:
+                metadata.append((PARTIAL_HEADER.lower(), ",".join(answer.partial)))
+                self._metrics.count_partial(answer.partial)
+            context.set_trailing_metadata(tuple(metadata))
         seconds = time.perf_counter() - started
         self._metrics.count_request(f"grpc:{name}", code.name, seconds)
         if self._settings.access_log:
-            _access_log.info("%s %s %s %d bytes, %.6f s", context.peer(), name, code.name, len(answer), seconds)
+            _access_log.info("%s %s %s %d bytes, %.6f s", context.peer(), name, code.name, len(answer.content), seconds)
         if code is not grpc.StatusCode.OK:
             await context.abort(code, message)
-        return answer
+        return answer.content
 
-    def _get_online_features(self, request: bytes) -> tuple[bytes, str]:
+    async def _get_online_features(self, request: bytes, context: grpc.aio.ServicerContext) -> Answer:
         asked = parse_request(request)
         entities = {name: parse_keys(name, data) for name, data in asked.entities.items()}
         check_keys(entities, self._settings.max_keys)
+        # Rows that are too old are served, and marked as such, as Feast's own servers do.
+        how: dict[str, Any] = {"stale": "serve", "incomplete": "not_found", "max_values": self._settings.max_values}
+        how |= {"fetched": NOTHING, "partial": parse_partial(_metadata(context, PARTIAL_HEADER.lower()))}
+        if self._tables.are_needed():
+            remaining = context.time_remaining()
+            how["fetched"] = await self._tables.fetch(asked.wanted, entities, "not_found", remaining)
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
-        # Rows that are too old are served, and marked as such, as Feast's own servers do.
-        most = self._settings.max_values
-        result = store.lookup(asked.wanted, entities, stale="serve", incomplete="not_found", max_values=most)
+        result = store.lookup(asked.wanted, entities, **how)
         self._metrics.count_lookup(result)
         views = store.version().views
         used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))
         join_keys = {name: data for name, data in asked.entities.items() if name in used}
-        names = {"full_feature_names": asked.full_feature_names, "name_views": asked.name_views}
-        return feast_protobuf.encode(result, join_keys, **names), result.applied
+        content = feast_protobuf.encode(
+            result, join_keys, full_feature_names=asked.full_feature_names, name_views=asked.name_views
+        )
+        return Answer(content, result.applied, result.partial)
 
-    def _get_feast_serving_info(self, request: bytes) -> tuple[bytes, str]:
-        return feast_protobuf.encode_serving_info(version("shoal")), ""
+    async def _get_feast_serving_info(self, request: bytes, context: grpc.aio.ServicerContext) -> Answer:
+        return Answer(feast_protobuf.encode_serving_info(version("shoal")))
 
 
-def _authorization(context: grpc.aio.ServicerContext) -> str | None:
+def _metadata(context: grpc.aio.ServicerContext, wanted: str) -> str | None:
     for name, value in context.invocation_metadata() or ():
-        if name == "authorization":
+        if name == wanted:
             return str(value)
     return None
 

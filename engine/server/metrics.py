@@ -5,10 +5,11 @@ any worker answers for all. What concerns the store is read from its newest vers
 files must be in the environment as PROMETHEUS_MULTIPROC_DIR before this module is first imported.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 from prometheus_client.core import GaugeMetricFamily
@@ -21,6 +22,9 @@ from engine.result import LookupResult, MatrixResult
 from engine.standing import Standing, lag_of, read_standing
 from engine.status import freshness_seconds
 from engine.version import StoreVersion
+
+if TYPE_CHECKING:
+    from engine.dynamodb.tier import FetchCounts
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 4.0, 16.0)
 
@@ -88,6 +92,31 @@ class Metrics:
         self._connections = Gauge(
             "shoal_worker_connections", "HTTP connections of a worker", multiprocess_mode="liveall", registry=None
         )
+        self._fetched = Counter(
+            "shoal_remote_keys",
+            "Distinct keys of views that are kept in tables, by where their rows came from, if they came in time",
+            ["view", "outcome"],
+            registry=None,
+        )
+        self._fetch_requests = Counter(
+            "shoal_remote_requests",
+            "Requests to tables, and those sent once more as a hedge",
+            ["view", "kind"],
+            registry=None,
+        )
+        self._fetch_seconds = Histogram(
+            "shoal_remote_duration_seconds",
+            "Time that a request waited for rows from tables",
+            ["view"],
+            buckets=_BUCKETS,
+            registry=None,
+        )
+        self._partial = Counter(
+            "shoal_partial_answers",
+            "Answers that lack rows of a view which did not come in time",
+            ["view"],
+            registry=None,
+        )
         self._pushed = cache(self._pushes.labels)
         self._answered = cache(self._requests.labels)
         self._valued = cache(self._values.labels)
@@ -106,6 +135,21 @@ class Metrics:
             for status in Status:
                 if counts[status]:
                     self._valued(view, status.name).inc(counts[status])
+
+    def count_fetch(self, counts: "FetchCounts") -> None:
+        """Rows of a view were fetched for a request."""
+        for outcome in ("cached", "fetched", "absent", "unavailable"):
+            if number := getattr(counts, outcome):
+                self._fetched.labels(counts.view, outcome).inc(number)
+        self._fetch_requests.labels(counts.view, "first").inc(counts.requests - counts.hedges)
+        if counts.hedges:
+            self._fetch_requests.labels(counts.view, "hedge").inc(counts.hedges)
+        self._fetch_seconds.labels(counts.view).observe(counts.seconds)
+
+    def count_partial(self, views: Sequence[str]) -> None:
+        """An answer lacks rows of some views."""
+        for view in views:
+            self._partial.labels(view).inc()
 
     def count_push(self, view: str, rows: int, superseded: int) -> None:
         """One push was answered."""

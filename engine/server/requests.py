@@ -97,6 +97,12 @@ def set_deadline(request: web.BaseRequest, seconds: float) -> None:
     request[_DEADLINE] = asyncio.get_running_loop().time() + seconds
 
 
+def remaining_seconds(request: web.BaseRequest) -> float | None:
+    """How long the client waits still; None if it has not said."""
+    deadline: float | None = request.get(_DEADLINE)
+    return None if deadline is None else deadline - asyncio.get_running_loop().time()
+
+
 class BodyReader:
     """Reads the bodies of a worker's requests, and knows how many bytes it holds of those that are on their way."""
 

@@ -29,6 +29,7 @@ from engine.server.metrics_files import allocate_metrics
 from engine.server.protection import Protection
 from engine.server.readiness import Readiness
 from engine.server.served_store import ServedStore
+from engine.server.served_tables import ServedTables
 from engine.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class Worker:
             served = ServedStore(settings.store, Readiness(settings, follows=self._follows))
             metrics = Metrics(settings.store)
             _allow_files(settings.max_connections)
-            application = Application(settings, protection, served, metrics, writer)
+            tables = ServedTables(settings, served, metrics)
+            application = Application(settings, protection, served, metrics, writer, tables)
             server = application.server(self._counts, place)
             runner = web.ServerRunner(server)
             await runner.setup()
@@ -108,13 +110,14 @@ class Worker:
                 _check_readable(served)
             rpcs = None
             if self._grpc_address is not None:
-                rpcs = await _serve_grpc(settings, protection, served, metrics, self._grpc_address)
+                rpcs = await _serve_grpc(settings, protection, served, metrics, tables, self._grpc_address)
+            await tables.prepare()
             # Whatever is there by now stays: a full collection that looks through it holds up requests for a tenth of a
             # second.
             gc.collect()
             gc.freeze()
             look_after = partial(_look_after, server, application.admission, metrics, self._counts, place)
-            keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, look_after, beat))
+            keeping_up = asyncio.create_task(_keep_up(protection, served, metrics, rpcs, tables, look_after, beat))
             reached("worker.accepting")
             # Last of all: who connects to a worker that fails after this gets no answer.
             most, tls = settings.max_connections, protection.context
@@ -134,6 +137,7 @@ class Worker:
             await runner.cleanup()
             if stopping_rpcs is not None:
                 await stopping_rpcs
+            await tables.close()
             keeping_up.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeping_up
@@ -146,12 +150,17 @@ def _check_readable(served: ServedStore) -> None:
 
 
 async def _serve_grpc(
-    settings: ServerSettings, protection: Protection, served: ServedStore, metrics: Metrics, address: str
+    settings: ServerSettings,
+    protection: Protection,
+    served: ServedStore,
+    metrics: Metrics,
+    tables: ServedTables,
+    address: str,
 ) -> "GrpcServer":
     # Only here: its packages are an extra, and are not to be loaded in a process that forks.
     from engine.server.grpc_server import GrpcServer
 
-    server = GrpcServer(settings, protection, served, metrics)
+    server = GrpcServer(settings, protection, served, metrics, tables)
     await server.start(address)
     return server
 
@@ -161,6 +170,7 @@ async def _keep_up(
     served: ServedStore,
     metrics: Metrics,
     rpcs: "GrpcServer | None",
+    tables: ServedTables,
     look_after: Callable[[float], None],
     beat: Callable[[], None],
 ) -> None:
@@ -172,6 +182,7 @@ async def _keep_up(
             protection.refresh()
             served.refresh()
             metrics.set_version(served.version())
+            await tables.prepare()
             look_after(lag)
             if rpcs is not None:
                 await rpcs.show_health()

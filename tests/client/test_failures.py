@@ -15,7 +15,7 @@ from shoal_client import Client, DeadlineExceeded, Limits, NoAnswer, ServerError
 from shoal_client.aio import AsyncClient
 from shoal_client.errors import PushIncomplete
 from tests.client.conftest import PATIENT, Published, addresses
-from tests.s3.faulty_network import faulty_network
+from tests.faulty_network import faulty_network
 from tests.server.serving import Server
 
 FEATURES = ["users:score"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from engine.export_root import ExportRoot
+from tests.faulty_network import FaultyNetwork, faulty_network
 from tests.s3 import server
-from tests.s3.faulty_network import FaultyNetwork, faulty_network
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def running(directory: Path, program: str) -> Iterator[str]:
     with (directory / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | _owner())
     try:
-        eventually(lambda: _listens(address, process), "the S3 server")
+        eventually(lambda: listens(address, process), "the S3 server")
         s3_client(f"http://{address}").create_bucket(Bucket=BUCKET)
         yield f"http://{address}"
     finally:
@@ -59,8 +59,9 @@ def _owner() -> Mapping[str, str]:
     return {"ROOT_ACCESS_KEY": ACCESS["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": ACCESS["AWS_SECRET_ACCESS_KEY"]}
 
 
-def _listens(address: str, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "the S3 server ended"
+def listens(address: str, process: subprocess.Popen[bytes]) -> bool:
+    """Whether something listens at an address, as the process is to that may have ended."""
+    assert process.poll() is None, "the server ended"
     host, _, port = address.partition(":")
     with socket.socket() as client:
         return client.connect_ex((host, int(port))) == 0

@@ -16,8 +16,8 @@ from engine.export_root import ExportRoot, entry_directory
 from loaders.verify import verify_root
 from spark_export.report import Report
 from spark_export.session import spark_session
+from tests.faulty_network import FaultyNetwork
 from tests.s3 import server
-from tests.s3.faulty_network import FaultyNetwork
 from tests.spark_export import test_streams
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, Row, ago
 from tests.spark_export.test_streams import event

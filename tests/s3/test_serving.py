@@ -13,7 +13,7 @@ import pytest
 from engine.export_root import ExportRoot
 from engine.schema import FeatureService
 from tests import stores
-from tests.s3.faulty_network import FaultyNetwork
+from tests.faulty_network import FaultyNetwork
 from tests.s3.mirroring import mirror
 from tests.server.serving import Server, eventually
 

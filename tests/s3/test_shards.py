@@ -9,7 +9,7 @@ from engine.shards import Shard
 from loaders.load import load
 from loaders.store_writer import StoreWriter
 from tests import stores
-from tests.s3.faulty_network import FaultyNetwork
+from tests.faulty_network import FaultyNetwork
 from tests.s3.mirroring import mirror
 
 DOC = stores.schema("doc", key="int64", a="int64")

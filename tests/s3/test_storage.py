@@ -13,7 +13,7 @@ from engine.export_root import ExportRoot
 from engine.schema import FeatureService
 from engine.storage import storage_at
 from tests import stores
-from tests.s3.faulty_network import FaultyNetwork
+from tests.faulty_network import FaultyNetwork
 from tests.s3.mirroring import bring, mirror, upload_files
 
 VIEW = stores.schema("doc", a="int32")

@@ -26,6 +26,7 @@ from engine.server.metrics import Metrics
 from engine.server.openapi import DOCUMENT
 from engine.server.protection import Protection
 from engine.server.served_store import ServedStore
+from engine.server.served_tables import ServedTables
 from engine.settings import server_settings
 from tests import stores
 from tests.every_type import ITEMS, SERVICE, USERS, item_rows, user_rows
@@ -54,7 +55,8 @@ def test_the_document_is_valid_and_of_this_version() -> None:
 def test_the_document_has_the_endpoints_that_the_server_has(tmp_path: Path) -> None:
     settings = server_settings(store=tmp_path)
     served_store, metrics = ServedStore(tmp_path), Metrics(tmp_path)
-    application = Application(settings, Protection(settings), served_store, metrics, WriterClient(tmp_path))
+    tables = ServedTables(settings, served_store, metrics)
+    application = Application(settings, Protection(settings), served_store, metrics, WriterClient(tmp_path), tables)
     served = {path: {method.lower() for method in methods} for path, methods in application.endpoints.items()}
     assert {path: set(operations) for path, operations in document["paths"].items()} == served
     for path, methods in application.endpoints.items():

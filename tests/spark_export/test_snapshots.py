@@ -52,6 +52,11 @@ def test_a_change_of_the_features_is_published_as_a_snapshot(lab: Lab) -> None:
     assert (report.seq, report.kind, report.reason) == (2, "snapshot", "the features changed")
     assert lab.served()[("d3",)] | {"n": 3, "x": 1.5} == lab.served()[("d3",)]
     assert lab.export().kind is None
+    lab.define({"n": "int64", "x": "float32"}, tier="dynamodb")
+    report = lab.export()
+    assert (report.seq, report.kind, report.reason) == (3, "snapshot", "the tier changed")
+    lab.define({"n": "int64", "x": "float32"})
+    assert lab.export().reason == "the tier changed"
 
     files = lab.files()
     lab.define({"n": "string", "x": "float32"})

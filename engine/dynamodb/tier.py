@@ -1,0 +1,363 @@
+"""Fetch the rows of a request that are kept in tables, in parallel and within its deadline.
+
+Keys are asked for once each, a hundred in a request (BatchGetItem), those that the node's cache has not. What the
+server leaves out, or refuses for now, is asked for again while there is time. Whatever has not come by then is marked,
+and nothing waits for it.
+"""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import xxhash
+
+from engine.dynamodb.cache import NO_ROW, RowCache
+from engine.dynamodb.client import DynamoClient, binary, binary_of
+from engine.dynamodb.items import KEY, VALUE, fingerprint, read_item, schema_in, schema_key
+from engine.dynamodb.segments import segments_of, warm
+from engine.errors import ShoalError, TableFailed, TableInvalid
+from engine.key_columns import Entities, Hashes, Incomplete, KeyColumns
+from engine.remote_rows import Fetched, FetchedRows
+from engine.schema import ViewSchema
+from engine.version import ViewVersion
+
+log = logging.getLogger("shoal.remote")
+
+BATCH = 100
+"""The most keys that BatchGetItem takes."""
+_FIRST_PAUSE = 0.004
+_LONGEST_PAUSE = 0.1
+_TOLD_EVERY_SECONDS = 10.0
+_CONNECT_AGAIN_SECONDS = 5.0
+_END_SECONDS = 2.0
+_HEDGED_SHARE = 0.05
+"""Of requests so many may be sent once more: a table that is slow altogether is not to get twice the load."""
+_MOST_HEDGES_AT_ONCE = 10.0
+
+
+@dataclass
+class FetchCounts:
+    """What fetching the rows of one view took: keys whose rows were in the cache, were fetched, are known to be absent
+    from the table, or did not come; requests, and how many of them were hedges; and seconds."""
+
+    view: str
+    cached: int = 0
+    fetched: int = 0
+    absent: int = 0
+    unavailable: int = 0
+    requests: int = 0
+    hedges: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Asked:
+    """The distinct keys of a view, and what is known of them: a row's value, or NO_ROW."""
+
+    view: ViewVersion
+    keys: list[bytes]
+    counts: FetchCounts
+    known: dict[bytes, bytes] = field(default_factory=dict)
+    fresh: dict[bytes, bytes] = field(default_factory=dict)
+    schemas: dict[bytes, ViewSchema] = field(default_factory=dict)
+
+
+class RemoteTier:
+    """What fetches rows, in one event loop.
+
+    Args:
+        store: the node's store, where its cache is.
+        cache_seconds: how long rows may be served from the cache; 0 for none.
+        cache_bytes: the most room that the cache takes.
+        hedge_seconds: after how long a request that is not answered is sent once more, if few are; None for never.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        *,
+        cache_seconds: float = 0.0,
+        cache_bytes: int = 256 << 20,
+        hedge_seconds: float | None = None,
+    ) -> None:
+        self._store = store
+        self._cache_seconds = cache_seconds
+        self._cache_bytes = cache_bytes
+        self._hedge_seconds = hedge_seconds
+        self._hedges_left = _MOST_HEDGES_AT_ONCE
+        self._client = DynamoClient()
+        self._cache: RowCache | None = None
+        self._filling = ThreadPoolExecutor(1, thread_name_prefix="row-cache")
+        self._is_filling = False
+        self._schemas: dict[tuple[str, bytes], ViewSchema] = {}
+        self._connecting: asyncio.Future[None] | None = None
+        self._connected_at = 0.0
+        self._told_at: dict[str, float] = {}
+
+    async def connect(self) -> None:
+        """Find the server and open the cache, which takes a moment, unless that is done.
+
+        Raises:
+            TableClientMissing, TableFailed: the server cannot be found; it is looked for again at the next call, but
+                not more often than every few seconds.
+        """
+        before = self._connecting
+        has_failed = before is not None and before.done() and before.exception() is not None
+        if before is None or (has_failed and time.monotonic() - self._connected_at > _CONNECT_AGAIN_SECONDS):
+            self._connected_at = time.monotonic()
+            self._connecting = asyncio.ensure_future(self._connect())
+        assert self._connecting is not None
+        await asyncio.shield(self._connecting)
+
+    async def _connect(self) -> None:
+        await asyncio.to_thread(warm)
+        await self._client.connect()
+        if self._cache_seconds > 0 and self._cache is None:
+            try:
+                self._cache = await asyncio.to_thread(RowCache.open, self._store, self._cache_bytes)
+            except (lmdb.Error, OSError) as error:
+                log.warning("rows of tables are not cached: %s", error)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+        self._filling.shutdown(wait=False, cancel_futures=True)
+
+    async def fetch(
+        self, views: Sequence[ViewVersion], entities: Entities, incomplete: Incomplete, seconds: float
+    ) -> tuple[Fetched, list[FetchCounts]]:
+        """The rows of a request's keys in some views, as far as they come within so many seconds.
+
+        Raises:
+            LookupInvalid: the entities do not fit the views.
+            ViewDamaged: a table holds a value that is no row.
+        """
+        started = time.monotonic()
+        until = started + seconds
+        columns = KeyColumns(entities, incomplete)
+        asked, rows = [], []
+        for view in views:
+            of_rows = _key_bytes(columns.hashes(view))
+            distinct = [key for key in dict.fromkeys(of_rows) if key != _NOWHERE]
+            asked.append(_Asked(view, distinct, FetchCounts(view.name)))
+            rows.append(of_rows)
+        await self._fill_in(asked, until)
+        fetched = {}
+        for of_view, of_rows in zip(asked, rows, strict=True):
+            values = [value for value in of_view.known.values() if value]
+            counts = of_view.counts
+            counts.fetched = sum(1 for value in of_view.fresh.values() if value)
+            counts.absent = len(of_view.fresh) - counts.fetched
+            counts.unavailable = len(of_view.keys) - len(of_view.known)
+            counts.seconds = time.monotonic() - started
+            unavailable = None
+            if counts.unavailable:
+                missing = set(of_view.keys) - of_view.known.keys()
+                unavailable = np.fromiter((key in missing for key in of_rows), np.bool_, len(of_rows))
+            segments = segments_of(of_view.view.name, values, of_view.schemas.__getitem__)
+            fetched[of_view.view.name] = FetchedRows(segments, unavailable)
+        self._remember(asked)
+        return fetched, [of_view.counts for of_view in asked]
+
+    async def _fill_in(self, asked: Sequence[_Asked], until: float) -> None:
+        """Learn what there is of all keys, from the cache and the tables."""
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + until - time.monotonic()):
+                await self.connect()
+                tasks = []
+                for of_view in asked:
+                    self._look_in_cache(of_view)
+                    missing = [key for key in of_view.keys if key not in of_view.known]
+                    for start in range(0, len(missing), BATCH):
+                        tasks.append(asyncio.ensure_future(self._read(of_view, missing[start : start + BATCH], until)))
+                for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                    if isinstance(outcome, ShoalError):
+                        self._tell(_kind(outcome), outcome)
+                    elif isinstance(outcome, BaseException):
+                        raise outcome
+                for of_view in asked:
+                    await self._learn_schemas(of_view, until)
+        except TimeoutError:
+            self._tell("late", f"rows of {', '.join(of_view.view.name for of_view in asked)} did not come in time")
+        except ShoalError as error:
+            self._tell(_kind(error), error)
+        for of_view in asked:
+            for key in [key for key, value in of_view.known.items() if value and not self._knows(of_view, value)]:
+                del of_view.known[key]
+
+    def _knows(self, of_view: _Asked, value: bytes) -> bool:
+        """Whether it is known what a row looks like."""
+        of = value[:8]
+        if of in of_view.schemas:
+            return True
+        schema = of_view.view.record.view_schema
+        if of != fingerprint(schema):
+            known = self._schemas.get((schema.table_name, of))
+            if known is None:
+                return False
+            schema = known
+        of_view.schemas[of] = schema
+        return True
+
+    def _look_in_cache(self, of_view: _Asked) -> None:
+        if self._cache is not None and of_view.keys:
+            try:
+                of_view.known = self._cache.get(self._prefix(of_view.view), of_view.keys)
+            except lmdb.Error as error:
+                self._tell("cache", f"the cache of rows cannot be read: {error}")
+            of_view.counts.cached = len(of_view.known)
+
+    async def _read(self, of_view: _Asked, keys: Sequence[bytes], until: float) -> None:
+        """Learn what a table has of some keys; those that it leaves out are asked for again."""
+        table, pause = of_view.view.record.view_schema.table_name, _FIRST_PAUSE
+        wanted: Any = {"Keys": [{KEY: binary(key)} for key in keys], "ProjectionExpression": VALUE}
+        missing = set(keys)
+        while missing:
+            try:
+                answer = await self._hedged(of_view.counts, {"RequestItems": {table: wanted}}, until)
+            except TableFailed as error:
+                if not error.is_transient:
+                    raise
+                self._tell(_kind(error), error)
+            else:
+                for item in answer.get("Responses", {}).get(table, ()):
+                    if VALUE in item:
+                        value = read_item(item)
+                        key = value[8:24]
+                        if key not in missing:
+                            raise TableInvalid(f"table {table!r} answers with a row of another key, {key.hex()!r}")
+                        of_view.known[key] = of_view.fresh[key] = value
+                left = answer.get("UnprocessedKeys", {}).get(table)
+                refused = {_key_of(key) for key in left["Keys"]} if left else set()
+                for key in missing - refused - of_view.known.keys():
+                    of_view.known[key] = of_view.fresh[key] = NO_ROW
+                missing &= refused
+                if not missing:
+                    return
+                wanted = left | {"ProjectionExpression": VALUE}
+            await asyncio.sleep(random.uniform(0, pause))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _hedged(self, counts: FetchCounts, document: dict[str, Any], until: float) -> dict[str, Any]:
+        """An operation's answer; of two, where the first takes too long, the one that comes first."""
+        counts.requests += 1
+        first = self._client.call("BatchGetItem", document, until - time.monotonic())
+        if self._hedge_seconds is None:
+            return await first
+        self._hedges_left = min(self._hedges_left + _HEDGED_SHARE, _MOST_HEDGES_AT_ONCE)
+        tasks = {asyncio.ensure_future(first)}
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=self._hedge_seconds)
+            if not done and self._hedges_left >= 1:
+                self._hedges_left -= 1
+                counts.hedges += 1
+                counts.requests += 1
+                tasks.add(asyncio.ensure_future(self._client.call("BatchGetItem", document, until - time.monotonic())))
+            pending = set(tasks)
+            while True:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                good = [task for task in done if task.exception() is None]
+                if good or not pending:
+                    return (good or list(done))[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _learn_schemas(self, of_view: _Asked, until: float) -> None:
+        """Ask the table for the schemas of rows that were written under others than the view's own."""
+        table = of_view.view.record.view_schema.table_name
+        unknown = {value[:8] for value in of_view.known.values() if value and not self._knows(of_view, value)}
+        for of in unknown:
+            document = {"TableName": table, "Key": {KEY: binary(schema_key(of))}, "ConsistentRead": True}
+            item = (await self._client.call("GetItem", document, until - time.monotonic())).get("Item")
+            if item is None:
+                raise TableInvalid(f"table {table!r} has rows of a schema {of.hex()} that it does not describe")
+            self._schemas[table, of] = schema_in(item, of, table)
+
+    def _remember(self, asked: Sequence[_Asked]) -> None:
+        """Put into the cache what came from tables, behind the answer; while that is done, more is not kept."""
+        cache = self._cache
+        fresh = {self._prefix(of_view.view): of_view.fresh for of_view in asked if of_view.fresh}
+        if cache is None or not fresh or self._is_filling:
+            return
+        self._is_filling = True
+
+        def fill() -> None:
+            try:
+                for prefix, rows in fresh.items():
+                    cache.put(prefix, rows, self._cache_seconds)
+            except (lmdb.Error, OSError) as error:
+                self._tell("cache", f"rows of tables are not cached: {error}")
+            finally:
+                self._is_filling = False
+
+        self._filling.submit(fill)
+
+    def _prefix(self, view: ViewVersion) -> bytes:
+        """What keys of a view's table begin with in the cache."""
+        return xxhash.xxh3_64_digest(f"{self._client.endpoint} {view.record.view_schema.table_name}".encode())
+
+    def _tell(self, kind: str, message: object) -> None:
+        """Log what went wrong, each kind of it seldom: while a table fails, each request does."""
+        now = time.monotonic()
+        if now - self._told_at.get(kind, -_TOLD_EVERY_SECONDS) > _TOLD_EVERY_SECONDS:
+            self._told_at[kind] = now
+            log.warning("%s", message)
+
+
+_NOWHERE = bytes(16)
+"""The key that no row has (see `engine.key_columns`)."""
+
+
+def _key_bytes(hashes: Hashes) -> list[bytes]:
+    """The keys of items with some hashes."""
+    raw = np.ascontiguousarray(hashes.T).tobytes()
+    return [raw[start : start + 16] for start in range(0, len(raw), 16)]
+
+
+def _kind(error: ShoalError) -> str:
+    return error.code if isinstance(error, TableFailed) else type(error).__name__
+
+
+def _key_of(key: Mapping[str, Any]) -> bytes:
+    return binary_of(key[KEY])
+
+
+class BlockingTier:
+    """A `RemoteTier` for callers that wait: in a thread with an event loop of its own."""
+
+    def __init__(self, store: Path, **options: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="remote-tier", daemon=True).start()
+        self._tier = RemoteTier(store, **options)
+        # When nobody has it any more, or the process ends.
+        weakref.finalize(self, _end, self._loop, self._tier)
+
+    def fetch(
+        self, views: Sequence[ViewVersion], entities: Entities, incomplete: Incomplete, seconds: float
+    ) -> Fetched:
+        """As `RemoteTier.fetch`. The first call may wait longer, to find the server."""
+
+        async def fetch() -> Fetched:
+            await self._tier.connect()
+            return (await self._tier.fetch(views, entities, incomplete, seconds))[0]
+
+        return asyncio.run_coroutine_threadsafe(fetch(), self._loop).result()
+
+
+def _end(loop: asyncio.AbstractEventLoop, tier: RemoteTier) -> None:
+    """Close what a thread's loop has open, and end the thread."""
+    with suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(tier.close(), loop).result(_END_SECONDS)
+    loop.call_soon_threadsafe(loop.stop)

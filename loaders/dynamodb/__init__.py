@@ -1,0 +1,1 @@
+"""Write views to tables of DynamoDB, and bring such tables local."""

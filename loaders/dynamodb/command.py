@@ -1,0 +1,158 @@
+"""The command `shoal sync-dynamodb`."""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from engine.dynamodb.client import DynamoClient
+from engine.errors import NotPublished, ShoalError
+from engine.export_root import ExportRoot
+from loaders.dynamodb.sync import Sync, Written
+
+log = logging.getLogger("shoal.sync")
+
+
+@click.command("sync-dynamodb", short_help="Write views of an export root to tables of DynamoDB, and keep them so.")
+@click.option(
+    "--from", "address", required=True, metavar="ROOT", help="The export root: a directory, or s3://BUCKET/PREFIX."
+)
+@click.option("--view", "views", multiple=True, metavar="NAME", help="Only this view; may be given again.")
+@click.option("--once", is_flag=True, help="End when the tables have all that the root has.")
+@click.option("--dry-run", is_flag=True, help="Count what would be written, and what it would cost; write nothing.")
+@click.option("--create-tables", is_flag=True, help="Make tables that are not there, billed by request.")
+@click.option(
+    "--units-per-second",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1000.0,
+    show_default=True,
+    metavar="NUMBER",
+    help="The most write units that are used of each table in a second.",
+)
+@click.option("--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to look for what is new.")
+@click.option(
+    "--lease-seconds",
+    type=click.FloatRange(min=0.2),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After how long another may take over from a process that died.",
+)
+@click.option(
+    "--write-price",
+    default=0.625,
+    show_default=True,
+    metavar="DOLLARS",
+    help="Of a million write units, for --dry-run.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON, an object an entry.")
+def sync_dynamodb_command(
+    address: str,
+    views: tuple[str, ...],
+    once: bool,
+    dry_run: bool,
+    create_tables: bool,
+    units_per_second: float,
+    poll: float,
+    lease_seconds: float,
+    write_price: float,
+    as_json: bool,
+) -> None:
+    """Write the views of an export root whose tier is dynamodb to their tables, and go on as more is published.
+
+    Only what changed is written. A run that died, or was stopped, is gone on with by the next. Endpoint, region and
+    credentials are those of boto3's environment.
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    log.setLevel(logging.WARNING if once or dry_run else logging.INFO)
+
+    async def run() -> None:
+        async with DynamoClient() as client:
+            sync = Sync(
+                client,
+                ExportRoot(address),
+                units_per_second=units_per_second,
+                lease_seconds=lease_seconds,
+                dry_run=dry_run,
+                create_tables=create_tables,
+            )
+            if once or dry_run:
+                await _once(sync, views, as_json, write_price if dry_run else None)
+            else:
+                await _follow(sync, views, as_json, poll)
+
+    asyncio.run(run())
+
+
+async def _once(sync: Sync, views: Sequence[str], as_json: bool, price: float | None) -> None:
+    wanted = views or await asyncio.to_thread(sync.remote_views)
+    if not wanted:
+        raise NotPublished("no view of the root is kept in a table; give one the tier dynamodb in views.yaml")
+    outcomes = await asyncio.gather(*(sync.catch_up(view) for view in wanted), return_exceptions=True)
+    for outcome in outcomes:
+        if not isinstance(outcome, BaseException):
+            _print(outcome, as_json, price)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def _follow(sync: Sync, views: Sequence[str], as_json: bool, poll: float) -> None:
+    """Look for what is new until told to stop; what fails is tried again."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    async def one(view: str) -> None:
+        try:
+            _print(await sync.catch_up(view), as_json, None)
+        except ShoalError as error:
+            log.error("%s: %s: %s", view, type(error).__name__, error)
+
+    async def rounds() -> None:
+        while True:
+            try:
+                wanted = views or await asyncio.to_thread(sync.remote_views)
+                await asyncio.gather(*(one(view) for view in wanted))
+            except (ShoalError, OSError) as error:
+                log.error("%s", error)
+            await asyncio.sleep(poll)
+
+    stopping = asyncio.create_task(stop.wait())
+    running = asyncio.create_task(rounds())
+    await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        running.result()
+    # What is under way is broken off, and the right to write given back.
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+def _print(entries: Sequence[Written], as_json: bool, price: float | None) -> None:
+    for entry in entries:
+        document: dict[str, Any] = asdict(entry) | {"at": datetime.now(UTC).isoformat()}
+        if price is not None:
+            document |= {"dry_run": True, "dollars": entry.estimated_units * price / 1e6}
+        if as_json:
+            click.echo(json.dumps(document))
+            continue
+        would = "would take" if price is not None else "took"
+        click.echo(
+            f"{entry.view}: {entry.kind} {entry.seq} to table {entry.table}: {entry.puts:,} puts, {entry.deletes:,} "
+            f"deletes, {entry.unchanged:,} unchanged, {entry.superseded:,} superseded; it {would} "
+            f"{entry.estimated_units:,} write units"
+            + (f", {document['dollars']:.4f} dollars at {price} a million" if price is not None else "")
+        )
+    if price is not None and not as_json:
+        total = sum(entry.estimated_units for entry in entries)
+        click.echo(f"in all {total:,} write units, {total * price / 1e6:.4f} dollars; nothing was written")

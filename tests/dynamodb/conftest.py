@@ -1,0 +1,38 @@
+"""One server of DynamoDB's interface for the tests of a file, and a network before it that can fail."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.dynamodb import server
+from tests.dynamodb.tables import ENDPOINT
+from tests.faulty_network import FaultyNetwork, faulty_network
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server, which is the environment's, too."""
+    command = server.dynalite()
+    if command is None:
+        pytest.skip("there is no server of DynamoDB's interface; `make .dynamodb-server/installed` installs one")
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in server.ACCESS.items():
+            environment.setenv(name, value)
+        with server.running(command, tmp_path_factory.mktemp("dynamodb") / "log") as url:
+            environment.setenv(ENDPOINT, url)
+            yield url
+
+
+@pytest.fixture
+def table(endpoint: str) -> str:
+    """The name of a table that nobody else uses."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def network(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyNetwork]:
+    """What lies between clients that are made from now on and the server."""
+    with faulty_network(endpoint) as network:
+        monkeypatch.setenv(ENDPOINT, network.url)
+        yield network

@@ -1,0 +1,100 @@
+"""What the tests of tables have in common: views in them, the command that writes them, and the content of tables."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+import cli
+from engine.dynamodb.client import DynamoClient, binary, binary_of
+from engine.dynamodb.items import KEY, KEY_BYTES, LEASE
+from engine.errors import ShoalError
+from engine.export_root import ExportRoot
+from engine.schema import ViewSchema
+from loaders.dynamodb import rows
+from loaders.dynamodb.bring_local import load_table
+from loaders.dynamodb.sync import Sync, Written
+from loaders.dynamodb.table import Progress
+from loaders.store_writer import StoreWriter
+from tests.s3.server import ACCESS
+
+ENDPOINT = "AWS_ENDPOINT_URL_DYNAMODB"
+
+
+def remote(view: ViewSchema, table: str) -> ViewSchema:
+    """A view as it is if it is kept in a table."""
+    return view.model_copy(update={"tier": "dynamodb", "table": table})
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command that ended has said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def shoal(*arguments: object) -> Done:
+    """The command line, in this process: to start one takes seconds."""
+    result = CliRunner().invoke(cli.shoal, [str(argument) for argument in arguments])
+    if isinstance(result.exception, ShoalError):
+        return Done(result.exception.exit_code, result.stdout, str(result.exception))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
+def sync(root: ExportRoot, *views: str, dry_run: bool = False, **options: float) -> list[Written]:
+    """What `shoal sync-dynamodb --once` does, in this process, for some views or all."""
+
+    async def run() -> list[Written]:
+        async with DynamoClient() as client:
+            how: dict[str, Any] = {"units_per_second": 1e6, "lease_seconds": 5.0, "create_tables": True} | options
+            syncing = Sync(client, root, dry_run=dry_run, **how)
+            return [entry for view in views or syncing.remote_views() for entry in await syncing.catch_up(view)]
+
+    return asyncio.run(run())
+
+
+def sync_in_steps(address: str, endpoint: str, table: str) -> None:
+    """`sync` in a process of its own, some rows at a time."""
+    os.environ |= {ENDPOINT: endpoint, **ACCESS}
+    rows.ROWS_AT_ONCE = 40
+    sync(ExportRoot(address))
+
+
+def forget_lease(table: str) -> None:
+    """Have the time of whoever writes to a table be over."""
+
+    async def forget() -> None:
+        async with DynamoClient() as client:
+            await client.call("DeleteItem", {"TableName": table, "Key": {KEY: binary(LEASE)}}, 10.0)
+
+    asyncio.run(forget())
+
+
+def bring_local(store: Path, table: str) -> Progress:
+    """What `shoal load --from-dynamodb` does, in this process."""
+    with StoreWriter(store) as writer:
+        return asyncio.run(load_table(writer, table, lambda rows: None))[0]
+
+
+def items(table: str) -> dict[bytes, dict[str, Any]]:
+    """All rows of a table as they are stored, by key."""
+
+    async def scan() -> dict[bytes, dict[str, Any]]:
+        found: dict[bytes, dict[str, Any]] = {}
+        async with DynamoClient() as client:
+            start: dict[str, Any] = {}
+            while True:
+                answer = await client.call("Scan", {"TableName": table, "ConsistentRead": True} | start, 10.0)
+                found |= {binary_of(item[KEY]): item for item in answer["Items"]}
+                if "LastEvaluatedKey" not in answer:
+                    return {key: item for key, item in found.items() if len(key) == KEY_BYTES}
+                start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
+    return asyncio.run(scan())

@@ -1,0 +1,110 @@
+"""What a node has of views that are kept in tables: nothing but what they look like, and how far their log is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import FeatureStore
+from engine.errors import PushElsewhere, SchemaChangeRefused, TableFailed
+from engine.export_root import ExportRoot
+from engine.kernels.gathering import Status
+from engine.schema import ViewSchema
+from loaders.push import push_rows
+from loaders.store_writer import StoreWriter
+from tests import stores
+from tests.dynamodb.tables import remote
+
+VIEW = stores.schema("doc", key="int64", a="int64")
+ROWS: list[stores.Row] = [{"doc_id": number, "a": number} for number in range(50)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> ExportRoot:
+    return ExportRoot(tmp_path / "root")
+
+
+def generations(store: Path) -> list[int]:
+    """The sizes of a view's bases."""
+    return [path.stat().st_size for path in store.glob("generations/doc/*/data.mdb")]
+
+
+def test_a_view_that_moves_to_a_table_leaves_the_node_and_comes_back_with_a_snapshot(
+    root: ExportRoot, tmp_path: Path
+) -> None:
+    store, there = tmp_path / "store", remote(VIEW, "elsewhere")
+    stores.publish_snapshot(root, VIEW, ROWS)
+    stores.load(store, root)
+    (loaded,) = generations(store)
+    stores.publish_delta(root, there, ROWS[:3])
+    stores.publish_delta(root, there, ROWS[3:5])
+    assert [entry.rows for entry in stores.load(store, root)] == [0, 0]
+    with StoreWriter(store) as writer:
+        record = writer.record("doc")
+        assert record is not None
+        assert (record.applied_seq, record.base.rows, record.overlays, record.view_schema) == (3, 0, (), there)
+        with pytest.raises(PushElsewhere, match="'elsewhere'"):
+            push_rows(writer, "doc", {"doc_id": [1], "a": [2]})
+    assert max(generations(store)) < loaded
+    # A delta of a view that is local again has nothing to lie over.
+    stores.publish_delta(root, VIEW, ROWS[:3])
+    with pytest.raises(SchemaChangeRefused, match="--full"):
+        stores.load(store, root)
+    stores.publish_snapshot(root, VIEW, ROWS[:7])
+    stores.load(store, root)
+    opened = FeatureStore.open(store)
+    assert opened.lookup(["doc:a"], {"doc_id": [0, 6, 7]}).to_pydict() == {"doc:a": [0, 6, None]}
+    assert opened.version().troubles == {}
+
+
+def test_what_a_node_has_of_such_a_view_is_made_again_if_it_is_damaged(root: ExportRoot, tmp_path: Path) -> None:
+    stores.publish_snapshot(root, remote(VIEW, "elsewhere"), ROWS)
+    stores.load(tmp_path / "store", root)
+    for path in (tmp_path / "store").glob("generations/doc/*/data.mdb"):
+        path.unlink()
+    stores.load(tmp_path / "store", root)
+    assert FeatureStore.open(tmp_path / "store").version().view("doc").is_remote
+
+
+def test_without_a_way_to_ask_for_tables_a_lookup_says_so(
+    root: ExportRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    stores.publish_snapshot(root, remote(VIEW, "elsewhere"), ROWS)
+    stores.load(tmp_path / "store", root)
+    opened = FeatureStore.open(tmp_path / "store")
+    with pytest.raises(TableFailed, match="credentials"):
+        opened.lookup(["doc:a"], {"doc_id": [1]})
+    assert opened.lookup(["doc:a"], {"doc_id": [1]}, fetched={}).columns[0].status.tolist() == [Status.UNAVAILABLE]
+
+
+def test_who_has_no_such_views_imports_nothing_for_them(root: ExportRoot, tmp_path: Path) -> None:
+    stores.publish_snapshot(root, VIEW, ROWS)
+    stores.load(tmp_path / "store", root)
+    program = (
+        "import sys; import engine.server.app, engine.server.worker; from engine import FeatureStore; "
+        "FeatureStore.open(sys.argv[1]).lookup(['doc:a'], {'doc_id': [1]}); "
+        "print([name for name in sys.modules if name.startswith(('boto', 'engine.dynamodb'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_table_belongs_to_a_view_that_is_kept_in_one() -> None:
+    assert remote(VIEW, "a.b").table_name == "a.b"
+    assert ViewSchema.model_validate(VIEW.model_dump() | {"tier": "dynamodb"}).table_name == "shoal.doc"
+    for wrong in ({"table": "abc"}, {"tier": "dynamodb", "table": "a b"}, {"tier": "redis"}):
+        with pytest.raises(ValueError, match=r"table|tier"):
+            ViewSchema.model_validate(VIEW.model_dump() | wrong)
