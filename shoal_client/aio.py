@@ -18,7 +18,7 @@ from shoal_client.core import Core, Outcome, Result, Steps
 from shoal_client.errors import ClientForked, ShoalError
 from shoal_client.replicas import Replica
 from shoal_client.settings import Settings, options
-from shoal_client.wire import READ_HEADERS, Columns, Format, Response, Stale
+from shoal_client.wire import READ_HEADERS, Columns, Format, Partial, Response, Stale
 
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
 
@@ -47,12 +47,15 @@ class AsyncClient:
         *,
         max_age: str | timedelta | None = None,
         stale: Stale = "null",
+        partial: Partial = "serve",
         timeout: float | None = None,
         format: Format = "arrow",
     ) -> Answer:
         """Look up features of many keys: see `shoal_client.Client.lookup`."""
         return await self._drive(
-            self._core.lookup(features, entities, max_age=max_age, stale=stale, timeout=timeout, form=format)
+            self._core.lookup(
+                features, entities, max_age=max_age, stale=stale, partial=partial, timeout=timeout, form=format
+            )
         )
 
     async def push(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shoal_client.errors import AnswerInvalid, FormMissing
-from shoal_client.wire import APPLIED_HEADER, VERSION_HEADER, Response
+from shoal_client.wire import APPLIED_HEADER, PARTIAL_HEADER, VERSION_HEADER, Response
 
 _NPY = b"\x93NUMPY\x01\x00"
 
@@ -45,10 +45,12 @@ class Pushed:
 @dataclass(frozen=True)
 class Answer:
     """The answer to a lookup. `version` is that of the store that it was read from; None where several shards were
-    asked. `applied` says where each view stood in its log."""
+    asked. `applied` says where each view stood in its log, `partial` of which views rows are missing, since they did
+    not come in time from the table that they are kept in."""
 
     version: int | None
     applied: Mapping[str, Position]
+    partial: tuple[str, ...]
 
     def to_arrow(self) -> pa.RecordBatch:
         """A column a feature, named `view:feature`, nulls as nulls."""
@@ -69,7 +71,7 @@ class Answer:
 
     @property
     def statuses(self) -> dict[str, list[str]]:
-        """View → the status of each key: PRESENT, NOT_FOUND or OUTSIDE_MAX_AGE."""
+        """View → the status of each key: PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE or UNAVAILABLE."""
         raise self._lacks("statuses", "json")
 
     @property
@@ -142,14 +144,15 @@ def read_answer(response: Response, form: str) -> Answer:
     try:
         version = int(response.headers[VERSION_HEADER])
         applied = dict(parse_applied(response.headers.get(APPLIED_HEADER, "")))
+        partial = tuple(filter(None, response.headers.get(PARTIAL_HEADER, "").split(",")))
         match form:
             case "arrow":
                 with pa.ipc.open_stream(response.body) as stream:
-                    return ArrowAnswer(version, applied, stream.read_next_batch(), response.body)
+                    return ArrowAnswer(version, applied, partial, stream.read_next_batch(), response.body)
             case "npy":
-                return MatrixAnswer(version, applied, read_npy(response.body))
+                return MatrixAnswer(version, applied, partial, read_npy(response.body))
             case _:
-                return JsonAnswer(version, applied, response.document)
+                return JsonAnswer(version, applied, partial, response.document)
     except (pa.ArrowException, ValueError, LookupError, SyntaxError, StopIteration, struct.error) as error:
         raise AnswerInvalid(f"{response.address} sent what is no answer: {type(error).__name__}: {error}") from error
 

@@ -18,7 +18,7 @@ from shoal_client.core import Core, Outcome, Result, Steps
 from shoal_client.errors import ShoalError
 from shoal_client.replicas import Replica
 from shoal_client.settings import Settings, options
-from shoal_client.wire import Columns, Format, Stale
+from shoal_client.wire import Columns, Format, Partial, Stale
 
 Flights = dict[int, tuple[Call, Attempt, Exchange]]
 """By descriptor, what is on its way."""
@@ -66,6 +66,7 @@ class Client:
         *,
         max_age: str | timedelta | None = None,
         stale: Stale = "null",
+        partial: Partial = "serve",
         timeout: float | None = None,
         format: Format = "arrow",
     ) -> Answer:
@@ -77,6 +78,8 @@ class Client:
             max_age: the age of a row that is accepted, instead of each view's TTL: a text such as "12h", or a timedelta
                 of whole seconds.
             stale: what becomes of older rows: "null" their values, "serve" them, or "fail".
+            partial: whether an answer may lack rows that did not come in time from a table: the answer's `partial` then
+                names their views.
             timeout: seconds that it may take, instead of the client's.
             format: what the answer comes in: "arrow" has every type and nulls, "npy" is one matrix of numbers and the
                 fastest, "json" has statuses and event times.
@@ -89,7 +92,9 @@ class Client:
             ShardsDisagree: shards are not at one version, and did not get there in time.
         """
         return self._drive(
-            self._core.lookup(features, entities, max_age=max_age, stale=stale, timeout=timeout, form=format)
+            self._core.lookup(
+                features, entities, max_age=max_age, stale=stale, partial=partial, timeout=timeout, form=format
+            )
         )
 
     def push(

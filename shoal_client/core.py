@@ -36,6 +36,7 @@ from shoal_client.wire import (
     EVENT_TIME,
     Columns,
     Format,
+    Partial,
     Request,
     Response,
     Stale,
@@ -76,12 +77,14 @@ class Core:
         *,
         max_age: str | timedelta | None,
         stale: Stale,
+        partial: Partial,
         timeout: float | None,
         form: Format,
     ) -> Steps[Answer]:
         """A lookup: see `shoal_client.client.Client.lookup`."""
         deadline = self._deadline(timeout)
-        how: dict[str, Any] = {"max_age": max_age, "stale": stale, "form": form, "headers": self._headers}
+        how: dict[str, Any] = {"max_age": max_age, "stale": stale, "partial": partial, "form": form}
+        how["headers"] = self._headers
         if not self.options.is_sharded:
             request = lookup_request(features, entities, **how)
             (outcome,) = yield [self._call(request, self.sets[0], deadline)]

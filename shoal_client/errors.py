@@ -108,6 +108,10 @@ class PushInvalid(LookupInvalid):
     """Rows that were pushed do not fit their view."""
 
 
+class PushElsewhere(PushInvalid):
+    """Rows were pushed to a view that is kept in a table."""
+
+
 class RequestTooLarge(LookupInvalid):
     """The request is over one of the server's limits."""
 
@@ -130,6 +134,10 @@ class KeyOutsideShard(ServerError):
 
 class StaleFeatures(ServerError):
     """Rows are older than accepted, and the lookup was to fail then."""
+
+
+class RowsUnavailable(ServerError):
+    """Rows that are kept in a table did not come in time, and the lookup was to fail then."""
 
 
 class PushesFull(ServerError):
@@ -176,12 +184,14 @@ BY_CODE: Mapping[str, type[ServerError]] = {
         LookupInvalid,
         UnknownFeature,
         PushInvalid,
+        PushElsewhere,
         RequestTooLarge,
         NotAcceptable,
         DeadlineInvalid,
         BodyTooSlow,
         KeyOutsideShard,
         StaleFeatures,
+        RowsUnavailable,
         PushesFull,
         StoreFull,
         WriterUnavailable,

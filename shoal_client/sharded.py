@@ -145,15 +145,16 @@ def join(schema: Schema, references: Sequence[str], count: int, parts: Sequence[
     versions = {part.answered.version for part in parts if len(parts) == 1}
     version = versions.pop() if versions else None
     applied = {view: max(of_view.values()) for view, of_view in places_of(parts).items()}
+    partial = tuple(sorted({view for part in parts for view in part.answered.partial}))
     if len(parts) == 1 and parts[0].rows is not None:
         return parts[0].answered
     match form:
         case "arrow":
-            return ArrowAnswer(version, applied, _join_arrow(references, count, parts))
+            return ArrowAnswer(version, applied, partial, _join_arrow(references, count, parts))
         case "npy":
-            return MatrixAnswer(version, applied, _join_matrices(schema, references, count, parts))
+            return MatrixAnswer(version, applied, partial, _join_matrices(schema, references, count, parts))
         case _:
-            return JsonAnswer(version, applied, _join_documents(references, count, parts))
+            return JsonAnswer(version, applied, partial, _join_documents(references, count, parts))
 
 
 def _groups(parts: Sequence[Part]) -> list[list[Part]]:

@@ -15,6 +15,7 @@ from shoal_client.errors import BY_CODE, RequestInvalid, ServerError
 
 Format = Literal["arrow", "npy", "json"]
 Stale = Literal["null", "serve", "fail"]
+Partial = Literal["serve", "fail"]
 Columns = Mapping[str, Any]
 """Join key or feature → a list, NumPy array or Arrow array of values."""
 
@@ -26,8 +27,9 @@ MEDIA_TYPES: Mapping[str, str] = {
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 VERSION_HEADER = "x-shoal-version"
 APPLIED_HEADER = "x-shoal-applied"
+PARTIAL_HEADER = "x-shoal-partial"
 RETRY_HEADER = "retry-after"
-READ_HEADERS = (VERSION_HEADER, APPLIED_HEADER, RETRY_HEADER)
+READ_HEADERS = (VERSION_HEADER, APPLIED_HEADER, PARTIAL_HEADER, RETRY_HEADER)
 """Those of an answer that say something to the client."""
 EVENT_TIME = "event_timestamp"
 _SHOWN_BYTES = 200
@@ -84,6 +86,7 @@ def lookup_request(
     *,
     max_age: str | timedelta | None,
     stale: Stale,
+    partial: Partial,
     form: Format,
     headers: Mapping[str, str],
 ) -> Request:
@@ -98,6 +101,8 @@ def lookup_request(
         document["stale"] = stale
     body = _dumps(document)
     accept = {"Content-Type": MEDIA_TYPES["json"], "Accept": MEDIA_TYPES[form]}
+    if partial != "serve":
+        accept["X-Shoal-Partial"] = partial
     return Request("POST", "/v1/lookup", body, {**headers, **accept}, may_hedge=True)
 
 

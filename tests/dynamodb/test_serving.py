@@ -18,6 +18,7 @@ import pytest
 from engine import FeatureStore
 from engine.export_root import ExportRoot
 from engine.schema import FeatureService
+from shoal_client import Client, errors
 from tests import stores
 from tests.dynamodb.tables import ENDPOINT, remote, shoal, sync
 from tests.faulty_network import FaultyNetwork, faulty_network
@@ -158,6 +159,11 @@ def test_rows_that_do_not_come_in_time_are_marked_and_the_others_served(server: 
     assert (answer.status, answer.error[0]) == (503, "RowsUnavailable"), answer.body
     answer = lookup(server, **{"X-Shoal-Partial": "maybe"})
     assert (answer.status, answer.error[0]) == (400, "LookupInvalid")
+    with Client(server.record.address) as asking:
+        mixed = asking.lookup(["far:a", "here:a"], {"here_id": KEYS}, timeout=0.7)
+        assert (mixed.partial, mixed.to_arrow().column("far:a").null_count) == (("far",), len(KEYS))
+        with pytest.raises(errors.RowsUnavailable):
+            asking.lookup(["far:a"], {"here_id": KEYS}, timeout=0.7, partial="fail")
     # A client that does not say how long it waits waits as long as the setting says.
     answer = server.ask("POST", "/v1/lookup", {"service": "mixed", "entities": {"here_id": [1]}})
     assert (answer.headers["x-shoal-partial"].split(",")[-1], answer.status) == ("far", 200)
