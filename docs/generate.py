@@ -26,7 +26,7 @@ def cli_page() -> str:
     """The whole page."""
     parts = [_HEAD]
     for name, command in sorted(shoal.commands.items()):
-        context = click.Context(command, info_name=f"shoal {name}", max_content_width=100, terminal_width=100)
+        context = click.Context(command, info_name=f"shoal {name}", terminal_width=100, **shoal.context_settings)
         parts.append(f"## shoal {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

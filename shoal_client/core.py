@@ -20,8 +20,10 @@ from shoal_client.calls import Call, Policy
 from shoal_client.errors import (
     AnswerInvalid,
     DeadlineExceeded,
+    DeadlinePassed,
     KeyOutsideShard,
     LookupInvalid,
+    Overloaded,
     PushIncomplete,
     RequestInvalid,
     ShardMisplaced,
@@ -121,7 +123,7 @@ class Core:
                 calls.append(call)
             outcomes = yield calls
             for part, call, outcome in zip(asked, calls, outcomes, strict=True):
-                if isinstance(outcome, DeadlineExceeded) and part.answer is not None:
+                if isinstance(outcome, DeadlineExceeded | Overloaded | DeadlinePassed) and part.answer is not None:
                     raise disagreement(parts, "the shards did not come to agree in time") from outcome
                 part.answer = read_answer(_checked(outcome), form)
                 answered_by[part] = call.answered_by

@@ -244,8 +244,12 @@ def test_grpc_takes_the_same_tokens(guarded: Server) -> None:
         assert (code, "none came" in message) == ("UNAUTHENTICATED", True)
         assert outcome((("authorization", "Bearer wrong"),))[0] == "UNAUTHENTICATED"
         assert outcome((("authorization", f"Bearer {PUSHER}"),))[0] == "PERMISSION_DENIED"
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
-        assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+        def is_serving() -> bool:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+            return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
+
+        eventually(is_serving, "a server that is well, without a token")
 
 
 def test_metrics_can_be_protected_and_tokens_come_from_the_environment(store: Path) -> None:
