@@ -7,7 +7,7 @@ GO_INSTALL = CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/$(@D) .go/venv/bi
 NEEDS_JAVA = command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
   { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
 
-.PHONY: setup demo test check audit feast-suite bench bench-small clean
+.PHONY: setup demo test test-programs check audit feast-suite bench bench-small clean
 
 setup: .venv/installed
 
@@ -27,7 +27,9 @@ demo:
 
 # Some tests compare Shoal with Feast's own server and client, others read from Kafka, write to S3 or tables,
 # or render the chart.
-test: setup check .venv-peers/installed .s3-server/versitygw .kafka/installed .helm/helm .dynamodb-server/installed
+test-programs: .venv-peers/installed .s3-server/versitygw .helm/helm .dynamodb-server/installed
+
+test: setup check test-programs .kafka/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
