@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from perf.markdown import put_into
+
 BEGIN, END = "<!-- capacity -->", "<!-- /capacity -->"
 
 HOURS_A_MONTH = 730
@@ -219,11 +221,7 @@ def main(
     if page is None:
         click.echo(printed)
         return
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise click.ClickException(f"{page} has no {BEGIN} with an {END} after it; put them where the tables belong")
-    page.write_text(f"{before}{begin}\n{printed}\n{end}{after}")
+    put_into(page, printed, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,19 @@ def main(files: tuple[Path, ...], bars: bool, page: Path | None) -> None:
     if page is None:
         click.echo(tables)
         return
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise click.ClickException(f"{page} has no {BEGIN} with an {END} after it; put them where the tables belong")
+    put_into(page, tables, BEGIN, END)
+
+
+def put_into(page: Path, tables: str, begin: str, end: str) -> None:
+    """Put tables into a Markdown file, in place of what stands between two marks.
+
+    Raises:
+        ClickException: it has no such marks.
+    """
+    before, found, rest = page.read_text().partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise click.ClickException(f"{page} has no {begin} with an {end} after it; put them where the tables belong")
     page.write_text(f"{before}{begin}\n{tables}\n{end}{after}")
 
 

@@ -140,6 +140,18 @@ class RowsUnavailable(ServerError):
     """Rows that are kept in a table did not come in time, and the lookup was to fail then."""
 
 
+class TableFailed(ServerError):
+    """A table that rows are kept in, or the way to it, fails."""
+
+
+class TableMissing(TableFailed):
+    """There is no such table, or nothing of a view was written to it yet."""
+
+
+class TableClientMissing(ServerError):
+    """The server lacks the packages by which tables are asked."""
+
+
 class PushesFull(ServerError):
     """Too many pushed rows wait to be written."""
 
@@ -192,6 +204,9 @@ BY_CODE: Mapping[str, type[ServerError]] = {
         KeyOutsideShard,
         StaleFeatures,
         RowsUnavailable,
+        TableFailed,
+        TableMissing,
+        TableClientMissing,
         PushesFull,
         StoreFull,
         WriterUnavailable,

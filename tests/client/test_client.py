@@ -148,7 +148,7 @@ def test_every_error_that_requests_can_meet_has_its_class() -> None:
     elsewhere = {
         *("DefinitionError", "NotPublished", "LineageError", "DeltaGap", "ForeignDelta", "SchemaChangeRefused"),
         *("GenerationNotKept", "Unmappable", "PushSourceUnknown", "FeastBodyInvalid", "MaterializeElsewhere"),
-        *("AmbiguousFeature", "NotCaughtUp", "TableFailed", "TableMissing", "TableClientMissing"),
+        *("AmbiguousFeature", "NotCaughtUp"),
     }
     answered = {
         name: kind
