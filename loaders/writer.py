@@ -7,7 +7,6 @@ at any instruction loses nothing that was committed; the next writer goes on fro
 import asyncio
 import logging
 import os
-import random
 import signal
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -49,12 +48,12 @@ from loaders.load import Applied, catch_up
 from loaders.push import Push
 from loaders.push_queue import PushQueue
 from loaders.reload import ReloadRequest, reload_or_tell, views_to_reload
+from loaders.scheduling import leave_room_for_lookups
 from loaders.standing import StandingKeeper
 from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
 
-_NICENESS = 10
 _DEBOUNCE_MS = 50
 _STEP_MS = 10
 _LARGEST_ORDER = 1 << 30
@@ -326,7 +325,7 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float, sha
         StoreIsOtherShard: the store holds another shard than the one named.
     """
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    _leave_room_for_lookups()
+    leave_room_for_lookups()
     hold_little()
     asyncio.run(_run(StoreWriter(store, shard=shard), root, poll_seconds))
 
@@ -350,16 +349,6 @@ async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float
     # A load under way in a thread would hold up the exit for its whole length; the next writer goes on with it.
     logging.shutdown()
     os._exit(code)
-
-
-def _leave_room_for_lookups() -> None:
-    """Keep to half of the cores, and behind whoever else wants those: a delta can wait for milliseconds, a request
-    cannot. Niceness alone does not do it: where the threads that build a base have every core, each request that comes
-    waits for one of them to be interrupted, which took ten times as long as to answer it."""
-    os.nice(_NICENESS)
-    cores = list(os.sched_getaffinity(0))
-    # Which ones does not matter, but that the writers of several stores do not all take the same.
-    os.sched_setaffinity(0, random.sample(cores, (len(cores) + 1) // 2))
 
 
 def _return_memory() -> None:

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import generate
+from click.testing import CliRunner
+
+from perf import capacity
 
 DOCS = Path(generate.__file__).parent
 
@@ -32,3 +35,8 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_of_capacity_has_what_its_program_prints() -> None:
+    printed = CliRunner().invoke(capacity.main).output
+    assert printed in (DOCS / "capacity.md").read_text(), "run `python -m perf.capacity --into docs/capacity.md`"
