@@ -14,19 +14,14 @@ from engine.errors import ShoalError
 from engine.feast_diff import Difference, FeastSide, Keys, ServerSide, StoreSide, Summary, Value, compare
 from engine.feast_keys import given_keys, read_keys, sample_keys
 from engine.feast_repository import open_repository
-from engine.server_access import server_access
-
-_FILE = click.Path(path_type=Path)
+from engine.server_access import access_options, server_access
 
 
 @click.command("feast-diff", short_help="Look the same keys up in Feast and in Shoal, and show what differs.")
 @click.option("--repo", "repository", required=True, metavar="DIR", help="The Feast repository, as deployed.")
 @click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store of Shoal to read.")
 @click.option("--server", metavar="URL", help="The server of Shoal to ask instead.")
-@click.option("--token-file", type=_FILE, metavar="FILE", help="Its token, which SHOAL_TOKEN may hold instead.")
-@click.option("--tls-ca", type=_FILE, metavar="FILE", help="Trust its certificate if one of these, as PEM, signed it.")
-@click.option("--tls-certificate", type=_FILE, metavar="FILE", help="A certificate to show it, as PEM.")
-@click.option("--tls-key", type=_FILE, metavar="FILE", help="The key of that certificate, as PEM.")
+@access_options
 @click.option("--features", metavar="VIEW:FEATURE,…", help="What to compare; VIEW:* is all of a view.")
 @click.option("--service", metavar="NAME", help="Compare the features of this feature service instead.")
 @click.option("--keys", "keys_path", type=click.Path(path_type=Path), metavar="FILE", help="Keys, as Parquet or CSV.")

@@ -54,14 +54,14 @@ def with_rows(
 
 def mark_unavailable(
     view: ViewVersion,
-    unavailable: npt.NDArray[np.bool_] | None,
+    unavailable: npt.NDArray[np.bool_],
     status: npt.NDArray[np.uint8],
     counts: npt.NDArray[np.int64],
     values_per_key: int,
     partial: Partial,
 ) -> None:
     """Have keys whose rows did not come say so, instead of NOT_FOUND; raises RowsUnavailable if that is to fail."""
-    missing = 0 if unavailable is None else int(np.count_nonzero(unavailable))
+    missing = int(np.count_nonzero(unavailable))
     if not missing:
         return
     if partial == "fail":

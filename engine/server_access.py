@@ -2,13 +2,36 @@
 
 import os
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.request import Request
+
+import click
 
 from engine.errors import ServerFailed
 
 TOKEN_VARIABLE = "SHOAL_TOKEN"  # nosec B105
+
+_FILE = click.Path(path_type=Path)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_OPTIONS = (
+    click.option("--token-file", type=_FILE, metavar="FILE", help="Its token, which SHOAL_TOKEN may hold instead."),
+    click.option(
+        "--tls-ca", type=_FILE, metavar="FILE", help="Trust its certificate if one of these, as PEM, signed it."
+    ),
+    click.option("--tls-certificate", type=_FILE, metavar="FILE", help="A certificate to show it, as PEM."),
+    click.option("--tls-key", type=_FILE, metavar="FILE", help="The key of that certificate, as PEM."),
+)
+
+
+def access_options(command: _Command) -> _Command:
+    """The options of a command that asks a server: `token_file`, `tls_ca`, `tls_certificate` and `tls_key`, as
+    `server_access` takes them."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import click
 
 from engine.errors import DefinitionError
 from engine.export_root import ExportRoot
-from engine.server_access import ServerAccess, server_access
+from engine.server_access import ServerAccess, access_options, server_access
 from spark_export.views import ViewDefinition, ViewsFile, load_views
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--take-over", is_flag=True, help="Go on with a log that an export, or another stream, wrote.")
 @click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
 @click.option("--package", "packages", multiple=True, metavar="G:A:V", help="A package for Spark, as for Kafka.")
-@click.option("--token-file", type=_FILE, metavar="FILE", help="Its token, which SHOAL_TOKEN may hold instead.")
-@click.option("--tls-ca", type=_FILE, metavar="FILE", help="Trust its certificate if one of these, as PEM, signed it.")
-@click.option("--tls-certificate", type=_FILE, metavar="FILE", help="A certificate to show it, as PEM.")
-@click.option("--tls-key", type=_FILE, metavar="FILE", help="The key of that certificate, as PEM.")
+@access_options
 @click.option("--json", "as_json", is_flag=True, help="Print each batch as a line of JSON.")
 def stream_command(
     views_path: Path,
