@@ -16,13 +16,21 @@ def value_of(key: bytes) -> bytes:
     return key * 40
 
 
-def fill_for_ever(store: str) -> None:
+def fill_for_ever(store: str, prefix: bytes) -> None:
     """Put one set of rows after the other into a cache that they fill again and again."""
     cache = RowCache.open(Path(store), 1 << 20)
     while True:
         keys = random.sample(KEYS, 20)
         cache.put(random.randbytes(8), {key: value_of(key) for key in keys}, 60.0)
-        cache.put(PREFIX, {key: value_of(key) for key in keys}, 60.0)
+        cache.put(prefix, {key: value_of(key) for key in keys}, 60.0)
+
+
+def kill_one_that_fills(store: Path, cache: RowCache, prefix: bytes) -> None:
+    with running(fill_for_ever, str(store), prefix, die_at=None, log=store / "log") as process:
+        eventually(lambda: cache.get(prefix, KEYS), "rows of another process")
+        time.sleep(random.uniform(0.0, 0.1))
+        process.kill()
+        process.join()
 
 
 def test_rows_are_kept_for_their_time_by_table(tmp_path: Path) -> None:
@@ -38,16 +46,12 @@ def test_rows_are_kept_for_their_time_by_table(tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_while_it_fills_the_cache_harms_nobody(tmp_path: Path) -> None:
     cache = RowCache.open(tmp_path, 1 << 20)
-    for _ in range(3):
-        with running(fill_for_ever, str(tmp_path), die_at=None, log=tmp_path / "log") as process:
-            eventually(lambda: cache.get(PREFIX, KEYS), "rows of another process")
-            time.sleep(random.uniform(0.0, 0.1))
-            process.kill()
-            process.join()
-        found = cache.get(PREFIX, KEYS)
+    for prefix in (b"first...", b"second..", b"third..."):
+        kill_one_that_fills(tmp_path, cache, prefix)
+        found = cache.get(prefix, KEYS)
         assert found == {key: value_of(key) for key in found}
-        cache.put(PREFIX, {KEYS[0]: b"written after"}, 60.0)
-        assert cache.get(PREFIX, KEYS[:1]) == {KEYS[0]: b"written after"}
+        cache.put(prefix, {KEYS[0]: b"written after"}, 60.0)
+        assert cache.get(prefix, KEYS[:1]) == {KEYS[0]: b"written after"}
 
 
 def test_what_another_boot_left_is_removed(tmp_path: Path) -> None:
