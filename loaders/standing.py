@@ -20,6 +20,7 @@ log = logging.getLogger("shoal.writer")
 
 _SAME_FOR_ALL = (FileDamaged, LineageError, ManifestInvalid, SchemaChangeRefused)
 """What every replica meets that comes to the same entry."""
+_CLOSING_SECONDS = 1.0
 
 
 class StandingKeeper:
@@ -88,6 +89,10 @@ class StandingKeeper:
             changes |= {"newest_seq": newest, "caught_up": True, "held_by": type(error).__name__}
             changes["pending_since"] = known.pending_since or now
         self._note(view, **changes)
+
+    def close(self) -> None:
+        """Note nothing more, and leave no note half written: the process ends."""
+        self._lock.acquire(timeout=_CLOSING_SECONDS)
 
     def _newest(self, view: str, seq: int, *, certain: bool = False) -> int:
         """The newest entry from `seq` on: one question where that is the last, as it mostly is."""

@@ -138,6 +138,8 @@ class WriterProcess:
         for task in (watch, follow):
             task.cancel()
         await runner.cleanup()
+        if self._standing is not None:
+            self._standing.close()
 
     async def _watch(self) -> None:
         """Wake the follower at every publication; while the root cannot be watched, the poll alone does."""

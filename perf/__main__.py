@@ -1,6 +1,7 @@
 """Run the benchmarks: `python -m perf`, or `python -m perf --small` to see that they run."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,8 +90,10 @@ def main(small: bool, names: tuple[str, ...], data: Path | None, rows: int | Non
         findings: list[Finding] = []
         try:
             for name in names or CASES:
-                click.echo(f"{name} …", err=True)
+                click.echo(f"{name} … ", err=True, nl=False)
+                begun = time.monotonic()
                 findings += (CASES | ON_REQUEST)[name](scale)
+                click.echo(f"{time.monotonic() - begun:.0f} s", err=True)
         finally:
             # A case that fails does not take the findings of the others with it.
             print_table(findings)
