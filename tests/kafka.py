@@ -48,7 +48,9 @@ def broker() -> Iterator[str]:
             process = subprocess.Popen([*java, "kafka.Kafka", str(settings)], stdout=output, stderr=output)
         try:
             address = f"127.0.0.1:{port}"
-            eventually(lambda: _answers(process, address), f"an answer from Kafka; its log is\n{log.read_text()}")
+            eventually(
+                lambda: _answers(process, address), lambda: f"an answer from Kafka; its log is\n{log.read_text()}"
+            )
             yield address
         finally:
             process.kill()

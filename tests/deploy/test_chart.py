@@ -276,7 +276,9 @@ def test_what_a_pod_runs_becomes_ready_as_the_kubelet_sees_it(tmp_path: Path) ->
         assert probe("liveness") == 200
         assert probe("readiness") == 503
         stores.publish_snapshot(root, view, [{"doc_id": 1, "a": 1}])
-        eventually(lambda: probe("readiness") == 200, f"a server that is ready: {(tmp_path / 'log').read_text()}")
+        eventually(
+            lambda: probe("readiness") == 200, lambda: f"a server that is ready: {(tmp_path / 'log').read_text()}"
+        )
         assert status(f"http://127.0.0.1:{port}/v1/views") == 401
         assert status(f"http://127.0.0.1:{port}/metrics") == 200
         process.terminate()

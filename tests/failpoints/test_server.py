@@ -55,9 +55,9 @@ def holders(store: Path) -> Iterator[int]:
 def assert_serves(store: Path, root: ExportRoot, log: Path) -> None:
     """A server that is told of no failpoint serves the store, and applies what comes."""
     with running(serve, store, root.path, die_at=None, log=log) as server:
-        eventually(lambda: (record := read_server_record(store)) and record.pid == server.pid, log.read_text())
+        eventually(lambda: (record := read_server_record(store)) and record.pid == server.pid, log.read_text)
         seq = stores.publish_delta(root, VIEW, [{"doc_id": 1, "a": 1}]).seq
-        eventually(lambda: _applied(store) == seq, log.read_text())
+        eventually(lambda: _applied(store) == seq, log.read_text)
         assert server.pid is not None
         psutil.Process(server.pid).send_signal(signal.SIGTERM)
         server.join(30)

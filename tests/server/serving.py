@@ -22,17 +22,20 @@ from engine.control import unix_address
 from engine.run_directory import ServerRecord, read_server_record
 
 Seen = TypeVar("Seen")
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
+"""A writer stands back behind whatever else the machine does."""
 
 
-def eventually(look: Callable[[], Seen | None], what: str, seconds: float = PATIENCE_SECONDS) -> Seen:
+def eventually(
+    look: Callable[[], Seen | None], what: str | Callable[[], str], seconds: float = PATIENCE_SECONDS
+) -> Seen:
     """What `look` sees, once it sees something true, which it has so many seconds for."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if seen := look():
             return seen
         time.sleep(0.02)
-    raise AssertionError(f"not seen in {seconds:g} s: {what}")
+    raise AssertionError(f"not seen in {seconds:g} s: {what if isinstance(what, str) else what()}")
 
 
 def is_gone(pid: int) -> bool:
@@ -126,7 +129,7 @@ class Server:
             )
 
     def __enter__(self) -> Self:
-        eventually(self._answers, f"an answer from the server; its log is\n{self.log}")
+        eventually(self._answers, lambda: f"an answer from the server; its log is\n{self.log}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +176,9 @@ class Server:
         return self.ask("POST", "/v1/lookup", {"features": features, "entities": entities} | more)
 
     def await_ready(self) -> None:
-        eventually(lambda: self.ask("GET", "/ready").status == 200, f"a server that is ready; its log is\n{self.log}")
+        eventually(
+            lambda: self.ask("GET", "/ready").status == 200, lambda: f"a server that is ready; its log is\n{self.log}"
+        )
 
     def await_views(self, *names: str) -> None:
         """Wait until these are loaded: the first that is makes the server ready."""
@@ -182,7 +187,7 @@ class Server:
             answer = self.ask("GET", "/v1/views")
             return answer.status == 200 and {view["name"] for view in answer.json["views"]}.issuperset(names)
 
-        eventually(loaded, f"the views {', '.join(names)}; the server's log is\n{self.log}")
+        eventually(loaded, lambda: f"the views {', '.join(names)}; the server's log is\n{self.log}")
 
     def raw_socket(self) -> socket.socket:
         """A connection for bytes that no client would send."""

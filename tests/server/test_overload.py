@@ -34,6 +34,7 @@ async def main(port, connections, seconds):
     print(json.dumps(found))
 asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
 """
+ROUNDS = 5
 
 
 @pytest.fixture
@@ -43,27 +44,38 @@ def root(tmp_path: Path) -> ExportRoot:
     return root
 
 
+def overload(server: Server, port: str) -> list[tuple[str, float]]:
+    """The status and the seconds of each answer that clients get who ask for more than the server can give."""
+    command = [sys.executable, "-c", CLIENT, port, "200", "3"]
+    clients = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    for client in clients:
+        assert client.stdin is not None
+        client.stdin.write(json.dumps(ASKED).encode())
+        client.stdin.close()
+    time.sleep(1.5)
+    assert server.ask("GET", "/health").status == 200
+    found = [json.loads(client.stdout.read()) for client in clients if client.stdout is not None]
+    for client in clients:
+        client.wait()
+    return [(status, second) for times in found for status, seconds in times.items() for second in seconds]
+
+
 def test_overload_is_refused_and_over_when_it_ends(store: Path) -> None:
     with Server(store, workers=1, request_timeout_ms=100) as server:
         server.await_ready()
         port = server.record.address.rpartition(":")[2]
         worker = psutil.Process(server.record.workers[0])
         before = worker.memory_info().rss
-        command = [sys.executable, "-c", CLIENT, port, "200", "3"]
-        clients = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
-        for client in clients:
-            assert client.stdin is not None
-            client.stdin.write(json.dumps(ASKED).encode())
-            client.stdin.close()
-        time.sleep(1.5)
-        assert server.ask("GET", "/health").status == 200
-        found = [json.loads(client.stdout.read()) for client in clients if client.stdout is not None]
-        for client in clients:
-            client.wait()
-        assert sum(len(times.get("503", [])) for times in found) > 0
-        assert sum(len(times.get("200", [])) for times in found) > 0
+        times: dict[str, list[float]] = {"200": [], "503": []}
+        for _ in range(ROUNDS):
+            # On a machine that is busy with anything else, there may be a round in which nothing comes in time.
+            for status, seconds in overload(server, port):
+                times.setdefault(status, []).append(seconds)
+            if times["200"] and times["503"]:
+                break
         assert worker.memory_info().rss - before < 300 << 20
-        in_time = sorted(second for times in found for second in times.get("200", []))
+        in_time = sorted(times["200"])
+        assert times["503"]
         # The bound is of another order than the deadline, as a test's machine may be busy with anything.
         assert in_time[len(in_time) * 99 // 100] < 1.0
         eventually(lambda: server.ask("POST", "/v1/lookup", ASKED).status == 200, "an answer once the load has ended")

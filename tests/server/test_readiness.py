@@ -46,7 +46,9 @@ def refusal(server: Server) -> str | None:
 
 
 def await_refusal(server: Server, pattern: str) -> None:
-    eventually(lambda: re.search(pattern, refusal(server) or ""), f"a refusal like {pattern}; it is {refusal(server)}")
+    eventually(
+        lambda: re.search(pattern, refusal(server) or ""), lambda: f"a refusal like {pattern}; it is {refusal(server)}"
+    )
 
 
 def gauge(server: Server, name: str) -> float:
