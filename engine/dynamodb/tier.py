@@ -22,6 +22,7 @@ import lmdb
 import numpy as np
 import xxhash
 
+from engine.dynamodb.breaker import COUNTED_FROM_SECONDS, Breaker
 from engine.dynamodb.cache import NO_ROW, RowCache
 from engine.dynamodb.client import DynamoClient, binary, binary_of
 from engine.dynamodb.items import KEY, VALUE, fingerprint, read_item, schema_in, schema_key
@@ -71,6 +72,7 @@ class _Asked:
     known: dict[bytes, bytes] = field(default_factory=dict)
     fresh: dict[bytes, bytes] = field(default_factory=dict)
     schemas: dict[bytes, ViewSchema] = field(default_factory=dict)
+    was_refused: bool = False
 
 
 class RemoteTier:
@@ -104,6 +106,7 @@ class RemoteTier:
         self._connecting: asyncio.Future[None] | None = None
         self._connected_at = 0.0
         self._told_at: dict[str, float] = {}
+        self._breakers: dict[str, Breaker] = {}
 
     async def connect(self) -> None:
         """Find the server and open the cache, which takes a moment, unless that is done.
@@ -172,6 +175,7 @@ class RemoteTier:
 
     async def _fill_in(self, asked: Sequence[_Asked], until: float) -> None:
         """Learn what there is of all keys, from the cache and the tables."""
+        started, waited_for = time.monotonic(), list[_Asked]()
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + until - time.monotonic()):
                 await self.connect()
@@ -179,6 +183,9 @@ class RemoteTier:
                 for of_view in asked:
                     self._look_in_cache(of_view)
                     missing = [key for key in of_view.keys if key not in of_view.known]
+                    if not missing or not self._breaker(of_view).may_ask():
+                        continue
+                    waited_for.append(of_view)
                     for start in range(0, len(missing), BATCH):
                         tasks.append(asyncio.ensure_future(self._read(of_view, missing[start : start + BATCH], until)))
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -192,9 +199,24 @@ class RemoteTier:
             self._tell("late", f"rows of {', '.join(of_view.view.name for of_view in asked)} did not come in time")
         except ShoalError as error:
             self._tell(_kind(error), error)
+        finally:
+            self._note_outcomes(waited_for, time.monotonic() - started)
         for of_view in asked:
             for key in [key for key, value in of_view.known.items() if value and not self._knows(of_view, value)]:
                 del of_view.known[key]
+
+    def _breaker(self, of_view: _Asked) -> Breaker:
+        table = of_view.view.record.view_schema.table_name
+        return self._breakers.setdefault(table, Breaker(table))
+
+    def _note_outcomes(self, waited_for: Sequence[_Asked], seconds: float) -> None:
+        for of_view in waited_for:
+            if of_view.fresh:
+                self._breaker(of_view).answered()
+            elif of_view.was_refused or seconds >= COUNTED_FROM_SECONDS:
+                self._breaker(of_view).failed()
+            else:
+                self._breaker(of_view).given_up()
 
     def _knows(self, of_view: _Asked, value: bytes) -> bool:
         """Whether it is known what a row looks like."""
@@ -227,6 +249,7 @@ class RemoteTier:
             try:
                 answer = await self._hedged(of_view.counts, {"RequestItems": {table: wanted}}, until)
             except TableFailed as error:
+                of_view.was_refused |= error.code != "Timeout"
                 if not error.is_transient:
                     raise
                 self._tell(_kind(error), error)

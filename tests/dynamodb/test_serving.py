@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from engine import FeatureStore
+from engine.dynamodb.breaker import FAILURES
 from engine.export_root import ExportRoot
 from engine.schema import FeatureService
 from shoal_client import Client, errors
@@ -71,6 +72,9 @@ def mended(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "network" in request.fixturenames:
         request.getfixturevalue("network").mend()
+        # Tables that did not answer for long are left alone for a while.
+        server = request.getfixturevalue("server")
+        eventually(lambda: "x-shoal-partial" not in lookup(server).headers, "whole answers")
 
 
 def lookup(server: Server, accept: str = "application/json", service: str = "mixed", **headers: str) -> Answer:
@@ -171,6 +175,30 @@ def test_rows_that_do_not_come_in_time_are_marked_and_the_others_served(server: 
     assert 'shoal_partial_answers_total{view="far"} ' in metrics
     assert 'shoal_remote_keys_total{outcome="unavailable",view="far"} ' in metrics
     assert 'shoal_lookup_values_total{status="UNAVAILABLE",view="far"} ' in metrics
+
+
+def test_a_table_that_does_not_answer_is_left_alone_for_a_while(server: Server, network: FaultyNetwork) -> None:
+    dead = network.fail(method="POST", text="serving.far", late=30.0, times=1e9)
+    for _ in range(FAILURES):
+        assert lookup(server, **{"X-Request-Timeout-Ms": "200"}).headers["x-shoal-partial"] == "far"
+    eventually(lambda: "table 'serving.far' does not answer" in server.log, "a line of the log")
+    sent = dead.met
+    for _ in range(100):
+        answer = lookup(server, **{"X-Request-Timeout-Ms": "200"})
+        assert answer.headers["x-shoal-partial"] == "far"
+        assert of_view(answer.json, "there") == of_view(answer.json, "here")
+    # One request at a time tries, and no other waits.
+    assert dead.met - sent < 20
+    network.mend()
+    eventually(lambda: "x-shoal-partial" not in lookup(server).headers, "rows of the table")
+    eventually(lambda: "table 'serving.far' answers again" in server.log, "a line of the log")
+
+
+def test_a_client_that_does_not_wait_says_nothing_of_a_table(server: Server, network: FaultyNetwork) -> None:
+    network.fail(method="POST", text="serving.far", late=0.1, times=1e9)
+    for _ in range(2 * FAILURES):
+        lookup(server, **{"X-Request-Timeout-Ms": "15"})
+    assert "x-shoal-partial" not in lookup(server).headers
 
 
 def _leave_out(body: bytes, content: bytes) -> bytes:
