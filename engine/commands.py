@@ -273,7 +273,7 @@ def _print_status(status: dict[str, Any]) -> None:
     if reader := status["live"]["oldest_reader"]:
         click.echo(
             f"\nprocess {reader['pid']} holds a version that is {reader['versions_behind']:,} behind: live/, "
-            f"{size(status['live']['bytes'])}, grows with each commit until it looks up again or ends"
+            f"{size(status['live']['bytes'])}, keeps what it holds until it looks up again or ends"
         )
     server = status["server"]
     if server is None:

@@ -1,11 +1,13 @@
 """Open the LMDB environments of a store.
 
-    <store>/live/                      one mutable environment: catalog and overlay segments; small
+    <store>/live/<number>/             the mutable environment: catalog and overlay segments; small
     <store>/generations/<view>/<id>/   one environment per base generation, never written after it is committed
 
 The live environment is opened once per process, as LMDB demands, and closes when the last object that refers to it
 goes: whoever holds an address in its map must hold it too. A process that forked with it open cannot use it, so a
 process that forks does not open it.
+
+The highest number counts. One that a copy has replaced says so in its last commit, and is removed once nobody reads it.
 """
 
 import errno
@@ -21,7 +23,16 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
-from engine.errors import LOAD_AGAIN, START_ANEW, StoreDamaged, StoreFull, StoreLocked, StoreNotFound, StoreUnreadable
+from engine.errors import (
+    LOAD_AGAIN,
+    START_ANEW,
+    ShoalError,
+    StoreDamaged,
+    StoreFull,
+    StoreLocked,
+    StoreNotFound,
+    StoreUnreadable,
+)
 from engine.lmdb_file import check_length
 
 LIVE_MAP_SIZE = 256 << 30
@@ -36,9 +47,25 @@ DATA = "data.mdb"
 """The file of an environment that holds its pages."""
 
 
+def live_paths(store: Path) -> list[Path]:
+    """The mutable environment of a store, and behind it those that it replaced and that were not removed yet.
+
+    Raises:
+        StoreUnreadable: the system does not let the directory be read now.
+    """
+    directory = store / "live"
+    try:
+        found = [entry for entry in directory.iterdir() if entry.name.isdecimal()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StoreUnreadable(f"{directory} cannot be read now: {error}") from error
+    return sorted(found, key=lambda entry: int(entry.name), reverse=True)
+
+
 def live_path(store: Path) -> Path:
-    """Where the mutable environment of a store is."""
-    return store / "live"
+    """Where the mutable environment of a store is, or is to be."""
+    return next(iter(live_paths(store)), store / "live" / "1")
 
 
 def generations_path(store: Path, view: str) -> Path:
@@ -88,6 +115,39 @@ class LiveEnvironment:
         transaction.abort()
         return last
 
+    def is_replaced(self, transaction: lmdb.Transaction) -> bool:
+        """Whether the store goes on in a later environment, which was there before this one said so."""
+        return transaction.get(_REPLACED, db=self.catalog) is not None
+
+    def note_replaced(self, *, replaced: bool) -> None:
+        """Have whoever reads it go over to the later one; or take that back, where the later one was removed by hand.
+
+        Raises:
+            StoreFull: there is no room to note it.
+        """
+        with store_full_named(self.path), self.env.begin(write=True) as transaction:
+            if replaced:
+                transaction.put(_REPLACED, b"", db=self.catalog)
+            else:
+                transaction.delete(_REPLACED, db=self.catalog)
+
+    def page_bytes(self) -> tuple[int, int]:
+        """The bytes of its pages in use, and of those in the file that are not."""
+        with self.env.begin() as transaction:
+            stats = [self.env.stat(), *(transaction.stat(db) for db in (self.catalog, self.segments, self.requests))]
+        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        size = stats[0]["psize"]
+        return pages * size, (self.env.info()["last_pgno"] + 1 - pages) * size
+
+    def oldest_reader(self) -> tuple[int, int] | None:
+        """The oldest version that is being read, and the id of the process that does; None if nobody reads."""
+        # LMDB's table of readers in the words of mdb_reader_list(): a line a reader, with its process, its thread, and
+        # the transaction that it reads, "-" for none.
+        lines = self.env.readers().splitlines()[1:]
+        return min(
+            ((int(version), int(pid)) for pid, _, version in map(str.split, lines) if version != "-"), default=None
+        )
+
 
 class ReadTransaction:
     """A read transaction on the live environment, which stays open while it is held, as no page that it shows is used
@@ -98,6 +158,7 @@ class ReadTransaction:
         self.lmdb = live.env.begin(buffers=True)
 
 
+_REPLACED = b"replaced"
 _live: "WeakValueDictionary[Path, LiveEnvironment]" = WeakValueDictionary()
 _opening = threading.Lock()
 
@@ -111,13 +172,25 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         StoreDamaged: its file was cut short, or LMDB does not accept it.
         StoreUnreadable: the system does not let it be opened now.
     """
-    path = live_path(store).resolve()
+    while True:
+        path = live_path(store)
+        try:
+            return open_live_at(path, store, writable=writable)
+        except ShoalError:
+            # It may have been replaced and removed meanwhile.
+            if live_path(store) == path:
+                raise
+
+
+def open_live_at(path: Path, store: Path, *, writable: bool) -> LiveEnvironment:
+    """One of a store's live environments: see `open_live`."""
+    path = path.resolve()
     with _opening:
         live = _live.get(path)
         if live is None:
             if writable:
                 make_directory(path)
-                allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
+                allocate_lock(path)
             elif not (path / DATA).is_file():
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
             if not _has_content(path / DATA, store) and not writable:
@@ -134,6 +207,20 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
                 raise
         elif writable and not live.writable:
             raise StoreLocked(f"{store} is open for reading in this process; close its readers before writing to it")
+        return live
+
+
+def name_live(aside: Path, path: Path) -> LiveEnvironment:
+    """Give a live environment that was made aside its place, where it is opened from now on, and open it writable.
+
+    Raises:
+        StoreUnreadable, StoreFull, StoreDamaged: it cannot be opened. It has no place then.
+    """
+    with _opening:
+        env = _open(aside, map_size=LIVE_MAP_SIZE, max_dbs=3, max_readers=MAX_READERS)
+        live = LiveEnvironment(path, env, writable=True)
+        aside.rename(path)
+        _live[path.resolve()] = live
         return live
 
 
@@ -180,6 +267,11 @@ def allocate(path: Path, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     finally:
         os.close(descriptor)
+
+
+def allocate_lock(path: Path) -> None:
+    """Give an environment its table of readers, as `allocate` does."""
+    allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
 
 
 def map_generation(path: Path) -> memoryview:

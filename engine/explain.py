@@ -17,8 +17,9 @@ from engine.kernels import finding, gathering
 from engine.key_columns import Entities, Hashes, KeyColumns
 from engine.layout import PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
 from engine.lookup import find_rows, read_columns
+from engine.reading import read_generation
 from engine.segment import Chunk, Segment
-from engine.version import StoreVersion, ViewVersion, read_generation
+from engine.version import StoreVersion, ViewVersion
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -23,6 +23,10 @@ Failpoint = Literal[
     "commit.written",
     "commit.done",
     "commit.base-removed",
+    # The replacement of `live`.
+    "live.copied",
+    "live.named",
+    "live.replaced",
     # A push, beside its commit.
     "push.laid",
     "push.answering",

@@ -14,9 +14,10 @@ from engine.environment import LiveEnvironment, open_live
 from engine.keeping_up import keep_up
 from engine.key_columns import Entities, Incomplete
 from engine.lookup import Stale
+from engine.reading import read_version
 from engine.remote_rows import Fetched, Partial
 from engine.result import LookupResult, MatrixResult
-from engine.version import StoreVersion, read_version
+from engine.version import StoreVersion
 
 if TYPE_CHECKING:
     from engine.dynamodb.tier import BlockingTier
@@ -37,10 +38,9 @@ class FeatureStore:
     def __init__(self, path: Path, live: LiveEnvironment) -> None:
         self.path = path
         self.remote_options: dict[str, Any] = {}
-        self._live = live
         self._remote: BlockingTier | None = None
         self._refreshing = threading.Lock()
-        self._version = self._read(None)
+        self._version = self._read(live, None)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], **remote_options: Any) -> Self:
@@ -178,18 +178,18 @@ class FeatureStore:
             return version
         with self._refreshing:
             if not self._is_newest(self._version):
-                self._version = self._read(self._version)
+                self._version = self._read(self._version.live, self._version)
             return self._version
 
     def _is_newest(self, version: StoreVersion) -> bool:
         """Whether there is nothing to read; a damaged view may be whole again without a commit."""
         retry = version.damaged and time.monotonic() > self._retry_at
-        return self._live.last_transaction() == version.id and not retry
+        return version.is_newest and not retry
 
-    def _read(self, previous: StoreVersion | None) -> StoreVersion:
+    def _read(self, live: LiveEnvironment, previous: StoreVersion | None) -> StoreVersion:
         while True:
-            version = read_version(self.path, self._live, previous)
+            version = read_version(self.path, live, previous)
             # A generation may go while its version is being opened, if a newer one has come.
-            if not version.damaged or self._live.last_transaction() == version.id:
+            if not version.damaged or version.is_newest:
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
                 return version

@@ -61,6 +61,18 @@ def check_length(path: Path) -> None:
                 )
 
 
+def number_copy(file: FileIO, commit: int) -> None:
+    """Give the one commit of a compacted copy, which LMDB calls its first, an id of at least so much. LMDB keeps a
+    commit of an odd id in the second page, where it is."""
+    first = _meta(file, 0)
+    second = _meta(file, first.page_size) if first is not None else None
+    if second is None or second.commit != 1:
+        raise ValueError("it is no compacted copy")
+    at = second.page_size + HEADER
+    *fields, _ = META.unpack(os.pread(file.fileno(), META.size, at))
+    os.pwrite(file.fileno(), META.pack(*fields, commit | 1), at)
+
+
 def _newest_meta(file: FileIO) -> _Meta | None:
     first = _meta(file, 0)
     if first is None:

@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import catalog
-from engine.environment import LiveEnvironment, ReadTransaction, damage_named, generation_path, map_generation
-from engine.errors import LOAD_AGAIN, ShoalError, StoreDamaged, StoreUnreadable, UnknownFeature, ViewDamaged
+from engine.environment import (
+    LiveEnvironment,
+    ReadTransaction,
+)
+from engine.errors import ShoalError, StoreDamaged, UnknownFeature, ViewDamaged
 from engine.kernels import gathering, matrix
 from engine.kernels.memory import address_of
 from engine.layout import RowLayout, Storage, storage_of
 from engine.schema import Feature, FeatureService, ViewSchema
-from engine.segment import Chunk, Segment, chunk_table, output_row
+from engine.segment import Segment, chunk_table, output_row
 from engine.shards import Shard
 
 _REMEMBERED = 256
@@ -242,6 +244,7 @@ class StoreVersion:
     """
 
     id: int
+    live: LiveEnvironment = field(repr=False)
     store: catalog.StoreRecord
     views: Mapping[str, ViewVersion]
     services: Mapping[str, FeatureService]
@@ -249,6 +252,11 @@ class StoreVersion:
     damaged: Mapping[str, Damage] = field(default_factory=dict)
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict, repr=False)
     matrix_plans: dict[str | tuple[str, ...], MatrixPlan] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether nothing was committed since, which costs less than a microsecond to know."""
+        return self.live.last_transaction() == self.id
 
     @cached_property
     def join_key_names(self) -> frozenset[str]:
@@ -258,7 +266,7 @@ class StoreVersion:
     @cached_property
     def shard(self) -> Shard | None:
         """The shard that the store holds; None if it holds all rows."""
-        return _shard_of(self.store)
+        return shard_of(self.store)
 
     def applied(self, views: Iterable[str]) -> str:
         """Where views stand in their logs, as `docs=12@1b2c3d4e, users=7@90ab12cd`: of each the seq of the last entry
@@ -307,102 +315,6 @@ class StoreVersion:
             raise UnknownFeature(f"the store has no view {name!r}; it has {known}", "view", name) from None
 
 
-def read_version(
-    store: Path, live: LiveEnvironment, previous: StoreVersion | None, *, keep_readable: bool = True
-) -> StoreVersion:
-    """The newest committed version; what `previous` has in common with it is taken over.
-
-    Args:
-        keep_readable: of a view that cannot be read any more, keep what `previous` has.
-
-    Raises:
-        StoreDamaged: the catalog cannot be read.
-    """
-    transaction = ReadTransaction(live)
-    with damage_named(live.path):
-        raw = catalog.read_raw(transaction.lmdb, live.catalog)
-    store_record = catalog.store_in(raw)
-    shard = _shard_of(store_record)
-    views, damaged = {}, {}
-    for name, value in catalog.raw_views(raw).items():
-        old = previous.views.get(name) if previous else None
-        if old is not None and old.raw == value:
-            views[name] = old.carried_over(transaction)
-            continue
-        record = None
-        try:
-            record = catalog.decode_view(value)
-            views[name] = _read_view(store, transaction, record, value, old, shard)
-        except (StoreDamaged, StoreUnreadable) as error:
-            damaged[name] = Damage(type(error), str(error), record)
-            if old is not None and keep_readable:
-                views[name] = old
-    return StoreVersion(
-        id=transaction.lmdb.id(),
-        store=store_record,
-        views=views,
-        services=catalog.services_in(raw),
-        troubles=catalog.troubles_in(raw),
-        damaged=damaged,
-    )
-
-
-def _shard_of(record: catalog.StoreRecord) -> Shard | None:
+def shard_of(record: catalog.StoreRecord) -> Shard | None:
+    """The shard that a store holds; None if it holds all rows."""
     return Shard.parse(record.shard) if record.shard is not None else None
-
-
-def _read_view(
-    store: Path,
-    transaction: ReadTransaction,
-    record: catalog.ViewRecord,
-    raw: bytes,
-    old: ViewVersion | None,
-    shard: Shard | None,
-) -> ViewVersion:
-    """A view's version; segments that an older one has are taken from there."""
-    known = {segment.record.id: segment for segment in old.segments} if old is not None else {}
-    overlays = [known.get(overlay.id) or read_overlay(transaction, overlay) for overlay in record.overlays]
-    base = known.get(record.base.id)
-    # A base that was damaged is built again under its old id.
-    if base is None or base.record != record.base:
-        base = read_generation(store, record.base)
-    return ViewVersion(record, (*overlays, base), transaction, raw, shard)
-
-
-def read_overlay(transaction: ReadTransaction, record: catalog.SegmentRecord) -> Segment:
-    """An overlay, whose chunks are views of the map that end with the transaction; raises StoreDamaged."""
-    live, chunks = transaction.live, []
-    for number in range(record.chunks):
-        key = catalog.chunk_key(record.id, number)
-        with damage_named(live.path):
-            value = transaction.lmdb.get(key, db=live.segments)
-        if value is None:
-            raise StoreDamaged(f"{live.path} has no chunk {key.decode()}, though the catalog names it; {LOAD_AGAIN}")
-        chunks.append(Chunk(value, f"{live.path} chunk {key.decode()}"))
-    return Segment(record, chunks)
-
-
-def read_generation(store: Path, record: catalog.SegmentRecord) -> Segment:
-    """A base, whose chunks keep its file mapped.
-
-    The checksums are left alone: taking them would read all of it, at each start of each process. `shoal verify` does.
-
-    Raises:
-        StoreDamaged: its file is missing or cut short, a chunk's header is wrong, or it is another file.
-        StoreUnreadable: the system refuses to map it now.
-    """
-    path = generation_path(store, record.view_schema.name, record.id)
-    content = map_generation(path)
-    if len(content) < record.bytes:
-        raise StoreDamaged(
-            f"generation {path} has {len(content)} bytes, its chunks alone take {record.bytes}: it was cut short; "
-            f"{LOAD_AGAIN}"
-        )
-    chunks = [Chunk(content[offset:], f"{path} chunk {number}") for number, offset in enumerate(record.offsets)]
-    rows = sum(chunk.header.rows for chunk in chunks)
-    if rows != record.rows + record.tombstones:
-        # A repair that died had built it again, cut into other chunks, and not come to tell the catalog.
-        raise StoreDamaged(
-            f"generation {path} has {rows} rows where the catalog says {record.rows + record.tombstones}; {LOAD_AGAIN}"
-        )
-    return Segment(record, chunks)

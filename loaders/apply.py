@@ -21,7 +21,8 @@ from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, ROW_STATE, TOMBSTONE, Ro
 from engine.lookup import find_rows
 from engine.manifest import EVENT_TIMESTAMP, Manifest
 from engine.manifest import TOMBSTONE as TOMBSTONE_COLUMN
-from engine.version import ViewVersion, read_generation
+from engine.reading import read_generation
+from engine.version import ViewVersion
 from loaders.generation import (
     GenerationBuilder,
     Progress,

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from engine import catalog
 from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
-from engine.environment import ReadTransaction, generations_path, open_live, store_full_named
+from engine.environment import LiveEnvironment, ReadTransaction, generations_path, store_full_named
 from engine.errors import (
     ShoalError,
     StoreDamaged,
@@ -33,12 +33,14 @@ from engine.errors import (
     StoreUnreadable,
 )
 from engine.failpoints import reached
+from engine.reading import read_generation, read_overlay, read_version
 from engine.run_directory import make_run_directory
 from engine.schema import FeatureService, ViewSchema
 from engine.segment import Chunk, Segment
 from engine.shards import Shard
-from engine.version import StoreVersion, ViewVersion, read_generation, read_overlay, read_version
+from engine.version import StoreVersion, ViewVersion
 from loaders.generation import clear_dead_folds
+from loaders.live_replacement import WritableLive
 from loaders.request_log import RequestLog
 from loaders.segment_writer import ChunkBuilder
 
@@ -80,9 +82,7 @@ class StoreWriter:
         with store_full_named(store), ExitStack() as unless_open:
             self._lock_file = unless_open.enter_context(_lock(make_run_directory(store) / LOCK))
             reached("writer.locked")
-            self._live = open_live(store, writable=True)
-            self._live.env.reader_check()
-            self.requests = RequestLog(self._live)
+            self._writable = WritableLive(store)
             self._version = read_version(store, self._live, None)
             if shard is not None:
                 self._become(shard)
@@ -105,7 +105,7 @@ class StoreWriter:
         is_new = not self._version.names and not any((self.store / "generations").glob("*/*"))
         if found is not None or not is_new:
             raise StoreIsOtherShard.of(self.store, found, shard)
-        with self._live.env.begin(write=True) as transaction:
+        with self._writable.transaction() as transaction:
             record = self._version.store.model_copy(update={"shard": str(shard)})
             catalog.write_store(transaction, self._live.catalog, record)
         self._version = read_version(self.store, self._live, None)
@@ -121,6 +121,15 @@ class StoreWriter:
     def close(self) -> None:
         """Give up the right to write."""
         self._lock_file.close()
+
+    @property
+    def _live(self) -> LiveEnvironment:
+        return self._writable.live
+
+    @property
+    def requests(self) -> RequestLog:
+        """The pushes that were applied."""
+        return RequestLog(self._live)
 
     @property
     def shard(self) -> Shard | None:
@@ -202,7 +211,7 @@ class StoreWriter:
             if new is None:
                 return None
             is_lost = old is None and view in self.version().damaged
-            with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+            with self._writable.transaction() as transaction:
                 if overlay is not None:
                     for number, chunk in enumerate(overlay.chunks):
                         key = chunk_key(overlay.record.id, number)
@@ -217,7 +226,7 @@ class StoreWriter:
                     catalog.write_trouble(transaction, self._live.catalog, view, None)
                 reached("commit.written")
             reached("commit.done")
-            self._live.env.reader_check()
+            self._writable.committed()
             if old is None or (old.base, old.kept) != (new.base, new.kept):
                 self._remove_unreferenced(view, new)
             return new
@@ -230,7 +239,7 @@ class StoreWriter:
         """
         with self._committing:
             old = self.version().view(view).record
-            with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+            with self._writable.transaction() as transaction:
                 self._delete_overlays(transaction, old.overlays)
                 catalog.delete_view(transaction, self._live.catalog, view)
                 catalog.write_trouble(transaction, self._live.catalog, view, None)
@@ -250,7 +259,7 @@ class StoreWriter:
             version = self.version()
             if version.store.root == root and tuple(version.services.values()) == services:
                 return
-            with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+            with self._writable.transaction() as transaction:
                 record = version.store.model_copy(update={"root": root})
                 catalog.write_store(transaction, self._live.catalog, record)
                 catalog.write_services(transaction, self._live.catalog, services)
@@ -263,7 +272,7 @@ class StoreWriter:
             if known and (known.code, known.message) == (code, message):
                 return
             since = known.since if known and known.code == code else datetime.now(UTC)
-            with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+            with self._writable.transaction() as transaction:
                 trouble = Trouble(code=code, message=message, since=since)
                 catalog.write_trouble(transaction, self._live.catalog, view, trouble)
 
@@ -271,7 +280,7 @@ class StoreWriter:
         """Note that a view is well, if it was not."""
         with self._committing:
             if view in self.version().troubles:
-                with store_full_named(self._live.path), self._live.env.begin(write=True) as transaction:
+                with self._writable.transaction() as transaction:
                     catalog.write_trouble(transaction, self._live.catalog, view, None)
 
     def _clear_unknown_views(self) -> None:

@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from engine.catalog import SegmentRecord, ViewRecord
-from engine.environment import generations_path
+from engine.environment import DATA, generations_path, live_path
 from engine.errors import NotPublished, ShoalError, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.feature_store import FeatureStore
 from engine.manifest import Manifest
+from engine.reading import read_generation
 from engine.segment import Segment
 from engine.shards import Shard
-from engine.version import read_generation
 from loaders.published_rows import EntryReader
 
 
@@ -37,7 +37,7 @@ def verify(address: str | os.PathLike[str]) -> Iterator[Checked]:
     Raises:
         NotPublished: it is neither a store nor an export root.
     """
-    if (Path(address) / "live" / "data.mdb").is_file():
+    if (live_path(Path(address)) / DATA).is_file():
         return verify_store(Path(address))
     root = ExportRoot(address)
     if root.views():

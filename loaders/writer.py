@@ -38,9 +38,9 @@ from engine.export_root import MANIFEST, SERVICES, ExportRoot
 from engine.failpoints import reached
 from engine.malloc import hold_little, return_freed_memory
 from engine.pushed_rows import decode_rows
+from engine.reading import read_version
 from engine.schema import ViewSchema
 from engine.shards import Shard
-from engine.version import read_version
 from loaders.compaction import fold, should_fold
 from loaders.definition import define_view, drop_view
 from loaders.follow import ApplyDelta, LoadSnapshot

@@ -10,8 +10,9 @@ from typing import Any
 
 from engine import feature_store
 from engine.feature_store import FeatureStore
-from engine.version import StoreVersion, read_version
-from loaders import apply, push_queue
+from engine.reading import read_version
+from engine.version import StoreVersion
+from loaders import apply, live_replacement, push_queue
 from loaders.push import Push, Pushed, push
 from loaders.push_queue import PushQueue
 from loaders.request_log import Applied, RequestLog
@@ -66,6 +67,10 @@ def pushes_are_torn_into_rows() -> None:
     setattr(push_queue, "push", one_by_one)
 
 
+def a_replaced_environment_says_nothing() -> None:
+    setattr(live_replacement, "retire_live", lambda live: None)
+
+
 def workers_lag_behind() -> None:
     newest, looked = FeatureStore.version, {"at": 0.0}
 
@@ -87,6 +92,7 @@ PLANTED: dict[str, Callable[[], None]] = {
         repeated_pushes_are_applied_again,
         versions_mix_old_and_new_views,
         pushes_are_torn_into_rows,
+        a_replaced_environment_says_nothing,
         workers_lag_behind,
     )
 }

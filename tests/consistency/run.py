@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine import FeatureStore
@@ -22,11 +23,12 @@ from tests.consistency.clients import Client, Publisher, Pusher, Reader
 from tests.consistency.following import Follower
 from tests.consistency.history import History, Wrong, read_events
 from tests.consistency.registers import KEYS, PUSHERS, VIEWS, Counts
-from tests.server.serving import Server, eventually, is_gone
+from tests.server.serving import PATIENCE_SECONDS, Server, eventually, is_gone
 
 WORKERS = 3
 READERS = 3
-KILL_EVERY_SECONDS = 2.5
+DISTURBED_EVERY_SECONDS = 2.5
+PLANTED_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class Cluster:
         server = Server(self._store, self._writer, module="tests.consistency.serve", workers=WORKERS)
         return server.__enter__()
 
-    def kill_one(self) -> None:
-        """Kill a worker, the writer or the supervisor."""
-        victim = random.choices(["worker", "writer", "supervisor"], [5, 4, 2])[0]
+    def disturb(self, follower: "subprocess.Popen[bytes]") -> None:
+        """Kill a worker, the writer or the supervisor, or stop a process that reads, until the next time."""
+        victim = random.choices(["worker", "writer", "supervisor", "follower"], [5, 4, 2, 4])[0]
         record = read_server_record(self._store)
-        if victim == "supervisor":
+        follower.send_signal(signal.SIGCONT)
+        if victim == "follower":
+            follower.send_signal(signal.SIGSTOP)
+            self._counts.add("stops of a process that reads")
+        elif victim == "supervisor":
             self.server.kill()
             self._counts.add("kills of the supervisor")
             self.server = self._started()
@@ -90,10 +96,12 @@ def run(directory: Path, seconds: float, *, planted: str | None = None, kill: bo
             eventually(lambda: len(cluster.server.ask("GET", "/v1/status").json["views"]) == len(VIEWS), "both views")
             readers = [Reader(f"reader {n}", store, history, counts, stop) for n in range(READERS)]
             pushers = [Pusher(n, store, history, counts, stop) for n in range(PUSHERS)]
-            with _in_process(store, paths[1]):
-                _work([publisher, *readers, *pushers], seconds, cluster.kill_one if kill else lambda: None)
+            with _in_process(store, paths[1]) as follower:
+                disturb = partial(cluster.disturb, follower) if kill else lambda: None
+                _work([publisher, *readers, *pushers], seconds, disturb)
+                follower.send_signal(signal.SIGCONT)
                 cluster.server.await_ready()
-            _await_all(cluster.server, root)
+            unseen = _await_all(cluster.server, root, PLANTED_PATIENCE_SECONDS if planted else PATIENCE_SECONDS)
             ends = [
                 Reader("reader at the end", store, history, counts, stop).read(KEYS),
                 Follower("process at the end", FeatureStore.open(store), history, counts, stop).read(KEYS),
@@ -101,35 +109,36 @@ def run(directory: Path, seconds: float, *, planted: str | None = None, kill: bo
         finally:
             cluster.stop()
     events = read_events(paths)
-    wrongs = checker.check(events)
+    wrongs = checker.check(events) + unseen
     for end in ends:
         wrongs += checker.check_end(end, events.writes) if end else [Wrong("end", "there was no answer")]
     wrongs += [Wrong("store", str(checked)) for checked in verify_store(store) if checked.problem]
     wrongs += [Wrong("log", line) for line in cluster.server.log.splitlines() if "unexpected" in line]
+    counts.by_name["replacements of live"] = cluster.server.log.count("goes on in")
     counts.by_name["reads"] = len(events.reads)
     counts.by_name["versions seen"] = len({read.version for read in events.reads})
     return Report(counts.by_name, wrongs)
 
 
 @contextmanager
-def _in_process(store: Path, history: Path) -> Iterator[None]:
+def _in_process(store: Path, history: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that reads the store itself, for as long as this lasts."""
     command = [sys.executable, "-m", "tests.consistency.following", str(store), str(history)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        yield
+        yield process
     assert process.returncode == 0
 
 
-def _work(clients: list[Client], seconds: float, kill: Callable[[], None]) -> None:
-    """Let clients work for a while, and kill now and then; when this returns they have finished."""
+def _work(clients: list[Client], seconds: float, disturb: Callable[[], None]) -> None:
+    """Let clients work for a while, and disturb them now and then; when this returns they have finished."""
     end = time.monotonic() + seconds
     for client in clients:
         client.start()
     try:
         while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, random.uniform(0, 2 * KILL_EVERY_SECONDS)))
+            time.sleep(min(left, random.uniform(0, 2 * DISTURBED_EVERY_SECONDS)))
             if time.monotonic() < end:
-                kill()
+                disturb()
     finally:
         for client in clients:
             client.stop.set()
@@ -137,8 +146,8 @@ def _work(clients: list[Client], seconds: float, kill: Callable[[], None]) -> No
         client.join()
 
 
-def _await_all(server: Server, root: ExportRoot) -> None:
-    """Wait until all that was published is applied."""
+def _await_all(server: Server, root: ExportRoot, seconds: float) -> list[Wrong]:
+    """Wait until all that was published is applied; it is wrong if it is not in so many seconds."""
 
     def applied() -> bool:
         views = server.ask("GET", "/v1/status").json["views"]
@@ -146,4 +155,8 @@ def _await_all(server: Server, root: ExportRoot) -> None:
             view: root.sequence_numbers(view)[-1] for view in VIEWS
         }
 
-    eventually(applied, f"all that was published; the server's log is\n{server.log}")
+    try:
+        eventually(applied, lambda: f"all that was published; the server's log is\n{server.log}", seconds)
+    except AssertionError as error:
+        return [Wrong("end", str(error))]
+    return []

@@ -1,7 +1,7 @@
 """The server under test: `python -m tests.consistency.serve SETTINGS WRITER`, both JSON, as `tests.server.serve`.
 
-It folds small views too. Where the writer's choice names a bug as "planted", the server has it: that is how the checker
-is checked.
+It folds small views too, and soon replaces a live environment that is held. Where the writer's choice names a bug as
+"planted", the server has it: that is how the checker is checked.
 """
 
 import json
@@ -10,14 +10,18 @@ from pathlib import Path
 
 from engine.server import run
 from engine.settings import server_settings
-from loaders import compaction
+from loaders import compaction, live_replacement
 from tests.consistency.planted import PLANTED
 from tests.server.serve import writer_for
 
 FOLD_LEAST_ROWS = 30
+LEAST_HELD_BYTES = 1 << 18
+HELD_SECONDS = 0.3
 
 if __name__ == "__main__":
     compaction.FOLD_LEAST_ROWS = FOLD_LEAST_ROWS
+    live_replacement.LEAST_HELD_BYTES = LEAST_HELD_BYTES
+    live_replacement.HELD_SECONDS = HELD_SECONDS
     choice = json.loads(sys.argv[2])
     if choice.get("planted"):
         PLANTED[choice["planted"]]()

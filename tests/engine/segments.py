@@ -93,4 +93,6 @@ def version(view: ViewSchema, segments: Sequence[Segment]) -> StoreVersion:
     # Its chunks lie in this process's own memory: there is no transaction that could end.
     nothing: Any = None
     at_version = ViewVersion(view_record, segments, nothing)
-    return StoreVersion(id=1, store=StoreRecord(), views={view.name: at_version}, services={}, troubles={})
+    return StoreVersion(
+        id=1, live=nothing, store=StoreRecord(), views={view.name: at_version}, services={}, troubles={}
+    )

@@ -71,7 +71,7 @@ def test_the_writer_refuses_a_file_cut_short_and_starts_anew_once_it_is_out_of_t
                 open_store(store)
         # What was there is left as it is: it may hold what nobody else has.
         assert data.stat().st_size == size
-    live_path(store).rename(store / "live.damaged")
+    (store / "live").rename(store / "live.damaged")
     stores.load(store, root)
     found = FeatureStore.open(store).lookup(["doc:a"], {"doc_id": [0, 39]})
     assert found.to_pydict() == {"doc:a": [5, 1]}

@@ -13,14 +13,13 @@ import lmdb
 import numpy as np
 import pytest
 
-from engine import FeatureStore
-from engine import version as version_module
+from engine import FeatureStore, reading
 from engine.catalog import SegmentRecord
 from engine.environment import generation_path, live_path, map_generation, open_live
 from engine.errors import StoreDamaged, StoreLocked, StoreNotFound, UnknownFeature
 from engine.export_root import ExportRoot
+from engine.reading import read_generation
 from engine.segment import Segment
-from engine.version import read_generation
 from loaders.apply import roll_back
 from loaders.load import catch_up
 from loaders.store_writer import StoreWriter
@@ -75,14 +74,14 @@ def test_a_directory_that_is_no_store_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound):
         FeatureStore.open(tmp_path)
     (tmp_path / "live").unlink()
-    (tmp_path / "live").mkdir()
-    (tmp_path / "live" / "data.mdb").touch()  # As it is at first while a writer begins a store.
+    live_path(tmp_path).mkdir(parents=True)
+    (live_path(tmp_path) / "data.mdb").touch()  # As it is at first while a writer begins a store.
     with pytest.raises(StoreNotFound):
         FeatureStore.open(tmp_path)
 
 
 def test_a_store_into_which_nothing_was_loaded_is_told(tmp_path: Path) -> None:
-    live_path(tmp_path).mkdir()
+    live_path(tmp_path).mkdir(parents=True)
     lmdb.open(str(live_path(tmp_path)), max_dbs=2).close()
     with pytest.raises(StoreNotFound, match="nothing was loaded"):
         FeatureStore.open(tmp_path)
@@ -90,7 +89,7 @@ def test_a_store_into_which_nothing_was_loaded_is_told(tmp_path: Path) -> None:
 
 def test_a_store_that_could_not_be_opened_is_tried_again_though_the_error_is_kept(tmp_path: Path) -> None:
     """A worker that comes between a writer's making of the file and of what is in it keeps why it cannot serve."""
-    live_path(tmp_path).mkdir()
+    live_path(tmp_path).mkdir(parents=True)
     with lmdb.open(str(live_path(tmp_path)), max_dbs=3) as env, env.begin(write=True) as transaction:
         transaction.put(b"something", b"")
     kept = []
@@ -110,7 +109,7 @@ def test_a_store_whose_writer_has_only_just_begun_has_no_views(tmp_path: Path) -
 
 @pytest.mark.parametrize("content", [b"x" * 8192, bytes(8192)])
 def test_a_live_environment_that_is_none_is_damaged(tmp_path: Path, content: bytes) -> None:
-    live_path(tmp_path).mkdir()
+    live_path(tmp_path).mkdir(parents=True)
     (live_path(tmp_path) / "data.mdb").write_bytes(content)
     with pytest.raises(StoreDamaged, match=r"is damaged: .*; move the directory `live` aside"):
         FeatureStore.open(tmp_path)
@@ -237,7 +236,7 @@ def test_a_base_that_goes_while_it_is_opened_makes_way_for_the_next(
                 assert not generation_path(store, "doc", record.id).exists()
             return read_generation(path, record)
 
-        monkeypatch.setattr(version_module, "read_generation", overtaken)
+        monkeypatch.setattr(reading, "read_generation", overtaken)
         assert set(reader.lookup(["doc:a"], KEYS).to_pydict()["doc:a"]) == {4}
         assert len(gone) == 1
 

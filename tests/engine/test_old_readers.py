@@ -1,9 +1,11 @@
 """Processes that hold an old version of a store: they move on if they can, and are named if they cannot."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +13,18 @@ from pathlib import Path
 import pytest
 
 from engine import FeatureStore, keeping_up
-from engine.environment import DATA, live_path
+from engine.environment import DATA, live_path, live_paths
 from engine.export_root import ExportRoot
 from engine.live_status import describe_live
+from engine.lookup import lookup
+from engine.schema import FeatureService
+from loaders import live_replacement
 from loaders.push import push_rows
 from loaders.store_writer import StoreWriter
 from tests import stores
 from tests.server.serving import eventually
 
+HELD_BYTES = 1 << 18
 DOC = stores.schema("doc", key="int64", a="int64")
 READER = """
 import sys
@@ -26,7 +32,8 @@ from engine import FeatureStore
 store = FeatureStore.open(sys.argv[1])
 store.lookup(["doc:a"], {"doc_id": [1]})
 print("open", flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    print(store.lookup(["doc:a"], {"doc_id": [int(line)]}).to_pydict()["doc:a"][0], flush=True)
 """
 
 
@@ -49,14 +56,34 @@ def reader(store: Path) -> Iterator["subprocess.Popen[bytes]"]:
             process.kill()
 
 
+def asked(process: "subprocess.Popen[bytes]", key: int) -> int:
+    """What a reader answers."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"%d\n" % key)
+    process.stdin.flush()
+    return int(process.stdout.readline())
+
+
 def push(store: Path, times: int) -> None:
     with StoreWriter(store) as writer:
         for number in range(times):
             push_rows(writer, "doc", {"doc_id": [number % 100], "a": [number]})
 
 
+def push_often(writer: StoreWriter) -> None:
+    for number in range(40):
+        push_rows(writer, "doc", {"doc_id": [number], "a": [number]})
+
+
 def size(store: Path) -> int:
-    return (live_path(store) / DATA).stat().st_size
+    return sum((path / DATA).stat().st_size for path in live_paths(store))
+
+
+@pytest.fixture
+def replaced_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_replacement, "LEAST_HELD_BYTES", HELD_BYTES)
+    monkeypatch.setattr(live_replacement, "HELD_SECONDS", 0.0)
 
 
 def status(store: Path) -> str:
@@ -84,6 +111,95 @@ def test_a_reader_that_is_stopped_is_named_and_holds_back_pages_until_it_goes_on
         assert size(store) < held + (1 << 20)
         assert describe_live(store)["oldest_reader"] is None
         assert "holds a version" not in status(store)
+
+
+@pytest.mark.usefixtures("replaced_soon")
+def test_a_reader_that_is_stopped_makes_a_store_grow_up_to_a_bound(store: Path) -> None:
+    with reader(store) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        before, sizes, path = size(store), [], live_path(store)
+        for _ in range(10):
+            push(store, 20)
+            sizes.append(size(store))
+        assert path != live_path(store)
+        # The old file has what was held, the room for its last commit, and no more; the new one is small.
+        assert max(sizes) < before + HELD_BYTES + (2 << 20)
+        assert sizes[-1] < sizes[3] + (1 << 19)
+        assert (oldest := describe_live(store)["oldest_reader"]) is not None
+        assert (oldest["pid"], oldest["versions_behind"] >= 200) == (process.pid, True)
+        assert describe_live(store)["bytes"] == sizes[-1]
+        assert f"process {process.pid} holds a version that is" in status(store)
+        os.kill(process.pid, signal.SIGCONT)
+        assert asked(process, 19) == 19
+        eventually(lambda: describe_live(store)["oldest_reader"] is None, "the reader's moving on")
+        push(store, 1)
+        assert live_paths(store) == [live_path(store)]
+        assert size(store) < before + HELD_BYTES
+        assert asked(process, 0) == 0
+
+
+@pytest.mark.usefixtures("replaced_soon")
+def test_what_is_in_a_replaced_environment_is_all_there(store: Path, root: ExportRoot) -> None:
+    root.publish_services((FeatureService(name="ranking", features=("doc:a",)),))
+    stores.load(store, root)
+    with StoreWriter(store) as writer:
+        reader = FeatureStore.open(store)
+        held = reader.version()
+        ids, path, number = [held.id], live_path(store), 0
+        first = push_rows(writer, "doc", {"doc_id": [1], "a": [1001]}, request_id="once")
+        while live_path(store) == path:
+            number += 1
+            push_rows(writer, "doc", {"doc_id": [2], "a": [number]})
+            ids.append(reader.version().id)
+            assert reader.lookup("ranking", {"doc_id": [1, 2, 3]}).to_pydict() == {"doc:a": [1001, number, 3]}
+        assert ids == sorted(set(ids))
+        push_rows(writer, "doc", {"doc_id": [1], "a": [1002]})
+        assert push_rows(writer, "doc", {"doc_id": [1], "a": [1001]}, request_id="once").applied == first.applied
+    for store_again in (reader, FeatureStore.open(store)):
+        assert store_again.lookup("ranking", {"doc_id": [1, 2]}).to_pydict() == {"doc:a": [1002, number]}
+    now = time.time_ns() // 1000
+    assert lookup(held, "ranking", {"doc_id": [1, 2, 3]}, now=now).to_pydict() == {"doc:a": [1, 2, 3]}
+
+
+@pytest.mark.usefixtures("replaced_soon")
+def test_a_replaced_environment_is_removed_once_nobody_reads_it(store: Path) -> None:
+    with StoreWriter(store) as writer:
+        held = FeatureStore.open(store).version()
+        push_often(writer)
+        assert len(live_paths(store)) == 2
+        assert held.view("doc").record.applied_seq == 1
+        del held
+        gc.collect()
+        push_rows(writer, "doc", {"doc_id": [1], "a": [1]})
+        assert len(live_paths(store)) == 1
+
+
+@pytest.mark.usefixtures("replaced_soon")
+def test_where_the_newest_environment_is_taken_away_the_one_before_goes_on(store: Path) -> None:
+    with StoreWriter(store) as writer:
+        held = FeatureStore.open(store).version()
+        push_often(writer)
+        newest, before = live_paths(store)
+    newest.rename(store / "taken-away")
+    del writer
+    gc.collect()
+    assert held.live.path == before.resolve()
+    with StoreWriter(store) as writer:
+        push_rows(writer, "doc", {"doc_id": [0], "a": [77]})
+    assert FeatureStore.open(store).lookup(["doc:a"], {"doc_id": [0]}).to_pydict() == {"doc:a": [77]}
+
+
+@pytest.mark.usefixtures("replaced_soon")
+def test_where_there_is_no_room_for_a_copy_commits_go_on(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live_replacement, "DATA", "/dev/full")
+    with StoreWriter(store) as writer:
+        held = FeatureStore.open(store).version()
+        push_often(writer)
+        assert [record.message for record in caplog.records if "is not replaced" in record.message]
+        assert live_paths(store) == [held.live.path]
+        assert not list((store / "live").glob(".*"))
 
 
 def test_an_idle_store_moves_on_by_itself(store: Path) -> None:

@@ -17,7 +17,7 @@ import spark_export.publication  # noqa: F401
 from engine import failpoints
 from engine.export_root import ExportRoot
 from engine.settings import server_settings
-from loaders import compaction, generation
+from loaders import compaction, generation, live_replacement
 from loaders.writer import run_writer
 
 CHUNK_BYTES = 512
@@ -53,6 +53,13 @@ def write(store: Path, root: Path) -> None:
     compaction.CHUNK_BYTES = CHUNK_BYTES  # type: ignore[attr-defined]
     compaction.FOLD_LEAST_ROWS = 0
     run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS)
+
+
+def write_without_patience(store: Path, root: Path) -> None:
+    """A writer that replaces the live environment for whoever holds an old version."""
+    live_replacement.LEAST_HELD_BYTES = 0
+    live_replacement.HELD_SECONDS = -1
+    write(store, root)
 
 
 def serve(store: Path, root: Path) -> None:

@@ -4,6 +4,7 @@ at the new, with nothing left over.
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from engine.environment import open_live
 from engine.errors import UnknownFeature, ViewDamaged, WriterUnavailable
 from engine.export_root import ExportRoot
 from engine.kernels.gathering import Status
+from engine.lookup import lookup
 from engine.pushed_rows import pushed_rows
+from engine.version import StoreVersion
 from loaders.apply import roll_back
 from loaders.definition import define_view
 from loaders.load import load
@@ -29,7 +32,7 @@ from loaders.store_writer import StoreWriter
 from loaders.verify import verify_store
 from tests import stores
 from tests.damage import harm
-from tests.failpoints.processes import running, write
+from tests.failpoints.processes import running, write, write_without_patience
 from tests.loaders.forgery import publish, snapshot_table
 from tests.server.serving import PATIENCE_SECONDS, eventually
 
@@ -53,9 +56,14 @@ def content(value: int, keys: Sequence[int] = KEYS[:COUNT]) -> Content:
 def shown(store: FeatureStore, view: str = "doc") -> Content | None:
     """All rows of a view, of one version; None if there is no such view, or it cannot be read."""
     try:
-        result = store.lookup([f"{view}:*"], {f"{view}_id": KEYS})
+        return shown_in(store.version(), view)
     except (UnknownFeature, ViewDamaged):
         return None
+
+
+def shown_in(version: StoreVersion, view: str = "doc") -> Content:
+    """All rows of a view in one version."""
+    result = lookup(version, [f"{view}:*"], {f"{view}_id": KEYS}, now=time.time_ns() // 1000)
     columns = [column.to_arrow().to_pylist() for column in result.columns]
     a, text = columns if len(columns) == 2 else (columns[0], [None] * len(KEYS))
     found = result.views[view].status == Status.PRESENT
@@ -67,6 +75,8 @@ class Case:
 
     def __init__(self, directory: Path) -> None:
         self.store, self.root = directory / "store", ExportRoot(directory / "root")
+
+        self.held: StoreVersion | None = None
 
     def snapshot(self, value: int) -> None:
         publish(self.root, VIEW, snapshot_table(VIEW, rows(value)), row_group_size=10)
@@ -106,6 +116,7 @@ class Scenario:
     order: Order | None = None
     view: str = "doc"
     harm: str | None = None
+    main: Callable[[Path, Path], None] = write
 
 
 def three_snapshots(case: Case) -> None:
@@ -163,6 +174,15 @@ def went_back(case: Case) -> None:
         roll_back(writer, "doc", case.base_of(2))
 
 
+def held_pages(case: Case) -> None:
+    """More of them than are in use."""
+    one_snapshot(case)
+    with StoreWriter(case.store) as writer:
+        case.held = FeatureStore.open(case.store).version()
+        for value in range(20):
+            push_rows(writer, "doc", {"doc_id": [2], "a": [value], "text": [f"{value}/2"]})
+
+
 async def push(case: Case, writer: WriterClient, value: int = 9, request_id: str | None = "once") -> Any:
     columns = {"doc_id": [1], "a": [value], "text": [f"{value}/1"], "event_timestamp": [stores.NOW]}
     view = FeatureStore.open(case.store).version().view("doc")
@@ -174,6 +194,7 @@ async def drop(case: Case, writer: WriterClient) -> None:
         await writer.drop_view("own")
 
 
+HELD = content(1) | content(19, [2])
 DELTA = content(1) | content(2, [1, 2])
 MERGED = {key: row for key, row in (DELTA | content(3, [2, 3])).items() if key != 4}
 FOLDED = {key: row for key, row in (content(3) | content(4, KEYS[:30])).items() if key != 59}
@@ -214,6 +235,14 @@ SCENARIOS = {
         "push.laid commit.written commit.done push.answering",
         order=push,
     ),
+    "replacement of live": Scenario(
+        held_pages,
+        HELD,
+        HELD | content(9, [1]),
+        "commit.done live.copied live.named live.replaced",
+        order=push,
+        main=write_without_patience,
+    ),
     "define": Scenario(
         one_snapshot,
         None,
@@ -249,7 +278,8 @@ def left_over(store: Path) -> set[str]:
     live = open_live(store)
     with live.env.begin() as transaction:
         chunks = {bytes(key).decode().partition("/")[0] for key, _ in transaction.cursor(db=live.segments)}
-    return (found ^ named) | (chunks ^ overlays)
+    aside = {path.name for path in (store / "live").glob(".*")}
+    return (found ^ named) | (chunks ^ overlays) | aside
 
 
 @pytest.mark.parametrize(("name", "point"), CASES, ids=[f"{name} - {point}" for name, point in CASES])
@@ -281,7 +311,7 @@ def test_a_writer_that_is_killed_at_a_step(name: str, point: str, tmp_path: Path
         check()
         return writer.exitcode is not None
 
-    with running(write, case.store, case.root.path, die_at=point, log=log) as writer:
+    with running(scenario.main, case.store, case.root.path, die_at=point, log=log) as writer:
         eventually(lambda: has_ended(writer), f"the end of the writer at {point}")
         assert writer.exitcode == -signal.SIGKILL, log.read_text()
     check()
@@ -293,13 +323,16 @@ def test_a_writer_that_is_killed_at_a_step(name: str, point: str, tmp_path: Path
             # Of equal event times what came later stays: the repetition would show, were it applied once more.
             case.ask(partial(push, value=10, request_id=None))
             assert {**case.ask(push), "version": 0} == {**first, "version": 0}
-            states = [content(1) | content(10, [1])]
+            states = [(scenario.after or {}) | content(10, [1])]
         eventually(lambda: check() == states[-1], "what was to come")
-        eventually(lambda: not left_over(case.store), f"a store without {left_over(case.store)}")
+        eventually(lambda: not left_over(case.store), lambda: f"a store without {left_over(case.store)}")
         case.ask(lambda case, writer: writer.status())
         writer.terminate()
         writer.join(PATIENCE_SECONDS)
         assert writer.exitcode == 0, log.read_text()
     assert shown(reader, scenario.view) == states[-1]
+    if case.held is not None:
+        # Its pages were never used again.
+        assert shown_in(case.held) == content(1)
     assert [checked for checked in verify_store(case.store) if checked.problem] == []
     assert "unexpected" not in log.read_text()

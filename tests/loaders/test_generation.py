@@ -17,8 +17,8 @@ from engine.errors import FileDamaged
 from engine.export_root import ExportRoot
 from engine.layout import RowLayout
 from engine.manifest import Manifest, PublishedFile
+from engine.reading import read_generation
 from engine.segment import Segment
-from engine.version import read_generation
 from loaders import generation
 from loaders.arrow_rows import encode
 from loaders.generation import GenerationBuilder, build_from_entry, chunk_plans, clear_dead_folds, clear_unfinished

@@ -105,7 +105,7 @@ def test_a_store_whose_catalog_is_cut_short_is_one_error_that_says_what_to_do(st
         eventually(lambda: "writer cannot go on: StoreDamaged: " in server.log, "the writer's complaint")
         assert "Traceback" not in server.log
         # It is done while the server runs: the supervisor tries a new writer again and again.
-        live_path(store).rename(store / "live.damaged")
+        (store / "live").rename(store / "live.damaged")
         eventually(lambda: attempt(lambda: server.ask("GET", "/ready")).status == 200, "a store, loaded anew")  # type: ignore[union-attr]
         eventually(lambda: server.lookup(["doc:a"], KEYS).json.get("features") == {"doc:a": [2]}, "all of it")
 
