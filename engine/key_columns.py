@@ -10,6 +10,7 @@ import pyarrow as pa
 from engine.errors import LookupInvalid
 from engine.kernels import hashing
 from engine.schema import JoinKey, arrow_type
+from engine.showing import shown
 from engine.version import ViewVersion
 
 Entities = Mapping[str, Any]
@@ -173,6 +174,6 @@ def example_of(values: pa.Array) -> str:
     """A value of an array that is not null, as a message shows it."""
     # One by one: all of them, where a type repeats a value, may take more memory than there is.
     try:
-        return repr(next((value.as_py() for value in values if value.is_valid), None))
+        return shown(next((value.as_py() for value in values if value.is_valid), None))
     except (ValueError, OverflowError, pa.ArrowException):
         return "one that Python has not"

@@ -21,6 +21,7 @@ from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import MAX_HEAP_VALUE
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
 from engine.schema import Feature, arrow_type, embedding_size
+from engine.showing import shown
 from engine.version import ViewVersion
 
 EVENT_TIME_COLUMN = "event_timestamp"
@@ -171,7 +172,7 @@ def _batch(
 
 def _listed(name: str, values: Any) -> Any:
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
-        raise PushInvalid(f"column {name!r} is {values!r}; give a list of values, one a row")
+        raise PushInvalid(f"column {name!r} is {shown(values)}; give a list of values, one a row")
     return values
 
 
@@ -200,7 +201,7 @@ def _parsed(name: str, value: Any) -> Any:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise PushInvalid(f"column {name!r} holds {value!r}; give timestamps in ISO 8601") from None
+            raise PushInvalid(f"column {name!r} holds {shown(value)}; give timestamps in ISO 8601") from None
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 

@@ -24,6 +24,7 @@ from engine.result import LookupResult
 from engine.schema import JoinKeyType
 from engine.server.requests import check_members
 from engine.server.responses import answer_json, sendable
+from engine.showing import shown
 from engine.version import StoreVersion
 
 MEDIA_TYPE = json_feast.MEDIA_TYPE
@@ -234,7 +235,9 @@ def answer_error(error: Exception, message: str, status: int, *, strict: bool) -
             content = b""
         if not content or len(content) > _LONGEST_REPEATED:
             few = error.details[:_MOST_DETAILS]
-            content = orjson.dumps({"detail": [{**detail, "input": sendable(repr(detail["input"]))} for detail in few]})
+            content = orjson.dumps(
+                {"detail": [{**detail, "input": sendable(shown(detail["input"]))} for detail in few]}
+            )
         return web.Response(body=content, status=status, content_type=MEDIA_TYPE)
     if isinstance(error, TokenInvalid):
         return answer_json({"detail": message}, status=status)

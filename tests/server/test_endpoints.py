@@ -105,6 +105,18 @@ USER = {"users_id": [1]}
         (b"{", 400, "LookupInvalid", "the body is not JSON in UTF-8"),
         (b'{"features": ["\xff"]}', 400, "LookupInvalid", "the body is not JSON in UTF-8"),
         (b"", 400, "LookupInvalid", "the body is not JSON in UTF-8"),
+        (
+            b'{"features": ["doc:a"], "features": ["doc:text"], "entities": {"doc_id": [1]}}',
+            400,
+            "LookupInvalid",
+            "'features' stands twice in an object of the body; give it once",
+        ),
+        (
+            b'{"features": ["doc:a"], "entities": {"doc_id" : [1], "doc\\u005fid": [2]}}',
+            400,
+            "LookupInvalid",
+            "'doc_id' stands twice in an object of the body; give it once",
+        ),
         ([], 400, "LookupInvalid", "the body is []: Input should be a valid dictionary"),
         ({"features": ["users:score"]}, 400, "LookupInvalid", "the field 'entities' is missing"),
         ({"entities": USER}, 400, "LookupInvalid", "give either features, a list of view:feature, or service"),

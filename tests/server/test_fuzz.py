@@ -136,6 +136,21 @@ def test_hard_bodies(connection: Connection, path: str, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("depth", [100, 300, 1000])
+def test_a_value_in_many_others(connection: Connection, path: str, depth: int) -> None:
+    """As deep as the parser goes, which is deeper than Python writes it again."""
+    valid = {"features": ["items:*"], "view": "items", "push_source_name": "items", "feature_view_name": "users"}
+    for value in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        for member in BODIES[path]:
+            others = {name: json.dumps(valid[name]) for name in BODIES[path] if name in valid and name != member}
+            for content in (value, f'{{"items_id": {value}}}', f'{{"items_id": ["a"], "count": [{value}]}}'):
+                whole = others | {member: content}
+                body = ", ".join(f'"{name}": {text}' for name, text in whole.items())
+                ask(connection, path, f"{{{body}}}".encode())
+                ask(connection, path, f'{{{body}, "entities": {{"items_id": ["a"]}}}}'.encode())
+
+
+@pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_bomb_of_zeros_is_refused(server: Server, path: str, encoding: str) -> None:
     zeros = b" " * (64 << 20)

@@ -131,6 +131,16 @@ def test_rows_in_arrow(server: Server) -> None:
     assert server.ask("POST", "/v1/push?view=doc", body[:99], **headers).status == 400
 
 
+def test_a_column_that_stands_twice_is_refused_and_a_text_that_looks_like_one_is_not(server: Server) -> None:
+    body = b'{"view": "doc", "rows": {"doc_id": [21], "clicks": [1], "clicks": [2]}}'
+    answer = server.ask("POST", "/v1/push", body)
+    assert (answer.status, answer.error[1]) == (400, "'clicks' stands twice in an object of the body; give it once")
+    text = '{"clicks": 1, "clicks": 2}'
+    answer = server.ask("POST", "/v1/push", {"view": "doc", "rows": {"doc_id": [21], "title": [text]}})
+    assert answer.status == 200
+    assert seen(server, 21)["doc:title"] == [text]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
