@@ -30,7 +30,7 @@ demo:
 test-programs: .venv-peers/installed .s3-server/versitygw .helm/helm .dynamodb-server/installed
 
 test: setup check test-programs .kafka/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

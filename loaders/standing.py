@@ -20,7 +20,6 @@ log = logging.getLogger("shoal.writer")
 
 _SAME_FOR_ALL = (FileDamaged, LineageError, ManifestInvalid, SchemaChangeRefused)
 """What every replica meets that comes to the same entry."""
-_CLOSING_SECONDS = 1.0
 
 
 class StandingKeeper:
@@ -30,6 +29,7 @@ class StandingKeeper:
         self._writer = writer
         self._root = root
         self._lock = threading.Lock()
+        self._is_closed = False
         known = read_standing(writer.store)
         # A writer that follows one that died goes on where that was.
         self._standing = known if known is not None and known.root == str(root) else Standing(root=str(root))
@@ -92,7 +92,8 @@ class StandingKeeper:
 
     def close(self) -> None:
         """Note nothing more, and leave no note half written: the process ends."""
-        self._lock.acquire(timeout=_CLOSING_SECONDS)
+        with self._lock:
+            self._is_closed = True
 
     def _newest(self, view: str, seq: int, *, certain: bool = False) -> int:
         """The newest entry from `seq` on: one question where that is the last, as it mostly is."""
@@ -116,6 +117,8 @@ class StandingKeeper:
         self._standing = self._standing.model_copy(update={"views": self._standing.views | {view: changed}})
 
     def _write(self) -> None:
+        if self._is_closed:
+            return
         try:
             write_standing(self._writer.store, self._standing)
         except OSError as error:
