@@ -53,6 +53,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 def whole(published: Published) -> Iterator[Server]:
     """A server of all rows."""
     with published.server("whole") as server:
+        server.await_ready()
         yield server
 
 
@@ -61,8 +62,11 @@ def shards(published: Published) -> Iterator[list[Server]]:
     """A server of each shard."""
     numbers = range(1, SHARDS + 1)
     starting = [published.server(f"shard-{number}", Shard(number, SHARDS)) for number in numbers]
-    with ExitStack() as servers:
-        yield [servers.enter_context(server) for server in starting]
+    with ExitStack() as opened:
+        servers = [opened.enter_context(server) for server in starting]
+        for server in servers:
+            server.await_ready()
+        yield servers
 
 
 def addresses(servers: list[Server]) -> list[str]:
