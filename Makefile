@@ -30,7 +30,7 @@ demo:
 test-programs: .venv-peers/installed .s3-server/versitygw .helm/helm .dynamodb-server/installed
 
 test: setup check test-programs .kafka/installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

@@ -30,6 +30,8 @@ from engine.manifest import FeatureServices, Manifest, PublishedFile, seal, unse
 from engine.schema import FeatureService, is_name
 from engine.storage import storage_at
 
+LOG = "deltas"
+"""The directory of a view's log, which has one directory per entry."""
 MANIFEST = "manifest.json"
 SERVICES = "services.json"
 _READ_BLOCK = 8 << 20
@@ -68,11 +70,11 @@ class ExportRoot:
     def views(self) -> list[str]:
         """The views that have a log, by name."""
         named = (name for name in self.storage.directories() if is_name(name))
-        return sorted(name for name in named if self.storage.has_directory(f"{name}/deltas"))
+        return sorted(name for name in named if self.storage.has_directory(f"{name}/{LOG}"))
 
     def sequence_numbers(self, view: str, *, since: int = 0) -> list[int]:
         """The seqs of a view's log that are published, from `since` on, ascending."""
-        names = self.storage.published(f"{view}/deltas", MANIFEST, since=f"{since:012d}")
+        names = self.storage.published(f"{view}/{LOG}", MANIFEST, since=f"{since:012d}")
         numbers = sorted(int(name) for name in names if _is_seq(name))
         self._listed[view] = (numbers[-1] if numbers else 0, monotonic())
         return numbers
@@ -249,7 +251,7 @@ def checksum(stream: BinaryIO) -> str:
 
 
 def _log_directory(view: str, seq: int) -> str:
-    return f"{view}/deltas/{seq:012d}"
+    return f"{view}/{LOG}/{seq:012d}"
 
 
 def _is_seq(name: str) -> bool:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from engine.errors import (
     StoreNotFound,
     StoreUnreadable,
 )
-from engine.export_root import MANIFEST, SERVICES, ExportRoot
+from engine.export_root import LOG, MANIFEST, SERVICES, ExportRoot
 from engine.failpoints import reached
 from engine.malloc import hold_little, return_freed_memory
 from engine.pushed_rows import decode_rows
@@ -146,10 +147,11 @@ class WriterProcess:
         while self._root is not None and self._root.is_directory:
             # To begin to watch goes through the whole root, and nothing else of this process runs meanwhile.
             await self._root_answers.wait()
+            # The watch has begun when this task first waits for it: what was published until then is to be found, too.
+            asyncio.get_running_loop().call_soon(self._woken.set)
             try:
-                async for _ in awatch(
-                    self._root.path, watch_filter=_is_publication, debounce=_DEBOUNCE_MS, step=_STEP_MS
-                ):
+                is_news = partial(_may_be_publication, self._root.path)
+                async for _ in awatch(self._root.path, watch_filter=is_news, debounce=_DEBOUNCE_MS, step=_STEP_MS):
                     self._woken.set()
             except OSError as error:
                 log.warning("%s cannot be watched (%s); polling every %g s", self._root, error, self._poll_seconds)
@@ -359,8 +361,12 @@ def _return_memory() -> None:
     return_freed_memory()
 
 
-def _is_publication(change: Change, path: str) -> bool:
-    return change is not Change.deleted and Path(path).name in (MANIFEST, SERVICES)
+def _may_be_publication(root: Path, change: Change, name: str) -> bool:
+    """Whether there may be news where something changed. A manifest that came into a directory before that was watched
+    is not told of by itself, but the directory is: an entry's, a log's, or a view's."""
+    path = Path(name)
+    has_news = path.name in (MANIFEST, SERVICES, LOG) or path.parent.name == LOG or path.parent == root
+    return has_news and change is not Change.deleted
 
 
 @web.middleware

@@ -13,6 +13,29 @@ settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
 
 
+LONG = (
+    "failpoints/test_stream",
+    "s3/",
+    "e2e/",
+    "feast_cli/",
+    "spark_export/",
+    "consistency/",
+    "cli/",
+    "loaders/test_writer",
+)
+"""Files of tests that take long: they come first, lest one of them runs at the end while other processes have none."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests that take long first."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.nodeid.removeprefix("tests/")
+        return next((place for place, prefix in enumerate(LONG) if name.startswith(prefix)), len(LONG))
+
+    items.sort(key=place)
+
+
 @pytest.fixture
 def store(tmp_path: Path, root: ExportRoot) -> Path:
     """A store that was loaded from the root of the test that asks for it."""

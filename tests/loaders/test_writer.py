@@ -35,7 +35,7 @@ from loaders.writer import WriterProcess
 from tests import stores
 from tests.loaders import writing
 from tests.loaders.forgery import publish, snapshot_table
-from tests.server.serving import eventually
+from tests.server.serving import eventually, standing_still
 
 VIEW = stores.schema("doc", key="int64", a="int64")
 OTHER = stores.schema("other", key="int64", a="int64")
@@ -96,6 +96,20 @@ def test_what_is_published_is_noticed_without_a_poll(
         stores.publish_delta(root, VIEW, rows(value))
         eventually(lambda value=value: seen(store) == value, f"value {value}")  # type: ignore[misc]
     assert writer.poll() is None
+
+
+def test_what_is_published_while_the_writer_stands_still_is_noticed_without_a_poll(
+    writer: subprocess.Popen[str], store: Path, root: ExportRoot
+) -> None:
+    """Of a directory that is new the system tells, of what came into it before it was watched it does not."""
+    new = stores.schema("new", key="int64", a="int64")
+    for value in range(1, 4):
+        with standing_still(writer.pid):
+            stores.publish_delta(root, VIEW, rows(value))
+            if value == 3:
+                stores.publish_snapshot(root, new, [{"new_id": 1, "a": 1}])
+        eventually(lambda value=value: seen(store) == value, f"value {value}")  # type: ignore[misc]
+    eventually(lambda: applied(store, "new") == 1, "a view that is new")
 
 
 def test_publications_in_quick_succession_are_all_taken_up(
@@ -200,8 +214,9 @@ def test_orders_that_cannot_be_followed_are_answered_with_the_error(
 def test_of_all_views_each_is_reloaded_though_one_fails(
     writer: subprocess.Popen[str], store: Path, root: ExportRoot
 ) -> None:
-    bad = stores.publish_delta(root, VIEW, rows(1))
-    stores.falsify(root, bad, parent="f" * 32)
+    with standing_still(writer.pid):
+        bad = stores.publish_delta(root, VIEW, rows(1))
+        stores.falsify(root, bad, parent="f" * 32)
     stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 1}])
     failed, reloaded = ask(store)["views"]
     assert (failed["view"], failed["error"]["code"]) == ("doc", "ForeignDelta")
@@ -224,8 +239,9 @@ def test_services_that_are_damaged_keep_no_view_from_moving_on(
 def test_a_trouble_of_one_view_holds_up_no_other(writer: subprocess.Popen[str], store: Path, root: ExportRoot) -> None:
     manifest = stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 1}])
     eventually(lambda: applied(store, "other") == 2, "the delta")
-    bad = stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 2}])
-    stores.falsify(root, bad, parent="f" * 32)
+    with standing_still(writer.pid):
+        bad = stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 2}])
+        stores.falsify(root, bad, parent="f" * 32)
     stores.publish_delta(root, VIEW, rows(1))
     eventually(lambda: seen(store) == 1, "the delta of the other view")
     ask(store, view="doc")

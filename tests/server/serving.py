@@ -46,6 +46,16 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """A process does nothing meanwhile, as one that has not got to it yet."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 @dataclass(frozen=True)
 class Answer:
     status: int

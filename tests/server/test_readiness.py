@@ -18,7 +18,7 @@ from engine.server.readiness import Readiness
 from engine.settings import server_settings
 from engine.standing import Standing, ViewStanding, forget_old_standing, read_standing, standing_path, write_standing
 from tests import stores
-from tests.server.serving import Server, eventually
+from tests.server.serving import Server, eventually, standing_still
 
 VIEW = stores.schema("doc", key="int64", a="int64")
 OTHER = stores.schema("other", key="int64", a="int64")
@@ -105,8 +105,9 @@ def test_an_entry_that_no_replica_can_apply_takes_none_out_and_lets_new_ones_in(
     options = {"ready_lag_seconds": 0.5}
     with following(store, root, **options) as server:
         server.await_ready()
-        bad = stores.publish_delta(root, VIEW, rows(1))
-        stores.falsify(root, bad, parent="f" * 32)
+        with standing_still(server.record.writer or 0):
+            bad = stores.publish_delta(root, VIEW, rows(1))
+            stores.falsify(root, bad, parent="f" * 32)
         eventually(lambda: behind(server, "doc")["held_by"], "the entry that is held")
         eventually(lambda: behind(server, "doc")["seconds"] > 1, "more than the most seconds")
         assert refusal(server) is None
