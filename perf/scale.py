@@ -25,4 +25,4 @@ def full(directory: Path) -> Scale:
 
 def small(directory: Path) -> Scale:
     """Minutes, for function only."""
-    return Scale(directory, 20_000, 100_000, 50_000, 200_000, 2, 20, small=True)
+    return Scale(directory, 20_000, 100_000, 50_000, 200_000, 1, 20, small=True)

@@ -26,7 +26,7 @@ from spark_export.views import load_views
 from tests import kafka
 
 RATES = (10, 100, 1_000, 5_000, 10_000)
-SMALL_RATES = (10, 100)
+SMALL_RATES = (100,)
 WORKERS = 2
 PARTITIONS = 2
 MASTER = "local[2]"
