@@ -195,7 +195,7 @@ def open_live_at(path: Path, store: Path, *, writable: bool) -> LiveEnvironment:
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
             if not _has_content(path / DATA, store) and not writable:
                 raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does")
-            env = _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=3, max_readers=MAX_READERS)
+            env = _open_live(path, writable=writable)
             try:
                 with damage_named(path):
                     live = _live[path] = LiveEnvironment(path, env, writable=writable)
@@ -217,7 +217,7 @@ def name_live(aside: Path, path: Path) -> LiveEnvironment:
         StoreUnreadable, StoreFull, StoreDamaged: it cannot be opened. It has no place then.
     """
     with _opening:
-        env = _open(aside, map_size=LIVE_MAP_SIZE, max_dbs=3, max_readers=MAX_READERS)
+        env = _open_live(aside, writable=True)
         live = LiveEnvironment(path, env, writable=True)
         aside.rename(path)
         _live[path.resolve()] = live
@@ -316,6 +316,10 @@ def store_full_named(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full ({free >> 20} MiB free); free some room and load again"
             ) from error
         raise
+
+
+def _open_live(path: Path, *, writable: bool) -> lmdb.Environment:
+    return _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=3, max_readers=MAX_READERS)
 
 
 def _open(path: Path, **options: Any) -> lmdb.Environment:

@@ -86,7 +86,7 @@ class ExportRoot:
 
     def has_entry(self, view: str, seq: int) -> bool:
         """Whether the log has an entry `seq`; cheaper than listing them all."""
-        return self.storage.holds(f"{_log_directory(view, seq)}/{MANIFEST}")
+        return self.storage.holds(f"{log_directory(view, seq)}/{MANIFEST}")
 
     def snapshot_ids(self, view: str) -> list[str]:
         """The ids of a view's snapshots, oldest first; they start with the seq."""
@@ -99,9 +99,9 @@ class ExportRoot:
             NotPublished: there is none.
             ManifestInvalid: it breaks the contract.
         """
-        manifest = self._manifest(view, _log_directory(view, seq))
+        manifest = self._manifest(view, log_directory(view, seq))
         if manifest.seq != seq:
-            where = self.storage.where(f"{_log_directory(view, seq)}/{MANIFEST}")
+            where = self.storage.where(f"{log_directory(view, seq)}/{MANIFEST}")
             raise ManifestInvalid(f"{where} says seq {manifest.seq}, expected {seq}")
         return manifest
 
@@ -183,7 +183,7 @@ class ExportRoot:
         """
         view = manifest.view.name
         try:
-            self.storage.create(f"{_log_directory(view, manifest.seq)}/{MANIFEST}", seal(manifest))
+            self.storage.create(f"{log_directory(view, manifest.seq)}/{MANIFEST}", seal(manifest))
         except FileExistsError:
             raise PublicationLost(
                 f"view {view!r}: seq {manifest.seq} was published meanwhile by {self.entry(view, manifest.seq).job}; "
@@ -197,7 +197,7 @@ class ExportRoot:
         among the snapshots, unless its rows were removed since, and remove the files that no manifest lists."""
         own = entry_directory(manifest)
         listed = {f"{own}/{file.path}" for file in manifest.files}
-        directories = {own, _log_directory(manifest.view.name, manifest.seq)}
+        directories = {own, log_directory(manifest.view.name, manifest.seq)}
         present = {file.name for directory in directories for file in self.storage.files(directory)}
         if f"{own}/{MANIFEST}" not in present and listed <= present:
             with suppress(FileExistsError):
@@ -231,7 +231,7 @@ def entry_directory(manifest: Manifest) -> str:
     """Where an entry's Parquet files lie, relative to the root."""
     if manifest.kind == "snapshot":
         return f"{manifest.view.name}/snapshots/{manifest.snapshot_id}"
-    return _log_directory(manifest.view.name, manifest.seq)
+    return log_directory(manifest.view.name, manifest.seq)
 
 
 def file_checksum(path: Path) -> str:
@@ -250,7 +250,8 @@ def checksum(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _log_directory(view: str, seq: int) -> str:
+def log_directory(view: str, seq: int) -> str:
+    """Where an entry of a view's log lies in its root."""
     return f"{view}/{LOG}/{seq:012d}"
 
 

@@ -161,15 +161,17 @@ def finish_replacements(store: Path, live: LiveEnvironment) -> list[LiveEnvironm
     Raises:
         StoreFull: there is no room to note that an environment was replaced.
     """
-    for entry in (store / "live").glob(".*"):
+    for entry in live.path.parent.glob(".*"):
         shutil.rmtree(entry, ignore_errors=True)
     # One that says that it is replaced, and is the last, was followed by one that somebody removed.
-    _note(live, replaced=False)
+    if _is_replaced(live):
+        live.note_replaced(replaced=False)
     replaced = []
     for path in live_paths(store)[1:]:
         try:
             old = open_live_at(path, store, writable=True)
-            _note(old, replaced=True)
+            if not _is_replaced(old):
+                retire_live(old)
             replaced.append(old)
         except StoreDamaged as error:
             log.error("%s", error)
@@ -177,11 +179,9 @@ def finish_replacements(store: Path, live: LiveEnvironment) -> list[LiveEnvironm
     return replaced
 
 
-def _note(live: LiveEnvironment, *, replaced: bool) -> None:
+def _is_replaced(live: LiveEnvironment) -> bool:
     with live.env.begin() as transaction:
-        is_noted = live.is_replaced(transaction)
-    if is_noted != replaced:
-        live.note_replaced(replaced=replaced)
+        return live.is_replaced(transaction)
 
 
 def remove_unless_read(replaced: LiveEnvironment) -> bool:

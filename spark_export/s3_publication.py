@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from engine.errors import RootNotWritable, RootUnreadable
-from engine.export_root import MANIFEST, ExportRoot
+from engine.export_root import MANIFEST, ExportRoot, log_directory
 from engine.failpoints import reached
 from engine.manifest import Manifest, PublishedFile
 from engine.s3_storage import S3Storage
@@ -88,8 +88,7 @@ class S3Staging:
         reached("export.published")
 
     def _directory(self, kind: str) -> str:
-        part = f"snapshots/{self.state}" if kind == "snapshot" else f"deltas/{self.seq:012d}"
-        return f"{self.view}/{part}"
+        return f"{self.view}/snapshots/{self.state}" if kind == "snapshot" else log_directory(self.view, self.seq)
 
     def clear(self, *, published: bool) -> None:
         """Remove what a run leaves that nobody needs; what cannot be removed stays unseen."""

@@ -25,14 +25,14 @@ class Breaker:
         self._table = table
         self._failures = 0
         self._pause = FIRST_PAUSE_SECONDS
-        self._closed_until = 0.0
+        self._open_until = 0.0
         self._is_tried = False
 
     def may_ask(self) -> bool:
         """Whether a request may ask the table; who may says what came of it by one of the other methods."""
         if self._failures < FAILURES:
             return True
-        if self._is_tried or time.monotonic() < self._closed_until:
+        if self._is_tried or time.monotonic() < self._open_until:
             return False
         self._is_tried = True
         return True
@@ -50,7 +50,7 @@ class Breaker:
         if self._failures == FAILURES or was_tried:
             # Not all workers at the same time.
             pause = self._pause * random.uniform(0.5, 1.0)
-            self._closed_until = time.monotonic() + pause
+            self._open_until = time.monotonic() + pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
             log.warning("table %r does not answer: it is asked again in %.1f s", self._table, pause)
 

@@ -207,7 +207,10 @@ class RemoteTier:
 
     def _breaker(self, of_view: _Asked) -> Breaker:
         table = of_view.view.record.view_schema.table_name
-        return self._breakers.setdefault(table, Breaker(table))
+        breaker = self._breakers.get(table)
+        if breaker is None:
+            breaker = self._breakers[table] = Breaker(table)
+        return breaker
 
     def _note_outcomes(self, waited_for: Sequence[_Asked], seconds: float) -> None:
         for of_view in waited_for:

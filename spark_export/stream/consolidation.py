@@ -3,7 +3,7 @@
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from engine.export_root import MANIFEST, ExportRoot, entry_directory
+from engine.export_root import MANIFEST, ExportRoot, entry_directory, log_directory
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
 from spark_export.publication import FILE, read_parts
@@ -40,7 +40,7 @@ def rows_of(view: ViewDefinition, root: ExportRoot, entries: list[Manifest], spa
 
 def remove_before(root: ExportRoot, view: str, seq: int) -> None:
     """Remove a log's entries before `seq`, and their files. A node that stands there starts over from a snapshot."""
-    directories = [f"{view}/deltas/{old:012d}" for old in root.sequence_numbers(view) if old < seq]
+    directories = [log_directory(view, old) for old in root.sequence_numbers(view) if old < seq]
     directories += [f"{view}/snapshots/{old}" for old in root.snapshot_ids(view) if int(old[:12]) < seq]
     # Without its manifest an entry does not exist, whatever becomes of the rest.
     root.storage.remove(f"{directory}/{MANIFEST}" for directory in directories)

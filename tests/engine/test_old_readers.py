@@ -67,13 +67,12 @@ def asked(process: "subprocess.Popen[bytes]", key: int) -> int:
 
 def push(store: Path, times: int) -> None:
     with StoreWriter(store) as writer:
-        for number in range(times):
-            push_rows(writer, "doc", {"doc_id": [number % 100], "a": [number]})
+        push_often(writer, times)
 
 
-def push_often(writer: StoreWriter) -> None:
-    for number in range(40):
-        push_rows(writer, "doc", {"doc_id": [number], "a": [number]})
+def push_often(writer: StoreWriter, times: int = 40) -> None:
+    for number in range(times):
+        push_rows(writer, "doc", {"doc_id": [number % 100], "a": [number]})
 
 
 def size(store: Path) -> int:
