@@ -173,7 +173,8 @@ def write_store(transaction: lmdb.Transaction, db: lmdb._Database, record: Store
 
 
 def _encode(record: _Record) -> bytes:
-    return orjson.dumps(record.model_dump(mode="json"))
+    # Without defaults, so that a version that does not know a newer member reads every record that does not use it.
+    return orjson.dumps(record.model_dump(mode="json", exclude_defaults=True))
 
 
 def _decode(value: bytes, model: type[_Model]) -> _Model:

@@ -82,6 +82,10 @@ class ManifestInvalid(ShoalError):
     """A manifest is not JSON, fails its own checksum, or breaks the contract of the export root."""
 
 
+class FormatNotUnderstood(ManifestInvalid):
+    """A document of the export root has a newer format, or a member that only a newer version of Shoal understands."""
+
+
 class FileDamaged(ShoalError):
     """A published file is missing, has the wrong size or checksum, or holds other rows than its manifest says."""
 

@@ -26,7 +26,15 @@ import xxhash
 from engine.directory_storage import DirectoryStorage
 from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost
 from engine.failpoints import reached
-from engine.manifest import FeatureServices, Manifest, PublishedFile, seal, unseal
+from engine.manifest import (
+    NEWEST_FORMAT,
+    FeatureServices,
+    FormatVersion,
+    Manifest,
+    PublishedFile,
+    seal,
+    unseal,
+)
 from engine.schema import FeatureService, is_name
 from engine.storage import storage_at
 
@@ -40,11 +48,15 @@ _READ_BLOCK = 8 << 20
 class ExportRoot:
     """One export root, by its address: a directory, or `s3://BUCKET/PREFIX`.
 
+    Args:
+        write_format: the format of what is published through this object. Documents of every format can be read.
+
     Whatever reads raises RootUnreadable, or an OSError that names the file, where the place itself fails.
     """
 
-    def __init__(self, address: str | os.PathLike[str]) -> None:
+    def __init__(self, address: str | os.PathLike[str], *, write_format: FormatVersion = NEWEST_FORMAT) -> None:
         self.storage = storage_at(address)
+        self.write_format = write_format
         self._listed: dict[str, tuple[int, float]] = {}
 
     def __str__(self) -> str:
@@ -206,7 +218,7 @@ class ExportRoot:
 
     def publish_services(self, services: tuple[FeatureService, ...]) -> None:
         """Replace the list of feature services."""
-        self.storage.replace(SERVICES, seal(FeatureServices(services=services)))
+        self.storage.replace(SERVICES, seal(FeatureServices(format_version=self.write_format, services=services)))
 
     def _manifest(self, view: str, directory: str) -> Manifest:
         name = f"{directory}/{MANIFEST}"

@@ -2,19 +2,25 @@
 
 A sealed document is JSON whose last member, `checksum`, is the XXH3 (64 bits, hex) of the same JSON without it, keys
 sorted. `engine.export_root` says where documents lie and how they come to be.
+
+Format 1 allows no other members than its own. From format 2 on, a reader ignores the members that it does not know, at
+any depth, except those that `must_understand` lists by their path, such as `view.tier` or `files.path`.
 """
 
 import itertools
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import orjson
 import xxhash
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from engine.errors import ManifestInvalid
+from engine.errors import FormatNotUnderstood, ManifestInvalid
 from engine.schema import FeatureService, ViewSchema
 
-FORMAT_VERSION = 1
+FormatVersion = Literal[1, 2]
+FORMATS: tuple[FormatVersion, ...] = get_args(FormatVersion)
+"""The formats of an export root that this version reads and writes, oldest first."""
+NEWEST_FORMAT: FormatVersion = FORMATS[-1]
 
 EVENT_TIMESTAMP = "__event_timestamp"
 """Column of published files: event time, timestamp[us, UTC], never null."""
@@ -58,10 +64,14 @@ class Manifest(BaseModel):
     `files` are ordered by key hash and their ranges do not touch. `watermark` is the greatest event time that the
     entry, or what it continues, has seen. `state` is the exporter's own: where its change detection goes on from; what
     a stream published names the `stream`'s batch instead.
+
+    `live_rows` is how many rows the view has as of `seq`, and `values` how many of them have a value, by feature: the
+    next export compares its own numbers with these. They are None if the publisher did not count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format_version: Literal[1] = 1
+    format_version: FormatVersion = 1
+    must_understand: tuple[str, ...] = ()
     kind: Literal["snapshot", "delta"]
     id: str = Field(pattern=r"^[0-9a-f]{32}$")
     seq: int = Field(ge=1, lt=10**12)
@@ -76,6 +86,8 @@ class Manifest(BaseModel):
     inputs: tuple[str, ...]
     state: PlainFileName | None = None
     stream: StreamBatch | None = None
+    live_rows: int | None = Field(default=None, ge=0)
+    values: dict[str, Annotated[int, Field(ge=0)]] | None = None
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -99,16 +111,21 @@ class FeatureServices(BaseModel):
     """All feature services of an export root."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format_version: Literal[1] = 1
+    format_version: FormatVersion = 1
+    must_understand: tuple[str, ...] = ()
     services: tuple[FeatureService, ...]
 
 
+_SINCE_FORMAT_2: Any = {"must_understand": True, "live_rows": True, "values": True, "view": {"future"}}
 Document = TypeVar("Document", Manifest, FeatureServices)
 
 
 def seal(document: Manifest | FeatureServices) -> bytes:
-    """The document as it is published: JSON with its checksum."""
-    content = document.model_dump(mode="json")
+    """The document as it is published: JSON with its checksum. Members that its format does not have are left out, as
+    are those that have their default."""
+    since_format_2 = _SINCE_FORMAT_2 if document.format_version == 1 else None
+    content = document.model_dump(mode="json", exclude_defaults=True, exclude=since_format_2)
+    content = {"format_version": document.format_version} | content
     content["checksum"] = _checksum(content)
     return orjson.dumps(content, option=orjson.OPT_INDENT_2)
 
@@ -118,6 +135,7 @@ def unseal(data: bytes, model: type[Document], origin: str) -> Document:
 
     Raises:
         ManifestInvalid: not JSON, a wrong checksum, or a content that breaks the contract.
+        FormatNotUnderstood: the document needs a newer version of Shoal.
     """
     try:
         content: Any = orjson.loads(data)
@@ -135,11 +153,44 @@ def unseal(data: bytes, model: type[Document], origin: str) -> Document:
             f"{origin} was changed after it was published: its checksum is {found}, it states {stated}"
         )
     try:
-        return model.model_validate(content)
+        return _validated(content, model, origin)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "it"
         raise ManifestInvalid(f"{origin}: {place}: {first['msg']}") from error
+
+
+def _validated(content: dict[str, Any], model: type[Document], origin: str) -> Document:
+    """The model of a document's content, without the members that a reader of its format ignores."""
+    version = content.get("format_version", 1)
+    if isinstance(version, int) and version > NEWEST_FORMAT:
+        raise FormatNotUnderstood(
+            f"{origin} has format {version}, this version of Shoal reads formats {FORMATS[0]} to {NEWEST_FORMAT}; "
+            f"upgrade this node, or publish with --format {NEWEST_FORMAT}"
+        )
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        unknown = [details["loc"] for details in error.errors() if details["type"] == "extra_forbidden"]
+        if version == 1 or not unknown:
+            raise
+    needed = content.get("must_understand", [])
+    for place in unknown:
+        name = ".".join(step for step in place if isinstance(step, str))
+        if not isinstance(needed, list) or name in needed:
+            raise FormatNotUnderstood(
+                f"{origin} has the member {name!r}, which it says a reader must understand, and this version of Shoal "
+                f"does not; upgrade this node"
+            )
+        _remove(content, place)
+    # A member beside an unknown one is validated only now, and may itself contain unknown ones.
+    return _validated(content, model, origin)
+
+
+def _remove(content: Any, place: tuple[int | str, ...]) -> None:
+    for step in place[:-1]:
+        content = content[step]
+    del content[place[-1]]
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -29,6 +29,9 @@ JoinKeyType = Literal["string", "int64"]
 Tier = Literal["local", "dynamodb"]
 """Where a view's rows are kept: on each node, or in a table of DynamoDB, or of what speaks its interface."""
 
+FutureTimes = Literal["refuse", "allow"]
+"""Whether published rows may have event times more than a day after their publication."""
+
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{3,255}$")]
 """The name of a table, as DynamoDB takes it."""
 
@@ -101,6 +104,7 @@ class ViewSchema(BaseModel):
     ttl: timedelta | None = Field(default=None, gt=timedelta(0))
     timestamp_field: str | None = None
     push_source: str | None = None
+    future: FutureTimes = "refuse"
     tier: Tier = "local"
     table: TableName | None = None
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.catalog import SegmentRecord
+from engine.manifest import FORMATS
 from engine.schema import ViewSchema
 from engine.standing import Standing, lag_of
 from engine.version import StoreVersion
@@ -41,6 +42,7 @@ def describe_version(version: StoreVersion, standing: Standing | None = None) ->
     return {
         "version": version.id,
         "root": version.store.root,
+        "root_formats": list(FORMATS),
         "shard": version.store.shard,
         "views": [_describe_view(name, version) | {"behind": _behind(name, version, standing)} for name in names],
     }

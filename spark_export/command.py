@@ -7,9 +7,19 @@ import click
 
 from engine.export_root import ExportRoot
 from engine.feast_repository import open_repository
+from engine.manifest import FORMATS, NEWEST_FORMAT, FormatVersion
 from spark_export.feast_views import feast_views, write_views
 from spark_export.report import Report
 from spark_export.views import load_views
+
+WRITE_FORMAT = click.option(
+    "--format",
+    "write_format",
+    type=click.IntRange(FORMATS[0], NEWEST_FORMAT),
+    default=NEWEST_FORMAT,
+    show_default=True,
+    help="Publish in this format of the export root, for nodes that cannot read a newer one: see docs/upgrading.md.",
+)
 
 
 @click.command("export")
@@ -23,10 +33,17 @@ from spark_export.views import load_views
 )
 @click.option("--view", "view_names", multiple=True, metavar="NAME", help="Only this view; may be given again.")
 @click.option("--full", is_flag=True, help="Publish full snapshots, even where a delta would do.")
+@WRITE_FORMAT
 @click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as one JSON list.")
 def export_command(
-    views_path: Path, address: str, view_names: tuple[str, ...], full: bool, master: str | None, as_json: bool
+    views_path: Path,
+    address: str,
+    view_names: tuple[str, ...],
+    full: bool,
+    write_format: FormatVersion,
+    master: str | None,
+    as_json: bool,
 ) -> None:
     """Publish what changed in the views' sources.
 
@@ -44,11 +61,10 @@ def export_command(
 
     from spark_export.exporter import export_each
 
+    root = ExportRoot(address, write_format=write_format)
     reports: list[Report] = []
     try:
-        for report in export_each(
-            views_file, ExportRoot(address), view_names=view_names or None, full=full, spark=spark
-        ):
+        for report in export_each(views_file, root, view_names=view_names or None, full=full, spark=spark):
             reports.append(report)
             if not as_json:
                 click.echo(_sentence(report))

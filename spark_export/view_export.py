@@ -48,6 +48,7 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
             files = _write_parts(view, rows, ledger, found, kind, stage)
             stage.publish(
                 Manifest(
+                    format_version=root.write_format,
                     kind=kind,
                     id=stage.run,
                     seq=basis.next_seq,
@@ -108,7 +109,7 @@ def _what_to_publish(
         return "snapshot", basis.reason
     if found.shipped or found.counts[Verdict.REMOVED]:
         return "delta", None
-    for member in ("ttl", "timestamp_field", "push_source"):
+    for member in ("ttl", "timestamp_field", "push_source", "future"):
         if getattr(view, member) != getattr(basis.previous.view, member):
             return "delta", f"the {member} changed"
     return None, None

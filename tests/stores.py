@@ -106,6 +106,7 @@ def _publish(
     table = published_table(view, rows, tombstones, delta=kind == "delta")
     times = [row.get(TIMESTAMP, NOW) for row in (*rows, *tombstones)]
     draft = Manifest(
+        format_version=root.write_format,
         kind="delta" if kind == "delta" else "snapshot",
         id=uuid.uuid4().hex,
         seq=parent.seq + 1 if parent else 1,

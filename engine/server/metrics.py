@@ -18,6 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from engine.catalog import ViewRecord
 from engine.kernels.gathering import Status
 from engine.live_status import describe_live
+from engine.manifest import NEWEST_FORMAT
 from engine.result import LookupResult, MatrixResult
 from engine.standing import Standing, lag_of, read_standing
 from engine.status import freshness_seconds
@@ -187,6 +188,7 @@ class _StoreCollector:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         version = self._version
+        yield GaugeMetricFamily("shoal_root_format_readable", "Newest format of an export root it reads", NEWEST_FORMAT)
         yield GaugeMetricFamily("shoal_store_version", "Newest store version", version.id if version else 0)
         if version is None:
             return

@@ -12,7 +12,9 @@ import click
 
 from engine.errors import DefinitionError
 from engine.export_root import ExportRoot
+from engine.manifest import FormatVersion
 from engine.server_access import ServerAccess, access_options, server_access
+from spark_export.command import WRITE_FORMAT
 from spark_export.views import ViewDefinition, ViewsFile, load_views
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ _FILE = click.Path(path_type=Path)
     help="Behind so many deltas publish a snapshot, and remove entries older than the one before it.",
 )
 @click.option("--take-over", is_flag=True, help="Go on with a log that an export, or another stream, wrote.")
+@WRITE_FORMAT
 @click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
 @click.option("--package", "packages", multiple=True, metavar="G:A:V", help="A package for Spark, as for Kafka.")
 @access_options
@@ -60,6 +63,7 @@ def stream_command(
     once: bool,
     snapshot_every: int,
     take_over: bool,
+    write_format: FormatVersion,
     master: str | None,
     packages: tuple[str, ...],
     token_file: Path | None,
@@ -94,7 +98,7 @@ def stream_command(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     if root_address is not None:
-        root = ExportRoot(root_address)
+        root = ExportRoot(root_address, write_format=write_format)
         _prepare(root, views_file)
         from spark_export.stream.log import StreamLog
 

@@ -93,7 +93,9 @@ class StreamLog:
         with staging(self._root, self._view.name, uuid.uuid4().hex, newest.seq + 1) as stage:
             rows = rows_of(self._view, self._root, entries, self._spark)
             files = stage.write_parts("snapshot", shipment.in_files(self._view, rows, duplicates=False))
-            self._newest = _publish_files(stage, self._view, newest, newest.stream, self._job, "snapshot", files, None)
+            self._newest = _publish_files(
+                self._root, stage, self._view, newest, newest.stream, self._job, "snapshot", files, None
+            )
         self._since_snapshot = 0
         reached("stream.consolidated")
         remove_before(self._root, self._view.name, entries[-1].seq)
@@ -135,10 +137,11 @@ def _publish(
     with staging(root, view.name, uuid.uuid4().hex, previous.seq + 1 if previous else 1) as stage:
         with writing(root):
             files = stage.write_table(kind, table)
-        return _publish_files(stage, view, previous, batch, job, kind, files, newest)
+        return _publish_files(root, stage, view, previous, batch, job, kind, files, newest)
 
 
 def _publish_files(
+    root: ExportRoot,
     stage: Staging,
     view: ViewDefinition,
     previous: Manifest | None,
@@ -151,6 +154,7 @@ def _publish_files(
     """Publish files that were written as the entry behind `previous`; `newest` is their newest event time."""
     seen = (newest, previous.watermark if previous else None)
     manifest = Manifest(
+        format_version=root.write_format,
         kind=kind,
         id=stage.run,
         seq=previous.seq + 1 if previous else 1,

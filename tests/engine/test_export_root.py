@@ -195,7 +195,7 @@ FILE = {"path": "part-0.parquet", "rows": 1, "bytes": 1, "checksum": "0" * 16, "
         ({"seq": 10**12}, "seq"),
         ({"id": "1"}, "id"),
         ({"parent": "1"}, "parent"),
-        ({"format_version": 2}, "format_version"),
+        ({"format_version": 0}, "format_version"),
         ({"extra": 1}, "extra"),
     ],
 )
