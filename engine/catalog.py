@@ -13,7 +13,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from engine.errors import LOAD_AGAIN, START_ANEW, StoreDamaged
 from engine.schema import FeatureService, ViewSchema
 
-FORMAT_VERSION = 1
 _Model = TypeVar("_Model", bound="_Record")
 _STORE_KEY = b"store"
 _SERVICES_KEY = b"services"
@@ -33,12 +32,20 @@ class Origin(_Record):
     id: str
 
 
+class LowWatermark(_Record):
+    """The event time that the source of every published row has reached, except of rows with an age of their own, and
+    the entry of the log that said so first."""
+
+    at: AwareDatetime
+    set_by: Origin
+
+
 class SegmentRecord(_Record):
     """One segment: a base generation (an environment of its own) or an overlay (chunks in the live environment).
 
     `first_seq` … `last_seq` are the log entries whose changes it holds; a row's origin is a position in `origins`.
     `offsets` are where the chunks of a base begin in its environment's file. `pushed` of the rows and tombstones were
-    pushed, and have no origin.
+    pushed, and have no origin. `low_watermark` is that of a base's view when the base was built; overlays have none.
     """
 
     id: str
@@ -54,6 +61,7 @@ class SegmentRecord(_Record):
     pushed: int = 0
     bytes: int
     watermark: AwareDatetime | None
+    low_watermark: LowWatermark | None = None
     created_at: AwareDatetime
 
 
@@ -81,14 +89,18 @@ class ViewRecord(_Record):
     published_at: AwareDatetime
     applied_at: AwareDatetime
     watermark: AwareDatetime | None
+    low_watermark: LowWatermark | None = None
     pinned: bool = False
 
 
 class StoreRecord(_Record):
     """What the store itself is, and where it was loaded from last; `shard`, such as 2/4, is None where it
-    holds all rows."""
+    holds all rows.
 
-    format_version: Literal[1] = 1
+    Format 2 says that views may have a low watermark, and rows an age of their own. Version 0.1.0 does not know them.
+    """
+
+    format_version: Literal[1, 2] = 1
     root: str | None = None
     shard: str | None = None
 

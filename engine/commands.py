@@ -23,7 +23,7 @@ from engine.lookup import Stale
 from engine.processes import describe_server
 from engine.result import LookupResult
 from engine.standing import read_standing
-from engine.status import describe_version
+from engine.status import describe_low_watermark, describe_version
 from engine.version import StoreVersion
 
 STORE = click.option(
@@ -82,6 +82,7 @@ def lookup_command(
         document: dict[str, Any] = {"version": result.version, "rows": rows}
         if explained:
             document["history"] = _history_document(histories)
+            document["low_watermarks"] = {view: describe_low_watermark(version.view(view).record) for view in histories}
         click.echo(json.dumps(document, indent=2, default=_json_value))
     elif form == "csv":
         writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
@@ -157,6 +158,12 @@ def _print_histories(
     version: StoreVersion, entities: dict[str, Any], histories: dict[str, list[list[StoredRow]]]
 ) -> None:
     for view, keys in histories.items():
+        found = version.view(view).record.low_watermark
+        if found is not None:
+            click.echo(
+                f"\n{view}: its source confirmed all rows as of {_text(found.at)}, except those with an age of their own "
+                f"({found.set_by.kind} {found.set_by.seq}, {found.set_by.id[:8]})"
+            )
         names = [key.name for key in version.view(view).record.view_schema.join_keys]
         by_key = {
             tuple(f"{name}={entities[name][number]}" for name in names): history for number, history in enumerate(keys)
@@ -166,7 +173,10 @@ def _print_histories(
             for position, row in enumerate(history):
                 when = "now" if position == 0 else "before"
                 origin = f"{row.origin.kind} {row.origin.seq} ({row.origin.id[:8]})" if row.origin else "push"
-                click.echo(f"  {when:<6} {origin}, event time {_text(row.event_time)}, in {row.place} {row.segment}")
+                age_of = ", age of its own" if row.own_age else ""
+                click.echo(
+                    f"  {when:<6} {origin}, event time {_text(row.event_time)}{age_of}, in {row.place} {row.segment}"
+                )
                 older = history[position + 1] if position + 1 < len(history) else None
                 click.echo(f"         {_change(row, older)}")
 
@@ -195,6 +205,7 @@ def _history_document(histories: dict[str, list[list[StoredRow]]]) -> dict[str, 
                     "place": row.place,
                     "segment": row.segment,
                     "event_timestamp": row.event_time,
+                    "own_age": row.own_age,
                     "tombstone": row.values is None,
                     "values": row.values,
                 }

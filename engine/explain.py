@@ -15,7 +15,7 @@ from engine.catalog import Origin
 from engine.errors import LOAD_AGAIN, StoreDamaged
 from engine.kernels import finding, gathering
 from engine.key_columns import Entities, Hashes, KeyColumns
-from engine.layout import PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
+from engine.layout import OWN_AGE, PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE, is_own_age
 from engine.lookup import find_rows, read_columns
 from engine.reading import read_generation
 from engine.segment import Chunk, Segment
@@ -27,12 +27,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 @dataclass(frozen=True)
 class StoredRow:
     """One row of a key: the log's entry that wrote it, None if it was pushed; where it lies; and its values, None for a
-    tombstone. `place` is "overlay", "base", or "kept" for a generation that is only there for going back."""
+    tombstone. `place` is "overlay", "base", or "kept" for a generation that is only there for going back. The age of a
+    row counts from its own event time alone if `own_age`, and otherwise from the view's low watermark if that is newer.
+    """
 
     origin: Origin | None
     place: str
     segment: str
     event_time: datetime
+    own_age: bool
     values: Mapping[str, Any] | None
 
 
@@ -66,14 +69,16 @@ def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColu
             continue
         chunk = segment.chunks[chunk_number]
         row = chunk.row_at(address)
-        event_time = int(chunk.rows[row, ROW_EVENT_TIME : ROW_EVENT_TIME + 8].copy().view(np.int64)[0])
+        word = int(chunk.rows[row, ROW_EVENT_TIME : ROW_EVENT_TIME + 8].copy().view(np.int64)[0])
+        own_age = is_own_age(word)
         state = int(chunk.rows[row, ROW_PRESENCE])
         histories[key].append(
             StoredRow(
                 origin=None if state & PUSHED else _origin(segment, chunk, row),
                 place=place,
                 segment=segment.record.id,
-                event_time=_instant(event_time, chunk.origin),
+                event_time=_instant(word ^ OWN_AGE if own_age else word, chunk.origin),
+                own_age=own_age or bool(state & PUSHED),
                 values=None if state & TOMBSTONE else {name: column[key] for name, column in values.items()},
             )
         )

@@ -29,6 +29,17 @@ ROW_SECOND_HASH = 0
 ROW_EVENT_TIME = 8
 ROW_PRESENCE = 16
 
+OWN_AGE = 1 << 62
+"""The bit of the event time's word that is inverted in a row whose age counts from its own event time, and never from
+the low watermark of its view. Event times lie within the years 1 to 9999 and take 59 bits, so that the two highest bits
+of a word are equal in all other rows."""
+
+
+def is_own_age(word: int) -> bool:
+    """Whether the word of an event time, as a signed integer, has the bit OWN_AGE inverted."""
+    return bool((word >> 62 ^ word >> 63) & 1)
+
+
 HEAP_LENGTH_BITS = 24
 MAX_HEAP_VALUE = (1 << HEAP_LENGTH_BITS) - 1
 """The longest string, bytes or list value, in bytes; a heap reference is offset << 24 | length."""

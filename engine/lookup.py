@@ -226,6 +226,7 @@ def read_columns(
         view.segment_starts,
         view.zero_row,
         oldest,
+        view.low_watermark,
         stale == "serve",
         status,
         event_time,

@@ -67,6 +67,11 @@ class Manifest(BaseModel):
 
     `live_rows` is how many rows the view has as of `seq`, and `values` how many of them have a value, by feature: the
     next export compares its own numbers with these. They are None if the publisher did not count.
+
+    `low_watermark` is an event time that the source of every row of the view had reached when the entry was published,
+    except of rows with an age of their own: those in an export's entry with an earlier event time than its low
+    watermark, and all rows of a stream. It never decreases along a log. `recent_runs` are when the last exports ran,
+    this one last.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,6 +93,8 @@ class Manifest(BaseModel):
     stream: StreamBatch | None = None
     live_rows: int | None = Field(default=None, ge=0)
     values: dict[str, Annotated[int, Field(ge=0)]] | None = None
+    low_watermark: AwareDatetime | None = None
+    recent_runs: tuple[AwareDatetime, ...] = Field(default=(), max_length=16)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -116,7 +123,14 @@ class FeatureServices(BaseModel):
     services: tuple[FeatureService, ...]
 
 
-_SINCE_FORMAT_2: Any = {"must_understand": True, "live_rows": True, "values": True, "view": {"future"}}
+_SINCE_FORMAT_2: Any = {
+    "must_understand": True,
+    "live_rows": True,
+    "values": True,
+    "low_watermark": True,
+    "recent_runs": True,
+    "view": {"future"},
+}
 Document = TypeVar("Document", Manifest, FeatureServices)
 
 

@@ -61,6 +61,7 @@ def lookup_matrix(
             view.segment_starts,
             view.zero_row,
             oldest_accepted(view, now, max_age),
+            view.low_watermark,
             stale == "serve",
             status,
             event_time,

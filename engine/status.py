@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from engine.catalog import SegmentRecord
+from engine.catalog import SegmentRecord, ViewRecord
 from engine.manifest import FORMATS
 from engine.schema import ViewSchema
 from engine.standing import Standing, lag_of
@@ -74,12 +74,19 @@ def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:
         "bytes": sum(segment.bytes for segment in segments),
         "applied_seq": record.applied_seq,
         "watermark": _instant(record.watermark),
+        "low_watermark": describe_low_watermark(record),
         "freshness_seconds": freshness_seconds(record.watermark),
         "lag_seconds": (record.applied_at - record.published_at).total_seconds(),
         "published_at": _instant(record.published_at),
         "applied_at": _instant(record.applied_at),
         "pinned": record.pinned,
     }
+
+
+def describe_low_watermark(record: ViewRecord) -> dict[str, Any] | None:
+    """The low watermark of a view and the entry of its log that set it, or None if the view has none."""
+    found = record.low_watermark
+    return {"at": _instant(found.at), "set_by": found.set_by.model_dump()} if found is not None else None
 
 
 def _behind(name: str, version: StoreVersion, standing: Standing | None) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -28,6 +28,8 @@ from engine.schema import Feature, FeatureService, ViewSchema
 from engine.segment import Segment, chunk_table, output_row
 from engine.shards import Shard
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _REMEMBERED = 256
 
 Key = TypeVar("Key")
@@ -104,7 +106,8 @@ class LookupPlan:
 class ViewVersion:
     """One view's rows: its segments, newest first, and the tables that the kernels read them by.
 
-    `ttl` is in microseconds; `zero_row` is the address of a row in which every feature is null.
+    `ttl` is in microseconds, `low_watermark` in microseconds since 1970 (NO_EVENT_TIME if not known); `zero_row` is
+    the address of a row in which every feature is null.
 
     Args:
         transaction: what the overlays were read in. A base's file stays mapped while its segment is held.
@@ -135,6 +138,9 @@ class ViewVersion:
         self.join_key_names = frozenset(key.name for key in schema.join_keys)
         self.ttl = None if schema.ttl is None else schema.ttl // timedelta(microseconds=1)
         self.is_remote = schema.is_remote
+        self.low_watermark = gathering.NO_EVENT_TIME
+        if record.low_watermark is not None:
+            self.low_watermark = (record.low_watermark.at - _EPOCH) // _MICROSECOND
         self._programs: dict[tuple[str, ...], Program] = {}
         self._matrix_programs: dict[tuple[tuple[Feature, ...], tuple[int, ...], bool], MatrixProgram] = {}
         self._programs_over: dict[tuple[ViewSchema, ...], tuple[dict[Any, Program], dict[Any, MatrixProgram]]] = {}

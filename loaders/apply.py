@@ -9,15 +9,15 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from engine.catalog import Origin, SegmentRecord, ViewRecord
+from engine.catalog import LowWatermark, Origin, SegmentRecord, ViewRecord
 from engine.errors import ForeignDelta, GenerationNotKept, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.kernels import finding
-from engine.kernels.gathering import NO_EVENT_TIME
-from engine.kernels.memory import load_i64, load_u8
+from engine.kernels.gathering import NO_EVENT_TIME, event_time_of
+from engine.kernels.memory import load_u8
 from engine.key_columns import Hashes
 from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.layout import ROW_EVENT_TIME, ROW_PRESENCE, ROW_STATE, TOMBSTONE, RowLayout
+from engine.layout import ROW_PRESENCE, ROW_STATE, TOMBSTONE, RowLayout
 from engine.lookup import find_rows
 from engine.manifest import EVENT_TIMESTAMP, Manifest
 from engine.manifest import TOMBSTONE as TOMBSTONE_COLUMN
@@ -30,6 +30,7 @@ from loaders.generation import (
     clear_unfinished,
     encode_published,
 )
+from loaders.low_watermark import low_watermark_at
 from loaders.published_rows import EntryReader, RowGroup
 from loaders.retention import retained
 from loaders.segment_writer import ChunkBuilder
@@ -94,6 +95,7 @@ def build_base(
         last_seq=manifest.seq,
         last_entry=manifest.id,
         watermark=manifest.watermark,
+        low_watermark=low_watermark_at(manifest, None),
     )
 
 
@@ -151,7 +153,7 @@ def _lay_over(
         if record is None or record.applied_entry != manifest.parent:
             raise ForeignDelta(f"view {view!r} moved on while delta {manifest.seq} was being read; it is applied again")
         overlays = (overlay.record, *record.overlays) if overlay else record.overlays
-        return _at_entry(manifest, record.base, overlays, record.kept)
+        return _at_entry(manifest, record.base, overlays, record.kept, record.low_watermark)
 
     writer.commit_view(view, lay_over, overlay)
 
@@ -206,12 +208,17 @@ def _at_base(record: ViewRecord, base: SegmentRecord, pushed: NewOverlay | None)
             "applied_entry": base.last_entry,
             "applied_at": datetime.now(UTC),
             "watermark": base.watermark,
+            "low_watermark": base.low_watermark,
         }
     )
 
 
 def _at_entry(
-    manifest: Manifest, base: SegmentRecord, overlays: tuple[SegmentRecord, ...], kept: tuple[SegmentRecord, ...]
+    manifest: Manifest,
+    base: SegmentRecord,
+    overlays: tuple[SegmentRecord, ...],
+    kept: tuple[SegmentRecord, ...],
+    low_watermark: LowWatermark | None,
 ) -> ViewRecord:
     return ViewRecord(
         view_schema=manifest.view,
@@ -223,6 +230,7 @@ def _at_entry(
         published_at=manifest.published_at,
         applied_at=datetime.now(UTC),
         watermark=manifest.watermark,
+        low_watermark=low_watermark_at(manifest, low_watermark),
     )
 
 
@@ -238,7 +246,8 @@ def _on_base(
     earlier = (record.base, *record.kept) if record else ()
     kept = tuple(other for other in earlier if other.id != base.id and is_whole(writer.store, other))
     overlays = (pushed.record,) if pushed else ()
-    return _at_entry(manifest, base, overlays, kept[: writer.kept_generations])
+    low_watermark = record.low_watermark if record is not None else None
+    return _at_entry(manifest, base, overlays, kept[: writer.kept_generations], low_watermark)
 
 
 def _origin(manifest: Manifest) -> Origin:
@@ -289,4 +298,4 @@ def event_times_at(address: Any, event_time: Any) -> None:
     for row in range(address.size):
         event_time[row] = _ANY_TIME
         if address[row] != finding.NOT_FOUND and load_u8(address[row] + ROW_PRESENCE) & ROW_STATE != TOMBSTONE:
-            event_time[row] = load_i64(address[row] + ROW_EVENT_TIME)
+            event_time[row] = event_time_of(address[row])

@@ -17,6 +17,7 @@ from engine.layout import (
     FIRST_FEATURE_BIT,
     HEAP_LENGTH_BITS,
     MAX_HEAP_VALUE,
+    OWN_AGE,
     PUSHED,
     ROW_EVENT_TIME,
     ROW_PRESENCE,
@@ -68,8 +69,18 @@ def published_schema(schema: ViewSchema, *, delta: bool) -> pa.Schema:
     return pa.schema(fields)
 
 
-def encode(builder: ChunkBuilder, start: int, batch: pa.RecordBatch, *, pushed: bool = False) -> None:
+def encode(
+    builder: ChunkBuilder,
+    start: int,
+    batch: pa.RecordBatch,
+    *,
+    pushed: bool = False,
+    own_age: npt.NDArray[np.bool_] | None = None,
+) -> None:
     """Write a batch, of columns as in `published_schema`, into the builder's rows from `start` on, as pushed or not.
+
+    Args:
+        own_age: bool[rows], the rows whose age counts from their own event time alone; none if None.
 
     Raises:
         ValueError: a value is longer than MAX_HEAP_VALUE, a list holds a null, or an embedding has another length than
@@ -94,7 +105,7 @@ def encode(builder: ChunkBuilder, start: int, batch: pa.RecordBatch, *, pushed: 
         builder.row_address + layout.stride * start,
         layout.stride,
         _integers(batch.column(KEY_HASH_2)),
-        _integers(batch.column(EVENT_TIMESTAMP)),
+        _event_time_words(batch, own_age),
         _states(batch, pushed),
         sources,
         heap,
@@ -113,6 +124,12 @@ def _integers(column: pa.Array) -> npt.NDArray[np.int64]:
     """An int64 or timestamp column without nulls, as int64[rows]."""
     values: npt.NDArray[np.int64] = np.frombuffer(column.buffers()[1], np.int64)
     return values[column.offset : column.offset + len(column)]
+
+
+def _event_time_words(batch: pa.RecordBatch, own_age: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.int64]:
+    """int64[rows], event times as they are stored (see `engine.layout.OWN_AGE`)."""
+    event_time = _integers(batch.column(EVENT_TIMESTAMP))
+    return event_time if own_age is None else np.where(own_age, event_time ^ OWN_AGE, event_time)
 
 
 def _states(batch: pa.RecordBatch, pushed: bool) -> npt.NDArray[np.uint8]:

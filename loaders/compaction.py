@@ -101,6 +101,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
             last_seq=record.applied_seq,
             last_entry=record.applied_entry,
             watermark=record.watermark,
+            low_watermark=record.low_watermark,
         )
 
         def swap(current: ViewRecord | None) -> ViewRecord | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from engine.catalog import Origin, SegmentRecord, chunk_key
+from engine.catalog import LowWatermark, Origin, SegmentRecord, chunk_key
 from engine.directory_storage import sync_directory
 from engine.environment import (
     DATA,
@@ -34,6 +34,7 @@ from engine.schema import ViewSchema
 from engine.segment import Chunk, Segment
 from loaders.arrow_rows import encode
 from loaders.environment_file import FIRST_VALUE, MAX_VALUE_BYTES, EnvironmentFile, StoredValue, next_value
+from loaders.low_watermark import rows_with_own_age
 from loaders.published_rows import EntryReader, RowGroup
 from loaders.segment_writer import ChunkBuilder, ChunkMemory
 
@@ -105,6 +106,7 @@ class GenerationBuilder:
         last_seq: int,
         last_entry: str,
         watermark: datetime | None,
+        low_watermark: LowWatermark | None = None,
     ) -> SegmentRecord:
         """The record of the base that all chunks so far make up; the arguments as in `SegmentRecord`."""
         return SegmentRecord(
@@ -121,6 +123,7 @@ class GenerationBuilder:
             pushed=sum(chunk.pushed for chunk in self.chunks),
             bytes=sum(chunk.size for chunk in self.chunks),
             watermark=watermark,
+            low_watermark=low_watermark,
             created_at=datetime.now(UTC),
         )
 
@@ -207,7 +210,7 @@ def encode_published(
 ) -> None:
     """`encode`, with a misfit named as damage of its file."""
     try:
-        encode(chunk, row, batch)
+        encode(chunk, row, batch, own_age=rows_with_own_age(reader.manifest, batch))
     except ValueError as error:
         raise FileDamaged(f"{reader.root.where(reader.manifest, group.file)}: {error}") from error
 

@@ -6,6 +6,7 @@ from engine.catalog import ViewRecord
 from engine.errors import SchemaChangeRefused
 from engine.manifest import Manifest
 from loaders.generation import GenerationBuilder, fold_id
+from loaders.low_watermark import low_watermark_at
 from loaders.store_writer import StoreWriter
 
 
@@ -41,6 +42,7 @@ def register(writer: StoreWriter, manifest: Manifest) -> None:
                 published_at=manifest.published_at,
                 applied_at=now,
                 watermark=manifest.watermark,
+                low_watermark=low_watermark_at(manifest, None),
             )
 
         writer.commit_view(view.name, create)
@@ -65,5 +67,6 @@ def _at_entry(record: ViewRecord, manifest: Manifest) -> ViewRecord:
             "published_at": manifest.published_at,
             "applied_at": datetime.now(UTC),
             "watermark": manifest.watermark,
+            "low_watermark": low_watermark_at(manifest, record.low_watermark),
         }
     )

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from numba import njit
 
 from engine.kernels import finding
-from engine.kernels.gathering import NO_EVENT_TIME
+from engine.kernels.gathering import NO_EVENT_TIME, event_time_of
 from engine.kernels.memory import load_i64, load_u8
 from engine.layout import PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, ROW_SECOND_HASH, ROW_STATE, TOMBSTONE
 from engine.schema import ViewSchema
@@ -86,4 +86,4 @@ def mark_outliving(address: Any, in_base: Any, oldest: int, stays: Any) -> None:
         if in_base[row] == finding.NOT_FOUND or load_u8(in_base[row] + ROW_PRESENCE) & ROW_STATE == TOMBSTONE:
             stays[row] = not state & TOMBSTONE
         else:
-            stays[row] = event_time > load_i64(in_base[row] + ROW_EVENT_TIME)
+            stays[row] = event_time > event_time_of(in_base[row])

@@ -220,6 +220,9 @@ class StoreWriter:
                     self._remove_overlays(transaction, view, but=new)
                 self._delete_overlays(transaction, set(old.overlays if old else ()) - set(new.overlays))
                 catalog.write_view(transaction, self._live.catalog, view, new)
+                if new.low_watermark is not None and self.version().store.format_version == 1:
+                    store = self.version().store.model_copy(update={"format_version": 2})
+                    catalog.write_store(transaction, self._live.catalog, store)
                 if also is not None:
                     also(transaction)
                 if old is None or (old.applied_entry, old.pinned) != (new.applied_entry, new.pinned):

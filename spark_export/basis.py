@@ -64,6 +64,8 @@ def _reason_for_snapshot(
         return "asked for"
     if previous.view.features != view.schema.features:
         return "the features changed"
+    if previous.format_version > root.write_format:
+        return f"the format went back from {previous.format_version} to {root.write_format}"
     if (previous.view.tier, previous.view.table) != (view.tier, view.table):
         return "the tier changed"
     parts = ledger_parts(root.storage, state) if state else []

@@ -26,6 +26,7 @@ from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
 from spark_export.hashes import key_hashes, row_hash
 from spark_export.instants import from_micros, instant
+from spark_export.low_watermark import Ages
 from spark_export.source import spark_type
 from spark_export.views import ViewDefinition
 
@@ -36,6 +37,7 @@ KEY = [KEY_HASH, KEY_HASH_2]
 
 _SHIPPED = "__shipped"
 _FLAW = "__flaw"
+_OWN_AGE = "__own_age"
 _RANK = "__rank"
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -49,7 +51,8 @@ class Verdict(StrEnum):
     NEW = "new"
     CHANGED = "changed"
     REFRESHED = "refreshed"
-    """Its values stand, but its shipped event time is older than half the TTL, and the source has a newer one."""
+    """Its values stand, but nodes have to judge its age anew: it would expire too early, or gets or loses an age of its
+    own (see `spark_export.low_watermark`)."""
     UNCHANGED = "unchanged"
     LATE = "late"
     """Its values differ, but its event time is older than the shipped one, which a node would go on to serve."""
@@ -90,10 +93,10 @@ def newest_first(view: ViewDefinition, *partition: str) -> Column:
     return F.row_number().over(Window.partitionBy(*partition).orderBy(F.desc(EVENT_TIMESTAMP), *ties))
 
 
-def judge(view: ViewDefinition, rows: DataFrame, flaw: Column, state: DataFrame | None, run_time: int) -> DataFrame:
+def judge(view: ViewDefinition, rows: DataFrame, flaw: Column, state: DataFrame | None, ages: Ages) -> DataFrame:
     """The ledger of a run: of `rows` (see `with_hashes`) against `state` (see `shipped_before`; None: ship everything).
 
-    `flaw` is as `spark_export.checks.flaw` makes it, `run_time` in microseconds since the epoch.
+    `flaw` is as `spark_export.checks.flaw` makes it.
     """
     tolerant = [feature.name for feature in view.tolerant_features]
     kept = [*KEY, ROW_HASH, EVENT_TIMESTAMP, *tolerant]
@@ -114,7 +117,9 @@ def judge(view: ViewDefinition, rows: DataFrame, flaw: Column, state: DataFrame 
         .when(~_is_same(view, shipped) & (event_time < shipped[EVENT_TIMESTAMP]), Verdict.LATE)
         .when(~is_served, Verdict.NEW)
         .when(~_is_same(view, shipped), Verdict.CHANGED)
-        .when(_needs_renewal(view, shipped[EVENT_TIMESTAMP], run_time), Verdict.REFRESHED)
+        .when(event_time < shipped[EVENT_TIMESTAMP], Verdict.UNCHANGED)
+        .when(F.coalesce(F.col(_OWN_AGE) != ages.own(event_time), F.lit(True)), Verdict.REFRESHED)
+        .when(ages.needs_renewal(view, event_time, shipped[EVENT_TIMESTAMP]), Verdict.REFRESHED)
         .otherwise(Verdict.UNCHANGED)
     )
     judged = source.join(state, KEY, "full_outer").withColumn(VERDICT, verdict)
@@ -133,8 +138,12 @@ def ledger_columns(view: ViewDefinition) -> str:
     return ", ".join(f"`{name}` {kind}" for name, kind in columns.items())
 
 
-def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int) -> DataFrame:
-    """The columns of an earlier run's ledger that say what was shipped, one row for each key."""
+def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int, ages: Ages) -> DataFrame:
+    """The columns of an earlier run's ledger that say what was shipped, one row for each key, and whether nodes judge
+    its age by its own event time alone: null where that is not known, as the source had gone back to an older row."""
+    went_back = (F.col(SEEN) < F.col(EVENT_TIMESTAMP)) | (F.col(VERDICT) == Verdict.LATE)
+    own_age = F.when(~F.coalesce(went_back, F.lit(False)), ages.owned_before(F.coalesce(SEEN, EVENT_TIMESTAMP)))
+    ledger = ledger.withColumn(_OWN_AGE, own_age)
     kept = view.ttl or _GONE_KEYS_KEPT
     is_remembered = F.col(EVENT_TIMESTAMP) >= instant(run_time - kept // _MICROSECOND)
     ledger = ledger.where(F.col(VERDICT) != Verdict.DUPLICATE)
@@ -164,11 +173,3 @@ def _is_same(view: ViewDefinition, shipped: dict[str, Column]) -> Column:
         near = F.try_subtract(new, old).between(-tolerance, tolerance)
         parts.append(new.eqNullSafe(old) | F.coalesce(near, F.lit(False)))
     return reduce(and_, parts)
-
-
-def _needs_renewal(view: ViewDefinition, shipped: Column, run_time: int) -> Column:
-    """boolean: by the run's time half the TTL has passed since the shipped event time, and the source has a newer."""
-    if view.ttl is None:
-        return F.lit(False)
-    half = view.ttl // _MICROSECOND // 2
-    return (F.col(EVENT_TIMESTAMP) > shipped) & (shipped < instant(run_time - half))

@@ -15,8 +15,9 @@ from engine.manifest import Manifest, PublishedFile
 from spark_export import shipment
 from spark_export.basis import Basis, find_basis
 from spark_export.checks import checks, flaw, source_error
-from spark_export.instants import to_micros
+from spark_export.instants import from_micros, to_micros
 from spark_export.ledger import Tally, Verdict, judge, ledger_columns, shipped_before, tally, with_hashes
+from spark_export.low_watermark import Ages, ages, recent_runs
 from spark_export.publication import Staging, job_name, read_state, remove_states, staging, writing
 from spark_export.report import Report
 from spark_export.source import fit, lineage, open_source
@@ -40,9 +41,11 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
         _kept(fit(view, source, run_time, view.source), keep=view.source.sql is not None) as fitted,
         staging(root, view.name, uuid.uuid4().hex, basis.next_seq) as stage,
     ):
+        aged = ages(view, fitted, basis.previous, run_time, has_low_watermark=root.write_format > 1)
         rows = with_hashes(view, fitted)
-        ledger, found = _judge(root, view, rows, basis, run_time, stage)
-        kind, reason = _what_to_publish(view, basis, found)
+        ledger, found = _judge(root, view, rows, basis, run_time, aged, stage)
+        watermark = _watermark(basis, found)
+        kind, reason = _what_to_publish(view, basis, found, watermark, aged)
         files: tuple[PublishedFile, ...] = ()
         if kind is not None:
             files = _write_parts(view, rows, ledger, found, kind, stage)
@@ -57,11 +60,13 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
                     rows=found.shipped,
                     tombstones=found.counts[Verdict.REMOVED],
                     files=files,
-                    watermark=_watermark(basis, found),
+                    watermark=watermark,
                     published_at=datetime.now(UTC),
                     job=job_name(spark),
                     inputs=lineage(view, source),
                     state=stage.state,
+                    low_watermark=aged.low_watermark,
+                    recent_runs=recent_runs(basis.previous, from_micros(run_time)),
                 )
             )
             remove_states(root, basis.superseded)
@@ -84,15 +89,15 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
 
 
 def _judge(
-    root: ExportRoot, view: ViewDefinition, rows: DataFrame, basis: Basis, run_time: int, stage: Staging
+    root: ExportRoot, view: ViewDefinition, rows: DataFrame, basis: Basis, run_time: int, aged: Ages, stage: Staging
 ) -> tuple[DataFrame, Tally]:
     """Write the ledger of this run; raises SourceError if the source holds a row that cannot be published."""
     demands = checks(view)
     state = None
     if basis.state is not None:
         earlier = read_state(root, rows.sparkSession, basis.state, ledger_columns(view))
-        state = shipped_before(view, earlier, run_time)
-    stage.write_ledger(judge(view, rows, flaw(demands), state, run_time))
+        state = shipped_before(view, earlier, run_time, aged)
+    stage.write_ledger(judge(view, rows, flaw(demands), state, aged))
     ledger = stage.read_ledger(rows.sparkSession, ledger_columns(view))
     found = tally(ledger)
     if found.flaws:
@@ -102,7 +107,7 @@ def _judge(
 
 
 def _what_to_publish(
-    view: ViewDefinition, basis: Basis, found: Tally
+    view: ViewDefinition, basis: Basis, found: Tally, watermark: datetime | None, aged: Ages
 ) -> tuple[Literal["snapshot", "delta"] | None, str | None]:
     """The kind of entry, None for none, and the reason where rows alone do not explain it."""
     if basis.state is None or basis.previous is None:
@@ -110,8 +115,10 @@ def _what_to_publish(
     if found.shipped or found.counts[Verdict.REMOVED]:
         return "delta", None
     for member in ("ttl", "timestamp_field", "push_source", "future"):
-        if getattr(view, member) != getattr(basis.previous.view, member):
+        if getattr(view.schema, member) != getattr(basis.previous.view, member):
             return "delta", f"the {member} changed"
+    if aged.now is not None and (aged.now != aged.before or watermark != basis.previous.watermark):
+        return "delta", "no row changed, the source is newer"
     return None, None
 
 

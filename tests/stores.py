@@ -43,16 +43,24 @@ def schema(view: str, /, *, key: str = "string", ttl: timedelta | None = None, *
     )
 
 
-def publish_snapshot(root: ExportRoot, view: ViewSchema, rows: Sequence[Row], *, files: int = 3) -> Manifest:
-    """Publish a full snapshot as the view's next entry."""
-    return _publish(root, view, "snapshot", rows, (), files)
+def publish_snapshot(
+    root: ExportRoot, view: ViewSchema, rows: Sequence[Row], *, files: int = 3, **members: Any
+) -> Manifest:
+    """Publish a full snapshot as the view's next entry; `members` are of its manifest."""
+    return _publish(root, view, "snapshot", rows, (), files, members)
 
 
 def publish_delta(
-    root: ExportRoot, view: ViewSchema, rows: Sequence[Row], tombstones: Sequence[Row] = (), *, files: int = 2
+    root: ExportRoot,
+    view: ViewSchema,
+    rows: Sequence[Row],
+    tombstones: Sequence[Row] = (),
+    *,
+    files: int = 2,
+    **members: Any,
 ) -> Manifest:
     """Publish a delta as the view's next entry; a tombstone is a row of which only join keys and TIMESTAMP count."""
-    return _publish(root, view, "delta", rows, tombstones, files)
+    return _publish(root, view, "delta", rows, tombstones, files, members)
 
 
 def sealed(content: Row) -> bytes:
@@ -99,7 +107,13 @@ def published_table(view: ViewSchema, rows: Sequence[Row], tombstones: Sequence[
 
 
 def _publish(
-    root: ExportRoot, view: ViewSchema, kind: str, rows: Sequence[Row], tombstones: Sequence[Row], files: int
+    root: ExportRoot,
+    view: ViewSchema,
+    kind: str,
+    rows: Sequence[Row],
+    tombstones: Sequence[Row],
+    files: int,
+    members: Row,
 ) -> Manifest:
     published = root.sequence_numbers(view.name)
     parent = root.entry(view.name, published[-1]) if published else None
@@ -122,7 +136,7 @@ def _publish(
     )
     files_written = _write_files(root.directory(draft), table, files)
     counts = {"rows": len(rows), "tombstones": len(tombstones)}
-    manifest = Manifest.model_validate(draft.model_dump() | counts | {"files": files_written})
+    manifest = Manifest.model_validate(draft.model_dump() | counts | {"files": files_written} | members)
     root.publish(manifest)
     return manifest
 

@@ -23,7 +23,7 @@ def warm() -> None:
     finding.find(first, second, chunks, no_segments, address, chunk)
     zero_row = np.zeros(64, np.uint8)
     status, event_time = np.empty(1, np.uint8), np.empty(1, np.int64)
-    found = first, second, chunks, no_segments, address_of(zero_row), 0, False, status, event_time
+    found = first, second, chunks, no_segments, address_of(zero_row), 0, 0, False, status, event_time
     instructions = np.zeros((1, 1, gathering.PROGRAM_COLUMNS), np.int64)
     outputs = np.array([[16] + [0] * (gathering.OUTPUT_COLUMNS - 1)], np.int64)
     references, valid = np.zeros(gathering.COLUMN_ALIGNMENT, np.uint8), np.empty((1, 1), np.uint8)

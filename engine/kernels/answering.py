@@ -24,6 +24,7 @@ def answer_columns(
     segments: Any,
     zero_row: int,
     oldest: int,
+    low_watermark: int,
     serve_stale: bool,
     status: Any,
     event_time: Any,
@@ -41,7 +42,8 @@ def answer_columns(
 
     Args:
         first, second, chunks, segments: as in `engine.kernels.finding.find`.
-        zero_row, oldest, serve_stale, status, event_time: as in `engine.kernels.gathering.judge`, for all keys.
+        zero_row, oldest, low_watermark, serve_stale: as in `engine.kernels.gathering.judge`.
+        status, event_time: the same, for all keys.
         program, presence, alike, outputs, valid: as in `engine.kernels.gathering.gather_block`.
         arena: uint8[bytes], becomes the columns.
         at: int64[features], becomes where in the arena each column begins.
@@ -60,7 +62,7 @@ def answer_columns(
         end = min(start + BLOCK, keys)
         rows, own_chunk = address[: end - start], chunk_of[: end - start]
         find_block(first[start:end], second[start:end], chunks, segments, rows, own_chunk)
-        stale += judge(rows, zero_row, oldest, serve_stale, status[start:end], event_time[start:end])
+        stale += judge(rows, zero_row, oldest, low_watermark, serve_stale, status[start:end], event_time[start:end])
         gather_block(
             rows, own_chunk, start, chunks, program, presence, alike, outputs, data_of(arena), at, valid, nulls
         )
@@ -91,6 +93,7 @@ def answer_matrix(
     segments: Any,
     zero_row: int,
     oldest: int,
+    low_watermark: int,
     serve_stale: bool,
     status: Any,
     event_time: Any,
@@ -104,7 +107,8 @@ def answer_matrix(
 
     Args:
         first, second, chunks, segments: as in `engine.kernels.finding.find`.
-        zero_row, oldest, serve_stale, status, event_time: as in `engine.kernels.gathering.judge`, for all keys.
+        zero_row, oldest, low_watermark, serve_stale: as in `engine.kernels.gathering.judge`.
+        status, event_time: the same, for all keys.
         program, spans, presence, matrix, counts: as in `engine.kernels.matrix.gather_matrix_block`.
 
     Returns:
@@ -117,6 +121,6 @@ def answer_matrix(
         end = min(start + BLOCK, keys)
         rows, own_chunk, of_block = address[: end - start], chunk_of[: end - start], status[start:end]
         find_block(first[start:end], second[start:end], chunks, segments, rows, own_chunk)
-        stale += judge(rows, zero_row, oldest, serve_stale, of_block, event_time[start:end])
+        stale += judge(rows, zero_row, oldest, low_watermark, serve_stale, of_block, event_time[start:end])
         gather_matrix_block(rows, own_chunk, start, chunks, program, spans, presence, of_block, matrix, counts)
     return stale

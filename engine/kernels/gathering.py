@@ -22,7 +22,7 @@ from engine.kernels.memory import (
     store_i64,
     store_u8,
 )
-from engine.layout import HEAP_LENGTH_BITS, MAX_HEAP_VALUE, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
+from engine.layout import HEAP_LENGTH_BITS, MAX_HEAP_VALUE, OWN_AGE, PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
 OPERATION = 0
@@ -99,13 +99,31 @@ def length_in_heap(reference: int, heap_size: int) -> Any:
 
 
 @njit(inline="always")
-def judge(address: Any, zero_row: int, oldest: int, serve_stale: bool, status: Any, event_time: Any) -> Any:
+def has_own_age(row: int) -> Any:
+    """Whether the age of the row at an address counts from its own event time alone (see `engine.layout.OWN_AGE`)."""
+    word = load_i64(row + ROW_EVENT_TIME)
+    return word ^ (word << 1) < 0
+
+
+@njit(inline="always")
+def event_time_of(row: int) -> Any:
+    """The event time of the row at an address, in microseconds since 1970."""
+    word = load_i64(row + ROW_EVENT_TIME)
+    return word ^ OWN_AGE if word ^ (word << 1) < 0 else word
+
+
+@njit(inline="always")
+def judge(
+    address: Any, zero_row: int, oldest: int, low_watermark: int, serve_stale: bool, status: Any, event_time: Any
+) -> Any:
     """Judge each found row, and send keys that have nothing to serve to the zero row, where every feature is null.
 
     Args:
         address: int64[keys] as `find_block` left it; NOT_FOUND, tombstones and rows too old become `zero_row`.
         zero_row: address of a row of zeros at least as long as the longest stride.
         oldest: rows with an earlier event time (microseconds) are OUTSIDE_MAX_AGE.
+        low_watermark: the event time (microseconds) that the source of every published row has reached, except of rows
+            with an age of their own; NO_EVENT_TIME if it is not known.
         serve_stale: whether their values are served all the same.
         status: uint8[keys], becomes the Status.
         event_time: int64[keys], becomes the event time, or NO_EVENT_TIME where there is no row.
@@ -114,6 +132,7 @@ def judge(address: Any, zero_row: int, oldest: int, serve_stale: bool, status: A
         How many keys are OUTSIDE_MAX_AGE.
     """
     stale = 0
+    published_are_young = low_watermark >= oldest
     for key in range(address.size):
         row = address[key]
         if row == NOT_FOUND or load_u8(row + ROW_PRESENCE) & TOMBSTONE:
@@ -121,9 +140,11 @@ def judge(address: Any, zero_row: int, oldest: int, serve_stale: bool, status: A
             event_time[key] = NO_EVENT_TIME
             address[key] = zero_row
             continue
-        event_time[key] = load_i64(row + ROW_EVENT_TIME)
+        event_time[key] = event_time_of(row)
         status[key] = _PRESENT
-        if event_time[key] < oldest:
+        if event_time[key] < oldest and not (
+            published_are_young and not has_own_age(row) and not load_u8(row + ROW_PRESENCE) & PUSHED
+        ):
             status[key] = _OUTSIDE_MAX_AGE
             stale += 1
             if not serve_stale:

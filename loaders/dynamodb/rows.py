@@ -25,9 +25,9 @@ from engine.errors import RowTooLarge
 from engine.kernels.memory import address_of
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import RowLayout
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
-from engine.schema import ViewSchema
+from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
 from loaders.arrow_rows import encode
+from loaders.low_watermark import rows_with_own_age
 from loaders.segment_writer import ChunkBuilder, ChunkMemory
 
 ROWS_AT_ONCE = 2048
@@ -85,21 +85,22 @@ def _number_bytes(value: int) -> int:
     return (len(digits) + 1) // 2 + (2 if value < 0 else 1)
 
 
-def published_rows(schema: ViewSchema, batch: pa.RecordBatch) -> Iterator[list[Row]]:
-    """The rows of a batch as `EntryReader` gives it, some at a time.
+def published_rows(manifest: Manifest, batch: pa.RecordBatch) -> Iterator[list[Row]]:
+    """The rows of an entry's batch as `EntryReader` gives it, some at a time.
 
     Raises:
         ValueError: a value does not fit its feature.
     """
     memory = ChunkMemory()
     for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-        yield _rows(schema, batch.slice(start, ROWS_AT_ONCE), memory)
+        yield _rows(manifest, batch.slice(start, ROWS_AT_ONCE), memory)
 
 
-def _rows(schema: ViewSchema, batch: pa.RecordBatch, memory: ChunkMemory) -> list[Row]:
+def _rows(manifest: Manifest, batch: pa.RecordBatch, memory: ChunkMemory) -> list[Row]:
+    schema = manifest.view
     layout, count = RowLayout(schema), batch.num_rows
     chunk = ChunkBuilder(layout, count, with_origins=False, memory=memory)
-    encode(chunk, 0, batch)
+    encode(chunk, 0, batch, own_age=rows_with_own_age(manifest, batch))
     fields = heap_fields(schema)
     heap = address_of(chunk.buffer.content) + chunk.heap_start
     content = np.empty(values_size(chunk.row_address, layout.stride, count, fields), np.uint8)

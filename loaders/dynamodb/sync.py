@@ -252,7 +252,7 @@ class Sync:
         while (following := await asyncio.to_thread(next, batches, None)) is not None:
             group, batch = following
             try:
-                for rows in published_rows(manifest.view, batch):
+                for rows in published_rows(manifest, batch):
                     yield rows
             except ValueError as error:
                 raise FileDamaged(f"{self._root.where(manifest, group.file)}: {error}") from error

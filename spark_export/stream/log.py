@@ -168,6 +168,7 @@ def _publish_files(
         job=job,
         inputs=(str(view.stream),),
         stream=batch,
+        low_watermark=previous.low_watermark if previous else None,
     )
     stage.publish(manifest)
     return manifest

@@ -117,6 +117,24 @@ class Lab:
         assert (len(rows), len(tombstones)) == (manifest.rows, manifest.tombstones)
         return rows, tombstones
 
+    def judged_by(self) -> dict[Key, tuple[datetime, datetime]]:
+        """The event time of each row on a node that followed the whole log, and the time by which it judges its age."""
+        rows: dict[Key, tuple[datetime, bool]] = {}
+        low_watermark = None
+        for seq in self.seqs():
+            manifest = self.root.entry(VIEW, seq)
+            low_watermark = manifest.low_watermark
+            assert low_watermark is not None
+            published, _ = self.published(manifest)
+            if manifest.kind == "snapshot":
+                rows = {}
+            for key, row in published.items():
+                moment = row[EVENT_TIMESTAMP]
+                if key not in rows or moment >= rows[key][0]:
+                    rows[key] = moment, moment < low_watermark
+        assert low_watermark is not None
+        return {key: (moment, moment if own else max(moment, low_watermark)) for key, (moment, own) in rows.items()}
+
     def served(self) -> dict[Key, Row]:
         """What a node serves that followed the whole log: the newest event time of each key, then the newest seq."""
         newest: dict[tuple[int, int], tuple[datetime, Row | None]] = {}

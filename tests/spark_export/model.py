@@ -27,6 +27,10 @@ class Model:
     ttl: timedelta
     shipped: dict[str, Row] = field(default_factory=dict)
     gone: dict[str, datetime] = field(default_factory=dict)
+    low_watermark: datetime | None = None
+    """The oldest event time of any source so far: with fewer than a hundred rows none is left behind."""
+    own_age: dict[str, bool | None] = field(default_factory=dict)
+    """Whether a node judges a shipped row by its own event time alone; None where the source went back."""
 
     def export(self, source: Sequence[Row], now: datetime, *, full: bool) -> Expected:
         """Do one run."""
@@ -35,8 +39,11 @@ class Model:
             if row[KEY] not in newest or row[TIMESTAMP] > newest[row[KEY]][TIMESTAMP]:
                 newest[row[KEY]] = row
         counts = Counter(duplicates=len(source) - len(newest), rows_read=len(source))
+        oldest = min(row[TIMESTAMP] for row in source)
+        self.low_watermark = max(self.low_watermark, oldest) if self.low_watermark else oldest
         if full:
             self.shipped, self.gone = dict(newest), {}
+            self.own_age = {key: row[TIMESTAMP] < self.low_watermark for key, row in newest.items()}
             counts["new"] = len(newest)
             return Expected(newest, {}, counts)
         # Of a key that was gone before its TTL ended nothing older can be served, so it need not be remembered.
@@ -45,6 +52,8 @@ class Model:
         for key, row in newest.items():
             verdict = self._verdict(key, row, now)
             counts[verdict] += 1
+            went_back = verdict == "late" or (verdict == "unchanged" and row[TIMESTAMP] < self.shipped[key][TIMESTAMP])
+            self.own_age[key] = None if went_back else row[TIMESTAMP] < self.low_watermark
             if verdict in ("new", "changed", "refreshed"):
                 rows[key] = row
         tombstones = {key: row[TIMESTAMP] for key, row in self.shipped.items() if key not in newest}
@@ -61,9 +70,15 @@ class Model:
         before = self.shipped[key]
         if not all(self._is_same(name, row.get(name), before.get(name)) for name in self.features):
             return "changed" if row[TIMESTAMP] >= before[TIMESTAMP] else "late"
-        if row[TIMESTAMP] > before[TIMESTAMP] and now - before[TIMESTAMP] > self.ttl / 2:
+        assert self.low_watermark is not None
+        if row[TIMESTAMP] < before[TIMESTAMP]:
+            return "unchanged"
+        own_age = row[TIMESTAMP] < self.low_watermark
+        if self.own_age[key] != own_age:
             return "refreshed"
-        return "unchanged"
+        # Runs follow each other within moments here, so that a row is renewed once its time is over.
+        judged_by = before[TIMESTAMP] if own_age else max(before[TIMESTAMP], self.low_watermark)
+        return "refreshed" if row[TIMESTAMP] > judged_by and judged_by + self.ttl < now else "unchanged"
 
     def _is_same(self, name: str, new: Any, old: Any) -> bool:
         if plain(new) == plain(old):

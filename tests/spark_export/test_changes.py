@@ -86,6 +86,8 @@ def test_every_run_publishes_what_the_rules_say(lab: Lab) -> None:
         assert {name: getattr(report, name) for name in COUNTS} == {name: expected.counts[name] for name in COUNTS}
         assert report.kind == ("snapshot" if full else "delta")
         _assert_published(lab, expected)
+        assert lab.newest().low_watermark == model.low_watermark
+        _assert_judged_truly(lab, rows)
         assert _live(lab.served()) == _live({(key,): _as_served(row) for key, row in model.shipped.items()})
 
 
@@ -93,6 +95,20 @@ def _assert_published(lab: Lab, expected: Expected) -> None:
     rows, tombstones = lab.published(lab.newest())
     assert _values(rows) == _values({(key,): _as_served(row) for key, row in expected.rows.items()})
     assert tombstones == {key_identity([key]): moment for key, moment in expected.tombstones.items()}
+
+
+def _assert_judged_truly(lab: Lab, source: list[Row]) -> None:
+    """Hold the age by which a node judges each row against its source: it is never younger, and not too old to be
+    served unless the source's row is. A row for which the source went back keeps the age that it had."""
+    newest: dict[str, datetime] = {}
+    for row in source:
+        newest[row[KEY]] = max(row[TIMESTAMP], newest.get(row[KEY], row[TIMESTAMP]))
+    judged = lab.judged_by()
+    assert newest.keys() <= {key for (key,) in judged}
+    for key, moment in newest.items():
+        shipped, by = judged[key,]
+        assert by <= moment or shipped > moment
+        assert by > ago(days=4) or moment < ago(days=4) or shipped > moment
 
 
 def _live(rows: dict[tuple[str | int, ...], Row]) -> dict[tuple[str | int, ...], Row]:

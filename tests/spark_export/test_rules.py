@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.export_root import ExportRoot
 from engine.manifest import EVENT_TIMESTAMP
 from spark_export import shipment
+from spark_export.exporter import export
+from spark_export.report import Report
 from tests.spark_export.lab import KEY, NOW, TIMESTAMP, Lab, ago
+from tests.stores import falsify
 
 
 def test_drift_within_the_tolerance_is_shipped_once_it_adds_up(lab: Lab) -> None:
@@ -17,7 +21,7 @@ def test_drift_within_the_tolerance_is_shipped_once_it_adds_up(lab: Lab) -> None
     shipped = []
     for run, step in enumerate(steps):
         lab.put([{KEY: "a", "ctr": step, "n": 10, TIMESTAMP: ago(hours=9 - run)}])
-        if lab.export().kind:
+        if lab.export().bytes:
             shipped.append(step)
     # Each step is within 0.01 of the one before it, but what counts is the distance from what was shipped.
     assert shipped == [0.5, 0.512, 0.524]
@@ -36,11 +40,13 @@ def test_a_tolerance_of_integers_is_exact_where_doubles_are_not(lab: Lab) -> Non
     assert set(lab.published(lab.newest())[0]) == {("far",), ("overflow",), ("lowest",)}
 
 
-def test_an_event_time_alone_is_shipped_when_half_the_ttl_is_over(lab: Lab) -> None:
+def test_an_event_time_alone_is_shipped_before_the_ttl_ends(lab: Lab) -> None:
     lab.define({"n": "int64"}, ttl="4d")
     shipped = {"fresh": ago(days=1), "due": ago(days=3), "dead": ago(days=30), "due_but_still": ago(days=3)}
     lab.put([{KEY: key, "n": 1, TIMESTAMP: moment} for key, moment in shipped.items()])
     lab.export()
+    # As if the last runs had been a day apart at most: rows that end within two days are shipped.
+    falsify(lab.root, lab.newest(), recent_runs=[ago(days=day).isoformat() for day in (3, 2.5, 1.5, 1)])
     moved = {key: ago(hours=1) for key in shipped} | {"due_but_still": ago(days=3)}
     lab.put([{KEY: key, "n": 1, TIMESTAMP: moment} for key, moment in moved.items()])
     report = lab.export()
@@ -48,6 +54,51 @@ def test_an_event_time_alone_is_shipped_when_half_the_ttl_is_over(lab: Lab) -> N
     rows, _ = lab.published(lab.newest())
     assert {key: row[EVENT_TIMESTAMP] for key, row in rows.items()} == {("due",): ago(hours=1), ("dead",): ago(hours=1)}
     assert lab.export().kind is None
+
+
+def test_rows_that_the_source_confirms_without_a_change_get_no_older(lab: Lab) -> None:
+    lab.define({"n": "int64"}, ttl="2d")
+
+    def run(batch: datetime, straggler: datetime, *more: dict[str, Any]) -> Report:
+        rows = [{KEY: f"d{i}", "n": i, TIMESTAMP: batch} for i in range(300)]
+        lab.put([*rows, {KEY: "straggler", "n": 0, TIMESTAMP: straggler}, *more])
+        report = lab.export()
+        assert lab.newest().low_watermark == batch
+        return report
+
+    days = [ago(days=day) for day in (4, 3, 2, 1, 0)]
+    assert run(days[0], days[0]).kind == "snapshot"
+    # Only the row that was left behind is shipped, as nodes must not judge it by the others.
+    report = run(days[1], days[0])
+    assert (report.kind, report.refreshed, report.unchanged) == ("delta", 1, 300)
+    report = run(days[2], days[0])
+    assert (report.kind, report.refreshed, report.reason) == ("delta", 0, "no row changed, the source is newer")
+    assert (lab.newest().files, lab.newest().watermark) == ((), days[2])
+    assert lab.judged_by()["straggler",] == (days[0], days[0])
+    assert lab.judged_by()["d7",] == (days[0], days[2])
+    report = run(days[3], days[3])
+    assert (report.refreshed, report.unchanged) == (1, 300)
+    assert lab.judged_by()["straggler",] == (days[3], days[3])
+    # A row of last year makes no other row older.
+    report = run(days[3], days[3], {KEY: "last year", "n": 1, TIMESTAMP: ago(days=365)})
+    assert (report.new, report.refreshed) == (1, 0)
+    assert lab.judged_by()["d7",] == (days[0], days[3])
+    assert lab.judged_by()["last year",][1] < ago(days=364)
+    assert lab.export().kind is None
+
+
+def test_a_format_without_a_low_watermark_begins_with_a_snapshot(lab: Lab) -> None:
+    lab.define({"n": "int64"}, ttl="4d")
+    lab.put([{KEY: "a", "n": 1, TIMESTAMP: ago(days=3)}])
+    lab.export()
+    older = ExportRoot(lab.root.path, write_format=1)
+    (report,) = export(lab.views(), older, spark=lab.spark)
+    assert (report.kind, report.reason) == ("snapshot", "the format went back from 2 to 1")
+    assert (lab.newest().format_version, lab.newest().low_watermark) == (1, None)
+    (report,) = export(lab.views(), older, spark=lab.spark)
+    assert report.kind is None
+    report = lab.export()
+    assert (report.kind, report.reason, lab.newest().rows) == ("delta", "no row changed, the source is newer", 0)
 
 
 def test_a_late_row_waits_for_a_full_export(lab: Lab) -> None:

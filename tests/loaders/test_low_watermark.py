@@ -1,0 +1,160 @@
+"""Rows that their source confirms without a change neither expire nor look old; all others do."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from engine import FeatureStore
+from engine.catalog import LowWatermark
+from engine.explain import explain
+from engine.export_root import ExportRoot
+from engine.kernels.gathering import Status
+from loaders.apply import roll_back
+from loaders.compaction import fold, merge_overlays
+from loaders.push import push_rows
+from loaders.store_writer import StoreWriter
+from tests.stores import TIMESTAMP, Row, falsify, load, publish_delta, publish_snapshot, schema
+
+VIEW = schema("doc", ttl=timedelta(days=2), n="int64", title="string")
+NOW = datetime.now(UTC)
+STREAM = {"query": "0" * 36, "batch": 1}
+PRESENT, TOO_OLD, MISSING = "PRESENT", "OUTSIDE_MAX_AGE", "NOT_FOUND"
+
+
+def ago(days: float) -> datetime:
+    return NOW - timedelta(days=days)
+
+
+def row(key: str, days: float, n: int = 0) -> Row:
+    return {"doc_id": key, "n": n, "title": f"title of {key}", TIMESTAMP: ago(days)}
+
+
+def statuses(store: Path, *keys: str, max_age: timedelta | None = None) -> list[str]:
+    """The status of each key, the same by column and by matrix."""
+    opened = FeatureStore.open(store)
+    answer = opened.lookup(["doc:n", "doc:title"], {"doc_id": keys}, max_age=max_age)
+    matrix = opened.lookup_matrix(["doc:n"], {"doc_id": keys}, max_age=max_age)
+    assert (matrix.views["doc"].status == answer.views["doc"].status).all()
+    assert (matrix.views["doc"].event_time == answer.views["doc"].event_time).all()
+    return [Status(status).name for status in answer.views["doc"].status]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> ExportRoot:
+    """A root whose rows are a week old, but for one that its source left behind; then its source confirmed the rest."""
+    root = ExportRoot(tmp_path / "root")
+    rows = [*(row(f"d{i}", 7, n=i) for i in range(50)), row("behind", 9)]
+    publish_snapshot(root, VIEW, rows, low_watermark=ago(7))
+    return root
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def test_a_heartbeat_keeps_unchanged_rows_from_expiring(root: ExportRoot, store: Path) -> None:
+    load(store, root)
+    assert statuses(store, "d1", "behind", "none") == [TOO_OLD, TOO_OLD, MISSING]
+    publish_delta(root, VIEW, [], low_watermark=ago(1), watermark=ago(1))
+    load(store, root)
+    assert statuses(store, "d1", "behind", "none") == [PRESENT, TOO_OLD, MISSING]
+    # What the caller accepts is judged alike, and what is told is the row's own event time.
+    assert statuses(store, "d1", max_age=timedelta(hours=25)) == [PRESENT]
+    assert statuses(store, "d1", max_age=timedelta(hours=23)) == [TOO_OLD]
+    answer = FeatureStore.open(store).lookup(["doc:n"], {"doc_id": ["d1", "behind"]}, stale="serve")
+    times = answer.views["doc"].event_time.astype("datetime64[us]").astype("datetime64[D]")
+    assert times.tolist() == [ago(7).date(), ago(9).date()]
+
+
+def test_rows_below_the_low_watermark_of_their_own_entry_have_their_own_age(root: ExportRoot, store: Path) -> None:
+    load(store, root)
+    publish_delta(root, VIEW, [row("d1", 6), row("d2", 3), row("backfilled", 365)], low_watermark=ago(4))
+    publish_delta(root, VIEW, [], low_watermark=ago(1))
+    load(store, root)
+    assert statuses(store, "d1", "d2", "d3", "backfilled") == [TOO_OLD, PRESENT, PRESENT, TOO_OLD]
+    # Once the source has caught up, the row is shipped again, and is judged as the others are.
+    publish_delta(root, VIEW, [row("d1", 1)], low_watermark=ago(1))
+    publish_delta(root, VIEW, [], low_watermark=ago(0))
+    load(store, root)
+    assert statuses(store, "d1", max_age=timedelta(hours=1)) == [PRESENT]
+
+
+def test_pushed_rows_and_rows_of_streams_have_their_own_age(root: ExportRoot, store: Path) -> None:
+    load(store, root)
+    publish_delta(root, VIEW, [row("d1", 6)], low_watermark=ago(7), stream=STREAM)
+    publish_delta(root, VIEW, [], low_watermark=ago(1))
+    load(store, root)
+    with StoreWriter(store) as writer:
+        push_rows(writer, "doc", {"doc_id": ["d2", "d3"], "n": [1, 2], TIMESTAMP: [ago(6), ago(0.5)]})
+    assert statuses(store, "d1", "d2", "d3", "d4") == [TOO_OLD, TOO_OLD, PRESENT, PRESENT]
+    # The order of rows is that of their own event times: what is older than a row stays out, however young that looks.
+    with StoreWriter(store) as writer:
+        pushed = push_rows(writer, "doc", {"doc_id": ["d4", "behind"], "n": [9, 9], TIMESTAMP: [ago(6), ago(8)]})
+        assert pushed.applied.superseded == 0
+        pushed = push_rows(writer, "doc", {"doc_id": ["behind", "d5"], "n": [9, 9], TIMESTAMP: [ago(9), ago(8)]})
+        assert pushed.applied.superseded == 2
+
+
+def test_merges_and_folds_keep_the_age_of_rows(root: ExportRoot, store: Path) -> None:
+    load(store, root)
+    for number in range(4):
+        publish_delta(root, VIEW, [row(f"d{number}", 6), row(f"d{number + 10}", 5)], low_watermark=ago(5.5))
+    publish_delta(root, VIEW, [], low_watermark=ago(1))
+    load(store, root)
+    keys = ["d0", "d3", "d10", "d13", "d20", "behind"]
+    expected = [TOO_OLD, TOO_OLD, PRESENT, PRESENT, PRESENT, TOO_OLD]
+    assert statuses(store, *keys) == expected
+    with StoreWriter(store) as writer:
+        merge_overlays(writer, "doc")
+        assert statuses(store, *keys) == expected
+        assert fold(writer, "doc")
+    assert statuses(store, *keys) == expected
+    record = FeatureStore.open(store).version().view("doc").record
+    assert record.overlays == ()
+    assert record.base.low_watermark == record.low_watermark
+    # A late row is late by own event times, also of rows that have their own age.
+    publish_delta(root, VIEW, [row("d0", 6.5, n=-1), row("d10", 4, n=-2)], low_watermark=ago(1))
+    load(store, root)
+    answer = FeatureStore.open(store).lookup(["doc:n"], {"doc_id": ["d0", "d10"]}, stale="serve")
+    assert answer.to_pydict()["doc:n"] == [0, -2]
+
+
+def test_a_rollback_restores_the_low_watermark(root: ExportRoot, store: Path) -> None:
+    load(store, root)
+    first = root.entry("doc", 1)
+    publish_delta(root, VIEW, [], low_watermark=ago(1))
+    publish_snapshot(root, VIEW, [row("d1", 1)], low_watermark=ago(0.5))
+    load(store, root)
+    assert _low_watermark(store) == LowWatermark(at=ago(0.5), set_by={"kind": "snapshot", "seq": 3, "id": _id(root, 3)})
+    with StoreWriter(store) as writer:
+        roll_back(writer, "doc", first.snapshot_id)
+    assert _low_watermark(store) == LowWatermark(at=ago(7), set_by={"kind": "snapshot", "seq": 1, "id": _id(root, 1)})
+    assert statuses(store, "d1") == [TOO_OLD]
+
+
+def test_the_entry_that_set_the_low_watermark_is_known_and_stays(root: ExportRoot, store: Path) -> None:
+    publish_delta(root, VIEW, [], low_watermark=ago(1))
+    later = publish_delta(root, VIEW, [row("d1", 0.5)], low_watermark=root.entry("doc", 2).low_watermark)
+    load(store, root)
+    found = _low_watermark(store)
+    assert found is not None
+    assert (found.set_by.seq, found.at) == (2, later.low_watermark)
+    version = FeatureStore.open(store).version()
+    (newest, _), (of_behind,) = explain(store, version, "doc", {"doc_id": ["d1", "behind"]})
+    assert (newest.own_age, of_behind.own_age) == (False, True)
+    assert of_behind.event_time == ago(9)
+    # A publisher that knows none, as those of format 1, takes it away: nobody knows what it shipped.
+    falsify(root, publish_delta(root, VIEW, [row("d2", 0.5)]), format_version=1)
+    load(store, root)
+    assert _low_watermark(store) is None
+    assert statuses(store, "d2", "d3") == [PRESENT, TOO_OLD]
+
+
+def _low_watermark(store: Path) -> LowWatermark | None:
+    return FeatureStore.open(store).version().view("doc").record.low_watermark
+
+
+def _id(root: ExportRoot, seq: int) -> str:
+    return root.entry("doc", seq).id
