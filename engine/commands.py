@@ -161,8 +161,8 @@ def _print_histories(
         found = version.view(view).record.low_watermark
         if found is not None:
             click.echo(
-                f"\n{view}: its source confirmed all rows as of {_text(found.at)}, except those with an age of their own "
-                f"({found.set_by.kind} {found.set_by.seq}, {found.set_by.id[:8]})"
+                f"\n{view}: low watermark {_text(found.at)}, set by {found.set_by.kind} {found.set_by.seq} "
+                f"({found.set_by.id[:8]}): the source of all rows without an age of their own is at least so new"
             )
         names = [key.name for key in version.view(view).record.view_schema.join_keys]
         by_key = {

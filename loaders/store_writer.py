@@ -9,7 +9,7 @@ import shutil
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +40,7 @@ from engine.segment import Chunk, Segment
 from engine.shards import Shard
 from engine.version import StoreVersion, ViewVersion
 from loaders.generation import clear_dead_folds
+from loaders.group_commit import Change, GroupCommit
 from loaders.live_replacement import WritableLive
 from loaders.request_log import RequestLog
 from loaders.segment_writer import ChunkBuilder
@@ -63,6 +64,7 @@ class StoreWriter:
     """The right to write to a store, held until `close`. Its methods may be called from several threads.
 
     Args:
+        gather_seconds: how long a heartbeat waits for those of other views, to be committed with them.
         shard: the shard that the store is to hold. A new store becomes it for ever; without it, a store is opened as
             what it is.
 
@@ -72,8 +74,11 @@ class StoreWriter:
         RunDirectoryPrivate: another user does, or did.
     """
 
-    def __init__(self, store: Path, *, kept_generations: int = 2, shard: Shard | None = None) -> None:
+    def __init__(
+        self, store: Path, *, kept_generations: int = 2, shard: Shard | None = None, gather_seconds: float = 0.0
+    ) -> None:
         self.store = store
+        self.heartbeats = GroupCommit(self._commit_records, gather_seconds)
         self.kept_generations = kept_generations
         self.folding: dict[str, str] = {}
         """View → the newest overlay that is being folded into a new base: it and older ones must stay as they are."""
@@ -220,9 +225,7 @@ class StoreWriter:
                     self._remove_overlays(transaction, view, but=new)
                 self._delete_overlays(transaction, set(old.overlays if old else ()) - set(new.overlays))
                 catalog.write_view(transaction, self._live.catalog, view, new)
-                if new.low_watermark is not None and self.version().store.format_version == 1:
-                    store = self.version().store.model_copy(update={"format_version": 2})
-                    catalog.write_store(transaction, self._live.catalog, store)
+                self._note_format(transaction, new)
                 if also is not None:
                     also(transaction)
                 if old is None or (old.applied_entry, old.pinned) != (new.applied_entry, new.pinned):
@@ -233,6 +236,31 @@ class StoreWriter:
             if old is None or (old.base, old.kept) != (new.base, new.kept):
                 self._remove_unreferenced(view, new)
             return new
+
+    def _commit_records(self, changes: Mapping[str, Change]) -> dict[str, ViewRecord]:
+        """Replace the records of several views in one transaction, without new rows; see `GroupCommit`."""
+        with self._committing:
+            version = self.version()
+            old = {view: version.record(view) for view in changes}
+            new = {view: change(before) for view, change in changes.items() if (before := old[view]) is not None}
+            records = {view: record for view, record in new.items() if record is not None}
+            if not records:
+                return {}
+            with self._writable.transaction() as transaction:
+                for view, record in records.items():
+                    catalog.write_view(transaction, self._live.catalog, view, record)
+                    catalog.write_trouble(transaction, self._live.catalog, view, None)
+                    self._note_format(transaction, record)
+                reached("commit.written")
+            reached("commit.done")
+            self._writable.committed()
+            return records
+
+    def _note_format(self, transaction: lmdb.Transaction, record: ViewRecord) -> None:
+        """Have versions that know no low watermark refuse a store whose views have one."""
+        store = self.version().store
+        if record.low_watermark is not None and store.format_version == 1:
+            catalog.write_store(transaction, self._live.catalog, store.model_copy(update={"format_version": 2}))
 
     def remove_view(self, view: str) -> None:
         """Remove a view and all that the store has of it; versions still in use keep their rows.

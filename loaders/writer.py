@@ -57,6 +57,7 @@ log = logging.getLogger("shoal.writer")
 
 _DEBOUNCE_MS = 50
 _STEP_MS = 10
+_GATHER_SECONDS = 0.05
 _LARGEST_ORDER = 1 << 30
 _SILENT_SECONDS = 15.0
 _THREADS = 64
@@ -331,7 +332,7 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float, sha
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     leave_room_for_lookups()
     hold_little()
-    asyncio.run(_run(StoreWriter(store, shard=shard), root, poll_seconds))
+    asyncio.run(_run(StoreWriter(store, shard=shard, gather_seconds=_GATHER_SECONDS), root, poll_seconds))
 
 
 def check_shard(store: Path, shard: Shard) -> None:

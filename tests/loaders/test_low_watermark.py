@@ -1,17 +1,20 @@
 """Rows that their source confirms without a change neither expire nor look old; all others do."""
 
+import gc
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from engine import FeatureStore
-from engine.catalog import LowWatermark
+from engine.catalog import LowWatermark, Origin
 from engine.explain import explain
 from engine.export_root import ExportRoot
 from engine.kernels.gathering import Status
 from loaders.apply import roll_back
 from loaders.compaction import fold, merge_overlays
+from loaders.load import Silence, catch_up
 from loaders.push import push_rows
 from loaders.store_writer import StoreWriter
 from tests.stores import TIMESTAMP, Row, falsify, load, publish_delta, publish_snapshot, schema
@@ -127,10 +130,10 @@ def test_a_rollback_restores_the_low_watermark(root: ExportRoot, store: Path) ->
     publish_delta(root, VIEW, [], low_watermark=ago(1))
     publish_snapshot(root, VIEW, [row("d1", 1)], low_watermark=ago(0.5))
     load(store, root)
-    assert _low_watermark(store) == LowWatermark(at=ago(0.5), set_by={"kind": "snapshot", "seq": 3, "id": _id(root, 3)})
+    assert _low_watermark(store) == LowWatermark(at=ago(0.5), set_by=_snapshot(root, 3))
     with StoreWriter(store) as writer:
         roll_back(writer, "doc", first.snapshot_id)
-    assert _low_watermark(store) == LowWatermark(at=ago(7), set_by={"kind": "snapshot", "seq": 1, "id": _id(root, 1)})
+    assert _low_watermark(store) == LowWatermark(at=ago(7), set_by=_snapshot(root, 1))
     assert statuses(store, "d1") == [TOO_OLD]
 
 
@@ -145,6 +148,7 @@ def test_the_entry_that_set_the_low_watermark_is_known_and_stays(root: ExportRoo
     (newest, _), (of_behind,) = explain(store, version, "doc", {"doc_id": ["d1", "behind"]})
     assert (newest.own_age, of_behind.own_age) == (False, True)
     assert of_behind.event_time == ago(9)
+    del version
     # A publisher that knows none, as those of format 1, takes it away: nobody knows what it shipped.
     falsify(root, publish_delta(root, VIEW, [row("d2", 0.5)]), format_version=1)
     load(store, root)
@@ -152,9 +156,26 @@ def test_the_entry_that_set_the_low_watermark_is_known_and_stays(root: ExportRoo
     assert statuses(store, "d2", "d3") == [PRESENT, TOO_OLD]
 
 
+def test_heartbeats_of_many_views_are_one_commit(tmp_path: Path, store: Path) -> None:
+    root, names = ExportRoot(tmp_path / "root"), [f"view{number}" for number in range(12)]
+    views = [schema(name, n="int64") for name in names]
+    for view in views:
+        publish_snapshot(root, view, [{f"{view.name}_id": "a", "n": 1}], low_watermark=ago(7))
+    load(store, root)
+    before = FeatureStore.open(store).version().id
+    gc.collect()
+    for view in views:
+        publish_delta(root, view, [], low_watermark=ago(1))
+    with StoreWriter(store, gather_seconds=0.5) as writer, ThreadPoolExecutor(len(names)) as threads:
+        list(threads.map(lambda name: catch_up(writer, root, name, Silence()), names))
+        version = writer.version()
+        assert version.id == before + 1
+        assert {version.applied_seq(name) for name in names} == {2}
+
+
 def _low_watermark(store: Path) -> LowWatermark | None:
     return FeatureStore.open(store).version().view("doc").record.low_watermark
 
 
-def _id(root: ExportRoot, seq: int) -> str:
-    return root.entry("doc", seq).id
+def _snapshot(root: ExportRoot, seq: int) -> Origin:
+    return Origin(kind="snapshot", seq=seq, id=root.entry("doc", seq).id)
