@@ -63,7 +63,8 @@ def load_snapshot(
         return kept.rows
     builder, base = build_base(writer, root, manifest, progress)
     with writer.changing(view):
-        pushed = retained(writer.readable(view), builder.segment(base), manifest.view)
+        removals = writer.is_pushed_to(view)
+        pushed = retained(writer.readable(view), builder.segment(base), manifest.view, removals=removals)
 
         def swap(record: ViewRecord | None) -> ViewRecord:
             builder.complete()
@@ -77,7 +78,8 @@ def _take_kept(writer: StoreWriter, manifest: Manifest, base: SegmentRecord) -> 
     """Go to the base that a snapshot became before, and that was kept."""
     view = manifest.view.name
     with writer.changing(view):
-        pushed = retained(writer.readable(view), read_generation(writer.store, base), manifest.view)
+        segment, removals = read_generation(writer.store, base), writer.is_pushed_to(view)
+        pushed = retained(writer.readable(view), segment, manifest.view, removals=removals)
         writer.commit_view(view, lambda record: _on_base(writer, manifest, base, record, pushed), pushed)
 
 
@@ -111,8 +113,9 @@ def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> tu
     the store holds.
 
     A row with an older event time than the one in the store stays out: the newest event time wins, then the newest seq.
-    A key that vanished has no row in the store, however late it comes back: a tombstone is forgotten once it is folded,
-    and what is served must not depend on when that is.
+    A key that the log removed may come back with any event time: a tombstone of the log is forgotten when the next
+    snapshot or fold comes, or remembered against pushed rows only (`loaders.retention`). What is published must be
+    served the same by all replicas.
 
     Raises:
         SchemaChangeRefused: the schema does not succeed the store's.
@@ -260,7 +263,7 @@ def _delta_chunks(
 
 
 def _without_late_rows(batch: pa.RecordBatch, version: ViewVersion) -> pa.RecordBatch:
-    on_time = event_times(batch) >= stored_event_times(version, key_hashes(batch))
+    on_time = event_times(batch) >= stored_event_times(version, key_hashes(batch), of_pushes=False)
     return batch if on_time.all() else batch.filter(pa.array(on_time))
 
 
@@ -275,18 +278,21 @@ def event_times(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
     return times
 
 
-def stored_event_times(version: ViewVersion, keys: Hashes) -> npt.NDArray[np.int64]:
-    """int64[keys], the event time that a row must have at least to take the place of what a view has of each key."""
+def stored_event_times(version: ViewVersion, keys: Hashes, *, of_pushes: bool) -> npt.NDArray[np.int64]:
+    """int64[keys], the event time that a row must have at least to take the place of what a view has of each key; of
+    pushed rows, or of published ones, for which the tombstones of the log do not count."""
     stored = np.empty(keys.shape[1], np.int64)
-    event_times_at(find_rows(version, keys).address, stored)
+    event_times_at(find_rows(version, keys).address, of_pushes, stored)
     return stored
 
 
 @njit(nogil=True, cache=True)
-def event_times_at(address: Any, event_time: Any) -> None:
+def event_times_at(address: Any, all_tombstones: bool, event_time: Any) -> None:
     """Write the event time that a later row must have at least to replace the row at an address: NO_EVENT_TIME if any
-    will do, because there is no row, or a tombstone that was not pushed, which a fold forgets."""
+    will do, because there is no row, or a tombstone that was not pushed, unless all tombstones count."""
     for row in range(address.size):
         event_time[row] = _ANY_TIME
-        if address[row] != finding.NOT_FOUND and load_u8(address[row] + ROW_PRESENCE) & ROW_STATE != TOMBSTONE:
+        if address[row] == finding.NOT_FOUND:
+            continue
+        if all_tombstones or load_u8(address[row] + ROW_PRESENCE) & ROW_STATE != TOMBSTONE:
             event_time[row] = load_i64(address[row] + ROW_EVENT_TIME)

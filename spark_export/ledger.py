@@ -24,6 +24,7 @@ from pyspark.sql import functions as F
 
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
+from engine.removals import removals_kept
 from spark_export.hashes import key_hashes, row_hash
 from spark_export.instants import from_micros, instant
 from spark_export.source import spark_type
@@ -38,9 +39,6 @@ _SHIPPED = "__shipped"
 _FLAW = "__flaw"
 _RANK = "__rank"
 _MICROSECOND = timedelta(microseconds=1)
-
-_GONE_KEYS_KEPT = timedelta(days=30)
-"""How old, in event time, a vanished key without a TTL gets before the state forgets it."""
 
 
 class Verdict(StrEnum):
@@ -135,8 +133,7 @@ def ledger_columns(view: ViewDefinition) -> str:
 
 def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int) -> DataFrame:
     """The columns of an earlier run's ledger that say what was shipped, one row for each key."""
-    kept = view.ttl or _GONE_KEYS_KEPT
-    is_remembered = F.col(EVENT_TIMESTAMP) >= instant(run_time - kept // _MICROSECOND)
+    is_remembered = F.col(EVENT_TIMESTAMP) >= instant(run_time - removals_kept(view.ttl) // _MICROSECOND)
     ledger = ledger.where(F.col(VERDICT) != Verdict.DUPLICATE)
     return ledger.where(F.col(ROW_HASH).isNotNull() | is_remembered).drop(SEEN, VERDICT)
 
