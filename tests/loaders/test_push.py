@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine import FeatureStore
-from engine.errors import PushInvalid, SchemaChangeRefused, UnknownFeature
+from engine.errors import IdempotencyKeyReused, PushInvalid, SchemaChangeRefused, UnknownFeature
 from engine.export_root import ExportRoot
 from engine.pushed_rows import deleted_rows, pushed_rows
 from engine.removals import REMOVALS_KEPT
@@ -58,7 +58,8 @@ def pushed(writer: StoreWriter, *orders: list[Row]) -> list[Pushed]:
     for rows in orders:
         of = [pushed_rows if set(FEATURES) & set(row) else deleted_rows for row in rows]
         pushes.append(Push([make(version, columns([row]), now=NOW) for make, row in zip(of, rows, strict=True)]))
-    return push(writer, "doc", pushes)
+    answers = push(writer, "doc", pushes)
+    return [answer for answer in answers if isinstance(answer, Pushed)]
 
 
 def columns(rows: list[Row]) -> dict[str, list[Any]]:
@@ -292,11 +293,58 @@ def test_the_same_id_twice_in_a_group_counts_once(writer: StoreWriter) -> None:
     assert a_of(writer, 1) == [5]
 
 
+def test_an_id_with_other_content_is_refused_and_the_rest_of_its_group_applied(writer: StoreWriter) -> None:
+    version = writer.version().view("doc")
+
+    def order(key: int, value: int, request_id: str | None, content: bytes) -> Push:
+        return Push([pushed_rows(version, {"doc_id": [key], "a": [value]}, now=at(1))], request_id, content)
+
+    group = [order(1, 5, "x", b"five"), order(1, 6, "x", b"six"), order(2, 7, None, b""), order(1, 5, "x", b"five")]
+    first, other, without, again = push(writer, "doc", group)
+    assert isinstance(first, Pushed)
+    assert isinstance(without, Pushed)
+    assert isinstance(other, IdempotencyKeyReused)
+    assert again == first
+    assert a_of(writer, 1, 2) == [5, 7]
+    (later,) = push(writer, "doc", [order(1, 6, "x", b"six")])
+    assert isinstance(later, IdempotencyKeyReused)
+    assert later.http_status == 422
+    writer.close()
+    with StoreWriter(writer.store) as another:
+        (restarted,) = push(another, "doc", [order(1, 6, "x", b"six")])
+        assert isinstance(restarted, IdempotencyKeyReused)
+
+
+def test_an_id_with_other_rows_is_refused_in_process(writer: StoreWriter) -> None:
+    rows = {"doc_id": [1], "a": [5], "vector": [[1.0, 2.0]]}
+    first = push_rows(writer, "doc", rows, deletes={"doc_id": [2]}, request_id="x")
+    assert push_rows(writer, "doc", rows, deletes={"doc_id": [2]}, request_id="x").applied == first.applied
+    for other in (rows | {"a": [6]}, rows | {"event_timestamp": [at(0)]}):
+        with pytest.raises(IdempotencyKeyReused, match="'x' was used for a push to view 'doc'"):
+            push_rows(writer, "doc", other, deletes={"doc_id": [2]}, request_id="x")
+    with pytest.raises(IdempotencyKeyReused):
+        push_rows(writer, "doc", rows, deletes={"doc_id": [3]}, request_id="x")
+    assert a_of(writer, 1, 2, 3) == [5, None, 3]
+
+
+def test_an_id_that_was_written_without_its_content_is_taken_for_a_repetition(writer: StoreWriter) -> None:
+    """Version 0.1.0 wrote none, and reads values of 24 bytes alone."""
+    version = writer.version().view("doc")
+    rows = [pushed_rows(version, {"doc_id": [1], "a": [5]}, now=at(1))]
+    first = push(writer, "doc", [Push(rows, "old")])
+    assert push(writer, "doc", [Push(rows, "old", b"content")]) == first
+    push(writer, "doc", [Push(rows, "new", b"content")])
+    with writer._live.env.begin() as transaction:
+        entries = {bytes(key): bytes(value) for key, value in transaction.cursor(db=writer._live.requests)}
+    assert sorted(key[:1] for key in entries) == [b"i", b"i", b"t", b"t"]
+    assert {len(value) for key, value in entries.items() if key.startswith(b"i")} == {24}
+
+
 def test_old_ids_are_forgotten(writer: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_log, "MOST_REMEMBERED", 10)
     for number in range(30):
         push_rows(writer, "doc", {"doc_id": [1], "a": [number]}, request_id=f"{number}")
-    known = [number for number in range(30) if writer.requests.applied("doc", f"{number}")]
+    known = [number for number in range(30) if writer.requests.known("doc", f"{number}")]
     assert known[-10:] == list(range(20, 30))
     assert len(known) <= 12
 
