@@ -22,6 +22,7 @@ from engine.lookup import find_rows
 from engine.manifest import EVENT_TIMESTAMP, Manifest
 from engine.manifest import TOMBSTONE as TOMBSTONE_COLUMN
 from engine.reading import read_generation
+from engine.segment import Segment
 from engine.version import ViewVersion
 from loaders.generation import (
     GenerationBuilder,
@@ -31,7 +32,7 @@ from loaders.generation import (
     encode_published,
 )
 from loaders.published_rows import EntryReader, RowGroup
-from loaders.retention import retained
+from loaders.retention import Ahead, decided_ahead, retained
 from loaders.segment_writer import ChunkBuilder
 from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
 
@@ -62,9 +63,10 @@ def load_snapshot(
         _take_kept(writer, manifest, kept)
         return kept.rows
     builder, base = build_base(writer, root, manifest, progress)
+    segment = builder.segment(base)
+    ahead = _decided_ahead(writer, manifest, segment)
     with writer.changing(view):
-        removals = writer.is_pushed_to(view)
-        pushed = retained(writer.readable(view), builder.segment(base), manifest.view, removals=removals)
+        pushed = _retained(writer, manifest, segment, ahead)
 
         def swap(record: ViewRecord | None) -> ViewRecord:
             builder.complete()
@@ -77,10 +79,21 @@ def load_snapshot(
 def _take_kept(writer: StoreWriter, manifest: Manifest, base: SegmentRecord) -> None:
     """Go to the base that a snapshot became before, and that was kept."""
     view = manifest.view.name
+    segment = read_generation(writer.store, base)
+    ahead = _decided_ahead(writer, manifest, segment)
     with writer.changing(view):
-        segment, removals = read_generation(writer.store, base), writer.is_pushed_to(view)
-        pushed = retained(writer.readable(view), segment, manifest.view, removals=removals)
+        pushed = _retained(writer, manifest, segment, ahead)
         writer.commit_view(view, lambda record: _on_base(writer, manifest, base, record, pushed), pushed)
+
+
+def _decided_ahead(writer: StoreWriter, manifest: Manifest, base: Segment) -> Ahead | None:
+    view = manifest.view.name
+    return decided_ahead(writer.readable(view), base, manifest.view, removals=writer.is_pushed_to(view))
+
+
+def _retained(writer: StoreWriter, manifest: Manifest, base: Segment, ahead: Ahead | None) -> NewOverlay | None:
+    view = manifest.view.name
+    return retained(writer.readable(view), base, manifest.view, removals=writer.is_pushed_to(view), ahead=ahead)
 
 
 def build_base(

@@ -8,6 +8,7 @@ says.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,8 +39,32 @@ _FURTHEST_AHEAD = timedelta(days=1)
 _Int64s = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What of a view's base would stay over another, decided before the view's lock is taken: going through a large
+    base takes seconds, in which no push could be applied."""
+
+    base_id: str
+    removals: bool
+    segments: tuple[Segment, ...]
+
+
+def decided_ahead(version: ViewVersion | None, base: Segment, schema: ViewSchema, *, removals: bool) -> Ahead | None:
+    """Decide about the rows of a view's own base; the arguments are those of `retained`."""
+    if version is None or not _is_whole(version) or not (removals or version.record.base.pushed):
+        return None
+    alone = ViewVersion(version.record, version.segments[-1:], version.transaction)
+    stays = retained(alone, base, schema, removals=removals)
+    return Ahead(version.record.base.id, removals, (stays.segment(),) if stays else ())
+
+
 def retained(
-    version: ViewVersion | None, base: Segment, schema: ViewSchema, *, removals: bool = False
+    version: ViewVersion | None,
+    base: Segment,
+    schema: ViewSchema,
+    *,
+    removals: bool = False,
+    ahead: Ahead | None = None,
 ) -> NewOverlay | None:
     """What stays of a view when `base` takes the place of all that it has; None if nothing does.
 
@@ -49,14 +74,19 @@ def retained(
 
     Args:
         removals: whether the view moves on along a log, and keys that the base no longer has are to be remembered.
+        ahead: what was decided about the view's base, if it has the same base still.
     """
     if version is None or version.record.view_schema.join_keys != schema.join_keys:
         return None
-    with_pushes = [number for number, segment in enumerate(version.segments) if segment.record.pushed]
-    if not with_pushes and not removals:
+    segments = list(version.segments)
+    if ahead and _is_whole(version) and (ahead.base_id, ahead.removals) == (version.record.base.id, removals):
+        segments[-1:] = ahead.segments
+    with_pushes = [number for number, segment in enumerate(segments) if segment.record.pushed]
+    if not removals:
+        # An older segment decides nothing about the rows of newer ones.
+        segments = segments[: with_pushes[-1] + 1] if with_pushes else []
+    if not segments:
         return None
-    # An older segment decides nothing about the rows of newer ones.
-    segments = version.segments if removals else version.segments[: with_pushes[-1] + 1]
     chunks, starts = chunk_table([base])
     oldest_row = _NO_ROW if schema.ttl is None else _now() - schema.ttl // _MICROSECOND
     window = _window(schema, removals=removals)
@@ -79,6 +109,11 @@ def retained(
         last_entry=base.record.last_entry,
         watermark=version.record.watermark,
     )
+
+
+def _is_whole(version: ViewVersion) -> bool:
+    """Whether all of a view can be read, so that its last segment is its base."""
+    return len(version.segments) == 1 + len(version.record.overlays)
 
 
 def fates_in_fold(writer: StoreWriter, version: ViewVersion) -> Fates:

@@ -19,7 +19,7 @@ from engine.errors import IdempotencyKeyReused, PushInvalid, SchemaChangeRefused
 from engine.export_root import ExportRoot
 from engine.pushed_rows import deleted_rows, pushed_rows
 from engine.removals import REMOVALS_KEPT
-from loaders import request_log
+from loaders import apply, request_log
 from loaders.apply import follow_again, roll_back
 from loaders.compaction import MAX_OVERLAYS, fold, merge_overlays
 from loaders.definition import define_view, drop_view
@@ -444,6 +444,39 @@ def test_a_late_push_does_not_bring_back_a_key_that_was_removed(writer: StoreWri
     assert newer.applied == Applied(rows=1, superseded=0)
     assert a_of(writer, 1) == [6]
     writer.close()
+
+
+@pytest.mark.parametrize("meanwhile", ["push", "deletion", "fold", "first push"])
+def test_what_comes_while_a_snapshot_takes_over(
+    writer: StoreWriter, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """What stays of the old base is decided before the view's lock is taken."""
+    root, decide = ExportRoot(writer.store.parent / "root"), apply.decided_ahead
+    stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 1, TIMESTAMP: at(1)}, {"doc_id": 2, "a": 2}])
+    catch_up(writer, root, "doc", stores.Silence())
+    if meanwhile != "first push":
+        push_rows(writer, "doc", {"doc_id": [OTHER_KEY, 3], "a": [1, 3], "event_timestamp": [at(0), at(3)]})
+        assert fold(writer, "doc")
+
+    def decided_ahead(*given: Any, **how: Any) -> Any:
+        decided = decide(*given, **how)
+        if meanwhile in ("push", "first push"):
+            push_rows(writer, "doc", {"doc_id": [1, 3], "a": [5, 5], "event_timestamp": [at(5), at(5)]})
+        elif meanwhile == "deletion":
+            push_rows(writer, "doc", deletes={"doc_id": [1, 3], "event_timestamp": [at(5), at(5)]})
+        else:
+            push_rows(writer, "doc", {"doc_id": [3], "a": [5], "event_timestamp": [at(5)]})
+            assert fold(writer, "doc")
+        return decided
+
+    monkeypatch.setattr(apply, "decided_ahead", decided_ahead)
+    stores.publish_snapshot(root, VIEW, [{"doc_id": 2, "a": 20, TIMESTAMP: at(2)}])
+    catch_up(writer, root, "doc", stores.Silence())
+    expected = {"push": [5, 20, 5], "first push": [5, 20, 5], "deletion": [None, 20, None], "fold": [None, 20, 5]}
+    assert a_of(writer, 1, 2, 3) == expected[meanwhile]
+    late = push_rows(writer, "doc", {"doc_id": [1, 3], "a": [9, 9], "event_timestamp": [at(0), at(4)]})
+    assert late.applied.superseded == 2
+    assert a_of(writer, 1, 2, 3) == expected[meanwhile]
 
 
 def test_removed_keys_are_forgotten_when_they_are_old(writer: StoreWriter) -> None:
