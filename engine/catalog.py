@@ -18,6 +18,7 @@ _STORE_KEY = b"store"
 _SERVICES_KEY = b"services"
 _VIEW_PREFIX = b"view:"
 _TROUBLE_PREFIX = b"trouble:"
+_PUSHED_TO_PREFIX = b"pushed-to:"
 
 
 class _Record(BaseModel):
@@ -162,8 +163,9 @@ def write_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str, rec
 
 
 def delete_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str) -> None:
-    """Remove one view's record."""
+    """Remove one view's record, and the note that rows were pushed to it."""
     transaction.delete(_VIEW_PREFIX + name.encode(), db=db)
+    transaction.delete(_PUSHED_TO_PREFIX + name.encode(), db=db)
 
 
 def write_trouble(transaction: lmdb.Transaction, db: lmdb._Database, view: str, trouble: Trouble | None) -> None:
@@ -172,6 +174,16 @@ def write_trouble(transaction: lmdb.Transaction, db: lmdb._Database, view: str, 
         transaction.delete(_TROUBLE_PREFIX + view.encode(), db=db)
     else:
         transaction.put(_TROUBLE_PREFIX + view.encode(), _encode(trouble), db=db)
+
+
+def note_pushed_to(transaction: lmdb.Transaction, db: lmdb._Database, view: str) -> None:
+    """Note that rows were pushed to a view: beside its record, in which older versions of Shoal take no new member."""
+    transaction.put(_PUSHED_TO_PREFIX + view.encode(), b"", db=db, overwrite=False)
+
+
+def is_pushed_to(transaction: lmdb.Transaction, db: lmdb._Database, view: str) -> bool:
+    """Whether rows were ever pushed to a view."""
+    return transaction.get(_PUSHED_TO_PREFIX + view.encode(), db=db) is not None
 
 
 def write_services(transaction: lmdb.Transaction, db: lmdb._Database, services: tuple[FeatureService, ...]) -> None:

@@ -1,7 +1,8 @@
 """The writer's control socket: where it is, how to bind it, and the client that asks the writer for something.
 
     POST   /reload      {"view": str | null, "snapshot": str | null, "accept_schema_change": bool} -> {"views": [...]}
-    POST   /push?view=  rows as `engine.pushed_rows` encodes them -> {"rows": int, "superseded": int, "version": int}
+    POST   /push?view=  rows as `engine.pushed_rows` encodes them -> {"rows": int, "superseded": int, "version": int};
+                        in headers, the request's id and the digest of what the client sent
     PUT    /views       a view's schema: it is defined, or changed to it
     DELETE /views/NAME  the view is dropped
     GET    /status      -> a document about the writer
@@ -45,6 +46,9 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 REQUEST_ID_HEADER = "Idempotency-Key"
 """By this a push that comes again is known."""
+
+CONTENT_HEADER = "X-Shoal-Content"
+"""The digest of what a client pushed, in hexadecimal digits: by this another push under the same id is known."""
 
 
 def writer_socket_path(store: Path) -> Path:
@@ -177,15 +181,21 @@ class WriterClient:
         body = {"view": view, "snapshot": snapshot, "accept_schema_change": accept_schema_change}
         return await self._ask("POST", "/reload", _RELOAD_SECONDS, orjson.dumps(body))
 
-    async def push(self, view: str, rows: Sequence[pa.RecordBatch], request_id: str | None = None) -> dict[str, Any]:
+    async def push(
+        self, view: str, rows: Sequence[pa.RecordBatch], request_id: str | None = None, content: bytes = b""
+    ) -> dict[str, Any]:
         """Have rows, as `engine.pushed_rows` makes them, written to a view; they are on the disk when this returns.
+
+        Args:
+            request_id: by this the push is known if it comes again.
+            content: a digest of what the client sent, by which another push under the same id is known.
 
         Raises:
             WriterUnavailable: no writer answers; whether it wrote the rows is not known.
             ShoalError: the writer's own error, of the class that it met.
         """
         # By its id a push is not applied twice that was sent again because it had no answer.
-        headers = {REQUEST_ID_HEADER: request_id} if request_id else {}
+        headers = {REQUEST_ID_HEADER: request_id, CONTENT_HEADER: content.hex()} if request_id else {}
         body, path = encode_rows(rows), f"/push?view={quote(view)}"
         deadline = time.monotonic() + self._patience
         while True:

@@ -334,6 +334,12 @@ class PushSourceUnknown(PushInvalid):
     http_status = 422
 
 
+class IdempotencyKeyReused(PushInvalid):
+    """A push has the Idempotency-Key of an earlier one to its view, and other content."""
+
+    http_status = 422
+
+
 class PushesFull(ShoalError):
     """More pushed rows wait to be written than the server holds."""
 

@@ -22,6 +22,7 @@ from engine.lookup import find_rows
 from engine.manifest import EVENT_TIMESTAMP, Manifest
 from engine.manifest import TOMBSTONE as TOMBSTONE_COLUMN
 from engine.reading import read_generation
+from engine.segment import Segment
 from engine.version import ViewVersion
 from loaders.generation import (
     GenerationBuilder,
@@ -32,7 +33,7 @@ from loaders.generation import (
 )
 from loaders.low_watermark import low_watermark_at
 from loaders.published_rows import EntryReader, RowGroup
-from loaders.retention import retained
+from loaders.retention import Ahead, decided_ahead, retained
 from loaders.segment_writer import ChunkBuilder
 from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
 
@@ -63,8 +64,10 @@ def load_snapshot(
         _take_kept(writer, manifest, kept)
         return kept.rows
     builder, base = build_base(writer, root, manifest, progress)
+    segment = builder.segment(base)
+    ahead = _decided_ahead(writer, manifest, segment)
     with writer.changing(view):
-        pushed = retained(writer.readable(view), builder.segment(base), manifest.view)
+        pushed = _retained(writer, manifest, segment, ahead)
 
         def swap(record: ViewRecord | None) -> ViewRecord:
             builder.complete()
@@ -77,9 +80,21 @@ def load_snapshot(
 def _take_kept(writer: StoreWriter, manifest: Manifest, base: SegmentRecord) -> None:
     """Go to the base that a snapshot became before, and that was kept."""
     view = manifest.view.name
+    segment = read_generation(writer.store, base)
+    ahead = _decided_ahead(writer, manifest, segment)
     with writer.changing(view):
-        pushed = retained(writer.readable(view), read_generation(writer.store, base), manifest.view)
+        pushed = _retained(writer, manifest, segment, ahead)
         writer.commit_view(view, lambda record: _on_base(writer, manifest, base, record, pushed), pushed)
+
+
+def _decided_ahead(writer: StoreWriter, manifest: Manifest, base: Segment) -> Ahead | None:
+    view = manifest.view.name
+    return decided_ahead(writer.readable(view), base, manifest.view, removals=writer.is_pushed_to(view))
+
+
+def _retained(writer: StoreWriter, manifest: Manifest, base: Segment, ahead: Ahead | None) -> NewOverlay | None:
+    view = manifest.view.name
+    return retained(writer.readable(view), base, manifest.view, removals=writer.is_pushed_to(view), ahead=ahead)
 
 
 def build_base(
@@ -113,8 +128,9 @@ def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> tu
     the store holds.
 
     A row with an older event time than the one in the store stays out: the newest event time wins, then the newest seq.
-    A key that vanished has no row in the store, however late it comes back: a tombstone is forgotten once it is folded,
-    and what is served must not depend on when that is.
+    A key that the log removed may come back with any event time: a tombstone of the log is forgotten when the next
+    snapshot or fold comes, or remembered against pushed rows only (`loaders.retention`). What is published must be
+    served the same by all replicas.
 
     Raises:
         SchemaChangeRefused: the schema does not succeed the store's.
@@ -285,7 +301,7 @@ def _delta_chunks(
 
 
 def _without_late_rows(batch: pa.RecordBatch, version: ViewVersion) -> pa.RecordBatch:
-    on_time = event_times(batch) >= stored_event_times(version, key_hashes(batch))
+    on_time = event_times(batch) >= stored_event_times(version, key_hashes(batch), of_pushes=False)
     return batch if on_time.all() else batch.filter(pa.array(on_time))
 
 
@@ -300,18 +316,21 @@ def event_times(rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
     return times
 
 
-def stored_event_times(version: ViewVersion, keys: Hashes) -> npt.NDArray[np.int64]:
-    """int64[keys], the event time that a row must have at least to take the place of what a view has of each key."""
+def stored_event_times(version: ViewVersion, keys: Hashes, *, of_pushes: bool) -> npt.NDArray[np.int64]:
+    """int64[keys], the event time that a row must have at least to take the place of what a view has of each key; of
+    pushed rows, or of published ones, for which the tombstones of the log do not count."""
     stored = np.empty(keys.shape[1], np.int64)
-    event_times_at(find_rows(version, keys).address, stored)
+    event_times_at(find_rows(version, keys).address, of_pushes, stored)
     return stored
 
 
 @njit(nogil=True, cache=True)
-def event_times_at(address: Any, event_time: Any) -> None:
+def event_times_at(address: Any, all_tombstones: bool, event_time: Any) -> None:
     """Write the event time that a later row must have at least to replace the row at an address: NO_EVENT_TIME if any
-    will do, because there is no row, or a tombstone that was not pushed, which a fold forgets."""
+    will do, because there is no row, or a tombstone that was not pushed, unless all tombstones count."""
     for row in range(address.size):
         event_time[row] = _ANY_TIME
-        if address[row] != finding.NOT_FOUND and load_u8(address[row] + ROW_PRESENCE) & ROW_STATE != TOMBSTONE:
+        if address[row] == finding.NOT_FOUND:
+            continue
+        if all_tombstones or load_u8(address[row] + ROW_PRESENCE) & ROW_STATE != TOMBSTONE:
             event_time[row] = event_time_of(address[row])

@@ -12,6 +12,7 @@ from engine.schema import ViewSchema
 from engine.segment import Segment
 from loaders.generation import CHUNK_BYTES, GenerationBuilder, fold_id, is_fold
 from loaders.merge import Merge
+from loaders.retention import fates_in_fold
 from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
 
 TIER_GROWTH = 4
@@ -37,7 +38,7 @@ def overlays_to_merge(overlays: Sequence[SegmentRecord]) -> int:
 def should_fold(record: ViewRecord) -> bool:
     """Whether a view's overlays have outgrown their share of its base."""
     changed = sum(overlay.rows + overlay.tombstones for overlay in record.overlays)
-    return changed > max(FOLD_LEAST_ROWS, FOLD_SHARE * record.base.rows)
+    return changed > max(FOLD_LEAST_ROWS, FOLD_SHARE * (record.base.rows + record.base.tombstones))
 
 
 def merge_overlays(writer: StoreWriter, view: str) -> bool:
@@ -65,7 +66,7 @@ def unfolded(overlays: Sequence[SegmentRecord], newest_folded: str | None) -> Se
 
 def merged(schema: ViewSchema, segments: Sequence[Segment]) -> NewOverlay:
     """Some of a view's segments, newest first, as one overlay."""
-    merge = Merge(segments, schema, drop_tombstones=False)
+    merge = Merge(segments, schema)
     newest, oldest = segments[0].record, segments[-1].record
     return seal_overlay(
         schema,
@@ -90,7 +91,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
             writer.folding[view] = record.overlays[0].id
     builder = GenerationBuilder(writer.store, view, fold_id(record.applied_seq))
     try:
-        merge = Merge(version.segments, record.view_schema, drop_tombstones=True)
+        merge = Merge(version.segments, record.view_schema, fates=fates_in_fold(writer, version))
         for chunk in merge.chunks(CHUNK_BYTES):
             builder.add(chunk)
             progress(chunk.rows)

@@ -5,6 +5,7 @@ rows come in the order of their hashes already; a merge goes through them once, 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,19 @@ _COLD_COLUMNS = 4
 
 _Int64s = npt.NDArray[np.int64]
 
+
+class Fate(IntEnum):
+    """What a merge does with the newest row of a key: one that is buried leaves a published tombstone of its event
+    time."""
+
+    LEFT_OUT = 0
+    KEPT = 1
+    BURIED = 2
+
+
+Fates = Callable[[_Int64s, _Int64s], npt.NDArray[np.uint8]]
+"""The Fate of each of some rows, by their first hashes and addresses, int64[rows] each."""
+
 MAX_ORIGINS = 1000
 """The catalog names so many origins of a segment; rows of older ones count as written by the oldest of these."""
 
@@ -60,7 +74,8 @@ class Merge:
     """A merge of segments, newest first, under a schema that all their schemas lead to.
 
     Args:
-        only: which of the newest rows are taken, by their first hashes and addresses, int64[rows] each; all by default.
+        fates: the Fate of each of the newest rows, by their first hashes and addresses, int64[rows] each; all are kept
+            by default.
     """
 
     def __init__(
@@ -68,13 +83,11 @@ class Merge:
         segments: Sequence[Segment],
         schema: ViewSchema,
         *,
-        drop_tombstones: bool,
-        only: Callable[[_Int64s, _Int64s], npt.NDArray[np.bool_]] | None = None,
+        fates: Fates | None = None,
     ) -> None:
         self.layout = RowLayout(schema)
         self._segments = segments
-        self._drop_tombstones = drop_tombstones
-        self._only = only
+        self._fates = fates
         self._chunks, self._starts = chunk_table(segments)
         chunks = [chunk for segment in segments for chunk in segment.chunks]
         self._all_chunks = chunks
@@ -95,9 +108,9 @@ class Merge:
         rows = sum(record.rows + record.tombstones for record in records)
         row_bytes = max(self.layout.stride + 8, sum(record.bytes for record in records) // max(rows, 1))
         for low, high in self._ranges(max(1, chunk_bytes // row_bytes)):
-            picked, chunk_of = self._pick(low, high)
+            picked, chunk_of, buried = self._pick(low, high)
             if picked.size:
-                yield self._copy(picked, chunk_of)
+                yield self._copy(picked, chunk_of, buried)
 
     def _ranges(self, rows_per_chunk: int) -> Iterator[tuple[int, int]]:
         """Ranges of first hashes, both ends included, that hold about so many rows each."""
@@ -107,8 +120,9 @@ class Merge:
         for low, after in zip([lowest, *bounds[1:]], [*bounds[1:], None], strict=True) if bounds else ():
             yield low, highest if after is None else after - 1
 
-    def _pick(self, low: int, high: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The addresses of the newest rows of a range of hashes, in order, and each one's chunk."""
+    def _pick(self, low: int, high: int) -> tuple[_Int64s, _Int64s, npt.NDArray[np.bool_]]:
+        """The addresses of the newest rows of a range of hashes that are not left out, in order; each one's chunk, and
+        whether it is buried."""
         hashes, addresses, chunk_of, ends = [], [], [], [0]
         for segment in range(len(self._segments)):
             for number in range(self._starts[segment], self._starts[segment + 1]):
@@ -123,19 +137,22 @@ class Merge:
         address = np.concatenate(addresses)
         picked = np.empty(address.size, np.int64)
         first = np.concatenate(hashes)
-        count = pick_newest(first, address, np.array(ends, np.int64), self._drop_tombstones, picked)
+        count = pick_newest(first, address, np.array(ends, np.int64), picked)
         picked = picked[:count]
-        if self._only is not None:
-            picked = picked[self._only(first[picked], address[picked])]
-        return address[picked], np.concatenate(chunk_of)[picked]
+        buried = np.zeros(count, np.bool_)
+        if self._fates is not None:
+            fates = self._fates(first[picked], address[picked])
+            stays = fates != Fate.LEFT_OUT
+            picked, buried = picked[stays], fates[stays] == Fate.BURIED
+        return address[picked], np.concatenate(chunk_of)[picked], buried
 
-    def _copy(self, address: npt.NDArray[np.int64], chunk_of: npt.NDArray[np.int64]) -> ChunkBuilder:
+    def _copy(self, address: _Int64s, chunk_of: _Int64s, buried: npt.NDArray[np.bool_]) -> ChunkBuilder:
         builder = ChunkBuilder(self.layout, address.size, with_origins=len(self.origins) > 1)
         for chunk_number in np.unique(chunk_of):
             chunk, mine = self._all_chunks[chunk_number], chunk_of == chunk_number
             rows = (address[mine] - (chunk.address + chunk.header.row_data)) // chunk.header.stride
             builder.hashes[mine] = chunk.hashes[rows]
-        heap_bytes, key_bytes = measure_rows(address, chunk_of, self._chunks, self._cold, self._program)
+        heap_bytes, key_bytes = measure_rows(address, chunk_of, buried, self._chunks, self._cold, self._program)
         if heap_bytes == MISFIT or np.any(builder.hashes[1:] < builder.hashes[:-1]):
             raise self._damaged()
         heap_before = builder.heap_size
@@ -143,6 +160,7 @@ class Merge:
         copy_rows(
             address,
             chunk_of,
+            buried,
             self._chunks,
             self._cold,
             self._program,
@@ -179,18 +197,16 @@ def _joint_origins(segments: Sequence[Segment]) -> tuple[tuple[Origin, ...], npt
 
 
 @njit(nogil=True, cache=True)
-def pick_newest(hashes: Any, address: Any, ends: Any, drop_tombstones: bool, picked: Any) -> int:
+def pick_newest(hashes: Any, address: Any, ends: Any, picked: Any) -> int:
     """Merge runs of rows, each ascending by (first hash, second hash); of equal keys the first run's row wins.
 
     Args:
         hashes, address: int64[rows], first hash and address of each row, run after run, newest run first.
         ends: int64[runs + 1], where each run begins; the last is the number of rows.
-        drop_tombstones: leave out keys whose newest row is a tombstone, unless it was pushed: that one is still to
-            hide the row of a later snapshot.
-        picked: int64[rows], becomes the positions of the rows that stay, in order.
+        picked: int64[rows], becomes the positions of the newest rows, in order.
 
     Returns:
-        How many stay.
+        How many there are.
     """
     runs = ends.size - 1
     heads = ends[:runs].copy()
@@ -205,9 +221,8 @@ def pick_newest(hashes: Any, address: Any, ends: Any, drop_tombstones: bool, pic
         if best < 0:
             return count
         winner = heads[best]
-        if not (drop_tombstones and load_u8(address[winner] + ROW_PRESENCE) & ROW_STATE == TOMBSTONE):
-            picked[count] = winner
-            count += 1
+        picked[count] = winner
+        count += 1
         second = load_i64(address[winner] + ROW_SECOND_HASH)
         for run in range(best, runs):
             head = heads[run]
@@ -232,12 +247,15 @@ def _key_bounds(row: int, chunk: int, chunks: Any, cold: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def measure_rows(address: Any, chunk_of: Any, chunks: Any, cold: Any, program: Any) -> Any:
-    """The bytes that rows have in the heap, and that their keys have; MISFIT if any of them are not in their chunk."""
+def measure_rows(address: Any, chunk_of: Any, buried: Any, chunks: Any, cold: Any, program: Any) -> Any:
+    """The bytes that rows have in the heap, and that their keys have; MISFIT if any of them are not in their chunk.
+    Those that are buried have none."""
     heap_bytes = 0
     key_bytes = 0
     for row in range(address.size):
         chunk = chunk_of[row]
+        if buried[row]:
+            continue
         start, end = _key_bounds(address[row], chunk, chunks, cold)
         if not start <= end <= cold[chunk, _KEYS_SIZE]:
             return MISFIT, 0
@@ -258,6 +276,7 @@ def measure_rows(address: Any, chunk_of: Any, chunks: Any, cold: Any, program: A
 def copy_rows(
     address: Any,
     chunk_of: Any,
+    buried: Any,
     chunks: Any,
     cold: Any,
     program: Any,
@@ -273,6 +292,7 @@ def copy_rows(
 
     Args:
         address, chunk_of: int64[rows], what to copy, in order.
+        buried: bool[rows], whether of a row only a published tombstone is copied.
         program: int64[segments, features, PROGRAM_COLUMNS], how each field is read.
         fields: int64[features, 2], each field's offset and width in the new layout.
         rows, stride: where the new rows go; they are zero.
@@ -285,12 +305,16 @@ def copy_rows(
         source = address[row]
         chunk = chunk_of[row]
         target = rows + stride * row
+        key_offsets[row + 1] = keys_used
+        store_i64(target + ROW_SECOND_HASH, load_i64(source + ROW_SECOND_HASH))
+        store_i64(target + ROW_EVENT_TIME, load_i64(source + ROW_EVENT_TIME))
+        if buried[row]:
+            store_u8(target + ROW_PRESENCE, TOMBSTONE)
+            continue
         start, end = _key_bounds(source, chunk, chunks, cold)
         copy_bytes(keys + keys_used, cold[chunk, _KEYS] + start, end - start)
         keys_used += end - start
         key_offsets[row + 1] = keys_used
-        store_i64(target + ROW_SECOND_HASH, load_i64(source + ROW_SECOND_HASH))
-        store_i64(target + ROW_EVENT_TIME, load_i64(source + ROW_EVENT_TIME))
         store_u8(target + ROW_PRESENCE, load_u8(source + ROW_PRESENCE) & ROW_STATE)
         instructions = program[chunks[chunk, SEGMENT]]
         for feature in range(instructions.shape[0]):

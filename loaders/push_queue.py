@@ -45,6 +45,7 @@ class PushQueue:
 
         Raises:
             PushesFull: too much waits already.
+            IdempotencyKeyReused: another push to the view was applied under its id.
             ShoalError: what `push` raises.
         """
         size = sum(batch.nbytes for batch in order.rows)

@@ -1,7 +1,12 @@
-"""The ids of pushes that were applied, and what was answered: a push that comes again is not applied again.
+"""The ids of pushes that were applied, what was answered, and a digest of what the client had sent: a push that comes
+again is not applied again, and another one under the same id is known to be another.
 
 They are written in the transaction that applies the push, so that whichever of the two a crash leaves, it leaves both.
 Old ones are forgotten as new ones come.
+
+In the database `requests`, `i` and a digest of view and id lead to the time (in ms) and the answer, and `t`, that time
+and the same digest to the digest of the content. The latter is empty if it is not known: version 0.1.0 wrote none, and
+must be able to read what stands here.
 """
 
 import struct
@@ -32,26 +37,39 @@ class Applied:
     superseded: int
 
 
+@dataclass(frozen=True)
+class Known:
+    """An earlier push: what became of it, and the digest of its content, empty if it is not known."""
+
+    applied: Applied
+    content: bytes
+
+
 class RequestLog:
     """The log of one store; `LiveEnvironment.requests` holds each id twice, by itself and by time."""
 
     def __init__(self, live: LiveEnvironment) -> None:
         self._live = live
 
-    def applied(self, view: str, request_id: str) -> Applied | None:
-        """What became of a push to a view, if it is known by its id."""
+    def known(self, view: str, request_id: str) -> Known | None:
+        """The push to a view that was applied under an id, if there was one."""
+        digest = _digest(view, request_id)
         with self._live.env.begin() as transaction:
-            value = transaction.get(_BY_ID + _digest(view, request_id), db=self._live.requests)
-        return Applied(*_ANSWER.unpack(value)[1:]) if value is not None else None
+            value = transaction.get(_BY_ID + digest, db=self._live.requests)
+            if value is None:
+                return None
+            time, rows, superseded = _ANSWER.unpack(value)
+            content = transaction.get(_BY_TIME + _TIME.pack(time) + digest, b"", db=self._live.requests)
+        return Known(Applied(rows, superseded), bytes(content))
 
-    def write(self, transaction: lmdb.Transaction, view: str, pushes: Mapping[str, Applied]) -> None:
+    def write(self, transaction: lmdb.Transaction, view: str, pushes: Mapping[str, Known]) -> None:
         """Remember pushes by their ids, and forget those that are too old or too many."""
         now = int(datetime.now(UTC).timestamp() * 1000)
-        for request_id, applied in pushes.items():
+        for request_id, known in pushes.items():
             digest = _digest(view, request_id)
-            value = _ANSWER.pack(now, applied.rows, applied.superseded)
+            value = _ANSWER.pack(now, known.applied.rows, known.applied.superseded)
             transaction.put(_BY_ID + digest, value, db=self._live.requests)
-            transaction.put(_BY_TIME + _TIME.pack(now) + digest, b"", db=self._live.requests)
+            transaction.put(_BY_TIME + _TIME.pack(now) + digest, known.content, db=self._live.requests)
         self._forget(transaction, now - REMEMBERED // timedelta(milliseconds=1))
 
     def _forget(self, transaction: lmdb.Transaction, before: int) -> None:

@@ -1,5 +1,14 @@
-"""What becomes of pushed rows when a view moves to another base: those that it does not supersede are laid over it."""
+"""What is remembered of a view beside what is published: pushed rows, when the view moves to another base, and keys
+that were removed, when it moves or is folded.
 
+A key that was removed is remembered by a tombstone, for `engine.removals.removals_kept`: a row that is pushed later and
+is older stays out. Those of pushed deletions hide published rows as well. Those of keys that the log removed, which are
+remembered once rows were pushed to the view, hide none: replicas that took other ways along the log agree on what it
+says.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -7,54 +16,94 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from engine.errors import StoreDamaged, StoreUnreadable
 from engine.kernels import finding
 from engine.kernels.gathering import NO_EVENT_TIME, event_time_of
 from engine.kernels.memory import load_i64, load_u8
-from engine.layout import PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, ROW_SECOND_HASH, ROW_STATE, TOMBSTONE
+from engine.layout import PUSHED, ROW_PRESENCE, ROW_SECOND_HASH, TOMBSTONE
+from engine.reading import read_generation
+from engine.removals import removals_kept
 from engine.schema import ViewSchema
 from engine.segment import Segment, chunk_table
 from engine.version import ViewVersion
-from loaders.generation import CHUNK_BYTES
-from loaders.merge import Merge
-from loaders.store_writer import NewOverlay, seal_overlay
+from loaders.generation import CHUNK_BYTES, is_fold
+from loaders.merge import Fate, Fates, Merge
+from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
 
 _NO_ROW = int(NO_EVENT_TIME)
+_LEFT_OUT, _KEPT, _BURIED = int(Fate.LEFT_OUT), int(Fate.KEPT), int(Fate.BURIED)
+_MICROSECOND = timedelta(microseconds=1)
+_FURTHEST_AHEAD = timedelta(days=1)
+"""A published event time that is further ahead of the clock is a mistake, and would never get too old."""
+
+_Int64s = npt.NDArray[np.int64]
 
 
-def retained(version: ViewVersion | None, base: Segment, schema: ViewSchema) -> NewOverlay | None:
-    """The pushed rows of a view that stay when `base` takes the place of all that it has; None if there are none.
+@dataclass(frozen=True)
+class Ahead:
+    """What of a view's base would stay over another, decided before the view's lock is taken: going through a large
+    base takes seconds, in which no push could be applied."""
+
+    base_id: str
+    removals: bool
+    segments: tuple[Segment, ...]
+
+
+def decided_ahead(version: ViewVersion | None, base: Segment, schema: ViewSchema, *, removals: bool) -> Ahead | None:
+    """Decide about the rows of a view's own base; the arguments are those of `retained`."""
+    if version is None or not _is_whole(version) or not (removals or version.record.base.pushed):
+        return None
+    alone = ViewVersion(version.record, version.segments[-1:], version.transaction)
+    stays = retained(alone, base, schema, removals=removals)
+    return Ahead(version.record.base.id, removals, (stays.segment(),) if stays else ())
+
+
+def retained(
+    version: ViewVersion | None,
+    base: Segment,
+    schema: ViewSchema,
+    *,
+    removals: bool = False,
+    ahead: Ahead | None = None,
+) -> NewOverlay | None:
+    """What stays of a view when `base` takes the place of all that it has; None if nothing does.
 
     A pushed row stays if it is newer than the base's row of its key, or the base has none, unless it has outlived the
-    view's time to live. A pushed tombstone stays if it hides an older row of the base. Where the join keys changed
-    nothing stays: such rows are of other keys.
+    view's time to live. A pushed tombstone stays if it hides an older row of the base, or the base has none and it is
+    not too old. Where the join keys changed nothing stays: such rows are of other keys.
+
+    Args:
+        removals: whether the view moves on along a log, and keys that the base no longer has are to be remembered.
+        ahead: what was decided about the view's base, if it has the same base still.
     """
     if version is None or version.record.view_schema.join_keys != schema.join_keys:
         return None
-    with_pushes = [number for number, segment in enumerate(version.segments) if segment.record.pushed]
-    if not with_pushes:
+    segments = list(version.segments)
+    if ahead and _is_whole(version) and (ahead.base_id, ahead.removals) == (version.record.base.id, removals):
+        segments[-1:] = ahead.segments
+    with_pushes = [number for number, segment in enumerate(segments) if segment.record.pushed]
+    if not removals:
+        # An older segment decides nothing about the rows of newer ones.
+        segments = segments[: with_pushes[-1] + 1] if with_pushes else []
+    if not segments:
         return None
-    # An older segment decides nothing about the rows of newer ones.
-    segments = version.segments[: with_pushes[-1] + 1]
     chunks, starts = chunk_table([base])
-    oldest = _NO_ROW if schema.ttl is None else _microseconds_now() - schema.ttl // timedelta(microseconds=1)
+    oldest_row = _NO_ROW if schema.ttl is None else _now() - schema.ttl // _MICROSECOND
+    window = _window(schema, removals=removals)
 
-    def outlives(first: npt.NDArray[np.int64], address: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        second = np.empty_like(first)
-        second_hashes(address, second)
-        in_base, chunk = np.empty_like(first), np.empty_like(first)
-        finding.find(first, second, chunks, starts, in_base, chunk)
-        stays = np.empty(first.size, np.bool_)
-        mark_outliving(address, in_base, oldest, stays)
-        return stays
+    def fates(first: _Int64s, address: _Int64s) -> npt.NDArray[np.uint8]:
+        fate = np.empty(first.size, np.uint8)
+        decide_over_base(address, _found(first, address, chunks, starts), oldest_row, *window, fate)
+        return fate
 
-    merge = Merge(segments, schema, drop_tombstones=False, only=outlives)
+    merge = Merge(segments, schema, fates=fates)
     builders = list(merge.chunks(CHUNK_BYTES))
     if not builders:
         return None
     return seal_overlay(
         schema,
         builders,
-        (),
+        merge.origins,
         first_seq=base.record.last_seq,
         last_seq=base.record.last_seq,
         last_entry=base.record.last_entry,
@@ -62,7 +111,61 @@ def retained(version: ViewVersion | None, base: Segment, schema: ViewSchema) -> 
     )
 
 
-def _microseconds_now() -> int:
+def _is_whole(version: ViewVersion) -> bool:
+    """Whether all of a view can be read, so that its last segment is its base."""
+    return len(version.segments) == 1 + len(version.record.overlays)
+
+
+def fates_in_fold(writer: StoreWriter, version: ViewVersion) -> Fates:
+    """Which rows a fold of a view takes over: all but the tombstones that need not be remembered.
+
+    A pushed tombstone that is too old stays while a snapshot on this node has a row of its key: the next snapshot is
+    likely to have that row, too. Where rows have a time to live it would not be served.
+    """
+    schema = version.record.view_schema
+    window = _window(schema, removals=writer.is_pushed_to(version.name))
+    # Held as long as the addresses of their rows, by the function below.
+    snapshots = _snapshots(writer, version) if schema.ttl is None else []
+    chunks, starts = chunk_table(snapshots)
+
+    def fates(first: _Int64s, address: _Int64s) -> npt.NDArray[np.uint8]:
+        fate = np.empty(first.size, np.uint8)
+        old = np.empty(first.size, np.bool_)
+        decide_in_fold(address, *window, fate, old)
+        if snapshots and old.any():
+            in_snapshot = _found(first[old], address[old], chunks, starts) != finding.NOT_FOUND
+            fate[old] = np.where(in_snapshot, _KEPT, _LEFT_OUT).astype(np.uint8)
+        return fate
+
+    return fates
+
+
+def _window(schema: ViewSchema, *, removals: bool) -> tuple[int, int]:
+    """Since when removed keys are remembered, and up to when those that the log removed are, in microseconds."""
+    now = _now()
+    latest = now + _FURTHEST_AHEAD // _MICROSECOND if removals else _NO_ROW
+    return now - removals_kept(schema.ttl) // _MICROSECOND, latest
+
+
+def _snapshots(writer: StoreWriter, version: ViewVersion) -> list[Segment]:
+    """The snapshots of a view that this node has, and can read."""
+    record = version.record
+    snapshots = [] if is_fold(record.base.id) else [version.segments[-1]]
+    for kept in record.kept:
+        with suppress(StoreDamaged, StoreUnreadable):
+            snapshots.append(read_generation(writer.store, kept))
+    return snapshots
+
+
+def _found(first: _Int64s, address: _Int64s, chunks: _Int64s, starts: _Int64s) -> _Int64s:
+    """The address of the row of each key in other segments, by its first hash and the address of one of its rows."""
+    second, found, chunk = np.empty_like(first), np.empty_like(first), np.empty_like(first)
+    second_hashes(address, second)
+    finding.find(first, second, chunks, starts, found, chunk)
+    return found
+
+
+def _now() -> int:
     return int(datetime.now(UTC).timestamp() * 1_000_000)
 
 
@@ -74,16 +177,44 @@ def second_hashes(address: Any, second: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def mark_outliving(address: Any, in_base: Any, oldest: int, stays: Any) -> None:
-    """Mark the pushed rows that a base does not supersede, by the address of each and of the base's row of its key
-    (NOT_FOUND if there is none); those with an event time before `oldest` (microseconds) are not marked either."""
+def decide_over_base(address: Any, in_base: Any, oldest_row: int, oldest: int, latest: int, fate: Any) -> None:
+    """Write the Fate of rows that a new base takes the place of.
+
+    Args:
+        address, in_base: int64[rows], of each row, and of the base's row of its key (NOT_FOUND if there is none).
+        oldest_row: the least event time, in microseconds, with which a pushed row stays.
+        oldest: the same of what remembers a removed key.
+        latest: the greatest event time with which a key that the log removed is remembered.
+        fate: uint8[rows], becomes the Fate of each.
+    """
     for row in range(address.size):
         state = load_u8(address[row] + ROW_PRESENCE)
-        event_time = load_i64(address[row] + ROW_EVENT_TIME)
-        stays[row] = False
-        if not state & PUSHED or event_time < oldest:
+        event_time = event_time_of(address[row])
+        base_has_key = in_base[row] != finding.NOT_FOUND
+        if not state & PUSHED:
+            is_removed = not base_has_key and oldest <= event_time <= latest
+            fate[row] = _LEFT_OUT if not is_removed else _KEPT if state & TOMBSTONE else _BURIED
             continue
-        if in_base[row] == finding.NOT_FOUND or load_u8(in_base[row] + ROW_PRESENCE) & ROW_STATE == TOMBSTONE:
-            stays[row] = not state & TOMBSTONE
-        else:
-            stays[row] = event_time > event_time_of(in_base[row])
+        is_newer = not base_has_key or event_time > event_time_of(in_base[row])
+        base_has_row = base_has_key and not load_u8(in_base[row] + ROW_PRESENCE) & TOMBSTONE
+        limit = oldest if state & TOMBSTONE and not base_has_row else oldest_row
+        fate[row] = _KEPT if is_newer and event_time >= limit else _LEFT_OUT
+
+
+@njit(nogil=True, cache=True)
+def decide_in_fold(address: Any, oldest: int, latest: int, fate: Any, old: Any) -> None:
+    """Write the Fate of the newest rows of a view that is folded, and mark the pushed tombstones that are too old.
+
+    Args:
+        address: int64[rows], of each row.
+        oldest, latest: as for `decide_over_base`.
+        fate: uint8[rows], becomes the Fate of each.
+        old: bool[rows], becomes whether each is a pushed tombstone that is too old, and so left out unless
+            a snapshot has a row of its key.
+    """
+    for row in range(address.size):
+        state = load_u8(address[row] + ROW_PRESENCE)
+        event_time = event_time_of(address[row])
+        old[row] = state & TOMBSTONE and state & PUSHED and event_time < oldest
+        is_remembered = event_time >= oldest and (state & PUSHED or event_time <= latest)
+        fate[row] = _KEPT if not state & TOMBSTONE or is_remembered else _LEFT_OUT

@@ -170,6 +170,15 @@ class StoreWriter:
                 return version.views[view]
             return ViewVersion(record, segments, transaction) if segments else None
 
+    def is_pushed_to(self, view: str) -> bool:
+        """Whether rows were ever pushed to a view: then keys that its log removes are remembered, too."""
+        with self._committing, self._live.env.begin() as transaction:
+            return catalog.is_pushed_to(transaction, self._live.catalog, view)
+
+    def note_pushed_to(self, transaction: lmdb.Transaction, view: str) -> None:
+        """Note, in the transaction of a push, that rows were pushed to a view."""
+        catalog.note_pushed_to(transaction, self._live.catalog, view)
+
     def damage(self, view: str) -> StoreDamaged | None:
         """What is wrong with a view's data, looked at anew; None if nothing is, or it cannot be told now."""
         # A fold that commits meanwhile takes the base away that is being looked at.

@@ -20,7 +20,7 @@ import pydantic
 from aiohttp import web
 from watchfiles import Change, awatch
 
-from engine.control import REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
+from engine.control import CONTENT_HEADER, REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
 from engine.environment import open_live
 from engine.errors import (
     DefinitionError,
@@ -291,7 +291,11 @@ class WriterProcess:
         view = request.query.get("view")
         if view is None:
             raise PushInvalid("the request does not say of which view its rows are; add ?view=NAME")
-        order = Push(decode_rows(await request.read()), request.headers.get(REQUEST_ID_HEADER))
+        try:
+            content = bytes.fromhex(request.headers.get(CONTENT_HEADER, ""))
+        except ValueError:
+            raise PushInvalid(f"{CONTENT_HEADER} is no digest in hexadecimal digits; a worker sends it") from None
+        order = Push(decode_rows(await request.read()), request.headers.get(REQUEST_ID_HEADER), content)
         pushed = await self._pushes.submit(view, order)
         reached("push.answering")
         return web.json_response(

@@ -112,6 +112,10 @@ class PushElsewhere(PushInvalid):
     """Rows were pushed to a view that is kept in a table."""
 
 
+class IdempotencyKeyReused(PushInvalid):
+    """The server knows another push to the view by this idempotency key; nothing of this one was applied."""
+
+
 class RequestTooLarge(LookupInvalid):
     """The request is over one of the server's limits."""
 
@@ -197,6 +201,7 @@ BY_CODE: Mapping[str, type[ServerError]] = {
         UnknownFeature,
         PushInvalid,
         PushElsewhere,
+        IdempotencyKeyReused,
         RequestTooLarge,
         NotAcceptable,
         DeadlineInvalid,

@@ -24,6 +24,7 @@ from pyspark.sql import functions as F
 
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
+from engine.removals import removals_kept
 from spark_export.hashes import key_hashes, row_hash
 from spark_export.instants import from_micros, instant
 from spark_export.low_watermark import Ages
@@ -40,9 +41,6 @@ _FLAW = "__flaw"
 _OWN_AGE = "__own_age"
 _RANK = "__rank"
 _MICROSECOND = timedelta(microseconds=1)
-
-_GONE_KEYS_KEPT = timedelta(days=30)
-"""How old, in event time, a vanished key without a TTL gets before the state forgets it."""
 
 
 class Verdict(StrEnum):
@@ -144,8 +142,7 @@ def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int, ages:
     went_back = (F.col(SEEN) < F.col(EVENT_TIMESTAMP)) | (F.col(VERDICT) == Verdict.LATE)
     own_age = F.when(~F.coalesce(went_back, F.lit(False)), ages.owned_before(F.coalesce(SEEN, EVENT_TIMESTAMP)))
     ledger = ledger.withColumn(_OWN_AGE, own_age)
-    kept = view.ttl or _GONE_KEYS_KEPT
-    is_remembered = F.col(EVENT_TIMESTAMP) >= instant(run_time - kept // _MICROSECOND)
+    is_remembered = F.col(EVENT_TIMESTAMP) >= instant(run_time - removals_kept(view.ttl) // _MICROSECOND)
     ledger = ledger.where(F.col(VERDICT) != Verdict.DUPLICATE)
     return ledger.where(F.col(ROW_HASH).isNotNull() | is_remembered).drop(SEEN, VERDICT)
 

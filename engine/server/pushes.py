@@ -1,11 +1,13 @@
 """POST /v1/push: rows written directly, in JSON or Arrow, with some or all of their features, and deletions.
 
 A worker checks rows against their view and hands them to the writer; it answers when they are on the disk. The request
-id in the header Idempotency-Key, if there is one, keeps a push that is sent again from being applied again.
+id in the header Idempotency-Key, if there is one, keeps a push that is sent again from being applied again; one with
+other content is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ from engine.pushed_rows import EVENT_TIME_COLUMN, deleted_rows, from_base64, pus
 from engine.server import feast_pushes
 from engine.server.arrow_pushes import arrow_columns
 from engine.server.metrics import Metrics
+from engine.server.push_contents import content_of_arrow, content_of_json
 from engine.server.requests import BodyReader, PushRequest, parse_body
 from engine.server.responses import answer_bytes, answer_json
 from engine.server.served_store import ServedStore
@@ -50,9 +53,9 @@ class Pushes:
     async def push(self, request: web.BaseRequest) -> web.Response:
         """POST /v1/push."""
         body = await self._bodies.read(request)
-        version, now, batches = self._served.open().version(), datetime.now(UTC), []
+        version, now, batches, content = self._served.open().version(), datetime.now(UTC), [], content_of_json
         if request.content_type == arrow_stream.MEDIA_TYPE:
-            view = version.view(_asked_view(request))
+            view, content = version.view(_asked_view(request)), content_of_arrow
             most = self._settings
             columns = arrow_columns(body, max_rows=most.max_keys, max_bytes=most.max_body_bytes)
             batches.append(pushed_rows(view, _timed(view, columns), now=now))
@@ -63,7 +66,7 @@ class Pushes:
                 batches.append(pushed_rows(view, _json_columns(view, _timed(view, asked.rows)), now=now))
             if asked.deletes is not None:
                 batches.append(deleted_rows(view, _timed(view, asked.deletes), now=now))
-        answer = await self._write(request, view, batches)
+        answer = await self._write(request, view, batches, partial(content, body))
         return answer_json(answer, answer["version"])
 
     async def push_for_feast(self, request: web.BaseRequest) -> web.Response:
@@ -71,18 +74,22 @@ class Pushes:
         body = await self._bodies.read(request)
         parts = feast_pushes.rows_for_source(self._served.open().version(), body, request.content_type)
         for view, batch in parts:
-            await self._write(request, view, [batch])
+            await self._write(request, view, [batch], partial(content_of_json, body))
         return answer_bytes(b"", feast_pushes.MEDIA_TYPE)
 
     async def write_for_feast(self, request: web.BaseRequest) -> web.Response:
         """POST /write-to-online-store."""
         body = await self._bodies.read(request)
         view, batch = feast_pushes.rows_for_view(self._served.open().version(), body, request.content_type)
-        answer = await self._write(request, view, [batch])
+        answer = await self._write(request, view, [batch], partial(content_of_json, body))
         return answer_json(None, answer["version"])
 
     async def _write(
-        self, request: web.BaseRequest, view: ViewVersion, batches: Sequence[pa.RecordBatch]
+        self,
+        request: web.BaseRequest,
+        view: ViewVersion,
+        batches: Sequence[pa.RecordBatch],
+        content: Callable[[], bytes],
     ) -> dict[str, Any]:
         request_id = request.headers.get(REQUEST_ID_HEADER)
         if request_id is not None and not 0 < len(request_id) <= _LONGEST_REQUEST_ID:
@@ -97,7 +104,8 @@ class Pushes:
             )
         for batch in batches:
             _check_times(batch)
-        answer = await self._writer.push(view.name, batches, request_id)
+        digest = content() if request_id is not None else b""
+        answer = await self._writer.push(view.name, batches, request_id, digest)
         self._metrics.count_push(view.name, answer["rows"], answer["superseded"])
         return answer
 

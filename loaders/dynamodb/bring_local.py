@@ -148,7 +148,7 @@ def _add(
     _check_keys(schema, values, names)
     segments = segments_of(schema.name, values, schemas.__getitem__, names)
     try:
-        for chunk in Merge(segments, schema, drop_tombstones=True).chunks(CHUNK_BYTES):
+        for chunk in Merge(segments, schema).chunks(CHUNK_BYTES):
             builder.add(chunk)
     except StoreDamaged as error:
         raise TableInvalid(f"view {schema.name!r}: its table holds rows that make no sense: {error}") from None

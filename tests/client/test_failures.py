@@ -13,7 +13,7 @@ import pytest
 
 from shoal_client import Client, DeadlineExceeded, Limits, NoAnswer, ServerError
 from shoal_client.aio import AsyncClient
-from shoal_client.errors import PushIncomplete
+from shoal_client.errors import IdempotencyKeyReused, PushIncomplete
 from tests.client.conftest import PATIENT, Published, addresses
 from tests.faulty_network import faulty_network
 from tests.server.serving import Server
@@ -124,6 +124,10 @@ def test_a_push_whose_answer_was_lost_is_applied_once(replicas: list[Server]) ->
         assert (pushed.rows, pushed.superseded) == (again.rows, again.superseded) == (1, 0)
         # A push that was applied anew would have found its own row, and a version of its own.
         assert repeated.versions == again.versions
+        network.requests.clear()
+        with pytest.raises(IdempotencyKeyReused):
+            client.push("users", {"users_id": [5000], "score": [3.0]}, idempotency_key="once")
+        assert sum("/v1/push" in request for request in network.requests) == 1
         assert client.lookup(FEATURES, {"users_id": [5000]}).to_pydict() == {"users:score": [2.0]}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import feature_store
+from engine.errors import IdempotencyKeyReused
 from engine.feature_store import FeatureStore
 from engine.reading import read_version
 from engine.version import StoreVersion
@@ -41,7 +42,7 @@ def older_deltas_hide_newer_pushes() -> None:
 
 
 def repeated_pushes_are_applied_again() -> None:
-    setattr(RequestLog, "applied", lambda log, view, request_id: None)
+    setattr(RequestLog, "known", lambda log, view, request_id: None)
 
 
 def versions_mix_old_and_new_views() -> None:
@@ -55,8 +56,8 @@ def versions_mix_old_and_new_views() -> None:
 
 
 def pushes_are_torn_into_rows() -> None:
-    def one_by_one(writer: StoreWriter, view: str, pushes: list[Push]) -> list[Pushed]:
-        answers = []
+    def one_by_one(writer: StoreWriter, view: str, pushes: list[Push]) -> list[Pushed | IdempotencyKeyReused]:
+        answers: list[Pushed | IdempotencyKeyReused] = []
         for order in pushes:
             rows = [batch.slice(row, 1) for batch in order.rows for row in range(batch.num_rows)]
             for row in rows[:-1]:

@@ -173,7 +173,7 @@ class Trial:
             self.note("explain", partial(_add_rows, histories, alone, KeyColumns(asked), "base"))
 
     def merge(self, parts: list[Segment]) -> None:
-        for builder in Merge(parts, ITEMS, drop_tombstones=False).chunks(4096):
+        for builder in Merge(parts, ITEMS).chunks(4096):
             assert isinstance(builder, ChunkBuilder)
             builder.finish()
 

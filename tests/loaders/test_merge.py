@@ -1,21 +1,23 @@
 """A merge holds the newest row of every key, under the newest schema: what a lookup of its parts would have found."""
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.catalog import Origin
 from engine.kernels.gathering import NO_EVENT_TIME
-from engine.layout import RowLayout
+from engine.layout import ROW_PRESENCE, TOMBSTONE, RowLayout
 from engine.lookup import read_columns
 from engine.schema import ViewSchema
 from engine.segment import Chunk, Segment
 from loaders.arrow_rows import encode
-from loaders.merge import MAX_ORIGINS, Merge
+from loaders.merge import MAX_ORIGINS, Fate, Fates, Merge
 from loaders.segment_writer import ChunkBuilder
 from tests.engine.segments import Identity, batch, record, segment, version
 from tests.engine.values import VALUES, plain
@@ -47,11 +49,21 @@ def runs(draw: st.DrawFn) -> tuple[ViewSchema, list[tuple[ViewSchema, dict[Ident
     return made[-1][0], made[::-1]
 
 
+def _by_hash(fates: tuple[Fate, Fate, Fate]) -> Fates:
+    return lambda first, address: np.array(fates, np.uint8)[first % 3]
+
+
+def _of_the_living(first: npt.NDArray[np.int64], address: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Leave out tombstones."""
+    states = [ctypes.c_uint8.from_address(int(at) + ROW_PRESENCE).value for at in address]
+    return np.array([Fate.LEFT_OUT if state & TOMBSTONE else Fate.KEPT for state in states], np.uint8)
+
+
 @settings(max_examples=150, deadline=None)
-@given(runs(), st.booleans(), st.integers(1, 2000))
+@given(runs(), st.none() | st.tuples(*[st.sampled_from(Fate)] * 3), st.integers(1, 2000))
 def test_a_merge_holds_what_its_parts_hold_together(
     content: tuple[ViewSchema, list[tuple[ViewSchema, dict[Identity, Row | None], list[int]]]],
-    drop_tombstones: bool,
+    fates: tuple[Fate, Fate, Fate] | None,
     chunk_bytes: int,
 ) -> None:
     view, parts = content
@@ -59,13 +71,16 @@ def test_a_merge_holds_what_its_parts_hold_together(
     segments = [part for part in segments if part.chunks]
     if not segments:
         return
-    merge = Merge(segments, view, drop_tombstones=drop_tombstones)
+    merge = Merge(segments, view, fates=_by_hash(fates) if fates else None)
     merged = _finished(view, merge, chunk_bytes)
     newest: dict[Identity, Row | None] = {}
     for _, rows, _ in parts:
         newest = rows | newest
-    if drop_tombstones:
-        newest = {identity: row for identity, row in newest.items() if row is not None}
+    if fates:
+        newest = {of: row for of, row in newest.items() if fates[of[0] % 3] is not Fate.LEFT_OUT}
+        segments = [segment(view, {of: None for of in newest if fates[of[0] % 3] is Fate.BURIED}), *segments]
+        segments = [part for part in segments if part.chunks]
+        newest = {of: None if fates[of[0] % 3] is Fate.BURIED else row for of, row in newest.items()}
     assert _identities(merged) == sorted(newest)
     for chunk in merged.chunks:
         chunk.verify()
@@ -79,7 +94,7 @@ def test_chunks_never_split_rows_of_one_hash(chunk_bytes: int) -> None:
     rows: dict[Identity, Row | None] = {
         (first, second): {"doc_id": 1} for first in (LEAST, 2, GREATEST) for second in range(50)
     }
-    merged = _finished(VIEW, Merge([segment(VIEW, rows)], VIEW, drop_tombstones=False), chunk_bytes)
+    merged = _finished(VIEW, Merge([segment(VIEW, rows)], VIEW), chunk_bytes)
     assert _identities(merged) == sorted(rows)
     assert [chunk.header.rows for chunk in merged.chunks] == ([50, 50, 50] if chunk_bytes < 5000 else [150])
 
@@ -88,7 +103,7 @@ def test_chunks_are_cut_by_the_bytes_of_their_values_too() -> None:
     rows: dict[Identity, Row | None] = {
         (number * 2**50, 0): {"doc_id": 1, "a": 1, "text": "x" * 1000} for number in range(400)
     }
-    merged = _finished(VIEW, Merge([segment(VIEW, rows)], VIEW, drop_tombstones=False), 64 << 10)
+    merged = _finished(VIEW, Merge([segment(VIEW, rows)], VIEW), 64 << 10)
     assert _identities(merged) == sorted(rows)
     assert 5 < len(merged.chunks) < 10
 
@@ -96,9 +111,9 @@ def test_chunks_are_cut_by_the_bytes_of_their_values_too() -> None:
 def test_rows_keep_the_origin_that_wrote_them() -> None:
     old = segment(VIEW, {(n, 0): {"doc_id": n} for n in range(10)}, seq=3)
     middle = segment(VIEW, {(n, 0): {"doc_id": n} for n in range(5, 8)}, seq=5)
-    first = _finished(VIEW, Merge([middle, old], VIEW, drop_tombstones=False), 10**9, seq=5)
+    first = _finished(VIEW, Merge([middle, old], VIEW), 10**9, seq=5)
     newest = segment(VIEW, {(n, 0): None for n in (0, 6)}, seq=7)
-    both = _finished(VIEW, Merge([newest, first], VIEW, drop_tombstones=False), 200, seq=7)
+    both = _finished(VIEW, Merge([newest, first], VIEW), 200, seq=7)
     origins = [
         both.record.origins[chunk.origin_of(row)].seq for chunk in both.chunks for row in range(chunk.header.rows)
     ]
@@ -114,7 +129,7 @@ def test_the_oldest_origins_become_one_when_there_are_too_many() -> None:
     builder.origins[:] = np.arange(len(rows))
     chunk = Chunk(builder.finish().data, "it")
     many = Segment(record(VIEW, rows.values(), [chunk], 1).model_copy(update={"origins": origins}), [chunk])
-    merged = _finished(VIEW, Merge([many, *segments], VIEW, drop_tombstones=False), 10**9)
+    merged = _finished(VIEW, Merge([many, *segments], VIEW), 10**9)
     assert len(merged.record.origins) == MAX_ORIGINS
     of = [merged.record.origins[merged.chunks[0].origin_of(row)].seq for row in range(merged.chunks[0].header.rows)]
     assert of[-1] == MAX_ORIGINS + 50
@@ -128,7 +143,7 @@ def test_event_times_survive_a_merge() -> None:
         identity: {"doc_id": 1, "event_timestamp": at} for identity, at in times.items()
     }
     merged = _finished(
-        VIEW, Merge([segment(VIEW, {(3, 1): None}), segment(VIEW, rows)], VIEW, drop_tombstones=True), 99
+        VIEW, Merge([segment(VIEW, {(3, 1): None}), segment(VIEW, rows)], VIEW, fates=_of_the_living), 99
     )
     stored = [int(row[8:16].copy().view(np.int64)[0]) for chunk in merged.chunks for row in chunk.rows]
     assert [NOW.fromtimestamp(micros / 1e6, NOW.tzinfo) for micros in stored] == list(times.values())
@@ -137,7 +152,7 @@ def test_event_times_survive_a_merge() -> None:
 def test_a_merge_in_which_nothing_is_left_has_no_chunks() -> None:
     dead = segment(VIEW, {(1, 1): None, (2, 2): None})
     alive = segment(VIEW, {(2, 2): {"doc_id": 2}})
-    assert _finished(VIEW, Merge([dead, alive], VIEW, drop_tombstones=True), 100).chunks == []
+    assert _finished(VIEW, Merge([dead, alive], VIEW, fates=_of_the_living), 100).chunks == []
 
 
 def _finished(view: ViewSchema, merge: Merge, chunk_bytes: int, *, seq: int = 1) -> Segment:

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine import FeatureStore
-from engine.errors import PushInvalid, SchemaChangeRefused, UnknownFeature
+from engine.errors import IdempotencyKeyReused, PushInvalid, SchemaChangeRefused, UnknownFeature
 from engine.export_root import ExportRoot
 from engine.pushed_rows import deleted_rows, pushed_rows
-from loaders import request_log
+from engine.removals import REMOVALS_KEPT
+from loaders import apply, request_log
 from loaders.apply import follow_again, roll_back
 from loaders.compaction import MAX_OVERLAYS, fold, merge_overlays
 from loaders.definition import define_view, drop_view
@@ -28,10 +29,14 @@ from loaders.request_log import Applied
 from loaders.store_writer import StoreWriter
 from loaders.verify import verify_store
 from tests import stores
-from tests.stores import NOW, TIMESTAMP, Row
+from tests.stores import TIMESTAMP, Row
+
+NOW = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+"""Recent, as removed keys are remembered for a time."""
 
 VIEW = stores.schema("doc", key="int64", a="int64", text="string", vector="float32[2]", tags="list<string>")
-KEYS = list(range(10))
+KEYS = list(range(8))
+OTHER_KEY = 99
 FEATURES = ["a", "text", "vector", "tags"]
 VALUES = {
     "a": st.none() | st.integers(-5, 5),
@@ -39,12 +44,22 @@ VALUES = {
     "vector": st.none() | st.lists(st.integers(0, 3).map(float), min_size=2, max_size=2),
     "tags": st.none() | st.lists(st.sampled_from(["p", "q"]), max_size=3),
 }
-MINUTES = st.integers(-20, 20)
+MINUTES = st.integers(-8, 8)
 KEY_TIMES = st.dictionaries(st.sampled_from(KEYS), MINUTES, min_size=1, max_size=5)
 
 
 def at(minutes: int) -> datetime:
     return NOW + timedelta(minutes=minutes)
+
+
+def pushed(writer: StoreWriter, *orders: list[Row]) -> list[Pushed]:
+    """Push rows, each order a push of its own, all in one group; rows without features are deletions."""
+    version, pushes = writer.version().view("doc"), []
+    for rows in orders:
+        of = [pushed_rows if set(FEATURES) & set(row) else deleted_rows for row in rows]
+        pushes.append(Push([make(version, columns([row]), now=NOW) for make, row in zip(of, rows, strict=True)]))
+    answers = push(writer, "doc", pushes)
+    return [answer for answer in answers if isinstance(answer, Pushed)]
 
 
 def columns(rows: list[Row]) -> dict[str, list[Any]]:
@@ -53,7 +68,7 @@ def columns(rows: list[Row]) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class Known:
-    """What the store holds of a key; `values` is None once it was deleted."""
+    """What the store has of a key; `values` is None once it was removed."""
 
     time: datetime
     values: Row | None
@@ -66,35 +81,39 @@ class Model:
     def __init__(self) -> None:
         self.keys: dict[int, Known] = {}
 
-    def push(self, row: Row) -> bool:
-        """Whether the row was taken."""
-        key, time = row["doc_id"], row[TIMESTAMP]
-        old = self.keys.get(key)
-        if old is not None and time < old.time:
-            return False
-        before = old.values if old is not None and old.values is not None else dict.fromkeys(FEATURES)
-        given = {name: value for name, value in row.items() if name in FEATURES}
-        self.keys[key] = Known(time, before | given if given else None, pushed=True)
-        return True
+    def push(self, rows: list[Row]) -> int:
+        """Apply the rows of one push, in the order of their event times; returns how many are superseded."""
+        superseded = 0
+        for row in sorted(rows, key=lambda row: row[TIMESTAMP]):
+            key, time = row["doc_id"], row[TIMESTAMP]
+            old = self.keys.get(key)
+            if old is not None and time < old.time:
+                superseded += 1
+                continue
+            before = old.values if old is not None and old.values is not None else dict.fromkeys(FEATURES)
+            given = {name: value for name, value in row.items() if name in FEATURES}
+            self.keys[key] = Known(time, before | given if given else None, pushed=True)
+        return superseded
 
     def delta(self, rows: list[Row], tombstones: list[Row]) -> None:
         for row in (*rows, *tombstones):
             key, time = row["doc_id"], row[TIMESTAMP]
             old = self.keys.get(key)
-            if old is not None and time < old.time:
+            is_removed_by_log = old is not None and old.values is None and not old.pushed
+            if old is not None and time < old.time and not is_removed_by_log:
                 continue
-            if row in tombstones:
-                self.keys.pop(key, None)
-            else:
-                self.keys[key] = Known(time, {name: row.get(name) for name in FEATURES}, pushed=False)
+            values = None if row in tombstones else {name: row.get(name) for name in FEATURES}
+            self.keys[key] = Known(time, values, pushed=False)
 
-    def rebase(self, rows: list[Row]) -> None:
+    def rebase(self, rows: list[Row], *, goes_back: bool = False) -> None:
         old, self.keys = self.keys, {}
         self.delta(rows, [])
         for key, known in old.items():
             mine = self.keys.get(key)
-            if known.pushed and (known.time > mine.time if mine else known.values is not None):
+            if known.pushed and (mine is None or known.time > mine.time):
                 self.keys[key] = known
+            elif not known.pushed and mine is None and not goes_back:
+                self.keys[key] = Known(known.time, None, pushed=False)
 
 
 class Pushes(RuleBasedStateMachine):
@@ -112,6 +131,8 @@ class Pushes(RuleBasedStateMachine):
         stores.load(self.directory / "store", self.root)
         self.log[0]()
         self.writer = StoreWriter(self.directory / "store")
+        # From the first push on, keys that the log removes are remembered.
+        push_rows(self.writer, "doc", {"doc_id": [OTHER_KEY], "a": [1]})
         self.reader = FeatureStore.open(self.directory / "store")
 
     def publish(self, times: dict[int, int], value: int) -> None:
@@ -122,43 +143,33 @@ class Pushes(RuleBasedStateMachine):
         self.snapshots[manifest.snapshot_id] = rows
         self.log.append(partial(self.model.rebase, rows))
 
-    def pushed(self, *orders: tuple[list[Row], list[int]]) -> list[Pushed]:
-        """Push rows and deletions (of keys, at the newest time), each order a push of its own; all in one group."""
-        version = self.writer.version().view("doc")
-        pushes = []
-        for rows, deleted in orders:
-            batches = [pushed_rows(version, columns([row]), now=NOW) for row in rows]
-            if deleted:
-                batches.append(deleted_rows(version, {"doc_id": deleted}, now=at(30)))
-            pushes.append(Push(batches))
-        return push(self.writer, "doc", pushes)
-
     @rule(
-        orders=st.lists(
+        group=st.lists(
             st.lists(
-                st.tuples(st.sampled_from(KEYS), MINUTES, st.fixed_dictionaries({}, optional=VALUES).filter(bool)),
-                max_size=4,
+                st.tuples(
+                    st.sampled_from(KEYS),
+                    MINUTES,
+                    st.none() | st.fixed_dictionaries({}, optional=VALUES).filter(bool),
+                ),
+                max_size=6,
             ),
             min_size=1,
             max_size=4,
         )
     )
-    def push_rows(self, orders: list[list[tuple[int, int, Row]]]) -> None:
-        rows = [[{"doc_id": key, TIMESTAMP: at(time), **given} for key, time, given in order] for order in orders]
-        answers = self.pushed(*((order, []) for order in rows))
-        for order, answer in zip(rows, answers, strict=True):
-            taken = [self.model.push(row) for row in order]
-            assert answer.applied.rows == len(order)
-            assert answer.applied.superseded >= taken.count(False)
+    def push_group(self, group: list[list[tuple[int, int, Row | None]]]) -> None:
+        """Several pushes in one commit; rows without values are deletions."""
+        pushes = [[{"doc_id": key, TIMESTAMP: at(time)} | (given or {}) for key, time, given in rows] for rows in group]
+        answers = pushed(self.writer, *pushes)
+        for rows, answer in zip(pushes, answers, strict=True):
+            assert answer.applied == Applied(len(rows), self.model.push(rows))
             assert answer.version == self.writer.version().id
 
     @rule(times=KEY_TIMES)
     def delete(self, times: dict[int, int]) -> None:
         rows = [{"doc_id": key, TIMESTAMP: at(minutes)} for key, minutes in times.items()]
-        version = self.writer.version().view("doc")
-        push(self.writer, "doc", [Push([deleted_rows(version, columns(rows), now=NOW)])])
-        for row in rows:
-            self.model.push(row)
+        answer = push_rows(self.writer, "doc", deletes=columns(rows))
+        assert answer.applied == Applied(len(rows), self.model.push(rows))
 
     @precondition(lambda self: not self.pinned)
     @rule(changed=KEY_TIMES, dead=KEY_TIMES, value=st.integers(100, 200))
@@ -182,7 +193,7 @@ class Pushes(RuleBasedStateMachine):
     def go_back(self) -> None:
         generation = self.kept()[0]
         roll_back(self.writer, "doc", generation)
-        self.model.rebase(self.snapshots[generation])
+        self.model.rebase(self.snapshots[generation], goes_back=True)
         self.pinned = True
 
     @precondition(lambda self: self.pinned)
@@ -282,11 +293,58 @@ def test_the_same_id_twice_in_a_group_counts_once(writer: StoreWriter) -> None:
     assert a_of(writer, 1) == [5]
 
 
+def test_an_id_with_other_content_is_refused_and_the_rest_of_its_group_applied(writer: StoreWriter) -> None:
+    version = writer.version().view("doc")
+
+    def order(key: int, value: int, request_id: str | None, content: bytes) -> Push:
+        return Push([pushed_rows(version, {"doc_id": [key], "a": [value]}, now=at(1))], request_id, content)
+
+    group = [order(1, 5, "x", b"five"), order(1, 6, "x", b"six"), order(2, 7, None, b""), order(1, 5, "x", b"five")]
+    first, other, without, again = push(writer, "doc", group)
+    assert isinstance(first, Pushed)
+    assert isinstance(without, Pushed)
+    assert isinstance(other, IdempotencyKeyReused)
+    assert again == first
+    assert a_of(writer, 1, 2) == [5, 7]
+    (later,) = push(writer, "doc", [order(1, 6, "x", b"six")])
+    assert isinstance(later, IdempotencyKeyReused)
+    assert later.http_status == 422
+    writer.close()
+    with StoreWriter(writer.store) as another:
+        (restarted,) = push(another, "doc", [order(1, 6, "x", b"six")])
+        assert isinstance(restarted, IdempotencyKeyReused)
+
+
+def test_an_id_with_other_rows_is_refused_in_process(writer: StoreWriter) -> None:
+    rows = {"doc_id": [1], "a": [5], "vector": [[1.0, 2.0]]}
+    first = push_rows(writer, "doc", rows, deletes={"doc_id": [2]}, request_id="x")
+    assert push_rows(writer, "doc", rows, deletes={"doc_id": [2]}, request_id="x").applied == first.applied
+    for other in (rows | {"a": [6]}, rows | {"event_timestamp": [at(0)]}):
+        with pytest.raises(IdempotencyKeyReused, match="'x' was used for a push to view 'doc'"):
+            push_rows(writer, "doc", other, deletes={"doc_id": [2]}, request_id="x")
+    with pytest.raises(IdempotencyKeyReused):
+        push_rows(writer, "doc", rows, deletes={"doc_id": [3]}, request_id="x")
+    assert a_of(writer, 1, 2, 3) == [5, None, 3]
+
+
+def test_an_id_that_was_written_without_its_content_is_taken_for_a_repetition(writer: StoreWriter) -> None:
+    """Version 0.1.0 wrote none, and reads values of 24 bytes alone."""
+    version = writer.version().view("doc")
+    rows = [pushed_rows(version, {"doc_id": [1], "a": [5]}, now=at(1))]
+    first = push(writer, "doc", [Push(rows, "old")])
+    assert push(writer, "doc", [Push(rows, "old", b"content")]) == first
+    push(writer, "doc", [Push(rows, "new", b"content")])
+    with writer._live.env.begin() as transaction:
+        entries = {bytes(key): bytes(value) for key, value in transaction.cursor(db=writer._live.requests)}
+    assert sorted(key[:1] for key in entries) == [b"i", b"i", b"t", b"t"]
+    assert {len(value) for key, value in entries.items() if key.startswith(b"i")} == {24}
+
+
 def test_old_ids_are_forgotten(writer: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_log, "MOST_REMEMBERED", 10)
     for number in range(30):
         push_rows(writer, "doc", {"doc_id": [1], "a": [number]}, request_id=f"{number}")
-    known = [number for number in range(30) if writer.requests.applied("doc", f"{number}")]
+    known = [number for number in range(30) if writer.requests.known("doc", f"{number}")]
     assert known[-10:] == list(range(20, 30))
     assert len(known) <= 12
 
@@ -327,6 +385,177 @@ def test_a_root_takes_over_a_view_that_was_defined_here(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store") as writer:
         define_view(writer, VIEW)
         push_rows(writer, "doc", {"doc_id": [1, 2], "a": [10, 20], "event_timestamp": [at(-5), at(5)]})
-        stores.publish_snapshot(root, VIEW, [{"doc_id": key, "a": key} for key in KEYS])
+        stores.publish_snapshot(root, VIEW, [{"doc_id": key, "a": key, TIMESTAMP: at(0)} for key in KEYS])
         catch_up(writer, root, "doc", stores.Silence())
         assert a_of(writer, 1, 2, 3) == [1, 20, 3]
+
+
+def removed_by(how: str, writer: StoreWriter, root: ExportRoot) -> None:
+    """Have key 1, which the fixture's snapshot has, removed at minute 5 in one of the ways in which a key can be."""
+    others = [{"doc_id": key, "a": key} for key in KEYS if key != 1]
+    if how in ("pushed deletion", "pushed deletion, folded"):
+        push_rows(writer, "doc", deletes={"doc_id": [1], "event_timestamp": [at(5)]})
+    elif how in ("delta", "delta after a push", "delta after a pushed deletion"):
+        if how == "delta after a push":
+            push_rows(writer, "doc", {"doc_id": [1], "a": [3], "event_timestamp": [at(3)]})
+        elif how == "delta after a pushed deletion":
+            push_rows(writer, "doc", deletes={"doc_id": [1], "event_timestamp": [at(3)]})
+        stores.publish_delta(root, VIEW, [], [{"doc_id": 1, TIMESTAMP: at(5)}])
+        catch_up(writer, root, "doc", stores.Silence())
+    elif how == "snapshot over a push":
+        push_rows(writer, "doc", {"doc_id": [1], "a": [3], "event_timestamp": [at(3)]})
+        stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 5, TIMESTAMP: at(5)}, *others])
+        catch_up(writer, root, "doc", stores.Silence())
+    if how == "pushed deletion, folded":
+        assert fold(writer, "doc")
+    stores.publish_snapshot(root, VIEW, others)
+    catch_up(writer, root, "doc", stores.Silence())
+
+
+@pytest.mark.parametrize("later", ["at once", "another snapshot", "folds", "another writer"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "pushed deletion",
+        "pushed deletion, folded",
+        "delta",
+        "delta after a push",
+        "delta after a pushed deletion",
+        "snapshot over a push",
+    ],
+)
+def test_a_late_push_does_not_bring_back_a_key_that_was_removed(writer: StoreWriter, how: str, later: str) -> None:
+    root = ExportRoot(writer.store.parent / "root")
+    push_rows(writer, "doc", {"doc_id": [OTHER_KEY], "a": [1]})
+    removed_by(how, writer, root)
+    if later == "another snapshot":
+        stores.publish_snapshot(root, VIEW, [{"doc_id": key, "a": key} for key in KEYS if key != 1])
+        catch_up(writer, root, "doc", stores.Silence())
+    elif later == "folds":
+        assert fold(writer, "doc")
+        assert fold(writer, "doc")
+    elif later == "another writer":
+        writer.close()
+        writer = StoreWriter(writer.store)
+    late = push_rows(writer, "doc", {"doc_id": [1], "a": [4], "event_timestamp": [at(4)]})
+    assert late.applied == Applied(rows=1, superseded=1)
+    assert a_of(writer, 1) == [None]
+    newer = push_rows(writer, "doc", {"doc_id": [1], "a": [6], "event_timestamp": [at(6)]})
+    assert newer.applied == Applied(rows=1, superseded=0)
+    assert a_of(writer, 1) == [6]
+    writer.close()
+
+
+@pytest.mark.parametrize("meanwhile", ["push", "deletion", "fold", "first push"])
+def test_what_comes_while_a_snapshot_takes_over(
+    writer: StoreWriter, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """What stays of the old base is decided before the view's lock is taken."""
+    root, decide = ExportRoot(writer.store.parent / "root"), apply.decided_ahead
+    stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 1, TIMESTAMP: at(1)}, {"doc_id": 2, "a": 2}])
+    catch_up(writer, root, "doc", stores.Silence())
+    if meanwhile != "first push":
+        push_rows(writer, "doc", {"doc_id": [OTHER_KEY, 3], "a": [1, 3], "event_timestamp": [at(0), at(3)]})
+        assert fold(writer, "doc")
+
+    def decided_ahead(*given: Any, **how: Any) -> Any:
+        decided = decide(*given, **how)
+        if meanwhile in ("push", "first push"):
+            push_rows(writer, "doc", {"doc_id": [1, 3], "a": [5, 5], "event_timestamp": [at(5), at(5)]})
+        elif meanwhile == "deletion":
+            push_rows(writer, "doc", deletes={"doc_id": [1, 3], "event_timestamp": [at(5), at(5)]})
+        else:
+            push_rows(writer, "doc", {"doc_id": [3], "a": [5], "event_timestamp": [at(5)]})
+            assert fold(writer, "doc")
+        return decided
+
+    monkeypatch.setattr(apply, "decided_ahead", decided_ahead)
+    stores.publish_snapshot(root, VIEW, [{"doc_id": 2, "a": 20, TIMESTAMP: at(2)}])
+    catch_up(writer, root, "doc", stores.Silence())
+    expected = {"push": [5, 20, 5], "first push": [5, 20, 5], "deletion": [None, 20, None], "fold": [None, 20, 5]}
+    assert a_of(writer, 1, 2, 3) == expected[meanwhile]
+    late = push_rows(writer, "doc", {"doc_id": [1, 3], "a": [9, 9], "event_timestamp": [at(0), at(4)]})
+    assert late.applied.superseded == 2
+    assert a_of(writer, 1, 2, 3) == expected[meanwhile]
+
+
+def test_removed_keys_are_forgotten_when_they_are_old(writer: StoreWriter) -> None:
+    root = ExportRoot(writer.store.parent / "root")
+    old = NOW - REMOVALS_KEPT - timedelta(minutes=1)
+    push_rows(writer, "doc", deletes={"doc_id": [101, 102], "event_timestamp": [old, NOW]})
+    stores.publish_delta(root, VIEW, [], [{"doc_id": 103, TIMESTAMP: old}, {"doc_id": 104, TIMESTAMP: NOW}])
+    catch_up(writer, root, "doc", stores.Silence())
+    assert tombstones(writer) == 4
+    assert fold(writer, "doc")
+    assert tombstones(writer) == 2
+    stores.publish_snapshot(root, VIEW, [])
+    catch_up(writer, root, "doc", stores.Silence())
+    # The snapshot's own rows are of stores.NOW, which is old.
+    assert tombstones(writer) == 2
+    late = {"doc_id": [101, 102, 103, 104], "a": [1] * 4, "event_timestamp": [old - timedelta(minutes=1)] * 4}
+    assert push_rows(writer, "doc", late).applied.superseded == 2
+
+
+def test_a_removed_key_is_remembered_as_long_as_its_rows_would_be_served(tmp_path: Path) -> None:
+    root, view = ExportRoot(tmp_path / "root"), VIEW.model_copy(update={"ttl": timedelta(days=90)})
+    stores.publish_snapshot(root, view, [])
+    stores.load(tmp_path / "store", root)
+    with StoreWriter(tmp_path / "store") as writer:
+        times = [NOW - timedelta(days=89), NOW - timedelta(days=91)]
+        push_rows(writer, "doc", deletes={"doc_id": [1, 2], "event_timestamp": times})
+        stores.publish_snapshot(root, view, [])
+        catch_up(writer, root, "doc", stores.Silence())
+        assert tombstones(writer) == 1
+
+
+def test_an_old_deletion_stays_while_snapshots_have_an_older_row(writer: StoreWriter) -> None:
+    root, old = ExportRoot(writer.store.parent / "root"), stores.NOW + timedelta(minutes=1)
+    assert old < NOW - REMOVALS_KEPT
+    for number in range(3):
+        if not number:
+            push_rows(writer, "doc", deletes={"doc_id": [1], "event_timestamp": [old]})
+        assert fold(writer, "doc")
+        assert fold(writer, "doc")
+        assert a_of(writer, 1, 2) == [None, 2]
+        stores.publish_snapshot(root, VIEW, [{"doc_id": key, "a": key} for key in KEYS])
+        catch_up(writer, root, "doc", stores.Silence())
+        assert a_of(writer, 1, 2) == [None, 2]
+    stores.publish_snapshot(root, VIEW, [])
+    catch_up(writer, root, "doc", stores.Silence())
+    assert tombstones(writer) == 0
+
+
+def test_nothing_is_remembered_of_a_view_that_takes_no_pushes(writer: StoreWriter) -> None:
+    root = ExportRoot(writer.store.parent / "root")
+    stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 1, TIMESTAMP: NOW}])
+    stores.publish_snapshot(root, VIEW, [])
+    stores.publish_delta(root, VIEW, [], [{"doc_id": 2, TIMESTAMP: NOW}])
+    catch_up(writer, root, "doc", stores.Silence())
+    assert tombstones(writer) == 1
+    assert fold(writer, "doc")
+    assert tombstones(writer) == 0
+
+
+def test_a_published_time_far_ahead_keeps_no_push_out_once_its_key_is_gone(writer: StoreWriter) -> None:
+    root = ExportRoot(writer.store.parent / "root")
+    push_rows(writer, "doc", {"doc_id": [OTHER_KEY], "a": [1]})
+    stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 1, TIMESTAMP: NOW + timedelta(days=4000)}])
+    stores.publish_snapshot(root, VIEW, [])
+    catch_up(writer, root, "doc", stores.Silence())
+    assert push_rows(writer, "doc", {"doc_id": [1], "a": [2]}).applied.superseded == 0
+    assert a_of(writer, 1) == [2]
+
+
+def test_a_removed_key_keeps_no_published_row_out(writer: StoreWriter) -> None:
+    root = ExportRoot(writer.store.parent / "root")
+    push_rows(writer, "doc", {"doc_id": [OTHER_KEY], "a": [1]})
+    removed_by("delta", writer, root)
+    stores.publish_delta(root, VIEW, [{"doc_id": 1, "a": 2, TIMESTAMP: at(2)}])
+    catch_up(writer, root, "doc", stores.Silence())
+    assert a_of(writer, 1) == [2]
+
+
+def tombstones(writer: StoreWriter) -> int:
+    record = writer.record("doc")
+    assert record
+    return sum(segment.tombstones for segment in (record.base, *record.overlays))

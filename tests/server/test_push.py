@@ -118,6 +118,89 @@ def test_a_push_with_the_id_of_an_earlier_one_is_not_applied_again(server: Serve
     assert seen(server, 6)["doc:clicks"] == [2]
 
 
+def keyed(server: Server, key: str, body: Any, path: str = "/v1/push", **headers: str) -> tuple[int, str]:
+    """The status of a push under a key, and the class of its error."""
+    answer = server.ask("POST", path, body, **{"Idempotency-Key": key}, **headers)
+    return answer.status, answer.error[0] if answer.status != 200 and path == "/v1/push" else ""
+
+
+REUSED = (422, "IdempotencyKeyReused")
+
+
+def test_an_id_with_other_content_is_refused_and_changes_nothing(server: Server) -> None:
+    first = {"view": "doc", "rows": {"doc_id": [70], "clicks": [1]}}
+    assert keyed(server, "reused", first) == (200, "")
+    for other in (
+        {"view": "doc", "rows": {"doc_id": [70], "clicks": [2]}},
+        {"view": "doc", "rows": {"doc_id": [70, 71], "clicks": [1, 1]}},
+        {"view": "doc", "rows": {"doc_id": [70], "clicks": [1], "event_timestamp": [at(0)]}},
+        {"view": "doc", "deletes": {"doc_id": [70]}},
+        first | {"deletes": {"doc_id": [71]}},
+    ):
+        assert keyed(server, "reused", other) == REUSED
+    assert seen(server, 70, 71)["doc:clicks"] == [1, 71]
+    # The same content without an event time, which is of another moment now.
+    assert keyed(server, "reused", first) == (200, "")
+    assert keyed(server, "reused", json.dumps(first, indent=3).encode()) == (200, "")
+    body = b'{"rows": {"clicks": [1], "doc_id": [70]}, "view": "d\\u006fc"}'
+    assert keyed(server, "reused", body) == (200, "")
+
+
+def test_an_id_belongs_to_one_view_and_to_all_endpoints(server: Server) -> None:
+    frame = {"trip_id": ["k"], "a": [5], "at": [1_700_000_000], "f": [None], "happened": [at(0)]}
+    write, source = {"feature_view_name": "trip", "df": frame}, {"push_source_name": "trips", "df": frame}
+    assert keyed(server, "both", {"view": "doc", "rows": {"doc_id": [72], "clicks": [1]}}) == (200, "")
+    assert keyed(server, "both", write, "/write-to-online-store", **AS_JSON)[0] == 200
+    assert keyed(server, "both", write, "/write-to-online-store", **AS_JSON)[0] == 200
+    with_nan = json.dumps(write).replace("null", "NaN").encode()
+    assert keyed(server, "nan", with_nan, "/write-to-online-store", **AS_JSON)[0] == 200
+    assert keyed(server, "nan", with_nan, "/write-to-online-store", **AS_JSON)[0] == 200
+    assert keyed(server, "both", source, "/push", **AS_JSON)[0] == 422
+    frame["a"] = [6]
+    assert keyed(server, "both", write, "/write-to-online-store", **AS_JSON)[0] == 422
+    rows = {"trip_id": ["k"], "a": [6]}
+    assert keyed(server, "both", {"view": "trip", "rows": rows}) == REUSED
+    asked = {"features": ["trip:a"], "entities": {"trip_id": ["k"]}}
+    assert server.ask("POST", "/get-online-features", asked).json["results"][1]["values"] == [5]
+
+
+def test_an_id_with_other_content_is_refused_in_arrow_too(server: Server) -> None:
+    def body(clicks: int) -> bytes:
+        table, sink = pa.table({"doc_id": [73], "clicks": [clicks]}), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return bytes(sink.getvalue())
+
+    headers = {"Content-Type": "application/vnd.apache.arrow.stream", "Idempotency-Key": "arrow"}
+    statuses = [server.ask("POST", "/v1/push?view=doc", body(n), **headers).status for n in (1, 1, 2)]
+    assert statuses == [200, 200, 422]
+    assert keyed(server, "arrow", {"view": "doc", "rows": {"doc_id": [73], "clicks": [1]}}) == REUSED
+    assert seen(server, 73)["doc:clicks"] == [1]
+
+
+def test_an_id_of_a_push_that_failed_may_be_used_again(server: Server) -> None:
+    assert keyed(server, "failed", {"view": "doc", "rows": {"doc_id": [74], "clicks": ["x"]}})[0] == 400
+    assert keyed(server, "failed", {"view": "doc", "rows": {"doc_id": [74], "clicks": [4]}}) == (200, "")
+    assert seen(server, 74)["doc:clicks"] == [4]
+
+
+def test_of_pushes_that_race_under_one_id_one_is_applied(server: Server) -> None:
+    answers: list[tuple[int, int]] = []
+
+    def work(clicks: int) -> None:
+        with server.connection() as connection:
+            body = {"view": "doc", "rows": {"doc_id": [75], "clicks": [clicks]}}
+            answers.append((clicks, connection.ask("POST", "/v1/push", body, **{"Idempotency-Key": "race"}).status))
+
+    threads = [threading.Thread(target=work, args=(number % 4,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (won,) = seen(server, 75)["doc:clicks"]
+    assert sorted(answers) == sorted((number % 4, 200 if number % 4 == won else 422) for number in range(16))
+
+
 def test_rows_in_arrow(server: Server) -> None:
     table = pa.table({"doc_id": [7, 8], "score": pa.array([7, 8], pa.float32()), "event_timestamp": [NOW, NOW]})
     sink = pa.BufferOutputStream()
