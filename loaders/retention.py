@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from engine.kernels import finding
+from engine.kernels.compiling import kernel
 from engine.kernels.gathering import NO_EVENT_TIME
 from engine.kernels.memory import load_i64, load_u8
 from engine.layout import PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, ROW_SECOND_HASH, ROW_STATE, TOMBSTONE
@@ -66,14 +66,14 @@ def _microseconds_now() -> int:
     return int(datetime.now(UTC).timestamp() * 1_000_000)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def second_hashes(address: Any, second: Any) -> None:
     """Write the second hash of the row at each address."""
     for row in range(address.size):
         second[row] = load_i64(address[row] + ROW_SECOND_HASH)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def mark_outliving(address: Any, in_base: Any, oldest: int, stays: Any) -> None:
     """Mark the pushed rows that a base does not supersede, by the address of each and of the base's row of its key
     (NOT_FOUND if there is none); those with an event time before `oldest` (microseconds) are not marked either."""
