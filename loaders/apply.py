@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
 from engine.catalog import LowWatermark, Origin, SegmentRecord, ViewRecord
 from engine.errors import ForeignDelta, GenerationNotKept, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.kernels import finding
+from engine.kernels.compiling import kernel
 from engine.kernels.gathering import NO_EVENT_TIME, event_time_of
 from engine.kernels.memory import load_u8
 from engine.key_columns import Hashes
@@ -324,7 +324,7 @@ def stored_event_times(version: ViewVersion, keys: Hashes, *, of_pushes: bool) -
     return stored
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def event_times_at(address: Any, all_tombstones: bool, event_time: Any) -> None:
     """Write the event time that a later row must have at least to replace the row at an address: NO_EVENT_TIME if any
     will do, because there is no row, or a tombstone that was not pushed, unless all tombstones count."""

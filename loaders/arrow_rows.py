@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.memory import copy_bytes, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import (
@@ -208,7 +209,7 @@ def _is_valid(source: Any, row: int) -> Any:
     return load_u8(source[VALIDITY] + (position >> 3)) >> (position & 7) & 1 != 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _encode_string_list(source: Any, start: int, count: int, to: int) -> Any:
     """Write a list<string> value as count, ends and bytes (uint32 each); returns its size."""
     base = load_i32(source[STRING_OFFSETS] + 4 * start)
@@ -220,7 +221,7 @@ def _encode_string_list(source: Any, start: int, count: int, to: int) -> Any:
     return 4 + 4 * count + size
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _copy_words(row: int, stride: int, count: int, byte: int, mask: int, field: int, values: int) -> None:
     """Write a feature of 4 bytes into `count` rows that all have it: the usual case, twice as fast in a loop of its
     own."""
@@ -230,7 +231,7 @@ def _copy_words(row: int, stride: int, count: int, byte: int, mask: int, field: 
         row += stride
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def encode_rows(
     rows: int, stride: int, second: Any, event_time: Any, states: Any, sources: Any, heap: int, heap_offset: int
 ) -> Any:
@@ -295,7 +296,7 @@ def encode_rows(
     return -1, used
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def encode_keys(sources: Any, offsets: Any, keys: int, position: int) -> int:
     """Write keys one after the other at `keys`, `position` bytes into the chunk's keys, and where each ends into
     offsets[rows + 1]. A row without a key (a tombstone) takes no bytes. Returns where the last ends."""

@@ -15,6 +15,7 @@ from numba import njit
 from engine.catalog import Origin
 from engine.errors import LOAD_AGAIN, StoreDamaged
 from engine.kernels import finding
+from engine.kernels.compiling import kernel
 from engine.kernels.finding import HEAP, HEAP_SIZE, SEGMENT
 from engine.kernels.gathering import (
     ABSENT,
@@ -196,7 +197,7 @@ def _joint_origins(segments: Sequence[Segment]) -> tuple[tuple[Origin, ...], npt
     return tuple(origins), numbers
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pick_newest(hashes: Any, address: Any, ends: Any, picked: Any) -> int:
     """Merge runs of rows, each ascending by (first hash, second hash); of equal keys the first run's row wins.
 
@@ -246,7 +247,7 @@ def _key_bounds(row: int, chunk: int, chunks: Any, cold: Any) -> Any:
     return load_u32(offsets), load_u32(offsets + 4)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def measure_rows(address: Any, chunk_of: Any, buried: Any, chunks: Any, cold: Any, program: Any) -> Any:
     """The bytes that rows have in the heap, and that their keys have; MISFIT if any of them are not in their chunk.
     Those that are buried have none."""
@@ -272,7 +273,7 @@ def measure_rows(address: Any, chunk_of: Any, buried: Any, chunks: Any, cold: An
     return heap_bytes, key_bytes
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_rows(
     address: Any,
     chunk_of: Any,
@@ -335,7 +336,7 @@ def copy_rows(
             heap_used += size
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_origins(address: Any, chunk_of: Any, chunks: Any, cold: Any, numbers: Any, origins: Any) -> None:
     """Write each row's origin, renumbered by numbers[segment, origin], into origins[rows]."""
     for row in range(address.size):

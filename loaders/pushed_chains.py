@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
 from engine.errors import PushInvalid
 from engine.kernels import gathering
+from engine.kernels.compiling import kernel
 from engine.lookup import read_columns
 from engine.manifest import TOMBSTONE
 from engine.schema import Feature, ViewSchema
@@ -142,7 +142,7 @@ def _starts(keys: _Int64s) -> _Int64s:
     return np.append(np.flatnonzero(is_first), keys.shape[1])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def mark_superseded(order: Any, starts: Any, push: Any, event_time: Any, stored: Any, late: Any) -> None:
     """Mark the rows that are older than what the store, or an earlier push, has of their key.
 

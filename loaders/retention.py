@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from engine.errors import StoreDamaged, StoreUnreadable
 from engine.kernels import finding
+from engine.kernels.compiling import kernel
 from engine.kernels.gathering import NO_EVENT_TIME, event_time_of
 from engine.kernels.memory import load_i64, load_u8
 from engine.layout import PUSHED, ROW_PRESENCE, ROW_SECOND_HASH, TOMBSTONE
@@ -169,14 +169,14 @@ def _now() -> int:
     return int(datetime.now(UTC).timestamp() * 1_000_000)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def second_hashes(address: Any, second: Any) -> None:
     """Write the second hash of the row at each address."""
     for row in range(address.size):
         second[row] = load_i64(address[row] + ROW_SECOND_HASH)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def decide_over_base(address: Any, in_base: Any, oldest_row: int, oldest: int, latest: int, fate: Any) -> None:
     """Write the Fate of rows that a new base takes the place of.
 
@@ -201,7 +201,7 @@ def decide_over_base(address: Any, in_base: Any, oldest_row: int, oldest: int, l
         fate[row] = _KEPT if is_newer and event_time >= limit else _LEFT_OUT
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def decide_in_fold(address: Any, oldest: int, latest: int, fate: Any, old: Any) -> None:
     """Write the Fate of the newest rows of a view that is folded, and mark the pushed tombstones that are too old.
 

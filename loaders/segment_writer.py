@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.memory import address_of, load_i64, store_i32
 from engine.layout import (
     CHECKSUM_OFFSET,
@@ -165,7 +165,7 @@ class ChunkBuilder:
         return self.buffer.content[start : start + np.dtype(dtype).itemsize * count].view(dtype)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def fill_directory(hashes: int, rows: int, shift: int, directory: int, buckets: int) -> None:
     """Write, for each bucket, the first row whose hash is in it or behind it, and at last the number of rows."""
     lowest = load_i64(hashes)

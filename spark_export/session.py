@@ -36,6 +36,8 @@ _EXPORT_SETTINGS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
     "spark.sql.parquet.writeLegacyFormat": "false",
+    # Partition columns are text: `spark_export.partition_texts` reads it as the types that views.yaml declares.
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
     # Spark refuses a file with timestamps of nanoseconds, as pandas may write it; a query can make them of integers.
     "spark.sql.legacy.parquet.nanosAsLong": "true",
 }
@@ -76,7 +78,7 @@ def spark_session(master: str | None = None, packages: Sequence[str] = ()) -> "S
 
 
 def export_session(spark: "SparkSession") -> "SparkSession":
-    """A session with the tables, temporary views and settings of `spark`, but in which files are written in one way."""
+    """A session with the tables, temporary views and settings of `spark`, which reads and writes files in one way."""
     from pyspark.sql import SparkSession
 
     # pyspark has this only for Spark Connect; a new session would lack the caller's temporary views.

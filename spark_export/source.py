@@ -9,13 +9,15 @@ from pathlib import Path
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import AtomicType, StringType, StructField, StructType
 
 from engine.errors import SourceError
 from engine.manifest import EVENT_TIMESTAMP
 from engine.schema import embedding_size
 from spark_export.instants import instant
+from spark_export.partition_texts import partition_columns, read_as_declared
 from spark_export.spark_errors import raised_as
-from spark_export.views import ViewDefinition
+from spark_export.views import Source, ViewDefinition
 
 _FITTING_TYPES = {
     "bool": ("boolean",),
@@ -31,6 +33,11 @@ _FITTING_TYPES = {
     "list<string>": ("array<string>",),
 }
 """Feature type → the Spark types that hold nothing else: first the one that is published, then those widened to it."""
+
+_FILES = ("avro", "csv", "json", "orc", "parquet", "text", "xml")
+"""The formats whose partition columns are names of directories and nothing else; tables of others know their types."""
+_GUESSED = ("csv", "json", "xml")
+"""The formats in which values are text and Spark guesses their types, of CSV only if `inferSchema` says so."""
 
 _LISTED = 20
 
@@ -50,10 +57,32 @@ def open_source(view: ViewDefinition, spark: SparkSession) -> DataFrame:
     assert source is not None
     with raised_as(SourceError, f"view {view.name!r}: its source ({source}) cannot be read"):
         if source.path is not None:
-            # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
-            path = f"file://{source.path}" if source.path.startswith("/") else source.path
-            return spark.read.format(source.format).options(**source.options).load(path)
+            return _open_files(view, source, spark)
         return spark.table(source.table) if source.table is not None else spark.sql(source.sql or "")
+
+
+def _open_files(view: ViewDefinition, source: Source, spark: SparkSession) -> DataFrame:
+    # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
+    path = f"file://{source.path}" if (source.path or "").startswith("/") else source.path
+    files = spark.read.format(source.format).options(**source.options).load(path)
+    of = source.format.lower()
+    if of in _GUESSED:
+        schema = _with_texts(view, files.schema)
+        if schema != files.schema:
+            files = spark.read.format(source.format).options(**source.options).schema(schema).load(path)
+    return read_as_declared(view, files, partition_columns(files), source) if of in _FILES else files
+
+
+def _with_texts(view: ViewDefinition, guessed: StructType) -> StructType:
+    """Return a schema in which columns that the view declares as string are read as the text that the files have, and
+    not as a number or a date that Spark makes of it."""
+    strings = {key.name for key in view.join_keys if key.type == "string"}
+    strings |= {feature.name for feature in view.features if feature.type == "string"}
+    fields = []
+    for field in guessed:
+        is_guess = isinstance(field.dataType, AtomicType) and not isinstance(field.dataType, StringType)
+        fields.append(StructField(field.name, StringType()) if is_guess and field.name in strings else field)
+    return StructType(fields)
 
 
 def literal_uri(path: Path) -> str:

@@ -7,13 +7,23 @@ from typing import Any
 
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException
+from pyspark.sql import Column
+from pyspark.sql import functions as F
 
-from engine.errors import ShoalError
+from engine.errors import ShoalError, SourceError
 
 SPARK_ERRORS = (PySparkException, Py4JError)
 
 
 _DECORATION = re.compile(r"^[\w.$]+(?:Exception|Error): (?=\[)|\s*SQLSTATE: \w+;?")
+
+_SOURCE_ERROR = f"{SourceError.__module__}.{SourceError.__qualname__}: "
+"""What is before the message of an error that a row of a source makes Spark raise."""
+
+
+def raise_source_error(message: Column) -> Column:
+    """Return a column without a value: a job that evaluates it fails, and `raised_as` raises that as SourceError."""
+    return F.raise_error(F.concat(F.lit(_SOURCE_ERROR), message))
 
 
 def brief(error: Exception) -> str:
@@ -40,8 +50,23 @@ def _causes(exception: Any) -> list[str]:
 
 @contextmanager
 def raised_as(kind: type[ShoalError], what: str) -> Iterator[None]:
-    """Raise what Spark raises as an error of Shoal: `what`, and what Spark said."""
+    """Raise what Spark raises as an error of Shoal: `what`, and what Spark said. An error of `raise_source_error` is
+    raised as SourceError, as it is."""
+    try:
+        with source_errors():
+            yield
+    except SPARK_ERRORS as error:
+        raise kind(f"{what}: {brief(error)}") from error
+
+
+@contextmanager
+def source_errors() -> Iterator[None]:
+    """Raise what `raise_source_error` made Spark raise as SourceError, and nothing else."""
     try:
         yield
     except SPARK_ERRORS as error:
-        raise kind(f"{what}: {brief(error)}") from error
+        said = str(error.java_exception) if isinstance(error, Py4JJavaError) else str(error)
+        _, is_one, message = said.partition(_SOURCE_ERROR)
+        if is_one:
+            raise SourceError(_DECORATION.sub("", message.splitlines()[0])) from error
+        raise

@@ -23,6 +23,7 @@ from numba import njit
 
 from engine.dynamodb.client import binary, binary_of
 from engine.errors import TableInvalid
+from engine.kernels.compiling import kernel
 from engine.kernels.memory import copy_bytes, load_i64, load_u8, store_i64
 from engine.layout import (
     FIRST_FEATURE_BIT,
@@ -94,7 +95,7 @@ def _is_present(row: int, bit: int) -> Any:
     return load_u8(row + ROW_PRESENCE + (bit >> 3)) >> (bit & 7) & 1 != 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def values_size(rows: int, stride: int, count: int, fields: Any) -> int:
     """The bytes of the `v` of so many rows at an address together."""
     total = count * (ROW_AT + stride)
@@ -106,7 +107,7 @@ def values_size(rows: int, stride: int, count: int, fields: Any) -> int:
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pack_values(
     print_of_schema: int, hashes: Any, rows: int, stride: int, heap: int, fields: Any, to: int, ends: Any
 ) -> None:
@@ -138,7 +139,7 @@ def pack_values(
         ends[number] = position
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def unpack_values(values: int, starts: Any, order: Any, stride: int, fields: Any, hashes: int, rows: int) -> int:
     """Lay the rows of values side by side, with references that count from the first value on.
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.finding import BLOCK, find_block
 from engine.kernels.gathering import Status, gather_block, judge, place_columns
 from engine.kernels.matrix import gather_matrix_block
@@ -16,7 +17,7 @@ _NOT_FOUND = int(Status.NOT_FOUND)
 _OUTSIDE_MAX_AGE = int(Status.OUTSIDE_MAX_AGE)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def answer_columns(
     first: Any,
     second: Any,
@@ -85,7 +86,7 @@ def _count_values(status: Any, valid: Any, nulls: Any, counts: Any) -> None:
     counts[_PRESENT] -= counts[_NULL_VALUE]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def answer_matrix(
     first: Any,
     second: Any,

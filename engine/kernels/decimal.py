@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.memory import leading_zeros, store_i64, store_u8, store_u16
 
 MAX_NUMBER = 24
@@ -117,7 +118,7 @@ def _is_close(one: Any, other: Any) -> Any:
     return one - other + _ERROR <= _ERROR + _ERROR
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _shortest_exactly(bits: Any) -> Any:
     """`_shortest` of any positive float32."""
     fraction = bits & _FRACTION

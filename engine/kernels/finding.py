@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.memory import load_i64, load_u32, prefetch
 from engine.layout import SMALL_ROWS
 
@@ -148,7 +149,7 @@ def _candidates_in_segments(
             _candidates(first, chunks, first_chunk, last_chunk, address, chunk_of)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def find_block(first: Any, second: Any, chunks: Any, segments: Any, address: Any, chunk_of: Any) -> None:
     """`find` for at most BLOCK keys."""
     address[:] = NOT_FOUND
@@ -164,7 +165,7 @@ def find_block(first: Any, second: Any, chunks: Any, segments: Any, address: Any
                 _candidates_in_segments(first[one], chunks, segments, older, address[one], chunk_of[one])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def find(first: Any, second: Any, chunks: Any, segments: Any, address: Any, chunk_of: Any) -> None:
     """Find each key's newest row; a tombstone is a row.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.finding import HEAP, HEAP_SIZE, NOT_FOUND, SEGMENT
 from engine.kernels.memory import (
     copy_bytes,
@@ -176,7 +177,7 @@ def copy_field(operation: int, source: int, destination: int, width: int) -> Non
         copy_bytes(destination, source, width)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gather_mixed(address: Any, chunk_of: Any, chunks: Any, instructions: Any, output: Any, to: int, valid: Any) -> int:
     """Gather one column's keys, choosing the instruction row by row; returns how many are null."""
     nulls = 0
@@ -212,7 +213,7 @@ def _store_null(destination: int, width: int, pattern: int) -> None:
             store_i32(destination + position, pattern >> (8 * (position & 4)))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gather_words_4(address: Any, instruction: Any, null_pattern: int, to: int, valid: Any) -> int:
     """`_gather_mixed` for rows of one layout and a feature of 4 bytes, the case that ranking lives on."""
     nulls = 0
@@ -228,7 +229,7 @@ def _gather_words_4(address: Any, instruction: Any, null_pattern: int, to: int, 
     return nulls
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _copy_words_4(address: Any, offset: int, to: int) -> None:
     """`_gather_words_4` where no value is null."""
     for key in range(address.size):
@@ -308,7 +309,7 @@ def gather_block(
             nulls[feature] += _gather_words_4(address, instruction, outputs[feature, NULL_PATTERN], to, of_block)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def heap_offsets(references: int, valid: Any, offsets: Any, unit: int) -> int:
     """Turn a gathered column of heap references into byte offsets, offsets[keys + 1]; null values are empty.
 
@@ -330,7 +331,7 @@ def heap_offsets(references: int, valid: Any, offsets: Any, unit: int) -> int:
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_heap(references: int, offsets: Any, destination: int) -> None:
     """Copy the values of a gathered column of heap references to `destination`, as `heap_offsets` laid them out."""
     for key in range(offsets.size - 1):
@@ -339,7 +340,7 @@ def copy_heap(references: int, offsets: Any, destination: int) -> None:
             copy_bytes(destination + offsets[key], load_i64(references + 16 * key), size)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def string_lists_fit(data: int, offsets: Any) -> bool:
     """Whether copied list<string> values are such: count, then each string's end, ascending, as uint32, then as many
     bytes as the last of them says."""
@@ -362,7 +363,7 @@ def string_lists_fit(data: int, offsets: Any) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def string_list_sizes(data: int, offsets: Any, list_offsets: Any) -> int:
     """Turn copied list<string> values (count, then each string's end, as uint32, then the bytes) into offsets of
     lists, list_offsets[keys + 1], counted in strings. Returns the bytes of all strings together."""
@@ -379,7 +380,7 @@ def string_list_sizes(data: int, offsets: Any, list_offsets: Any) -> int:
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def copy_string_lists(data: int, offsets: Any, list_offsets: Any, string_offsets: Any, destination: int) -> None:
     """Copy the strings of copied list<string> values, with string_offsets[strings + 1] as Arrow wants them."""
     position = 0

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.memory import data_of, load_i32, load_u8, load_u32, load_u64
 from engine.keys import SECOND_SEED, SPARK_SEED
 
@@ -115,7 +116,7 @@ def _hash_bytes(address: int, size: int, first_seed: Any, second_seed: Any) -> A
     return _avalanche(first), _avalanche(second)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def chain_strings(offsets: int, data: int, first: Any, second: Any) -> None:
     """Chain a string column into both hashes.
 
@@ -130,7 +131,7 @@ def chain_strings(offsets: int, data: int, first: Any, second: Any) -> None:
         first[row], second[row] = _hash_bytes(data + start, size, first[row], second[row])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def chain_joined(text: Any, first: Any, second: Any) -> Any:
     """Chain a string column, given as its values with SEPARATOR between them, into both hashes.
 
@@ -158,7 +159,7 @@ def chain_joined(text: Any, first: Any, second: Any) -> Any:
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def chain_integers(values: int, first: Any, second: Any) -> None:
     """Chain an int64 column, at address `values`, into both hashes; `first` and `second` as in `chain_strings`."""
     for row in range(first.size):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.decimal import (
     END_SECOND,
     FIRST_SECOND,
@@ -129,7 +130,7 @@ def _can_be_written(microseconds: int) -> Any:
     return FIRST_SECOND <= microseconds // 1_000_000 < END_SECOND
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: Any) -> int:
     """Write each column as an array of its values, null where it has none and where a float is no number.
 
@@ -164,7 +165,7 @@ def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: 
     return -1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def write_event_times(event_time: Any, absent: int, text: Any) -> int:
     """Write event times, int64[keys] microseconds since 1970, as an array; `absent` stands in for NO_EVENT_TIME, and is
     NULL_TIME or a time.
@@ -190,7 +191,7 @@ def write_event_times(event_time: Any, absent: int, text: Any) -> int:
     return int(_close(start, to) - start)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def write_statuses(status: Any, valid: Any, text: Any) -> int:
     """Write the names of a column's Status, uint8[keys] of its rows; those whose `valid` is 0 in a row that is PRESENT
     are NULL_VALUE. Returns where the text ends."""

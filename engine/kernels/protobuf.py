@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from engine.kernels.compiling import kernel
 from engine.kernels.gathering import NO_EVENT_TIME
 from engine.kernels.memory import copy_bytes, data_of, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
 
@@ -174,7 +175,7 @@ def _width(field: int, items: int) -> Any:
     return 4 * items if field in (_FLOAT, _INT32, _FLOAT_LIST) else 8
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def write_columns(fields: Any, arena: Any, at: Any, valid: Any, out: Any, ends: Any) -> None:
     """Write the columns of fixed width, each as its values.
 
@@ -231,7 +232,7 @@ def _write_strings(to: int, source: int) -> Any:
     return to
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def write_heap(field: int, data: Any, offsets: Any, valid: Any, out: Any) -> int:
     """Write one column of variable-length values, of which value i is data[offsets[i]:offsets[i + 1]], into `out`,
     uint8[bytes]. Returns where it ends."""
@@ -251,7 +252,7 @@ def write_heap(field: int, data: Any, offsets: Any, valid: Any, out: Any) -> int
     return int(to - data_of(out))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def write_event_times(event_time: Any, out: Any) -> int:
     """Write event times, int64[keys] microseconds since 1970, as a repeated field 3 of `Timestamp`; NO_EVENT_TIME is
     1970, which is an empty one. Returns where they end."""
@@ -300,7 +301,7 @@ def _read_key(at: int, end: int, kind: int) -> Any:
     return (at + 1, at + size) if load_u8(at) == kind else (-1, 0)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def read_integers(data: Any, field: int, out: Any) -> int:
     """Read a `RepeatedValue` of INT64 or INT32 as its encoders write it.
 
@@ -325,7 +326,7 @@ def read_integers(data: Any, field: int, out: Any) -> int:
     return count
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def read_strings(data: Any, offsets: Any, out: Any) -> int:
     """Read a `RepeatedValue` of STRING as its encoders write it.
 

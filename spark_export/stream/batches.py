@@ -14,6 +14,7 @@ from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
 from spark_export.checks import broken_demand, broken_row, checks, flaw, found
 from spark_export.hashes import key_hashes, row_hash
+from spark_export.spark_errors import source_errors
 from spark_export.views import ViewDefinition
 
 _ROW_HASH = "__row_hash"
@@ -39,7 +40,8 @@ def collect(view: ViewDefinition, rows: DataFrame) -> pa.Table:
     demands = checks(view)
     first, second = key_hashes(view.join_keys)
     hashes = {KEY_HASH: first, KEY_HASH_2: second, _ROW_HASH: row_hash(view.features)}
-    table = rows.withColumns(hashes | {_FLAW: flaw(demands), _FOUND: found(demands)}).toArrow()
+    with source_errors():
+        table = rows.withColumns(hashes | {_FLAW: flaw(demands), _FOUND: found(demands)}).toArrow()
     if table[_FLAW].null_count < table.num_rows:
         raise _unsound(view, table)
     order = pc.sort_indices(table.select([name for name, _ in _ORDER]), sort_keys=list(_ORDER)).to_numpy()

@@ -1,12 +1,15 @@
 """Open a view's stream: the events as Spark reads them, and the query over them."""
 
 from datetime import timedelta
+from typing import cast
 
 import pyspark
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 from engine.errors import SourceError
+from spark_export.partition_texts import read_as_declared
 from spark_export.source import fit
 from spark_export.spark_errors import raised_as
 from spark_export.views import Stream, ViewDefinition
@@ -36,7 +39,7 @@ def open_stream(view: ViewDefinition, spark: SparkSession) -> DataFrame:
         package = f"org.apache.spark:spark-sql-kafka-0-10_2.13:{pyspark.__version__}"
         hint = f" (reading Kafka takes --package {package}, or that of a version near it)"
     with raised_as(SourceError, f"view {view.name!r}: its {stream} cannot be read{hint}"):
-        events = _events(stream, spark)
+        events = _events(view, stream, spark)
         if stream.event_time is not None and stream.watermark is not None:
             events = events.withWatermark(stream.event_time, f"{stream.watermark // _MILLISECOND} milliseconds")
         if stream.sql is not None:
@@ -45,7 +48,7 @@ def open_stream(view: ViewDefinition, spark: SparkSession) -> DataFrame:
         return fit(view, events, 0, stream)
 
 
-def _events(stream: Stream, spark: SparkSession) -> DataFrame:
+def _events(view: ViewDefinition, stream: Stream, spark: SparkSession) -> DataFrame:
     reader = spark.readStream.format(stream.format).options(**_bounded(stream))
     if stream.format == "kafka":
         records = reader.load()
@@ -58,7 +61,12 @@ def _events(stream: Stream, spark: SparkSession) -> DataFrame:
     if stream.path is None:
         return reader.load()
     # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
-    return reader.load(f"file://{stream.path}" if stream.path.startswith("/") else stream.path)
+    files = reader.load(f"file://{stream.path}" if stream.path.startswith("/") else stream.path)
+    if stream.columns is None:
+        return files
+    # Columns that the files do not declare are names of directories.
+    declared = cast("StructType", StructType.fromDDL(stream.columns)).fieldNames()
+    return read_as_declared(view, files, frozenset(files.columns) - frozenset(declared), stream)
 
 
 def _bounded(stream: Stream) -> dict[str, bool | int | float | str]:
