@@ -19,7 +19,7 @@ from engine.errors import IdempotencyKeyReused, PushInvalid, SchemaChangeRefused
 from engine.export_root import ExportRoot
 from engine.pushed_rows import deleted_rows, pushed_rows
 from engine.removals import REMOVALS_KEPT
-from loaders import apply, request_log
+from loaders import apply, request_log, retention
 from loaders.apply import follow_again, roll_back
 from loaders.compaction import MAX_OVERLAYS, fold, merge_overlays
 from loaders.definition import define_view, drop_view
