@@ -17,6 +17,7 @@ from engine.kernels.hashing import key_hashes
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
 from engine.shards import Shard
+from engine.times import ALLOWED_YEARS, outside_range, shown_time
 from loaders.arrow_rows import published_schema
 
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -103,6 +104,7 @@ class EntryReader:
             raise FileDamaged(
                 f"{path}: row group {group.number} has {batch.num_rows} rows, its footer says {group.total}"
             )
+        self._check_times(batch, group, path)
         self._check(batch, group, path)
         return batch if group.rows == group.total else self._inside(batch, group, path)
 
@@ -138,6 +140,23 @@ class EntryReader:
             with stream:
                 self._open[file.path] = pq.ParquetFile(f"/proc/self/fd/{stream.fileno()}")
         return self._open[file.path]
+
+    def _check_times(self, batch: pa.RecordBatch, group: RowGroup, path: str) -> None:
+        for name in self._times:
+            outside = outside_range(batch.column(name))
+            if outside is not None:
+                row, time = outside
+                keys = ", ".join(f"{key.name} {batch.column(key.name)[row]}" for key in self.manifest.view.join_keys)
+                raise FileDamaged(
+                    f"{path}: column {name!r} holds {shown_time(time)} in row {row} of row group {group.number}, which "
+                    f"has {keys}; a time must be in {ALLOWED_YEARS}: correct the source and export the view with --full"
+                )
+
+    @property
+    def _times(self) -> list[str]:
+        """The columns of timestamps."""
+        features = self.manifest.view.features
+        return [EVENT_TIMESTAMP, *(feature.name for feature in features if feature.type == "timestamp")]
 
     def _check(self, batch: pa.RecordBatch, group: RowGroup, path: str) -> None:
         tombstones = np.zeros(batch.num_rows, np.bool_)

@@ -8,7 +8,7 @@ ask for, so that many small commits leave few overlays.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -26,6 +26,7 @@ from engine.lookup import read_columns
 from engine.manifest import TOMBSTONE
 from engine.pushed_rows import check_takes_pushes, deleted_rows, pushed_rows
 from engine.schema import Feature, ViewSchema
+from engine.times import to_datetime
 from engine.version import ViewVersion
 from loaders.apply import event_times, key_hashes, stored_event_times
 from loaders.arrow_rows import encode, published_schema
@@ -33,8 +34,6 @@ from loaders.compaction import merged, overlays_to_merge, unfolded
 from loaders.request_log import Applied
 from loaders.segment_writer import ChunkBuilder
 from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class _Group:
         record = self.version.record
         chunk = ChunkBuilder(RowLayout(record.view_schema), rows.num_rows, with_origins=False)
         encode(chunk, 0, rows, pushed=True)
-        watermark = _EPOCH + timedelta(microseconds=newest)
+        watermark = to_datetime(newest)
         overlay = seal_overlay(
             record.view_schema,
             [chunk],

@@ -13,6 +13,7 @@ from engine.kernels.memory import load_i64, load_u8
 from engine.layout import PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, ROW_SECOND_HASH, ROW_STATE, TOMBSTONE
 from engine.schema import ViewSchema
 from engine.segment import Segment, chunk_table
+from engine.times import time_before
 from engine.version import ViewVersion
 from loaders.generation import CHUNK_BYTES
 from loaders.merge import Merge
@@ -36,7 +37,9 @@ def retained(version: ViewVersion | None, base: Segment, schema: ViewSchema) -> 
     # An older segment decides nothing about the rows of newer ones.
     segments = version.segments[: with_pushes[-1] + 1]
     chunks, starts = chunk_table([base])
-    oldest = _NO_ROW if schema.ttl is None else _microseconds_now() - schema.ttl // timedelta(microseconds=1)
+    oldest = _NO_ROW
+    if schema.ttl is not None:
+        oldest = time_before(_microseconds_now(), schema.ttl // timedelta(microseconds=1))
 
     def outlives(first: npt.NDArray[np.int64], address: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         second = np.empty_like(first)

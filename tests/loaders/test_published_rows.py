@@ -1,6 +1,7 @@
 """Reading what was published: what differs from the manifest or the contract is named, and nothing of it is served."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from engine import FeatureStore
 from engine.errors import FileDamaged, ManifestInvalid
 from engine.export_root import ExportRoot
+from engine.kernels.gathering import Status
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from engine.times import FIRST_TIME, LAST_TIME, shown_time, to_datetime
 from loaders.published_rows import EntryReader
 from tests import stores
 from tests.loaders.forgery import delta_table, describe, publish, replaced, snapshot_table
@@ -299,6 +302,34 @@ def test_an_instant_finer_than_a_microsecond_is_refused(store: Path, root: Expor
     table = delta_table(VIEW, CHANGED)
     instants = pc.add(table.column(EVENT_TIMESTAMP).cast(pa.timestamp("ns", "UTC")), pa.scalar(1, pa.duration("ns")))
     _refuse_table(store, root, replaced(table, EVENT_TIMESTAMP, instants), "would lose data")
+
+
+@pytest.mark.parametrize("outside", [FIRST_TIME - 1, LAST_TIME + 1, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("column", [EVENT_TIMESTAMP, "at"])
+@pytest.mark.parametrize("kind", ["snapshot", "delta"])
+def test_a_time_outside_the_years_1_to_9999_is_refused(tmp_path: Path, kind: str, column: str, outside: int) -> None:
+    view, root = stores.schema("doc", at="timestamp"), ExportRoot(tmp_path / "root")
+    stores.publish_snapshot(root, view, [{"doc_id": "before"}])
+    stores.load(tmp_path / "store", root)
+    rows = [{"doc_id": f"d{number}", "at": None if number else stores.NOW} for number in range(5)]
+    table = (snapshot_table if kind == "snapshot" else delta_table)(view, rows)
+    times = table.column(column).cast(pa.int64()).to_pylist()
+    times[3] = outside
+    publish(root, view, replaced(table, column, pa.array(times, pa.timestamp("us", "UTC"))))
+    key, shown = table.column("doc_id")[3], re.escape(shown_time(outside))
+    with pytest.raises(FileDamaged, match=f"column '{column}' holds {shown} in row 3 of row group 0, .* doc_id {key};"):
+        stores.load(tmp_path / "store", root)
+    found = FeatureStore.open(tmp_path / "store").lookup(["doc:at"], {"doc_id": ["before", str(key)]})
+    assert [Status(status).name for status in found.views["doc"].status] == ["PRESENT", "NOT_FOUND"]
+
+
+def test_the_first_and_the_last_time_are_taken(tmp_path: Path) -> None:
+    view, root = stores.schema("doc", at="timestamp"), ExportRoot(tmp_path / "root")
+    first, last = to_datetime(FIRST_TIME), to_datetime(LAST_TIME)
+    stores.publish_snapshot(root, view, [{"doc_id": "a", "at": first}, {"doc_id": "b", "at": last}])
+    stores.load(tmp_path / "store", root)
+    found = FeatureStore.open(tmp_path / "store").lookup(["doc:at"], {"doc_id": ["a", "b"]})
+    assert found.to_pydict()["doc:at"] == [first, last]
 
 
 def test_a_timestamp_without_a_zone_is_refused(store: Path, root: ExportRoot) -> None:
