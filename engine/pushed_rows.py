@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import LookupInvalid, PushElsewhere, PushInvalid
+from engine.feast_values import is_value_of
 from engine.key_columns import KeyColumns, example_of, key_array
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import MAX_HEAP_VALUE
@@ -245,6 +246,8 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
         # Before they are cast: nulls take no memory, however many, and numbers do.
         raise _null_in_list(name)
     array = _cast(name, wanted, array, to)
+    if feature.feast_member is not None:
+        _check_messages(name, feature.feast_member, array)
     if pa.types.is_list(array.type):
         if array.flatten().null_count:
             raise _null_in_list(name)
@@ -255,6 +258,15 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
     if longest > MAX_HEAP_VALUE:
         raise PushInvalid(f"column {name!r} has a value of {longest} bytes, a value has at most {MAX_HEAP_VALUE}")
     return array
+
+
+def _check_messages(name: str, member: str, values: pa.Array) -> None:
+    for row, value in enumerate(values.to_pylist()):
+        if value is not None and not is_value_of(value, member):
+            raise PushInvalid(
+                f"column {name!r} holds {shown(value)} in row {row}, which is not Feast's message Value with {member}; "
+                f"write this feature with Feast's SDK, with Shoal as its online store, or give null"
+            )
 
 
 def _null_in_list(name: str) -> PushInvalid:
