@@ -34,6 +34,7 @@ READ_HEADERS = (VERSION_HEADER, APPLIED_HEADER, PARTIAL_HEADER, RETRY_HEADER)
 EVENT_TIME = "event_timestamp"
 _SHOWN_BYTES = 200
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+_WEEK = 7 * 86_400
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ def _duration(age: timedelta) -> str:
     if seconds < 1 or seconds != int(seconds):
         raise RequestInvalid(f"max_age is {age}; the server takes whole seconds, and one at least")
     unit = next(unit for unit in _UNITS if seconds % _UNITS[unit] == 0)
-    return f"{int(seconds) // _UNITS[unit]}{unit}"
+    # A server takes seven digits: a longer age is given in weeks, rounded up, and the longest that it takes is any age.
+    count = int(seconds) // _UNITS[unit]
+    return f"{count}{unit}" if count < 10**7 else f"{min(-int(-seconds // _WEEK), 10**7 - 1)}w"
 
 
 def _entity(values: Any) -> Any:

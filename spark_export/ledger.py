@@ -24,6 +24,7 @@ from pyspark.sql import functions as F
 
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
+from engine.times import time_before
 from spark_export.hashes import key_hashes, row_hash
 from spark_export.instants import from_micros, instant
 from spark_export.source import spark_type
@@ -136,7 +137,7 @@ def ledger_columns(view: ViewDefinition) -> str:
 def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int) -> DataFrame:
     """The columns of an earlier run's ledger that say what was shipped, one row for each key."""
     kept = view.ttl or _GONE_KEYS_KEPT
-    is_remembered = F.col(EVENT_TIMESTAMP) >= instant(run_time - kept // _MICROSECOND)
+    is_remembered = F.col(EVENT_TIMESTAMP) >= instant(time_before(run_time, kept // _MICROSECOND))
     ledger = ledger.where(F.col(VERDICT) != Verdict.DUPLICATE)
     return ledger.where(F.col(ROW_HASH).isNotNull() | is_remembered).drop(SEEN, VERDICT)
 
@@ -171,4 +172,4 @@ def _needs_renewal(view: ViewDefinition, shipped: Column, run_time: int) -> Colu
     if view.ttl is None:
         return F.lit(False)
     half = view.ttl // _MICROSECOND // 2
-    return (F.col(EVENT_TIMESTAMP) > shipped) & (shipped < instant(run_time - half))
+    return (F.col(EVENT_TIMESTAMP) > shipped) & (shipped < instant(time_before(run_time, half)))

@@ -168,7 +168,8 @@ class ViewDefinition(BaseModel):
     `timestamp_field` names the source's column of event times; without it a row's event time is the time of the run
     that ships it. `push_source` is the name under which Feast's clients push rows of it to a server. `shards` is the
     number of hash ranges, and so of files, in which an entry's rows are published. `tier` and `table` say where the
-    rows are kept from which lookups are answered.
+    rows are kept from which lookups are answered. `future` says whether event times may
+    be more than a day ahead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -183,6 +184,7 @@ class ViewDefinition(BaseModel):
     shards: int = Field(default=DEFAULT_SHARDS, ge=1, le=4096)
     tier: Tier = "local"
     table: TableName | None = None
+    future: Literal["refuse", "allow"] = "refuse"
 
     @model_validator(mode="after")
     def _has_rows(self) -> Self:
