@@ -260,7 +260,7 @@ def _feature_type(column: Any) -> str:
 
 def _duration(ttl: timedelta | None) -> str | None:
     """A time to live as views.yaml says it. Feast has none and zero for "any age"; fractions of a second round up."""
-    seconds = -(-ttl // timedelta(seconds=1)) if ttl else 0
+    seconds = ttl // timedelta(seconds=1) + (ttl % timedelta(seconds=1) > timedelta(0)) if ttl else 0
     if seconds <= 0:
         return None
     units = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
