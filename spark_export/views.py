@@ -152,6 +152,12 @@ class FeatureDefinition(Feature):
     tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
+    def _is_no_message_of_feast(self) -> Self:
+        if self.feast_member is not None:
+            raise _wrong("unknown key 'feast_member'; remove it", "feast_member")
+        return self
+
+    @model_validator(mode="after")
     def _is_measurable(self) -> Self:
         if self.tolerance is not None and self.type not in NUMERIC_TYPES:
             raise _wrong(
