@@ -102,15 +102,12 @@ class Column:
         """The values as Python objects, None where there is none.
 
         Raises:
-            LookupInvalid: a time is beyond the years 1 to 9999, which are those of Python.
             ViewDamaged: a stored text is not UTF-8, as whatever is loaded is.
         """
         try:
             values: list[Any] = self.to_arrow().to_pylist()
         except UnicodeDecodeError as error:
             raise ViewDamaged(f"{self.reference} holds a text that is not UTF-8 ({error}); {LOAD_AGAIN}") from None
-        except (ValueError, OverflowError) as error:
-            raise LookupInvalid(f"{self.reference} holds a time that Python has not ({error}); ask for Arrow") from None
         return values
 
     def _null_mask(self) -> pa.Array | None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from engine.processes import describe_server
 from engine.result import LookupResult
 from engine.standing import read_standing
 from engine.status import describe_low_watermark, describe_version
+from engine.times import to_datetime
 from engine.version import StoreVersion
 
 STORE = click.option(
@@ -74,7 +74,7 @@ def lookup_command(
     entities = _entities(version, keys)
     asked = service if service is not None else [part.strip() for part in (features or "").split(",") if part.strip()]
     result = opened.lookup(asked, entities, max_age=max_age, stale=stale)
-    rows = _rows(result, entities, time.time())
+    rows = _rows(result, entities, datetime.now(UTC))
     histories: dict[str, list[list[StoredRow]]] = {}
     if explained:
         histories = {view: explain(store, version, view, entities) for view in result.views}
@@ -118,7 +118,7 @@ def _row_count(given: dict[str, list[Any]]) -> int:
     return max(len(values) for values in given.values())
 
 
-def _rows(result: LookupResult, entities: dict[str, Any], now: float) -> list[dict[str, Any]]:
+def _rows(result: LookupResult, entities: dict[str, Any], now: datetime) -> list[dict[str, Any]]:
     """One row a key and feature."""
     values = {column.reference: column.to_arrow().to_pylist() for column in result.columns}
     rows = []
@@ -126,15 +126,15 @@ def _rows(result: LookupResult, entities: dict[str, Any], now: float) -> list[di
         identity = {name: column[key] for name, column in entities.items()}
         for column in result.columns:
             has_row = not _is_missing(column.rows.status[key])
-            seconds = int(column.rows.event_time[key]) / 1e6
+            time_of_row = to_datetime(int(column.rows.event_time[key]))
             rows.append(
                 {
                     **identity,
                     "feature": column.reference,
                     "value": values[column.reference][key],
                     "status": Status(column.status[key]).name,
-                    "event_timestamp": datetime.fromtimestamp(seconds, UTC) if has_row else None,
-                    "age_seconds": round(now - seconds, 3) if has_row else None,
+                    "event_timestamp": time_of_row if has_row else None,
+                    "age_seconds": round((now - time_of_row).total_seconds(), 3) if has_row else None,
                 }
             )
     return rows

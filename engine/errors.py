@@ -46,6 +46,10 @@ class Unmappable(DefinitionError):
     """A Feast repository holds what views.yaml cannot say; the message lists it, with what to do about each."""
 
 
+class FeastVersionInactive(DefinitionError):
+    """A version of a Feast feature view was to be written or read that is not the active one."""
+
+
 # --- while an export is published ------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ For people at a terminal: it goes segment by segment, and is not made for speed.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from engine.layout import OWN_AGE, PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTO
 from engine.lookup import find_rows, read_columns
 from engine.reading import read_generation
 from engine.segment import Chunk, Segment
+from engine.times import to_datetime
 from engine.version import StoreVersion, ViewVersion
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -77,20 +76,11 @@ def _add_rows(histories: list[list[StoredRow]], view: ViewVersion, keys: KeyColu
                 origin=None if state & PUSHED else _origin(segment, chunk, row),
                 place=place,
                 segment=segment.record.id,
-                event_time=_instant(word ^ OWN_AGE if own_age else word, chunk.origin),
+                event_time=to_datetime(word ^ OWN_AGE if own_age else word),
                 own_age=own_age or bool(state & PUSHED),
                 values=None if state & TOMBSTONE else {name: column[key] for name, column in values.items()},
             )
         )
-
-
-def _instant(microseconds: int, where: str) -> datetime:
-    try:
-        return _EPOCH + timedelta(microseconds=microseconds)
-    except OverflowError:
-        raise StoreDamaged(
-            f"{where} has a row of {microseconds} microseconds since 1970, a time that no row has; {LOAD_AGAIN}"
-        ) from None
 
 
 def _origin(segment: Segment, chunk: Chunk, row: int) -> Origin:

@@ -21,6 +21,7 @@ from engine.layout import item_width
 from engine.remote_rows import Fetched, Partial, check_partial, mark_unavailable, with_rows
 from engine.result import HeapValues, LookupResult, ViewColumns
 from engine.schema import Feature, embedding_size
+from engine.times import time_before
 from engine.version import LookupPlan, StoreVersion, ViewVersion, remembered
 
 Stale = Literal["serve", "null", "fail"]
@@ -150,7 +151,7 @@ def check_stale(stale: Stale) -> None:
 def oldest_accepted(view: ViewVersion, now: int, max_age: timedelta | None) -> int:
     """The least event time, in microseconds since 1970, that is not too old."""
     age = view.ttl if max_age is None else max_age // timedelta(microseconds=1)
-    return gathering.NO_EVENT_TIME if age is None else max(gathering.NO_EVENT_TIME, now - age)
+    return gathering.NO_EVENT_TIME if age is None else time_before(now, age)
 
 
 def refuse_stale(view: ViewVersion, too_old: int, keys: int) -> StaleFeatures:

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import LookupInvalid, PushElsewhere, PushInvalid
+from engine.feast_values import is_value_of
 from engine.key_columns import KeyColumns, example_of, key_array
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.layout import MAX_HEAP_VALUE
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
 from engine.schema import Feature, arrow_type, embedding_size
 from engine.showing import shown
+from engine.times import ALLOWED_YEARS, FURTHEST_AHEAD, later_than, outside_range, shown_time
 from engine.version import ViewVersion
 
 EVENT_TIME_COLUMN = "event_timestamp"
@@ -62,10 +64,11 @@ def pushed_rows(view: ViewVersion, columns: Mapping[str, Any], *, now: datetime)
         view: the view that they are rows of.
         columns: join keys, `event_timestamp` (ISO 8601, or typed; UTC where it says no zone) and any of the features →
             a list, NumPy array or Arrow array of values, all of one length.
-        now: the event time of rows that come without one.
+        now: the event time of rows that come without one. Event times more than a day later are refused.
 
     Raises:
-        PushInvalid: a column is unknown, missing, of another length or of another type.
+        PushInvalid: a column is unknown, missing, of another length or of another type, or a time is outside the years
+            1 to 9999 or an event time too far ahead.
     """
     check_takes_pushes(view)
     columns = dict(columns)
@@ -119,7 +122,7 @@ def encode_rows(batches: Sequence[pa.RecordBatch]) -> bytes:
 
 
 def decode_rows(body: bytes) -> list[pa.RecordBatch]:
-    """What `encode_rows` made; raises PushInvalid if that is something else."""
+    """What `encode_rows` made; raises PushInvalid if that is something else, or holds a time outside the range."""
     source, batches = pa.BufferReader(body), []
     try:
         while source.tell() < len(body):
@@ -138,6 +141,9 @@ def _check_own_columns(batch: pa.RecordBatch) -> None:
         index = batch.schema.get_field_index(name)  # -1 also where there are two.
         if index < 0 or batch.schema.field(index).type != wanted or batch.column(index).null_count:
             raise PushInvalid(f"the rows have not one column {name!r} of {wanted} without nulls; a worker sends it")
+    for field in batch.schema:
+        if pa.types.is_timestamp(field.type):
+            check_range(field.name, batch.column(field.name))
 
 
 def _batch(
@@ -183,6 +189,13 @@ def _event_times(values: Any, now: datetime, count: int) -> pa.Array:
     if times.null_count:
         row = pc.index(times.is_null(), True).as_py()
         raise PushInvalid(f"column {EVENT_TIME_COLUMN!r} is null in row {row}; leave the column out to mean now")
+    if (ahead := later_than(times, now + FURTHEST_AHEAD)) is not None:
+        # A row from the year 5000 would keep out all that come after it.
+        row, time = ahead
+        raise PushInvalid(
+            f"column {EVENT_TIME_COLUMN!r} holds {shown_time(time)} in row {row}, more than a day from now; check the "
+            f"unit and the client's clock"
+        )
     return times
 
 
@@ -191,9 +204,18 @@ def _timestamps(name: str, values: Any) -> pa.Array:
     if isinstance(values, Sequence):
         values = [_parsed(name, value) for value in values]
     values = _inferred(name, values)
+    if pa.types.is_timestamp(values.type):
+        check_range(name, values)
     if pa.types.is_null(values.type) or pa.types.is_timestamp(values.type):
         return _cast(name, "timestamp", values, _TIMESTAMP)
     raise PushInvalid(f"column {name!r} holds {values.type}, such as {example_of(values)}; give timestamps in ISO 8601")
+
+
+def check_range(name: str, times: pa.Array) -> None:
+    """Raises PushInvalid if a column of timestamps, in any unit, holds one outside the years 1 to 9999."""
+    if (outside := outside_range(times)) is not None:
+        row, time = outside
+        raise PushInvalid(f"column {name!r} holds {shown_time(time)} in row {row}; give times in {ALLOWED_YEARS}")
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -224,6 +246,8 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
         # Before they are cast: nulls take no memory, however many, and numbers do.
         raise _null_in_list(name)
     array = _cast(name, wanted, array, to)
+    if feature.feast_member is not None:
+        _check_messages(name, feature.feast_member, array)
     if pa.types.is_list(array.type):
         if array.flatten().null_count:
             raise _null_in_list(name)
@@ -234,6 +258,15 @@ def _feature_array(feature: Feature, values: Any) -> pa.Array:
     if longest > MAX_HEAP_VALUE:
         raise PushInvalid(f"column {name!r} has a value of {longest} bytes, a value has at most {MAX_HEAP_VALUE}")
     return array
+
+
+def _check_messages(name: str, member: str, values: pa.Array) -> None:
+    for row, value in enumerate(values.to_pylist()):
+        if value is not None and not is_value_of(value, member):
+            raise PushInvalid(
+                f"column {name!r} holds {shown(value)} in row {row}, which is not Feast's message Value with {member}; "
+                f"write this feature with Feast's SDK, with Shoal as its online store, or give null"
+            )
 
 
 def _null_in_list(name: str) -> PushInvalid:

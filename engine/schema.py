@@ -7,12 +7,21 @@ changes are found is the exporter's business and stands in `spark_export.views`.
 import re
 from datetime import timedelta
 from functools import cache, cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from engine.errors import SchemaChangeRefused
+from engine.feast_values import MEMBERS
 
 NAME_PATTERN = "[A-Za-z][A-Za-z0-9_]{0,127}"
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
@@ -83,11 +92,30 @@ class JoinKey(BaseModel):
 
 
 class Feature(BaseModel):
-    """One named value of a view's rows."""
+    """One named value of a view's rows.
+
+    `feast_member` is set only in views that Feast defines, and only for types that Shoal lacks: the type is then
+    `bytes`, and values are Feast's message `Value` with that member.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Name
     type: Annotated[str, AfterValidator(_known_type)]
+    feast_member: str | None = None
+
+    @model_validator(mode="after")
+    def _is_bytes_if_a_message(self) -> Self:
+        if self.feast_member is not None and (self.type != "bytes" or self.feast_member not in MEMBERS):
+            raise ValueError(f"{self.name!r} has the feast_member {self.feast_member!r}; that is one of bytes only")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Manifests and catalogs are read by versions of Shoal that do not know the member.
+        content: dict[str, Any] = serialize(self)
+        if content.get("feast_member") is None:
+            content.pop("feast_member", None)
+        return content
 
 
 class ViewSchema(BaseModel):
@@ -160,7 +188,14 @@ class ViewSchema(BaseModel):
                 f"{_describe(self.join_keys)}; publish it as a view of another name"
             )
         old_types = {feature.name: feature.type for feature in old.features}
+        members = {feature.name: feature.feast_member for feature in old.features}
         for feature in self.features:
+            member = members.get(feature.name)
+            if member is not None and feature.feast_member != member:
+                raise SchemaChangeRefused(
+                    f"view {self.name!r}: feature {feature.name!r} changed from Feast's {member} to "
+                    f"{feature.feast_member or feature.type}, which stored values are not; give the feature a new name"
+                )
             before = old_types.get(feature.name, feature.type)
             if before != feature.type and (before, feature.type) not in WIDENINGS:
                 raise SchemaChangeRefused(

@@ -185,11 +185,15 @@ class Segment:
         index = _source(layout, feature)
         if index is not None:
             stored = layout.schema.features[index].type
-            operation = _COPIES[storage_of(stored)] if stored == feature.type else _WIDENINGS[stored, feature.type]
+            operation = _copy_of(stored) if stored == feature.type else _WIDENINGS[stored, feature.type]
             instruction[gathering.OPERATION] = int(operation)
             instruction[gathering.OFFSET] = layout.offsets[index]
             instruction[gathering.PRESENCE_BIT] = FIRST_FEATURE_BIT + index
         return instruction
+
+
+def _copy_of(feature_type: str) -> Operation:
+    return Operation.COPY_TIME if feature_type == "timestamp" else _COPIES[storage_of(feature_type)]
 
 
 def _source(layout: RowLayout, feature: Feature) -> int | None:

@@ -49,8 +49,8 @@ def describe_version(version: StoreVersion, standing: Standing | None = None) ->
 
 
 def freshness_seconds(watermark: datetime | None) -> float | None:
-    """The age of the newest event that a view has seen."""
-    return (datetime.now(UTC) - watermark).total_seconds() if watermark else None
+    """The age of the newest event that a view has seen; 0 if that event is in the future."""
+    return max(0.0, (datetime.now(UTC) - watermark).total_seconds()) if watermark else None
 
 
 def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:

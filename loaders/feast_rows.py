@@ -9,10 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from feast.protos.feast.types import Value_pb2 as values
+from google.protobuf.message import DecodeError
 
-from engine.errors import Unmappable
+from engine.errors import PushInvalid, Unmappable
+from engine.feast_values import MEMBERS
 from engine.pushed_rows import EVENT_TIME_COLUMN
 from engine.schema import Feature, JoinKey, ViewSchema
+from engine.showing import shown
+from engine.times import ALLOWED_YEARS, FIRST_TIME, FURTHEST_AHEAD, LAST_TIME, from_seconds, to_micros
 
 Row = tuple[Any, Mapping[str, Any], datetime, datetime | None]
 """A row as Feast writes it: entity key, values by feature, event time, and when it was made."""
@@ -66,9 +70,7 @@ def schema_of(view: Any) -> ViewSchema:
         return ViewSchema(
             name=view.name,
             join_keys=tuple(keys) or (JoinKey(name=NO_ENTITY, type="string"),),
-            features=tuple(
-                Feature(name=one.name, type=_TYPES.get(str(one.dtype), "bytes")) for one in stored_fields(view)
-            ),
+            features=tuple(_feature(one) for one in stored_fields(view)),
             ttl=getattr(view, "ttl", None) or None,
             timestamp_field=getattr(source, "timestamp_field", None) or None,
             push_source=stream.name if type(stream).__name__ == "PushSource" else None,
@@ -85,7 +87,19 @@ def stored_fields(view: Any) -> list[Any]:
 
 
 def _feature(field: Any) -> Feature:
-    return Feature(name=field.name, type=_TYPES.get(str(field.dtype), "bytes"))
+    declared = str(field.dtype)
+    if declared in _TYPES:
+        return Feature(name=field.name, type=_TYPES[declared])
+    return Feature(name=field.name, type="bytes", feast_member=_member_of(field.dtype))
+
+
+def _member_of(declared: Any) -> str | None:
+    """The member of Feast's `Value` that holds values of a declared type; None if this version of Shoal does not know
+    the member."""
+    # Feast numbers its types as it does the members of `Value`; what has no member of its own is kept as bytes.
+    member = values.Value.DESCRIPTOR.fields_by_number.get(declared.to_value_type().value)
+    name = member.name if member is not None else "bytes_val"
+    return name if name in MEMBERS else None
 
 
 def _join_key(view: str, column: Any) -> JoinKey:
@@ -120,20 +134,27 @@ def columns_of(schema: ViewSchema, view: Any, rows: Sequence[Row]) -> dict[str, 
     """Rows as columns to push, in the order in which the later of two with the same event time was made later.
 
     A feature that none of the rows has is left out.
+
+    Raises:
+        PushInvalid: a time is outside the years 1 to 9999, an event time more than a day ahead, or a value of another
+            type than declared.
     """
     rows = sorted(rows, key=lambda row: (_aware(row[2]), _aware(row[3]) if row[3] is not None else _EPOCH))
     columns = key_columns(schema, [row[0] for row in rows])
-    columns[EVENT_TIME_COLUMN] = [_aware(row[2]) for row in rows]
+    columns[EVENT_TIME_COLUMN] = [_event_time(schema.name, row) for row in rows]
     for field in stored_fields(view):
         given = [row[1].get(field.name) for row in rows]
         if any(value is not None for value in given):
-            write = _writer(str(field.dtype))
-            columns[field.name] = [write(value) if _is_set(value) else None for value in given]
+            write = _writer(field)
+            columns[field.name] = [
+                write(value, row) if _is_set(value) else None for value, row in zip(given, rows, strict=True)
+            ]
     return columns
 
 
-def reader(declared: str) -> Callable[[Any], Any]:
-    """What makes Feast's message of a stored value, None included, of a feature of a declared type."""
+def reader(field: Any) -> Callable[[Any], Any]:
+    """What makes Feast's message of a stored value, None included, of a field of a feature view."""
+    declared = str(field.dtype)
     member = _MEMBERS.get(declared)
     if member is not None:
         name = str(member)
@@ -143,16 +164,56 @@ def reader(declared: str) -> Callable[[Any], Any]:
     if declared in _LISTS:
         make = _LISTS[declared]
         return lambda value: values.Value() if value is None else make(value)
-    return lambda value: values.Value() if value is None else values.Value.FromString(value)
+    return lambda value: values.Value() if value is None else _stored_message(field, value)
 
 
-def _writer(declared: str) -> Callable[[Any], Any]:
-    """What makes a value to store of Feast's message."""
+def _stored_message(field: Any, stored: bytes) -> Any:
+    """The message that bytes are; an empty one, which is null, where they are not one of the declared type: older
+    versions of Shoal took any bytes."""
+    try:
+        value = values.Value.FromString(stored)
+    except DecodeError:
+        return values.Value()
+    return value if _member_of(field.dtype) in (None, value.WhichOneof("val")) else values.Value()
+
+
+def _writer(field: Any) -> Callable[[Any, Row], Any]:
+    """What makes a value to store of Feast's message, and of the row that has it.
+
+    Raises (the function that is returned):
+        PushInvalid: the value is none of the declared type.
+    """
+    declared = str(field.dtype)
     if declared == "UnixTimestamp":
-        return _time
+        return lambda value, row: _time(field, value, row)
     if declared in _LISTS:
-        return lambda value: list(_plain(value).val)
-    return _plain if declared in _MEMBERS else lambda value: value.SerializeToString()
+        return lambda value, row: list(_of_type(field, value, row).val)
+    if declared in _MEMBERS:
+        return lambda value, row: _plain(value)
+    return lambda value, row: _message(field, value, row)
+
+
+def _message(field: Any, value: Any, row: Row) -> bytes:
+    _of_type(field, value, row)
+    data: bytes = value.SerializeToString()
+    return data
+
+
+def _of_type(field: Any, value: Any, row: Row) -> Any:
+    """What a message holds; raises PushInvalid if that is not of the declared type."""
+    found, wanted = value.WhichOneof("val"), _member_of(field.dtype)
+    if wanted is not None and found != wanted:
+        raise PushInvalid(
+            f"feature {field.name!r} is {field.dtype}, whose values are {wanted}, but the row of {_shown_key(row)} has "
+            f"{found}; correct the value, or the type in the feature view"
+        )
+    return _plain(value)
+
+
+def _shown_key(row: Row) -> str:
+    """The entity key of a row, as a message shows it."""
+    pairs = zip(row[0].join_keys, row[0].entity_values, strict=True)
+    return ", ".join(f"{name} {shown(_plain(value))}" for name, value in pairs) or "the only key"
 
 
 def _plain(value: Any) -> Any:
@@ -164,9 +225,29 @@ def _is_set(value: Any) -> bool:
     return value is not None and value.WhichOneof("val") not in (None, "null_val")
 
 
-def _time(value: Any) -> datetime | None:
-    seconds = _plain(value)
-    return None if seconds == _NOT_A_TIME else _EPOCH + timedelta(seconds=seconds)
+def _time(field: Any, value: Any, row: Row) -> datetime | None:
+    seconds = _of_type(field, value, row)
+    if seconds == _NOT_A_TIME:
+        return None
+    time = from_seconds(seconds)
+    if time is None:
+        raise PushInvalid(
+            f"feature {field.name!r} holds {seconds} seconds since 1970 in the row of {_shown_key(row)}; give times in "
+            f"{ALLOWED_YEARS}"
+        )
+    return time
+
+
+def _event_time(view: str, row: Row) -> datetime:
+    """The event time of a row; raises PushInvalid where it is out of the range, or more than a day ahead."""
+    time = _aware(row[2])
+    micros = to_micros(time)
+    if not FIRST_TIME <= micros <= LAST_TIME or micros > to_micros(datetime.now(UTC) + FURTHEST_AHEAD):
+        raise PushInvalid(
+            f"feature view {view!r}: the row of {_shown_key(row)} has the event time {time.isoformat()}; give times in "
+            f"{ALLOWED_YEARS}, and not more than a day from now"
+        )
+    return time
 
 
 def _seconds(time: datetime) -> int:

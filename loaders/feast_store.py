@@ -22,6 +22,7 @@ from engine.errors import SettingsInvalid
 from engine.feature_store import FeatureStore
 from engine.kernels.gathering import Status
 from loaders.feast_rows import Row, columns_of, key_columns, reader, schema_of
+from loaders.feast_versions import Versions
 from loaders.feast_writers import writing
 
 PROJECT = "feast-project"
@@ -49,6 +50,7 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
         self._readers: dict[Path, FeatureStore] = {}
         self._opening = threading.Lock()
         self._writing = threading.Lock()
+        self._versions = Versions()
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
@@ -65,8 +67,10 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
             StoreNotFound: nothing was applied to the store yet.
             UnknownFeature: the view, or one of its features, was not applied.
             RowsUnavailable: the view is kept in a table, and its rows did not come in time.
+            FeastVersionInactive: a version is asked for that is not the active one.
         """
         fields = [field for field in table.features if requested_features is None or field.name in requested_features]
+        self._versions.check_read(config, table)
         if not entity_keys or not fields:
             return [(None, None)] * len(entity_keys)
         schema = schema_of(table)
@@ -80,7 +84,7 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
         rows = result.views[table.name]
         names = [field.name for field in fields]
         found = {name: column.to_arrow().to_pylist() for name, column in zip(stored, result.columns, strict=False)}
-        columns = [map(reader(str(field.dtype)), (keys | found)[field.name]) for field in fields]
+        columns = [map(reader(field), (keys | found)[field.name]) for field in fields]
         values = zip(*columns, strict=True)
         return [
             (_EPOCH + timedelta(microseconds=time), dict(zip(names, row, strict=True)))
@@ -111,9 +115,12 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
 
         Raises:
             Unmappable: the view cannot be kept in a Shoal store.
-            PushInvalid: a value is not of its feature's type.
+            PushInvalid: a value is not of its feature's type, a time is outside the years 1 to 9999, or an event time
+                is more than a day ahead.
+            FeastVersionInactive: the rows are of a version that is not the active one.
             StoreLocked, StoreFull: the store cannot be written.
         """
+        self._versions.check_written(config, table)
         schema = schema_of(table)
         with self._writing, writing(_store_of(config)) as target:
             if schema.name not in target.version().views:
@@ -142,14 +149,16 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
         entities_to_keep: Sequence[Any],
         partial: bool,
     ) -> None:
-        """Have the views to keep, with the features that they have now, and drop those to delete.
+        """Have the views to keep, with the features that they have now, and drop those to delete. A version that is
+        staged changes nothing.
 
         Raises:
             Unmappable: a view cannot be kept in a Shoal store.
             SchemaChangeRefused: a feature changed its type so that stored values cannot follow.
             SettingsInvalid: the store is of another project.
         """
-        schemas, store = [schema_of(view) for view in tables_to_keep], _store_of(config)
+        definitions = (self._versions.active_definition(config, view) for view in tables_to_keep)
+        schemas, store = [schema_of(view) for view in definitions if view is not None], _store_of(config)
         with self._writing, writing(store) as target:
             _claim(store, config.project)
             present = target.version().views

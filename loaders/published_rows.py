@@ -6,6 +6,7 @@ are not opened, and of those that lie across its ends the key hashes tell how ma
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from engine.kernels.hashing import key_hashes
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
 from engine.shards import Shard
+from engine.times import ALLOWED_YEARS, FURTHEST_AHEAD, later_than, outside_range, shown_time, to_datetime, to_micros
 from loaders.arrow_rows import published_schema
 
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -103,6 +105,7 @@ class EntryReader:
             raise FileDamaged(
                 f"{path}: row group {group.number} has {batch.num_rows} rows, its footer says {group.total}"
             )
+        self._check_times(batch, group, path)
         self._check(batch, group, path)
         return batch if group.rows == group.total else self._inside(batch, group, path)
 
@@ -138,6 +141,34 @@ class EntryReader:
             with stream:
                 self._open[file.path] = pq.ParquetFile(f"/proc/self/fd/{stream.fileno()}")
         return self._open[file.path]
+
+    def _check_times(self, batch: pa.RecordBatch, group: RowGroup, path: str) -> None:
+        for name in self._times:
+            outside = outside_range(batch.column(name))
+            if outside is not None:
+                row, time = outside
+                keys = ", ".join(f"{key.name} {batch.column(key.name)[row]}" for key in self.manifest.view.join_keys)
+                raise FileDamaged(
+                    f"{path}: column {name!r} holds {shown_time(time)} in row {row} of row group {group.number}, which "
+                    f"has {keys}; a time must be in {ALLOWED_YEARS}: correct the source and export the view with --full"
+                )
+
+        if self.manifest.format_version == 1 or self.manifest.view.future == "allow":
+            return  # Exporters of format 1 did not keep to this.
+        latest = to_datetime(to_micros(self.manifest.published_at) + FURTHEST_AHEAD // timedelta(microseconds=1))
+        ahead = later_than(batch.column(EVENT_TIMESTAMP), latest)
+        if ahead is not None:
+            row, time = ahead
+            raise FileDamaged(
+                f"{path}: row {row} of row group {group.number} has the event time {shown_time(time)}, more than a day "
+                f"after its publication; correct the source, or give the view `future: allow`, and export it with --full"
+            )
+
+    @property
+    def _times(self) -> list[str]:
+        """The columns of timestamps."""
+        features = self.manifest.view.features
+        return [EVENT_TIMESTAMP, *(feature.name for feature in features if feature.type == "timestamp")]
 
     def _check(self, batch: pa.RecordBatch, group: RowGroup, path: str) -> None:
         tombstones = np.zeros(batch.num_rows, np.bool_)

@@ -8,7 +8,7 @@ overlays.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import lmdb
@@ -23,6 +23,7 @@ from engine.layout import RowLayout
 from engine.manifest import EVENT_TIMESTAMP
 from engine.pushed_rows import EVENT_TIME_COLUMN, check_takes_pushes, deleted_rows, pushed_rows
 from engine.showing import shown
+from engine.times import to_datetime
 from engine.version import ViewVersion
 from loaders.apply import event_times
 from loaders.arrow_rows import encode
@@ -31,8 +32,6 @@ from loaders.pushed_chains import resolved
 from loaders.request_log import Applied, Known
 from loaders.segment_writer import ChunkBuilder
 from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _Name = str | int
 """What a push is known by in its group: its request id, or its number if it has none."""
@@ -161,7 +160,7 @@ def _lay(version: ViewVersion, pushes: Mapping[_Name, Push]) -> _Laid:
         return _Laid(None, record.watermark, superseded)
     chunk = ChunkBuilder(RowLayout(record.view_schema), rows.num_rows, with_origins=False)
     encode(chunk, 0, rows, pushed=True)
-    newest = _EPOCH + timedelta(microseconds=int(event_times(rows).max()))
+    newest = to_datetime(int(event_times(rows).max()))
     overlay = seal_overlay(
         record.view_schema,
         [chunk],

@@ -85,17 +85,15 @@ class PushQueue:
         loop, orders = asyncio.get_running_loop(), [order for order, _, _ in group]
         try:
             answers = await loop.run_in_executor(self._threads, push, self._writer, view, orders)
-        except ShoalError as error:
+        except Exception as error:
             if len(group) > 1:
-                # One of them may have spoiled it for the others.
+                # One of them may have spoiled it for the others, also by what nobody foresaw.
                 for one in group:
                     await self._apply(view, [one])
                 return
+            if not isinstance(error, ShoalError):
+                log.exception("%s: a push met something unexpected; the last version stands", view)
             self._answer(group[0][2], error)
-        except Exception as error:
-            log.exception("%s: a push met something unexpected; the last version stands", view)
-            for _, _, future in group:
-                self._answer(future, error)
         else:
             for (_, _, future), answer in zip(group, answers, strict=True):
                 self._answer(future, answer)

@@ -25,6 +25,7 @@ from engine.reading import read_generation
 from engine.removals import removals_kept
 from engine.schema import ViewSchema
 from engine.segment import Segment, chunk_table
+from engine.times import FURTHEST_AHEAD, time_before
 from engine.version import ViewVersion
 from loaders.generation import CHUNK_BYTES, is_fold
 from loaders.merge import Fate, Fates, Merge
@@ -33,9 +34,6 @@ from loaders.store_writer import NewOverlay, StoreWriter, seal_overlay
 _NO_ROW = int(NO_EVENT_TIME)
 _LEFT_OUT, _KEPT, _BURIED = int(Fate.LEFT_OUT), int(Fate.KEPT), int(Fate.BURIED)
 _MICROSECOND = timedelta(microseconds=1)
-_FURTHEST_AHEAD = timedelta(days=1)
-"""A published event time that is further ahead of the clock is a mistake, and would never get too old."""
-
 _Int64s = npt.NDArray[np.int64]
 
 
@@ -88,7 +86,7 @@ def retained(
     if not segments:
         return None
     chunks, starts = chunk_table([base])
-    oldest_row = _NO_ROW if schema.ttl is None else _now() - schema.ttl // _MICROSECOND
+    oldest_row = _NO_ROW if schema.ttl is None else time_before(_now(), schema.ttl // _MICROSECOND)
     window = _window(schema, removals=removals)
 
     def fates(first: _Int64s, address: _Int64s) -> npt.NDArray[np.uint8]:
@@ -143,8 +141,8 @@ def fates_in_fold(writer: StoreWriter, version: ViewVersion) -> Fates:
 def _window(schema: ViewSchema, *, removals: bool) -> tuple[int, int]:
     """Since when removed keys are remembered, and up to when those that the log removed are, in microseconds."""
     now = _now()
-    latest = now + _FURTHEST_AHEAD // _MICROSECOND if removals else _NO_ROW
-    return now - removals_kept(schema.ttl) // _MICROSECOND, latest
+    latest = now + FURTHEST_AHEAD // _MICROSECOND if removals else _NO_ROW
+    return time_before(now, removals_kept(schema.ttl) // _MICROSECOND), latest
 
 
 def _snapshots(writer: StoreWriter, version: ViewVersion) -> list[Segment]:

@@ -266,9 +266,9 @@ class StoreWriter:
             return records
 
     def _note_format(self, transaction: lmdb.Transaction, record: ViewRecord) -> None:
-        """Have versions that know no low watermark refuse a store whose views have one."""
-        store = self.version().store
-        if record.low_watermark is not None and store.format_version == 1:
+        """Have versions that know neither low watermarks nor views with future event times refuse a store with one."""
+        store, is_new = self.version().store, record.low_watermark is not None or record.view_schema.future != "refuse"
+        if is_new and store.format_version == 1:
             catalog.write_store(transaction, self._live.catalog, store.model_copy(update={"format_version": 2}))
 
     def remove_view(self, view: str) -> None:

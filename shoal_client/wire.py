@@ -34,6 +34,7 @@ READ_HEADERS = (VERSION_HEADER, APPLIED_HEADER, PARTIAL_HEADER, RETRY_HEADER)
 EVENT_TIME = "event_timestamp"
 _SHOWN_BYTES = 200
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+_TOO_LONG = 10**7
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,12 @@ def _duration(age: timedelta) -> str:
     if seconds < 1 or seconds != int(seconds):
         raise RequestInvalid(f"max_age is {age}; the server takes whole seconds, and one at least")
     unit = next(unit for unit in _UNITS if seconds % _UNITS[unit] == 0)
-    return f"{int(seconds) // _UNITS[unit]}{unit}"
+    if seconds // _UNITS[unit] < _TOO_LONG:
+        return f"{int(seconds) // _UNITS[unit]}{unit}"
+    # A server takes seven digits: a longer age is rounded up to a unit in which it has that many.
+    rounded = ((-int(-seconds // length), unit) for unit, length in reversed(_UNITS.items()))
+    count, unit = next(((count, unit) for count, unit in rounded if count < _TOO_LONG), (_TOO_LONG - 1, "d"))
+    return f"{count}{unit}"
 
 
 def _entity(values: Any) -> Any:

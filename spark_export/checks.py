@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import timedelta
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -11,11 +11,9 @@ from engine.errors import SourceError
 from engine.layout import MAX_HEAP_VALUE
 from engine.manifest import EVENT_TIMESTAMP
 from engine.schema import Feature, embedding_size
-from spark_export.instants import instant, to_micros
+from engine.times import FIRST_TIME, FURTHEST_AHEAD, LAST_TIME, shown_time
+from spark_export.instants import instant
 from spark_export.views import ViewDefinition
-
-_FIRST_INSTANT = to_micros(datetime.min.replace(tzinfo=UTC))
-_LAST_INSTANT = to_micros(datetime.max.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,10 @@ class Check:
     found: Column
 
 
-def checks(view: ViewDefinition) -> list[Check]:
-    """All demands on a view's rows, which are as `spark_export.source.fit` gives them."""
-    return list(_checks(view))
+def checks(view: ViewDefinition, run_time: int) -> list[Check]:
+    """All demands on a view's rows, which are as `spark_export.source.fit` gives them; `run_time`, in microseconds
+    since 1970, is when the run or the batch began."""
+    return list(_checks(view, run_time))
 
 
 def flaw(demands: list[Check]) -> Column:
@@ -66,14 +65,14 @@ def broken_row(view: ViewDefinition, value: object, identity: Iterable[object]) 
     return f", such as the one with {', '.join(map('{} {}'.format, names, identity))}, which has {value}"
 
 
-def _checks(view: ViewDefinition) -> Iterator[Check]:
+def _checks(view: ViewDefinition, run_time: int) -> Iterator[Check]:
     for key in view.join_keys:
         column = F.col(key.name)
         yield Check(key.name, "is a join key and must not be null", column.isNull(), F.lit("null"))
         if key.type == "string":
             yield from _string_checks(key.name, column)
     if view.timestamp_field is not None:
-        yield from _event_time_checks(view.timestamp_field)
+        yield from _event_time_checks(view, view.timestamp_field, run_time)
     for feature in view.features:
         yield from _value_checks(feature)
 
@@ -83,6 +82,8 @@ def _value_checks(feature: Feature) -> Iterator[Check]:
     size, length = F.array_size(column), embedding_size(feature.type)
     if feature.type == "string":
         yield from _string_checks(name, column)
+    elif feature.type == "timestamp":
+        yield _range_check(name, column)
     elif feature.type == "bytes":
         yield _size_check(name, F.octet_length(column))
     elif length or feature.type.startswith("list<"):
@@ -98,11 +99,20 @@ def _value_checks(feature: Feature) -> Iterator[Check]:
         yield _size_check(name, (8 if feature.type == "list<int64>" else 4) * size)
 
 
-def _event_time_checks(name: str) -> Iterator[Check]:
+def _event_time_checks(view: ViewDefinition, name: str, run_time: int) -> Iterator[Check]:
     column = F.col(EVENT_TIMESTAMP)
     yield Check(name, "is the event time and must not be null", column.isNull(), F.lit("null"))
-    outside = ~column.between(instant(_FIRST_INSTANT), instant(_LAST_INSTANT))
-    yield Check(name, "must lie in the years 1 to 9999", outside, column.cast("string"))
+    yield _range_check(name, column)
+    if view.future == "refuse":
+        # A row from years ahead would make all rows of its key late that come after it.
+        latest = run_time + FURTHEST_AHEAD // timedelta(microseconds=1)
+        demand = f"must not be more than a day after the time of the run, {shown_time(run_time)}, unless the view has "
+        yield Check(name, f"{demand}`future: allow`", column > instant(latest), column.cast("string"))
+
+
+def _range_check(name: str, column: Column) -> Check:
+    outside = ~column.between(instant(FIRST_TIME), instant(LAST_TIME))
+    return Check(name, "must lie in the years 1 to 9999", outside, column.cast("string"))
 
 
 def _string_checks(name: str, column: Column) -> Iterator[Check]:

@@ -260,11 +260,15 @@ def _feature_type(column: Any) -> str:
 
 def _duration(ttl: timedelta | None) -> str | None:
     """A time to live as views.yaml says it. Feast has none and zero for "any age"; fractions of a second round up."""
-    seconds = -(-ttl // timedelta(seconds=1)) if ttl else 0
+    seconds = ttl // timedelta(seconds=1) + (ttl % timedelta(seconds=1) > timedelta(0)) if ttl else 0
     if seconds <= 0:
         return None
     units = (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-    return next(f"{seconds // length}{unit}" for unit, length in units if seconds % length == 0)
+    exact = next((seconds // length, unit) for unit, length in units if seconds % length == 0)
+    # A number in views.yaml has at most seven digits; a longer time to live is rounded up to a unit in which it has.
+    rounded = ((-(-seconds // length), unit) for unit, length in reversed(units))
+    count, unit = next(((count, unit) for count, unit in (exact, *rounded) if count < 10**7), (10**7 - 1, "w"))
+    return f"{count}{unit}"
 
 
 def _text(mapping: _Mapping, origin: str) -> str:

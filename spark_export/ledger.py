@@ -25,6 +25,7 @@ from pyspark.sql import functions as F
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
 from engine.removals import removals_kept
+from engine.times import time_before
 from spark_export.hashes import key_hashes, row_hash
 from spark_export.instants import from_micros, instant
 from spark_export.low_watermark import Ages
@@ -142,7 +143,7 @@ def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int, ages:
     went_back = (F.col(SEEN) < F.col(EVENT_TIMESTAMP)) | (F.col(VERDICT) == Verdict.LATE)
     own_age = F.when(~F.coalesce(went_back, F.lit(False)), ages.owned_before(F.coalesce(SEEN, EVENT_TIMESTAMP)))
     ledger = ledger.withColumn(_OWN_AGE, own_age)
-    is_remembered = F.col(EVENT_TIMESTAMP) >= instant(run_time - removals_kept(view.ttl) // _MICROSECOND)
+    is_remembered = F.col(EVENT_TIMESTAMP) >= instant(time_before(run_time, removals_kept(view.ttl) // _MICROSECOND))
     ledger = ledger.where(F.col(VERDICT) != Verdict.DUPLICATE)
     return ledger.where(F.col(ROW_HASH).isNotNull() | is_remembered).drop(SEEN, VERDICT)
 

@@ -8,13 +8,14 @@ behind, and never decreases.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from engine.manifest import EVENT_TIMESTAMP, Manifest
+from engine.times import time_before
 from spark_export.instants import from_micros, instant, to_micros
 from spark_export.views import ViewDefinition
 
@@ -24,7 +25,7 @@ _ACCURACY = 10_000
 _RUNS_REMEMBERED = 6
 _INTERVALS_AHEAD = 2
 
-_MICROSECONDS = 1_000_000
+_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Ages:
         judged_by = shipped
         if self.now is not None:
             judged_by = F.when(self.own(event_time), shipped).otherwise(F.greatest(shipped, instant(self.now)))
-        too_early = instant(self.renewed_until - int(view.ttl.total_seconds() * _MICROSECONDS))
+        too_early = instant(time_before(self.renewed_until, view.ttl // _MICROSECOND))
         return (event_time > judged_by) & (judged_by < too_early)
 
     @property

@@ -17,18 +17,20 @@ _RANGE = "__range"
 _RANK = "__rank"
 
 
-def snapshot_rows(view: ViewDefinition, rows: DataFrame) -> DataFrame:
+def snapshot_rows(view: ViewDefinition, rows: DataFrame, run_time: int) -> DataFrame:
     """All of a source's rows (see `spark_export.ledger.with_hashes`), with the columns of a snapshot."""
-    return rows.select(_sound(view), KEY_HASH_2, ROW_HASH, EVENT_TIMESTAMP, *_named_columns(view))
+    return rows.select(_sound(view, run_time), KEY_HASH_2, ROW_HASH, EVENT_TIMESTAMP, *_named_columns(view))
 
 
-def delta_rows(view: ViewDefinition, rows: DataFrame, ledger: DataFrame, found: Tally) -> DataFrame:
+def delta_rows(view: ViewDefinition, rows: DataFrame, ledger: DataFrame, found: Tally, run_time: int) -> DataFrame:
     """The rows that the ledger says to ship, and a tombstone for each key that it says was removed."""
     keys = ledger.where(F.col(VERDICT).isin(*SHIPPED)).select(*KEY)
     if found.shipped <= _BROADCAST_KEYS:
         keys = F.broadcast(keys)
     living = rows.join(keys, KEY, "left_semi").withColumn(TOMBSTONE, F.lit(False))
-    living = living.select(_sound(view), KEY_HASH_2, ROW_HASH, EVENT_TIMESTAMP, TOMBSTONE, *_named_columns(view))
+    living = living.select(
+        _sound(view, run_time), KEY_HASH_2, ROW_HASH, EVENT_TIMESTAMP, TOMBSTONE, *_named_columns(view)
+    )
     nothing = [F.lit(None).cast(living.schema[name].dataType).alias(name) for name in _named_columns(view)]
     removed = ledger.where(F.col(VERDICT) == Verdict.REMOVED)
     tombstones = removed.select(*KEY, ROW_HASH, EVENT_TIMESTAMP, F.lit(True).alias(TOMBSTONE), *nothing)
@@ -51,10 +53,10 @@ def in_files(view: ViewDefinition, rows: DataFrame, *, duplicates: bool) -> Data
     return ranged.sortWithinPartitions(_RANGE, *KEY).select(columns)
 
 
-def _sound(view: ViewDefinition) -> Column:
+def _sound(view: ViewDefinition, run_time: int) -> Column:
     """The first hash of a row that can be published. The source was checked before, but is read a second time here."""
     wrong = F.raise_error(F.lit("the source changed while it was read, and a row cannot be published; export again"))
-    return F.when(flaw(checks(view)).isNull(), F.col(KEY_HASH)).otherwise(wrong).alias(KEY_HASH)
+    return F.when(flaw(checks(view, run_time)).isNull(), F.col(KEY_HASH)).otherwise(wrong).alias(KEY_HASH)
 
 
 def _named_columns(view: ViewDefinition) -> list[str]:

@@ -48,7 +48,7 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
         kind, reason = _what_to_publish(view, basis, found, watermark, aged)
         files: tuple[PublishedFile, ...] = ()
         if kind is not None:
-            files = _write_parts(view, rows, ledger, found, kind, stage)
+            files = _write_parts(view, rows, ledger, found, kind, run_time, stage)
             stage.publish(
                 Manifest(
                     format_version=root.write_format,
@@ -92,7 +92,7 @@ def _judge(
     root: ExportRoot, view: ViewDefinition, rows: DataFrame, basis: Basis, run_time: int, aged: Ages, stage: Staging
 ) -> tuple[DataFrame, Tally]:
     """Write the ledger of this run; raises SourceError if the source holds a row that cannot be published."""
-    demands = checks(view)
+    demands = checks(view, run_time)
     state = None
     if basis.state is not None:
         earlier = read_state(root, rows.sparkSession, basis.state, ledger_columns(view))
@@ -128,15 +128,16 @@ def _write_parts(
     ledger: DataFrame,
     found: Tally,
     kind: Literal["snapshot", "delta"],
+    run_time: int,
     stage: Staging,
 ) -> tuple[PublishedFile, ...]:
     expected = found.shipped + found.counts[Verdict.REMOVED]
     if not expected:
         return ()
     if kind == "snapshot":
-        to_ship = shipment.snapshot_rows(view, rows)
+        to_ship = shipment.snapshot_rows(view, rows, run_time)
     else:
-        to_ship = shipment.delta_rows(view, rows, ledger, found)
+        to_ship = shipment.delta_rows(view, rows, ledger, found, run_time)
     has_duplicates = found.counts[Verdict.DUPLICATE] > 0
     files = stage.write_parts(kind, shipment.in_files(view, to_ship, duplicates=has_duplicates))
     written = sum(file.rows for file in files)

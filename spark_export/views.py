@@ -36,7 +36,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from engine.durations import parse_duration
 from engine.errors import DefinitionError
-from engine.schema import Feature, FeatureService, JoinKey, Name, TableName, Tier, ViewSchema, check_table
+from engine.schema import Feature, FeatureService, FutureTimes, JoinKey, Name, TableName, Tier, ViewSchema, check_table
 from spark_export.yaml_document import Place, YamlDocument
 
 NUMERIC_TYPES = ("int32", "int64", "float32", "float64")
@@ -152,6 +152,12 @@ class FeatureDefinition(Feature):
     tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
+    def _is_no_message_of_feast(self) -> Self:
+        if self.feast_member is not None:
+            raise _wrong("unknown key 'feast_member'; remove it", "feast_member")
+        return self
+
+    @model_validator(mode="after")
     def _is_measurable(self) -> Self:
         if self.tolerance is not None and self.type not in NUMERIC_TYPES:
             raise _wrong(
@@ -168,7 +174,8 @@ class ViewDefinition(BaseModel):
     `timestamp_field` names the source's column of event times; without it a row's event time is the time of the run
     that ships it. `push_source` is the name under which Feast's clients push rows of it to a server. `shards` is the
     number of hash ranges, and so of files, in which an entry's rows are published. `tier` and `table` say where the
-    rows are kept from which lookups are answered.
+    rows are kept from which lookups are answered. `future` says whether event times may
+    be more than a day ahead.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -183,6 +190,7 @@ class ViewDefinition(BaseModel):
     shards: int = Field(default=DEFAULT_SHARDS, ge=1, le=4096)
     tier: Tier = "local"
     table: TableName | None = None
+    future: FutureTimes = "refuse"
 
     @model_validator(mode="after")
     def _has_rows(self) -> Self:
@@ -228,6 +236,7 @@ class ViewDefinition(BaseModel):
             ttl=self.ttl,
             timestamp_field=self.timestamp_field,
             push_source=self.push_source,
+            future=self.future,
             tier=self.tier,
             table=self.table,
         )

@@ -43,7 +43,6 @@ def encode(
 
     Raises:
         AmbiguousFeature: two names in the answer are the same.
-        LookupInvalid: a time is beyond what RFC 3339 can say.
     """
     head = _head(tuple(join_keys), result.plan.references, full_feature_names, view_names)
     all_present = np.full(result.keys, Status.PRESENT, np.uint8)

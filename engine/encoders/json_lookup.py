@@ -17,11 +17,7 @@ MEDIA_TYPE = "application/json"
 
 
 def encode(result: LookupResult) -> bytes:
-    """The answer as JSON.
-
-    Raises:
-        LookupInvalid: a time is beyond what RFC 3339 can say.
-    """
+    """The answer as JSON."""
     values = [values_of(part) for part in result.parts]
     features = {
         reference: values[part][column]

@@ -15,9 +15,8 @@ import orjson
 import pyarrow as pa
 
 from engine.column import Column, ViewRows
-from engine.errors import LookupInvalid
 from engine.kernels import json_text
-from engine.kernels.decimal import END_SECOND, FIRST_SECOND, MAX_TIME
+from engine.kernels.decimal import MAX_TIME
 from engine.kernels.json_text import Form
 from engine.result import ViewColumns
 from engine.schema import embedding_size
@@ -46,17 +45,13 @@ def values_of(part: ViewColumns, *, seconds: bool = False, named_floats: bool = 
             also "NaN" in a list, instead of null.
 
     Raises:
-        LookupInvalid: a time is beyond what RFC 3339 can say.
         ViewDamaged: a stored text is not UTF-8.
     """
     forms, most_bytes = _forms(part.program.types, seconds, named_floats)
     features, keys = part.valid.shape
     text = np.empty(most_bytes * keys + _BRACKETS * features + json_text.OVERWRITTEN, np.uint8)
     ends = np.empty(features, np.int64)
-    beyond = json_text.write_columns(forms, part.arena, part.starts, part.valid, text, ends)
-    if beyond >= 0:
-        column = part.columns[beyond]
-        raise _beyond(column.reference, column.values[column.valid.view(np.bool_)])
+    json_text.write_columns(forms, part.arena, part.starts, part.valid, text, ends)
     written, start, texts = text[: ends[-1]].tobytes(), 0, []
     for feature, end in enumerate(ends.tolist()):
         texts.append(written[start:end] if end > start else dumps(_objects(part.columns[feature], named_floats)))
@@ -85,25 +80,9 @@ def _statuses(status: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8]) -> by
 
 
 def event_times_of(rows: ViewRows, absent: int = json_text.NULL_TIME) -> bytes:
-    """The event times of a view's rows; `absent`, in microseconds since 1970, where there is no row, else null.
-
-    Raises:
-        LookupInvalid: one is beyond what RFC 3339 can say.
-    """
+    """The event times of a view's rows; `absent`, in microseconds since 1970, where there is no row, else null."""
     text = np.empty(MAX_TIME * rows.event_time.size + _BRACKETS, np.uint8)
-    end = json_text.write_event_times(rows.event_time, absent, text)
-    if end < 0:
-        times = rows.event_timestamps
-        raise _beyond(f"a row of view {rows.view!r}", times[~np.isnat(times)])
-    return text[:end].tobytes()
-
-
-def _beyond(name: str, times: npt.NDArray[np.datetime64]) -> LookupInvalid:
-    seconds = times.astype("M8[s]").view(np.int64)
-    first = times[(seconds < FIRST_SECOND) | (seconds >= END_SECOND)][0]
-    return LookupInvalid(
-        f"{name} holds the time {first}, JSON can say only the years 1 to 9999; mend its source, or ask for Arrow"
-    )
+    return text[: json_text.write_event_times(rows.event_time, absent, text)].tobytes()
 
 
 @lru_cache(maxsize=256)

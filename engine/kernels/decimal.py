@@ -19,10 +19,6 @@ MAX_NUMBER = 24
 MAX_TIME = 32
 """The most bytes that a time takes, with quotes and a comma."""
 
-FIRST_SECOND = -62_135_596_800
-END_SECOND = 253_402_300_800
-"""The seconds since 1970 where the years that RFC 3339 knows begin, and where they have ended: 0001 to 9999."""
-
 _QUOTE, _MINUS, _POINT, _ZERO, _PLUS, _COLON, _E, _T, _Z = b'"-.0+:eTZ'
 
 _TENS = np.array([10**exponent for exponent in range(20)], np.uint64)
@@ -250,7 +246,7 @@ def write_float32(to: int, bits: int) -> Any:
 @njit(inline="always")
 def write_time(to: int, microseconds: int) -> Any:
     """Write a time since 1970 in quotes, as RFC 3339 has it in UTC, with a fraction of three or six digits where it has
-    one; returns the end. Its seconds are to be between FIRST_SECOND and END_SECOND.
+    one; returns the end. It must lie in the range of `engine.times`.
 
     Source of the calendar: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
     """

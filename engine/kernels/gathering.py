@@ -24,6 +24,7 @@ from engine.kernels.memory import (
     store_u8,
 )
 from engine.layout import HEAP_LENGTH_BITS, MAX_HEAP_VALUE, OWN_AGE, PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
+from engine.times import FIRST_TIME, LAST_TIME
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
 OPERATION = 0
@@ -52,6 +53,7 @@ class Operation(IntEnum):
     FLOAT32_TO_FLOAT64 = 6
     COPY_INLINE = 7
     HEAP_REFERENCE = 8
+    COPY_TIME = 9
 
 
 class Status(IntEnum):
@@ -77,6 +79,7 @@ ABSENT = int(Operation.ABSENT)
 _COPY_1 = int(Operation.COPY_1)
 _COPY_4 = int(Operation.COPY_4)
 _COPY_8 = int(Operation.COPY_8)
+_COPY_TIME = int(Operation.COPY_TIME)
 _INT32_TO_INT64 = int(Operation.INT32_TO_INT64)
 _INT32_TO_FLOAT64 = int(Operation.INT32_TO_FLOAT64)
 _FLOAT32_TO_FLOAT64 = int(Operation.FLOAT32_TO_FLOAT64)
@@ -97,6 +100,12 @@ def length_in_heap(reference: int, heap_size: int) -> Any:
     """
     offset, length = reference >> HEAP_LENGTH_BITS, reference & MAX_HEAP_VALUE
     return length if 0 <= offset <= heap_size - length else MISFIT
+
+
+@njit(inline="always")
+def in_range(time: int) -> Any:
+    """A stored time, or the nearest in the range that answers hold: older versions stored times outside it."""
+    return min(max(time, FIRST_TIME), LAST_TIME)
 
 
 @njit(inline="always")
@@ -141,7 +150,7 @@ def judge(
             event_time[key] = NO_EVENT_TIME
             address[key] = zero_row
             continue
-        event_time[key] = event_time_of(row)
+        event_time[key] = in_range(event_time_of(row))
         status[key] = _PRESENT
         if event_time[key] < oldest and not (
             published_are_young and not has_own_age(row) and not load_u8(row + ROW_PRESENCE) & PUSHED
@@ -165,6 +174,8 @@ def copy_field(operation: int, source: int, destination: int, width: int) -> Non
         store_i32(destination, load_i32(source))
     elif operation == _COPY_8:
         store_i64(destination, load_i64(source))
+    elif operation == _COPY_TIME:
+        store_i64(destination, in_range(load_i64(source)))
     elif operation == _COPY_1:
         store_u8(destination, load_u8(source))
     elif operation == _INT32_TO_INT64:

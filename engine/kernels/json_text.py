@@ -7,15 +7,7 @@ import numpy as np
 from numba import njit
 
 from engine.kernels.compiling import kernel
-from engine.kernels.decimal import (
-    END_SECOND,
-    FIRST_SECOND,
-    MAX_NUMBER,
-    MAX_TIME,
-    write_float32,
-    write_integer,
-    write_time,
-)
+from engine.kernels.decimal import MAX_NUMBER, MAX_TIME, write_float32, write_integer, write_time
 from engine.kernels.gathering import NO_EVENT_TIME, Status
 from engine.kernels.memory import copy_bytes, data_of, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
 
@@ -98,7 +90,7 @@ def _write_float(to: int, bits: int) -> Any:
 
 @njit(inline="always")
 def _write_value(to: int, form: int, items: int, source: int) -> Any:
-    """One value that is there; a time must be one that can be written."""
+    """One value that is there; a time is in the range of `engine.times`, since it was gathered."""
     if form == _FLOAT32:
         return _write_float(to, load_i32(source))
     if form == _INT64:
@@ -125,13 +117,8 @@ def _write_value(to: int, form: int, items: int, source: int) -> Any:
     return write_integer(to, time // 1_000_000 if time >= 0 else -(-time // 1_000_000))
 
 
-@njit(inline="always")
-def _can_be_written(microseconds: int) -> Any:
-    return FIRST_SECOND <= microseconds // 1_000_000 < END_SECOND
-
-
 @kernel
-def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: Any) -> int:
+def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: Any) -> None:
     """Write each column as an array of its values, null where it has none and where a float is no number.
 
     Args:
@@ -139,9 +126,6 @@ def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: 
         arena, at, valid: as `engine.kernels.answering.answer_columns` left them.
         text: uint8[bytes], becomes the texts, one after the other.
         ends: int64[features], becomes where in it each ends; an ELSEWHERE column has none.
-
-    Returns:
-        The number of a column with a time that RFC 3339 cannot say, or -1.
     """
     to = data_of(text)
     for feature in range(forms.shape[0]):
@@ -152,27 +136,17 @@ def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: 
             store_u8(to, _OPEN)
             to += 1
             for key in range(valid.shape[1]):
-                if not valid[feature, key]:
-                    to = _write_null(to)
-                elif form == _TIME and not _can_be_written(load_i64(source + width * key)):
-                    return feature
-                else:
-                    to = _write_value(to, form, items, source + width * key)
+                to = _write_value(to, form, items, source + width * key) if valid[feature, key] else _write_null(to)
                 store_u8(to, _COMMA)
                 to += 1
             to = _close(start, to)
         ends[feature] = to - data_of(text)
-    return -1
 
 
 @kernel
 def write_event_times(event_time: Any, absent: int, text: Any) -> int:
     """Write event times, int64[keys] microseconds since 1970, as an array; `absent` stands in for NO_EVENT_TIME, and is
-    NULL_TIME or a time.
-
-    Returns:
-        Where the text ends, or -1 if RFC 3339 cannot say one.
-    """
+    NULL_TIME or a time. Returns where the text ends."""
     start = data_of(text)
     store_u8(start, _OPEN)
     to = start + 1
@@ -180,12 +154,7 @@ def write_event_times(event_time: Any, absent: int, text: Any) -> int:
         time = event_time[key]
         if time == NO_EVENT_TIME:
             time = absent
-        if time == NULL_TIME:
-            to = _write_null(to)
-        elif _can_be_written(time):
-            to = write_time(to, time)
-        else:
-            return -1
+        to = _write_null(to) if time == NULL_TIME else write_time(to, time)
         store_u8(to, _COMMA)
         to += 1
     return int(_close(start, to) - start)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from engine.kernels.finding import SEGMENT
-from engine.kernels.gathering import Status, has_all, is_present
+from engine.kernels.gathering import Status, has_all, in_range, is_present
 from engine.kernels.memory import copy_bytes, data_of, float64_from_bits, load_f32, load_i32, load_i64, load_u8
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
@@ -65,7 +65,7 @@ def _number(kind: int, address: int) -> Any:
         return float64_from_bits(load_i64(address))
     if kind == _BOOL:
         return np.float64(load_u8(address))
-    return load_i64(address) / 1e6
+    return in_range(load_i64(address)) / 1e6
 
 
 @njit(inline="always")

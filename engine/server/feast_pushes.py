@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.encoders import json_feast
 from engine.errors import PushInvalid, PushSourceUnknown, UnknownFeature
-from engine.pushed_rows import EVENT_TIME_COLUMN, from_base64, pushed_rows
+from engine.pushed_rows import EVENT_TIME_COLUMN, check_range, from_base64, pushed_rows
 from engine.server.feast import coerced, parse_body
 from engine.version import StoreVersion, ViewVersion
 
 MEDIA_TYPE = json_feast.MEDIA_TYPE
+_NOT_A_TIME = -(2**63)
 
 
 class PushToSource(BaseModel):
@@ -95,10 +96,17 @@ def _values(name: str, feature_type: str, values: Sequence[Any]) -> Any:
 
 
 def _times(name: str, values: Sequence[Any], unit: str) -> Any:
-    """Timestamps that are whole numbers count in a unit since 1970; others are as everywhere."""
+    """Timestamps that are whole numbers count in a unit since 1970; others are as everywhere.
+
+    The least int64 is null: Feast's remote store and pandas write it for a time that is absent.
+    """
     if not values or not all(value is None or type(value) is int for value in values):
         return values
+    numbers = [None if value == _NOT_A_TIME else value for value in values]
     try:
-        return pa.array(values, pa.timestamp(unit, tz="UTC")).cast(pa.timestamp("us", tz="UTC"), safe=False)
+        times = pa.array(numbers, pa.timestamp(unit, tz="UTC"))
     except (pa.ArrowInvalid, OverflowError) as error:
         raise PushInvalid(f"column {name!r} must be timestamps: {error}") from None
+    check_range(name, times)
+    # Only parts of a microsecond are lost: all times in the range fit.
+    return times.cast(pa.timestamp("us", tz="UTC"), safe=False)

@@ -6,18 +6,16 @@ other content is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from aiohttp import web
 
 from engine.control import REQUEST_ID_HEADER, WriterClient
 from engine.encoders import arrow_stream
 from engine.errors import PushInvalid, RequestTooLarge
-from engine.manifest import EVENT_TIMESTAMP
 from engine.pushed_rows import EVENT_TIME_COLUMN, deleted_rows, from_base64, pushed_rows
 from engine.server import feast_pushes
 from engine.server.arrow_pushes import arrow_columns
@@ -30,7 +28,6 @@ from engine.settings import ServerSettings
 from engine.version import ViewVersion
 
 _LONGEST_REQUEST_ID = 256
-_FURTHEST_AHEAD = timedelta(days=1)
 
 
 class Pushes:
@@ -102,8 +99,6 @@ class Pushes:
                 f"the push has {rows} rows, the server takes {self._settings.max_keys}; push in parts, or raise its "
                 f"max_keys"
             )
-        for batch in batches:
-            _check_times(batch)
         digest = content() if request_id is not None else b""
         answer = await self._writer.push(view.name, batches, request_id, digest)
         self._metrics.count_push(view.name, answer["rows"], answer["superseded"])
@@ -121,17 +116,6 @@ def _timed(view: ViewVersion, columns: Mapping[str, Any]) -> dict[str, Any]:
     """Columns with the event time under the name that it always has, where the client used the view's own for it."""
     own = view.record.view_schema.timestamp_field
     return {EVENT_TIME_COLUMN if name == own else name: values for name, values in columns.items()}
-
-
-def _check_times(batch: pa.RecordBatch) -> None:
-    """Refuse event times that no clock can have: a row from the year 5000 would keep out all that come after it."""
-    latest = pc.max(batch.column(EVENT_TIMESTAMP).cast(pa.int64())).as_py() or 0
-    limit = datetime.now(UTC) + _FURTHEST_AHEAD
-    if latest > limit.timestamp() * 1_000_000:
-        raise PushInvalid(
-            f"column {EVENT_TIME_COLUMN!r} holds {latest} microseconds since 1970, more than a day from now; check the "
-            f"unit and the client's clock"
-        )
 
 
 def _json_columns(view: ViewVersion, columns: Mapping[str, list[Any]]) -> dict[str, Any]:

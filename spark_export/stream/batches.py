@@ -4,6 +4,8 @@ Spark runs one job for it. The table depends on the batch's rows alone, not on h
 read again after a crash makes the same table.
 """
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +14,8 @@ from pyspark.sql import DataFrame
 from engine.errors import SourceError
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
-from spark_export.checks import broken_demand, broken_row, checks, flaw, found
+from engine.times import shown_time, to_micros
+from spark_export.checks import Check, broken_demand, broken_row, checks, flaw, found
 from spark_export.hashes import key_hashes, row_hash
 from spark_export.spark_errors import source_errors
 from spark_export.views import ViewDefinition
@@ -37,13 +40,13 @@ def collect(view: ViewDefinition, rows: DataFrame) -> pa.Table:
     Raises:
         SourceError: a row cannot be published.
     """
-    demands = checks(view)
+    demands = checks(view, to_micros(datetime.now(UTC)))
     first, second = key_hashes(view.join_keys)
     hashes = {KEY_HASH: first, KEY_HASH_2: second, _ROW_HASH: row_hash(view.features)}
     with source_errors():
         table = rows.withColumns(hashes | {_FLAW: flaw(demands), _FOUND: found(demands)}).toArrow()
     if table[_FLAW].null_count < table.num_rows:
-        raise _unsound(view, table)
+        raise _unsound(view, table, demands)
     order = pc.sort_indices(table.select([name for name, _ in _ORDER]), sort_keys=list(_ORDER)).to_numpy()
     identity = np.stack([table[name].to_numpy()[order] for name in (KEY_HASH, KEY_HASH_2)])
     is_newest = np.ones(order.size, np.bool_)
@@ -52,13 +55,15 @@ def collect(view: ViewDefinition, rows: DataFrame) -> pa.Table:
     return table.select([KEY_HASH, KEY_HASH_2, EVENT_TIMESTAMP, *named]).take(order[is_newest]).combine_chunks()
 
 
-def _unsound(view: ViewDefinition, table: pa.Table) -> SourceError:
+def _unsound(view: ViewDefinition, table: pa.Table, demands: list[Check]) -> SourceError:
     flawed = table.filter(pc.is_valid(table[_FLAW])).sort_by(_FLAW)
     broken = flawed[_FLAW][0].as_py()
     count = pc.sum(pc.equal(flawed[_FLAW], broken)).as_py()
-    shown = (EVENT_TIMESTAMP, *(key.name for key in view.join_keys))
-    example = broken_row(view, flawed[_FOUND][0], (flawed[name][0] for name in shown))
+    # A time outside the years that Python has cannot be shown by Arrow.
+    time = flawed[EVENT_TIMESTAMP].cast(pa.int64())[0].as_py()
+    identity = [None if time is None else shown_time(time), *(flawed[key.name][0] for key in view.join_keys)]
+    example = broken_row(view, flawed[_FOUND][0], identity)
     return SourceError(
-        f"view {view.name!r}: {broken_demand(checks(view)[broken], count)}{example}; nothing of this batch was "
+        f"view {view.name!r}: {broken_demand(demands[broken], count)}{example}; nothing of this batch was "
         f"published; leave such events out by the stream's sql, and start it again"
     )

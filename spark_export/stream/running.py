@@ -114,7 +114,7 @@ class Streams:
             raise
         if table.num_rows:
             newest = pc.max(table[EVENT_TIMESTAMP]).as_py()
-            ago = (datetime.now(UTC) - newest).total_seconds()
+            ago = max(0.0, (datetime.now(UTC) - newest).total_seconds())
             self._report(BatchReport(view.name, number, table.num_rows, ago, round(time.monotonic() - started, 3)))
 
     def _has_ended(self) -> bool:

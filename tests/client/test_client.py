@@ -141,14 +141,15 @@ def test_errors_are_those_of_the_server(client: Client) -> None:
         assert type(raised.value) is kind
         assert (raised.value.status, raised.value.code) == (status, kind.__name__)
         assert pickle.loads(pickle.dumps(raised.value)).code == raised.value.code
-    assert client.lookup(["users:score"], {"users_id": [3]}, max_age=timedelta(days=36500), stale="fail").version
+    for age in (timedelta(days=36500), timedelta(days=36500, seconds=1), timedelta(days=10**8), timedelta.max):
+        assert client.lookup(["users:score"], {"users_id": [3]}, max_age=age, stale="fail").version
 
 
 def test_every_error_that_requests_can_meet_has_its_class() -> None:
     elsewhere = {
         *("DefinitionError", "NotPublished", "LineageError", "DeltaGap", "ForeignDelta", "SchemaChangeRefused"),
         *("GenerationNotKept", "Unmappable", "PushSourceUnknown", "FeastBodyInvalid", "MaterializeElsewhere"),
-        *("AmbiguousFeature", "NotCaughtUp"),
+        *("AmbiguousFeature", "NotCaughtUp", "FeastVersionInactive"),
     }
     answered = {
         name: kind

@@ -39,7 +39,7 @@ def write(form: Form, values: npt.NDArray[Any], valid: Sequence[bool] | None = N
     mask = np.ones((1, values.size), np.uint8) if valid is None else np.array([valid], np.uint8)
     text = np.empty(json_text.most_bytes(form, 1) * values.size + 16, np.uint8)
     ends = np.empty(1, np.int64)
-    assert json_text.write_columns(forms, values.view(np.uint8), np.zeros(1, np.int64), mask, text, ends) == -1
+    json_text.write_columns(forms, values.view(np.uint8), np.zeros(1, np.int64), mask, text, ends)
     return text[: ends[0]].tobytes()
 
 

@@ -1,10 +1,11 @@
 """Rows as clients give them, become rows as the writer takes them: exactly, or not at all."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from engine.errors import PushInvalid
@@ -12,6 +13,7 @@ from engine.export_root import ExportRoot
 from engine.keys import KEY_HASH, KEY_HASH_2, key_identity
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
 from engine.pushed_rows import decode_rows, deleted_rows, encode_rows, from_base64, pushed_rows
+from engine.times import LAST_TIME
 from engine.version import ViewVersion
 from loaders.store_writer import StoreWriter
 from tests import stores
@@ -120,6 +122,51 @@ def test_values_that_fit_are_taken(view: ViewVersion, wanted: str, given: Any, m
 def test_values_that_do_not_fit_are_refused(view: ViewVersion, wanted: str, given: list[Any]) -> None:
     with pytest.raises(PushInvalid, match=f"column '{of_type(view, wanted)}'"):
         pushed(view, wanted, given)
+
+
+OUTSIDE = [
+    ("0001-01-01T00:00:00+14:00", "0000-12-31T10:00:00"),
+    (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-2))), "10000-01-01T01:00:00"),
+    (pa.array([None, 10**15], pa.timestamp("s")), "1000000000000000000000 microseconds"),
+    (pa.array([None, 253402300800000], pa.timestamp("ms", "Asia/Tokyo")), "10000-01-01T00:00:00"),
+    (pa.array([None, -62135596800000001], pa.timestamp("us", "UTC")), "0000-12-31T23:59:59.999999"),
+    (np.array(["NaT", "12000-01-01"], "M8[s]"), "12000-01-01T00:00:00"),
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), OUTSIDE)
+def test_a_time_outside_the_years_1_to_9999_is_refused(view: ViewVersion, given: Any, shown: str) -> None:
+    name = of_type(view, "timestamp")
+    values = given if not isinstance(given, str | datetime) else [None, given]
+    with pytest.raises(PushInvalid, match=f"column '{name}' holds {shown}.* in row 1; give times in the years 1 to"):
+        pushed(view, "timestamp", values)
+    events = [NOW, given] if isinstance(given, str | datetime) else pc.fill_null(pa.array(given), 0)
+    keys = {view.join_keys[0].name: ["a", "b"], "event_timestamp": events}
+    for make, columns in ((pushed_rows, {of_type(view, "int32"): [1, 2]}), (deleted_rows, {})):
+        with pytest.raises(PushInvalid, match=f"column 'event_timestamp' holds {shown}.* in row 1; give times in"):
+            make(view, keys | columns, now=NOW)
+    # A writer does not rely on what a worker checked.
+    rows = pushed_rows(view, {view.join_keys[0].name: ["a"], name: [NOW]}, now=NOW)
+    for column in (name, EVENT_TIMESTAMP):
+        late = pa.array([LAST_TIME + 1], pa.timestamp("us", "UTC"))
+        wrong = rows.set_column(rows.schema.get_field_index(column), column, late)
+        with pytest.raises(PushInvalid, match=f"column '{column}' holds 10000-01-01T00:00:00.000000Z in row 0"):
+            decode_rows(encode_rows([wrong]))
+
+
+def test_the_first_and_the_last_time_are_taken(view: ViewVersion) -> None:
+    times = [datetime(1, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+    assert pushed(view, "timestamp", times) == times
+    assert pushed(view, "timestamp", [time.isoformat() for time in times]) == times
+
+
+def test_an_event_time_more_than_a_day_ahead_is_refused(view: ViewVersion) -> None:
+    keys, day = {view.join_keys[0].name: ["a", "b"]}, NOW + timedelta(days=1)
+    for make, columns in ((pushed_rows, {of_type(view, "int32"): [1, 2]}), (deleted_rows, {})):
+        make(view, keys | columns | {"event_timestamp": [NOW, day]}, now=NOW)
+        late = [NOW, day + timedelta(microseconds=1)]
+        with pytest.raises(PushInvalid, match=r"2026-01-03T00:00:00\.000001Z in row 1, more than a day"):
+            make(view, keys | columns | {"event_timestamp": late}, now=NOW)
 
 
 def test_many_rows_of_lists_are_not_one_long_value(view: ViewVersion) -> None:

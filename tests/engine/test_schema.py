@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from engine.durations import parse_duration
 from engine.errors import SchemaChangeRefused
-from engine.schema import SCALAR_TYPES, WIDENINGS, FeatureService, ViewSchema, arrow_type, embedding_size
+from engine.schema import SCALAR_TYPES, WIDENINGS, Feature, FeatureService, ViewSchema, arrow_type, embedding_size
 from tests.stores import schema
 
 
@@ -117,3 +117,13 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 
 def test_the_longest_duration_is_a_duration() -> None:
     assert parse_duration("9999999w") > timedelta(days=365 * 100_000)
+
+
+def test_a_member_of_feasts_message_is_in_a_document_only_where_it_is_set() -> None:
+    """Versions of Shoal that do not know it read the documents of views that have none."""
+    plain, message = Feature(name="a", type="bytes"), Feature(name="b", type="bytes", feast_member="json_val")
+    assert plain.model_dump() == {"name": "a", "type": "bytes"}
+    assert Feature.model_validate_json(message.model_dump_json()) == message
+    for wrong in ({"type": "string", "feast_member": "json_val"}, {"type": "bytes", "feast_member": "nothing"}):
+        with pytest.raises(ValidationError, match="has the feast_member"):
+            Feature.model_validate({"name": "c"} | wrong)

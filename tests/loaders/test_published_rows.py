@@ -1,8 +1,10 @@
 """Reading what was published: what differs from the manifest or the contract is named, and nothing of it is served."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import pytest
 from engine import FeatureStore
 from engine.errors import FileDamaged, ManifestInvalid
 from engine.export_root import ExportRoot
+from engine.kernels.gathering import Status
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from engine.times import FIRST_TIME, LAST_TIME, shown_time, to_datetime
 from loaders.published_rows import EntryReader
 from tests import stores
 from tests.loaders.forgery import delta_table, describe, publish, replaced, snapshot_table
@@ -301,6 +305,34 @@ def test_an_instant_finer_than_a_microsecond_is_refused(store: Path, root: Expor
     _refuse_table(store, root, replaced(table, EVENT_TIMESTAMP, instants), "would lose data")
 
 
+@pytest.mark.parametrize("outside", [FIRST_TIME - 1, LAST_TIME + 1, -(2**63), 2**63 - 1])
+@pytest.mark.parametrize("column", [EVENT_TIMESTAMP, "at"])
+@pytest.mark.parametrize("kind", ["snapshot", "delta"])
+def test_a_time_outside_the_years_1_to_9999_is_refused(tmp_path: Path, kind: str, column: str, outside: int) -> None:
+    view, root = stores.schema("doc", at="timestamp"), ExportRoot(tmp_path / "root")
+    stores.publish_snapshot(root, view, [{"doc_id": "before"}])
+    stores.load(tmp_path / "store", root)
+    rows = [{"doc_id": f"d{number}", "at": None if number else stores.NOW} for number in range(5)]
+    table = (snapshot_table if kind == "snapshot" else delta_table)(view, rows)
+    times = table.column(column).cast(pa.int64()).to_pylist()
+    times[3] = outside
+    publish(root, view, replaced(table, column, pa.array(times, pa.timestamp("us", "UTC"))))
+    key, shown = table.column("doc_id")[3], re.escape(shown_time(outside))
+    with pytest.raises(FileDamaged, match=f"column '{column}' holds {shown} in row 3 of row group 0, .* doc_id {key};"):
+        stores.load(tmp_path / "store", root)
+    found = FeatureStore.open(tmp_path / "store").lookup(["doc:at"], {"doc_id": ["before", str(key)]})
+    assert [Status(status).name for status in found.views["doc"].status] == ["PRESENT", "NOT_FOUND"]
+
+
+def test_the_first_and_the_last_time_are_taken(tmp_path: Path) -> None:
+    view, root = stores.schema("doc", at="timestamp"), ExportRoot(tmp_path / "root")
+    first, last = to_datetime(FIRST_TIME), to_datetime(LAST_TIME)
+    stores.publish_snapshot(root, view, [{"doc_id": "a", "at": first}, {"doc_id": "b", "at": last}])
+    stores.load(tmp_path / "store", root)
+    found = FeatureStore.open(tmp_path / "store").lookup(["doc:at"], {"doc_id": ["a", "b"]})
+    assert found.to_pydict()["doc:at"] == [first, last]
+
+
 def test_a_timestamp_without_a_zone_is_refused(store: Path, root: ExportRoot) -> None:
     table = delta_table(VIEW, CHANGED)
     instants = table.column(EVENT_TIMESTAMP).cast(pa.timestamp("us"))
@@ -382,3 +414,20 @@ def test_a_reader_may_begin_at_any_row_group(root: ExportRoot) -> None:
     assert sum(later.read(group).num_rows for group in groups[3:]) == 9
     hashes = np.concatenate([batch.column(KEY_HASH).to_numpy() for _, batch in EntryReader(root, manifest).batches()])
     assert (np.diff(hashes) > 0).all()
+
+
+def test_event_times_a_day_after_the_publication_are_refused_unless_the_view_allows_them(tmp_path: Path) -> None:
+    root, now = ExportRoot(tmp_path / "root"), datetime.now(UTC)
+    view = stores.schema("doc", a="int64")
+    rows: list[stores.Row] = [{"doc_id": "in time", "a": 1, stores.TIMESTAMP: now + timedelta(hours=23)}]
+    stores.publish_snapshot(root, view, rows)
+    stores.load(tmp_path / "store", root)
+    rows = [{"doc_id": "poisoned", "a": 1, stores.TIMESTAMP: now + timedelta(days=3650)}]
+    bad = stores.publish_delta(root, view, rows)
+    with pytest.raises(FileDamaged, match="more than a day after its publication.*future: allow"):
+        stores.load(tmp_path / "store", root)
+    allowed = view.model_copy(update={"future": "allow"}).model_dump(mode="json")
+    either: list[dict[str, Any]] = [{"view": allowed}, {"format_version": 1}]
+    for number, changes in enumerate(either):
+        stores.falsify(root, bad, **changes)
+        stores.load(tmp_path / f"store {number}", root)

@@ -1,5 +1,6 @@
 """Pushed rows: whatever was pushed, published, folded or taken back, the store serves what a plain model says."""
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from loaders.compaction import MAX_OVERLAYS, fold, merge_overlays
 from loaders.definition import define_view, drop_view
 from loaders.load import catch_up
 from loaders.push import Push, Pushed, push, push_rows
+from loaders.push_queue import PushQueue
 from loaders.request_log import Applied
 from loaders.store_writer import StoreWriter
 from loaders.verify import verify_store
@@ -347,6 +350,24 @@ def test_old_ids_are_forgotten(writer: StoreWriter, monkeypatch: pytest.MonkeyPa
     known = [number for number in range(30) if writer.requests.known("doc", f"{number}")]
     assert known[-10:] == list(range(20, 30))
     assert len(known) <= 12
+
+
+def test_a_push_that_fails_by_what_nobody_foresaw_fails_alone(writer: StoreWriter) -> None:
+    """As one would whose rows a worker did not check: its vector is longer than the view's."""
+    version = writer.version().view("doc")
+    rows = [pushed_rows(version, {"doc_id": [key], "a": [-1], "vector": [[1, 2]]}, now=at(1)) for key in KEYS]
+    column = rows[3].schema.get_field_index("vector")
+    rows[3] = rows[3].set_column(column, "vector", pa.array([[1, 2, 3]], pa.list_(pa.float32())))
+
+    async def submit_all() -> list[Pushed | BaseException]:
+        queue = PushQueue(writer, lambda view: None)
+        return await asyncio.gather(*(queue.submit("doc", Push([batch])) for batch in rows), return_exceptions=True)
+
+    answers = asyncio.run(submit_all())
+    failed = [number for number, answer in enumerate(answers) if isinstance(answer, BaseException)]
+    assert failed == [3]
+    assert "is no float32[2]" in str(answers[3])
+    assert a_of(writer, *KEYS) == [-1 if key != 3 else 3 for key in KEYS]
 
 
 def test_rows_of_a_schema_that_is_gone_are_refused(writer: StoreWriter) -> None:

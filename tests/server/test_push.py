@@ -257,6 +257,36 @@ def test_rows_that_do_not_fit_are_refused(server: Server, body: Any, status: int
     assert message in answer.error[1]
 
 
+def test_times_outside_the_range_fail_their_push_and_nothing_else(server: Server) -> None:
+    outside = {"event_timestamp": "0001-01-01T00:00:00+14:00", "seen": "9999-12-31T23:59:59-14:00"}
+    answers: dict[int, int] = {}
+
+    def work(place: int) -> None:
+        with server.connection() as connection:
+            for number in range(20):
+                key = 5000 + place * 20 + number
+                rows: dict[str, list[Any]] = {"doc_id": [key, 9000 + key], "clicks": [number] * 2}
+                if number % 4 == 0:
+                    (name, time), good = [*outside.items()][number % 8 // 4], at(0)
+                    rows |= {name: [good, time]}
+                answer = connection.ask("POST", "/v1/push", {"view": "doc", "rows": rows})
+                answers[key] = answer.status
+                if answer.status != 200:
+                    assert f"column '{name}' holds " in answer.error[1]
+                    assert " in row 1; give times in the years 1 to 9999" in answer.error[1]
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {key: 400 if key % 4 == 0 else 200 for key in range(5000, 5160)}
+    # A push is applied as a whole or not at all, and every key can be looked up.
+    assert seen(server, *range(5000, 5160))["doc:clicks"] == [
+        None if key % 4 == 0 else (key - 5000) % 20 for key in range(5000, 5160)
+    ]
+
+
 def test_an_empty_push_is_no_error(server: Server) -> None:
     assert push(server, {"doc_id": [], "clicks": []}).json["rows"] == 0
 
@@ -309,6 +339,35 @@ def test_feast_pushes_by_source_and_writes_by_view(server: Server) -> None:
     asked = {"features": ["trip:a", "trip:at", "trip:f"], "entities": {"trip_id": ["a", "b"]}}
     found = server.ask("POST", "/get-online-features", asked).json
     assert [result["values"] for result in found["results"]] == [["a", "b"], [5, 6], [1_700_000_000, None], [0.5, None]]
+
+
+@pytest.mark.parametrize(
+    ("column", "number", "message"),
+    [
+        ("at", 10**15, "column 'at' holds 1000000000000000000000 microseconds since 1970 in row 1; give times in"),
+        ("at", 253_402_300_800, "column 'at' holds 10000-01-01T00:00:00.000000Z in row 1"),
+        ("at", -62_135_596_801, "column 'at' holds 0000-12-31T23:59:59.000000Z in row 1"),
+        ("at", 2**63, "column 'at' must be timestamps"),
+        ("happened", 2**63 - 1, "more than a day from now"),
+        ("happened", -(2**63), "is null in row 1"),
+    ],
+)
+def test_feast_numbers_that_are_no_time_are_refused(server: Server, column: str, number: int, message: str) -> None:
+    frame = {"trip_id": ["no", "no"], "a": [1, 1], "at": [0, 0], "f": [0.5, 0.5], "happened": [1, 1]}
+    frame |= {column: [1, number]}
+    answer = server.ask("POST", "/push", {"push_source_name": "trips", "df": frame}, **AS_JSON)
+    assert answer.status == 400
+    assert message in json.loads(answer.json)["message"]
+    asked = {"features": ["trip:a"], "entities": {"trip_id": ["no"]}}
+    assert server.ask("POST", "/get-online-features", asked).json["results"][1]["statuses"] == ["NOT_FOUND"]
+
+
+def test_feasts_number_for_no_time_is_null(server: Server) -> None:
+    frame = {"trip_id": ["n"], "a": [1], "at": [-(2**63)], "f": [0.5], "happened": [at(0)]}
+    assert server.ask("POST", "/push", {"push_source_name": "trips", "df": frame}, **AS_JSON).status == 200
+    asked = {"features": ["trip:at"], "entities": {"trip_id": ["n"]}}
+    (_, found) = server.ask("POST", "/get-online-features", asked).json["results"]
+    assert (found["values"], found["statuses"]) == ([None], ["NULL_VALUE"])
 
 
 @pytest.mark.parametrize(

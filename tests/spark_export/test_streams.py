@@ -83,6 +83,38 @@ def test_the_newest_event_of_a_key_is_served(lab: Lab, events: Path) -> None:
     assert (first.stream.query, first.stream.batch + 1) == (second.stream.query, second.stream.batch)
 
 
+@pytest.mark.parametrize(
+    ("time", "shown"),
+    [
+        (
+            "0001-01-01T00:00:00+14:00",
+            "must lie in the years 1 to 9999.* event time 0000-12-31T10:00:00.000000Z, doc_id b",
+        ),
+        (
+            "9999-12-31T23:00:00-02:00",
+            "must lie in the years 1 to 9999.* event time 10000-01-01T01:00:00.000000Z, doc_",
+        ),
+        (
+            "5000-01-01T00:00:00Z",
+            "unless the view has `future: allow`, but 1 .* event time 5000-01-01T00:00:00.000000Z",
+        ),
+    ],
+)
+def test_an_event_of_an_impossible_time_stops_the_stream(lab: Lab, events: Path, time: str, shown: str) -> None:
+    define(lab)
+    put(events, event("a", 1), event("b", 2) | {"event_timestamp": time})
+    with pytest.raises(SourceError, match=shown):
+        run(lab)
+    assert lab.seqs() == []
+
+
+def test_events_of_the_future_are_published_where_the_view_says_so(lab: Lab, events: Path) -> None:
+    lab.define({"clicks": "int64"}, source=None, stream=EVENTS, future="allow")
+    put(events, event("a", 1, days=400))
+    assert run(lab) == [1]
+    assert clicks(lab) == {"a": 1}
+
+
 def test_events_are_counted_by_the_hour_and_late_ones_are_left_out(lab: Lab, events: Path) -> None:
     query = "SELECT doc_id, count(*) AS clicks, max(event_timestamp) AS event_timestamp FROM events"
     define(

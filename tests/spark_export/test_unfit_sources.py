@@ -1,16 +1,22 @@
 """A source that does not fit its view: one error says what, where and how to mend it, and nothing is published."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine import FeatureStore
 from engine.errors import SourceError
+from engine.status import describe_version
+from tests import stores
 from tests.spark_export.lab import KEY, NOW, TIMESTAMP, Lab, Row
 
-FEATURES = {"n": "int64", "emb": "float32[2]", "tags": "list<string>", "raw": "bytes", "title": "string"}
+FEATURES = {"n": "int64", "emb": "float32[2]", "tags": "list<string>", "raw": "bytes", "title": "string"} | {
+    "seen": "timestamp"
+}
 GOOD: Row = {KEY: "good", TIMESTAMP: NOW, "n": 1, "emb": [0.5, 1.0], "tags": ["a"], "raw": b"x", "title": "t"}
 TOO_LONG = 2**24
 
@@ -20,6 +26,16 @@ ROWS: dict[str, tuple[Row, str]] = {
     "far event time": (
         {TIMESTAMP: 253402300800000000},
         "must lie in the years 1 to 9999, but 1 row(s) break that, such as the one with event time +10000-01-01",
+    ),
+    "ancient event time": ({TIMESTAMP: -62135596800000001}, "with event time 0000-12-31"),
+    "far time": (
+        {"seen": 253402300800000000},
+        "column 'seen' of its source must lie in the years 1 to 9999, but 1 row",
+    ),
+    "ancient time": ({"seen": -62135596800000001}, "doc_id bad, which has 0000-12-31 23:59:59.999999"),
+    "event time ahead": (
+        {TIMESTAMP: NOW + timedelta(days=1, minutes=30)},
+        "unless the view has `future: allow`, but 1 row(s) break that, such as the one with event time 2",
     ),
     "short list": ({"emb": [1.0]}, "must have exactly 2 elements, but 1 row(s) break that, such as the one with"),
     "null in a list": ({"emb": [1.0, None]}, "column 'emb' of its source must not hold null elements"),
@@ -85,6 +101,25 @@ def test_a_row_that_cannot_be_published(lab: Lab, case: str) -> None:
 
 def _bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
+
+
+def test_event_times_up_to_a_day_ahead_are_published_and_later_ones_where_the_view_says_so(lab: Lab) -> None:
+    lab.define({"n": "int64"})
+    soon, far = NOW + timedelta(hours=23), datetime.max.replace(tzinfo=UTC)
+    lab.put([GOOD | {TIMESTAMP: soon}])
+    assert lab.export().new == 1
+    lab.put([GOOD | {TIMESTAMP: far}, GOOD | {KEY: "other"}])
+    before = lab.served()
+    _refuses(lab, "column 'event_timestamp' of its source must not be more than a day after the time of the run, 2")
+    assert lab.served() == before
+    lab.define({"n": "int64"}, future="allow")
+    assert lab.export().new == 1
+    lab.put([GOOD | {TIMESTAMP: far, "n": 2}, GOOD | {KEY: "other"}])
+    assert lab.export().changed == 1
+    assert lab.newest().watermark == far
+    stores.load(lab.directory / "store", lab.root)
+    (view,) = describe_version(FeatureStore.open(lab.directory / "store").version())["views"]
+    assert view["freshness_seconds"] == 0
 
 
 @pytest.mark.parametrize("case", COLUMNS)

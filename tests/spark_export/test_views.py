@@ -59,6 +59,7 @@ def test_a_right_file(tmp_path: Path) -> None:
     assert (users.ttl, users.timestamp_field, users.shards) == (None, None, DEFAULT_SHARDS)
     assert str(users.source) == "table db.users"
     assert loaded.services[0].features == ("docs:clicks_7d", "users:*")
+    assert docs.future == "refuse"
 
 
 @pytest.mark.parametrize("path", ["/data/docs", "s3a://bucket/docs", "hdfs:///docs", "file:///data/docs"])
@@ -85,6 +86,8 @@ WRONG: list[tuple[str, str, int, str]] = [
     ("name: ctr", "name: Doc_ID", 6, "the view has two columns 'Doc_ID'; rename one"),
     ("{name: ctr, type: float32, ", "{name: ctr, ", 6, "'type' is missing; add it"),
     ("ttl: 7d", "ttl: 7 days", 9, "ttl: '7 days' is no duration"),
+    ("type: int64", "type: bytes, feast_member: json_val", 5, "unknown key 'feast_member'; remove it"),
+    ("ttl: 7d", "future: maybe", 9, "future: input should be 'refuse' or 'allow', but it is 'maybe'"),
     ("ttl: 7d", "ttl: 0d", 9, "ttl: '0d' is no duration"),
     ("ttl: 7d", "tll: 7d", 9, "unknown key 'tll'; did you mean 'ttl'?"),
     ("ttl: 7d", "ttl: 7d\n    ttl: 8d", 10, "the key 'ttl' is given twice, first in line 9; remove one"),
