@@ -161,7 +161,7 @@ class EntryReader:
             row, time = ahead
             raise FileDamaged(
                 f"{path}: row {row} of row group {group.number} has the event time {shown_time(time)}, more than a day "
-                f"after its publication; correct the source, or give the view `future: allow`, and export it with --full"
+                f"after its publication; correct the source, or give the view `future: allow`, and export with --full"
             )
 
     @property

@@ -424,7 +424,7 @@ def test_event_times_a_day_after_the_publication_are_refused_unless_the_view_all
     stores.load(tmp_path / "store", root)
     rows = [{"doc_id": "poisoned", "a": 1, stores.TIMESTAMP: now + timedelta(days=3650)}]
     bad = stores.publish_delta(root, view, rows)
-    with pytest.raises(FileDamaged, match="more than a day after its publication.*future: allow"):
+    with pytest.raises(FileDamaged, match=r"more than a day after its publication.*future: allow"):
         stores.load(tmp_path / "store", root)
     allowed = view.model_copy(update={"future": "allow"}).model_dump(mode="json")
     either: list[dict[str, Any]] = [{"view": allowed}, {"format_version": 1}]
