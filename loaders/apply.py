@@ -1,7 +1,7 @@
 """Apply published entries: a snapshot becomes a base generation, a delta an overlay; or go back to an earlier base."""
 
+import shutil
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import pyarrow as pa
 from numba import njit
 
 from engine.catalog import Origin, SegmentRecord, ViewRecord
-from engine.errors import ForeignDelta, GenerationNotKept, StoreDamaged
+from engine.environment import generation_path
+from engine.errors import ForeignDelta, GenerationNotKept
 from engine.export_root import ExportRoot
 from engine.kernels import finding
 from engine.kernels.gathering import NO_EVENT_TIME
@@ -22,6 +23,8 @@ from engine.lookup import find_rows
 from engine.manifest import EVENT_TIMESTAMP, Manifest
 from engine.manifest import TOMBSTONE as TOMBSTONE_COLUMN
 from engine.reading import read_generation
+from engine.schema import ViewSchema
+from engine.segment import Segment
 from engine.version import ViewVersion
 from loaders.generation import (
     GenerationBuilder,
@@ -58,12 +61,15 @@ def load_snapshot(
     clear_unfinished(writer.store, view, but=generation_id)
 
     kept = next((kept for kept in old.kept if kept.id == generation_id), None) if old is not None else None
-    if kept is not None and is_whole(writer.store, kept):
+    if kept is not None and writer.is_whole(kept):
         _take_kept(writer, manifest, kept)
         return kept.rows
+    if kept is not None:
+        # Its chunks are not to be taken for those of an unfinished build.
+        shutil.rmtree(generation_path(writer.store, view, generation_id), ignore_errors=True)
     builder, base = build_base(writer, root, manifest, progress)
     with writer.changing(view):
-        pushed = retained(writer.readable(view), builder.segment(base), manifest.view)
+        pushed = _retained(writer, view, builder.segment(base), manifest.view)
 
         def swap(record: ViewRecord | None) -> ViewRecord:
             builder.complete()
@@ -73,11 +79,20 @@ def load_snapshot(
     return base.rows
 
 
+def _retained(writer: StoreWriter, view: str, base: Segment, schema: ViewSchema) -> NewOverlay | None:
+    """The pushed rows of a view that stay over another base; raises StoreDamaged if they cannot be told from wrong
+    ones."""
+    version = writer.readable(view)
+    if version is not None:
+        writer.check_sources(view, (segment for segment in version.segments if segment.record.pushed))
+    return retained(version, base, schema)
+
+
 def _take_kept(writer: StoreWriter, manifest: Manifest, base: SegmentRecord) -> None:
     """Go to the base that a snapshot became before, and that was kept."""
     view = manifest.view.name
     with writer.changing(view):
-        pushed = retained(writer.readable(view), read_generation(writer.store, base), manifest.view)
+        pushed = _retained(writer, view, read_generation(writer.store, base), manifest.view)
         writer.commit_view(view, lambda record: _on_base(writer, manifest, base, record, pushed), pushed)
 
 
@@ -95,15 +110,6 @@ def build_base(
         last_entry=manifest.id,
         watermark=manifest.watermark,
     )
-
-
-def is_whole(store: Path, base: SegmentRecord) -> bool:
-    """Whether a base generation can be read; raises StoreUnreadable if that cannot be told now."""
-    try:
-        read_generation(store, base)
-    except StoreDamaged:
-        return False
-    return True
 
 
 def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> tuple[int, int]:
@@ -169,9 +175,9 @@ def roll_back(writer: StoreWriter, view: str, generation_id: str) -> None:
         if base is None or record is None:
             ids = ", ".join(base.id for base in known) or "none"
             raise GenerationNotKept(f"view {view!r} has no generation {generation_id!r} on this node; it has {ids}")
-        if not is_whole(writer.store, base):
+        if not writer.is_whole(base):
             raise GenerationNotKept(f"view {view!r}: generation {generation_id!r} is damaged; go back to another")
-        pushed = retained(writer.readable(view), read_generation(writer.store, base), base.view_schema)
+        pushed = _retained(writer, view, read_generation(writer.store, base), base.view_schema)
         kept = tuple(other for other in known if other.id != generation_id)
         went_back = _at_base(record, base, pushed).model_copy(update={"kept": kept, "pinned": True})
         writer.commit_view(view, lambda record: went_back, pushed)
@@ -184,7 +190,7 @@ def forget_overlays(writer: StoreWriter, view: str) -> None:
         record = writer.record(view)
         if record is not None:
             base = read_generation(writer.store, record.base)
-            pushed = retained(writer.readable(view), base, record.base.view_schema)
+            pushed = _retained(writer, view, base, record.base.view_schema)
             at_base = _at_base(record, record.base, pushed)
             writer.commit_view(view, lambda record: at_base, pushed)
 
@@ -236,7 +242,7 @@ def _on_base(
     """A view that stands at a snapshot, with what was pushed over it; bases before it stay for going back, unless they
     are damaged."""
     earlier = (record.base, *record.kept) if record else ()
-    kept = tuple(other for other in earlier if other.id != base.id and is_whole(writer.store, other))
+    kept = tuple(other for other in earlier if other.id != base.id and writer.is_whole(other))
     overlays = (pushed.record,) if pushed else ()
     return _at_entry(manifest, base, overlays, kept[: writer.kept_generations])
 

@@ -195,9 +195,11 @@ def _commit(writer: StoreWriter, group: _Group, remembered: dict[str, Applied]) 
     count = max(new, overlays_to_merge([*(overlay.record for overlay in group.overlays), *older]))
     overlay = None
     if new:
+        writer.check_sources(view, group.version.segments[new:count])
         overlay = merged(schema, group.version.segments[:count]) if count > 1 else group.overlays[0]
 
     def lay_over(record: ViewRecord | None) -> ViewRecord | None:
+        writer.version().view(view)  # Raises ViewDamaged if a source was found damaged meanwhile.
         if record is None or overlay is None:
             return record
         overlays = (overlay.record, *record.overlays[count - new :])

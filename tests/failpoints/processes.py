@@ -52,7 +52,7 @@ def write(store: Path, root: Path) -> None:
     generation.CHUNK_BYTES = CHUNK_BYTES
     compaction.CHUNK_BYTES = CHUNK_BYTES  # type: ignore[attr-defined]
     compaction.FOLD_LEAST_ROWS = 0
-    run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS)
+    run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS, scrub_hours=0)
 
 
 def write_without_patience(store: Path, root: Path) -> None:
@@ -66,5 +66,5 @@ def serve(store: Path, root: Path) -> None:
     """A server with a writer and two workers."""
     engine.server.run(
         server_settings(store=store, port=0, workers=2, drain_seconds=5.0),
-        lambda: run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS),
+        lambda: run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS, scrub_hours=0),
     )
