@@ -163,7 +163,8 @@ class Disk:
         self.path.mkdir()
         with self.image.open("wb") as file:
             file.truncate(96 << 20)
-        for command in (["mkfs.ext4", "-q", "-F", self.image], ["mount", "-o", "loop", self.image, self.path]):
+        image, path = str(self.image), str(self.path)
+        for command in (["mkfs.ext4", "-q", "-F", image], ["mount", "-o", "loop", image, path]):
             try:
                 done = subprocess.run(command, capture_output=True, text=True)
             except FileNotFoundError as error:
