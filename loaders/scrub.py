@@ -105,6 +105,9 @@ class Scrub:
         while not self._stopped.is_set():
             try:
                 wait = self._step()
+            except ShoalError as error:
+                log.error("the scrub cannot go on now: %s", error)
+                wait = _RETRY_SECONDS
             except Exception:
                 log.exception("the scrub met something unexpected; it goes on in %g s", _RETRY_SECONDS)
                 wait = _RETRY_SECONDS

@@ -9,7 +9,9 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from cli import shoal
 from engine import FeatureStore
 from engine.environment import generation_path, live_path
 from engine.export_root import ExportRoot
@@ -132,6 +134,10 @@ def test_every_bit_that_turns_is_found_and_repaired(store: Path, root: ExportRoo
         assert metric(server, "shoal_scrub_period_seconds") == pytest.approx(3600 * SOON_HOURS)
         status = server.ask("GET", "/v1/status").json
         assert status["scrub"]["damaged_chunks"] == len(places) + 1
+        printed = CliRunner().invoke(shoal, ["status", "--store", str(store)])
+        assert printed.exit_code == 1
+        assert f"doc: nobody can go back to the kept generation {kept.id}" in printed.output
+        assert f"{len(places) + 1} damaged chunks found" in printed.output
         assert "Traceback" not in server.log
 
 
