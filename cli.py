@@ -47,6 +47,7 @@ def _help(setting: str) -> str:
 @click.option("--drain-seconds", type=float, help=_help("drain_seconds"))
 @click.option("--ready-lag-seconds", type=float, help=_help("ready_lag_seconds"))
 @click.option("--ready-unseen-seconds", type=float, help=_help("ready_unseen_seconds"))
+@click.option("--scrub-hours", type=float, help=_help("scrub_hours"))
 @click.option("--silent-seconds", type=float, help=_help("silent_seconds"))
 @click.option("--max-body-bytes", type=int, help=_help("max_body_bytes"))
 @click.option("--max-keys", type=int, help=_help("max_keys"))
@@ -81,7 +82,7 @@ def serve_command(store: Path, address: str | None, poll: float, shard: Shard | 
     root = ExportRoot(address) if address is not None else None
     if shard is not None:
         check_shard(store, shard)
-    writer = partial(run_writer, store, root, poll_seconds=poll, shard=shard)
+    writer = partial(run_writer, store, root, poll_seconds=poll, scrub_hours=settings.scrub_hours, shard=shard)
     run(settings, writer, follows=root is not None)
 
 

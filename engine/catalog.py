@@ -4,7 +4,9 @@ Each view's record is one value in the live environment; one write transaction r
 once. Only the store's writer writes it.
 """
 
-from typing import Literal, TypeVar
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Literal, Self, TypeVar
 
 import lmdb
 import orjson
@@ -19,6 +21,7 @@ _SERVICES_KEY = b"services"
 _VIEW_PREFIX = b"view:"
 _TROUBLE_PREFIX = b"trouble:"
 _PUSHED_TO_PREFIX = b"pushed-to:"
+_DAMAGE_PREFIX = b"damage:"
 
 
 class _Record(BaseModel):
@@ -74,6 +77,35 @@ class Trouble(_Record):
     since: AwareDatetime
 
 
+class DamagedSegment(_Record):
+    """A segment whose bytes were found to be wrong. A repaired segment may have the same id, but is created later."""
+
+    id: str
+    created_at: AwareDatetime
+    message: str
+    since: AwareDatetime
+
+    @classmethod
+    def of(cls, segment: SegmentRecord, message: str, since: datetime) -> Self:
+        """The note of what was found in a segment."""
+        return cls(id=segment.id, created_at=segment.created_at, message=message, since=since)
+
+    def is_of(self, segment: SegmentRecord) -> bool:
+        """Whether this is the note of a segment."""
+        return (self.id, self.created_at) == (segment.id, segment.created_at)
+
+
+def note_of(segment: SegmentRecord, notes: Iterable[DamagedSegment]) -> DamagedSegment | None:
+    """The note of a segment among the notes of its view; None if there is none."""
+    return next((note for note in notes if note.is_of(segment)), None)
+
+
+class DamageRecord(_Record):
+    """The damaged segments of one view. It has a key of its own: code that does not know the key ignores it."""
+
+    segments: tuple[DamagedSegment, ...] = ()
+
+
 class ViewRecord(_Record):
     """A view as a request sees it: overlays, newest first, over the base.
 
@@ -92,6 +124,16 @@ class ViewRecord(_Record):
     watermark: AwareDatetime | None
     low_watermark: LowWatermark | None = None
     pinned: bool = False
+
+    @property
+    def served(self) -> tuple[SegmentRecord, ...]:
+        """The segments that lookups read, newest first."""
+        return (*self.overlays, self.base)
+
+    @property
+    def segments(self) -> tuple[SegmentRecord, ...]:
+        """All segments that the view has on this node."""
+        return (*self.served, *self.kept)
 
 
 class StoreRecord(_Record):
@@ -140,6 +182,12 @@ def troubles_in(raw: dict[bytes, bytes]) -> dict[str, Trouble]:
     return {_name(key, _TROUBLE_PREFIX): _decode(value, Trouble) for key, value in troubled}
 
 
+def damage_in(raw: dict[bytes, bytes]) -> dict[str, tuple[DamagedSegment, ...]]:
+    """The segments in a raw catalog that are noted as damaged, by view."""
+    noted = ((key, value) for key, value in raw.items() if key.startswith(_DAMAGE_PREFIX))
+    return {_name(key, _DAMAGE_PREFIX): _decode(value, DamageRecord).segments for key, value in noted}
+
+
 def decode_view(value: bytes) -> ViewRecord:
     """One view's record; raises StoreDamaged."""
     return _decode(value, ViewRecord)
@@ -184,6 +232,16 @@ def note_pushed_to(transaction: lmdb.Transaction, db: lmdb._Database, view: str)
 def is_pushed_to(transaction: lmdb.Transaction, db: lmdb._Database, view: str) -> bool:
     """Whether rows were ever pushed to a view."""
     return transaction.get(_PUSHED_TO_PREFIX + view.encode(), db=db) is not None
+
+
+def write_damage(
+    transaction: lmdb.Transaction, db: lmdb._Database, view: str, segments: tuple[DamagedSegment, ...]
+) -> None:
+    """Replace the notes of a view's damaged segments."""
+    if segments:
+        transaction.put(_DAMAGE_PREFIX + view.encode(), _encode(DamageRecord(segments=segments)), db=db)
+    else:
+        transaction.delete(_DAMAGE_PREFIX + view.encode(), db=db)
 
 
 def write_services(transaction: lmdb.Transaction, db: lmdb._Database, services: tuple[FeatureService, ...]) -> None:

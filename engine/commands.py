@@ -21,6 +21,7 @@ from engine.live_status import describe_live
 from engine.lookup import Stale
 from engine.processes import describe_server
 from engine.result import LookupResult
+from engine.scrubbed import describe_scrub
 from engine.standing import read_standing
 from engine.status import describe_low_watermark, describe_version
 from engine.times import to_datetime
@@ -223,18 +224,18 @@ def _history_document(histories: dict[str, list[list[StoredRow]]]) -> dict[str, 
 def status_command(store: Path, as_json: bool) -> None:
     """Show what a store holds, how fresh it is, and who serves it.
 
-    Ends with 1 if a view does not move on, or its data cannot be read.
+    Ends with 1 if a view does not move on, or data of it is damaged.
     """
     server = describe_server(store)
     # What a server that is gone left says nothing of now.
     standing = read_standing(store) if server is not None else None
     status = describe_version(FeatureStore.open(store).version(), standing)
-    status |= {"live": describe_live(store), "server": server}
+    status |= {"live": describe_live(store), "scrub": describe_scrub(store), "server": server}
     if as_json:
         click.echo(json.dumps(status, indent=2))
     else:
         _print_status(status)
-    if any(view["trouble"] or view["damage"] for view in status["views"]):
+    if any(view["trouble"] or view["damage"] or view["damaged_kept"] for view in status["views"]):
         sys.exit(1)
 
 
@@ -281,6 +282,13 @@ def _print_status(status: dict[str, Any]) -> None:
             click.echo(
                 f"\ntrouble with {view['name']} since {trouble['since']}: {trouble['code']}: {trouble['message']}"
             )
+        for kept in view["damaged_kept"]:
+            click.echo(
+                f"\n{view['name']}: nobody can go back to the kept generation {kept['id']}, which was found damaged at "
+                f"{kept['since']}: {kept['message']}"
+            )
+    if scrub := status["scrub"]:
+        click.echo(f"\n{_scrub(scrub)}")
     if reader := status["live"]["oldest_reader"]:
         click.echo(
             f"\nprocess {reader['pid']} holds a version that is {reader['versions_behind']:,} behind: live/, "
@@ -298,6 +306,15 @@ def _print_status(status: dict[str, Any]) -> None:
         numbers = (str(process["pid"]), size(process["rss"]), size(process["pss"]), age(process["uptime_seconds"]))
         processes.add_row(process["role"], *numbers)
     _print(processes)
+
+
+def _scrub(scrub: dict[str, Any]) -> str:
+    """How far the scrub of a store has come, in words."""
+    suspect = scrub["suspect_chunks"]
+    hurry = f"; {suspect:,} chunks are left to verify after an unclean shutdown" if suspect else ""
+    within = f"{age(scrub['age_seconds'])} (asked for: {age(scrub['period_seconds'])})"
+    found = f"{size(scrub['bytes_verified'])} verified, {scrub['damaged_chunks']:,} damaged chunks found"
+    return f"scrub: every checksum was verified within the last {within}; {found}{hurry}"
 
 
 def _behind(behind: dict[str, Any] | None) -> str:

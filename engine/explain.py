@@ -51,7 +51,7 @@ def explain(store: Path, version: StoreVersion, view: str, entities: Entities) -
     histories: list[list[StoredRow]] = [[] for _ in range(keys.count)]
     places = ["overlay"] * (len(current.segments) - 1) + ["base"]
     segments = [*zip(places, current.segments, strict=True)]
-    segments += [("kept", read_generation(store, kept)) for kept in current.record.kept]
+    segments += [("kept", read_generation(store, kept)) for kept in current.record.kept if not version.note_of(kept)]
     for place, segment in segments:
         _add_rows(histories, ViewVersion(current.record, (segment,), current.transaction), keys, place)
     return histories

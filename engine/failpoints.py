@@ -32,6 +32,8 @@ Failpoint = Literal[
     "push.answering",
     # The repair of a damaged view.
     "repair.base-removed",
+    # What the scrub found is noted, and not repaired yet.
+    "scrub.damage-noted",
     # A publication to an export root.
     "export.parts-moved",
     "export.state-moved",

@@ -156,6 +156,18 @@ class ChunkHeader:
         return self._STRUCT.pack(MAGIC, FORMAT_VERSION, *values).ljust(HEADER_SIZE, b"\0")
 
     @classmethod
+    def stated_size(cls, head: bytes, origin: str) -> int:
+        """The size in bytes that the head of a chunk states.
+
+        Raises:
+            StoreDamaged: it is not the head of a chunk, or of another format.
+        """
+        magic, version, *values = cls._STRUCT.unpack_from(head)
+        if magic != MAGIC or version != FORMAT_VERSION:
+            raise StoreDamaged(f"{origin} starts with {magic!r} version {version}, expected {MAGIC!r} {FORMAT_VERSION}")
+        return int(values[-2])
+
+    @classmethod
     def unpack(cls, value: "memoryview | bytes", origin: str) -> "ChunkHeader":
         """The header of a chunk whose sections were checked to lie inside it; `origin` names it in errors.
 

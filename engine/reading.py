@@ -36,14 +36,21 @@ def read_version(
     store_record = catalog.store_in(raw)
     shard = shard_of(store_record)
     views, damaged = {}, {}
+    noted = catalog.damage_in(raw)
     for name, value in catalog.raw_views(raw).items():
         old = previous.views.get(name) if previous else None
+        notes = noted.get(name, ())
+        if old is not None and _first_note(old.record, notes) is not None:
+            # It is open here, but what it shows is wrong.
+            old = None
         if old is not None and old.raw == value and old.transaction.live is live:
             views[name] = old.carried_over(transaction)
             continue
         record = None
         try:
             record = catalog.decode_view(value)
+            if (note := _first_note(record, notes)) is not None:
+                raise StoreDamaged(note.message)
             views[name] = _read_view(store, transaction, record, value, old, shard)
         except (StoreDamaged, StoreUnreadable) as error:
             damaged[name] = Damage(type(error), str(error), record)
@@ -57,7 +64,14 @@ def read_version(
         services=catalog.services_in(raw),
         troubles=catalog.troubles_in(raw),
         damaged=damaged,
+        noted=noted,
     )
+
+
+def _first_note(record: catalog.ViewRecord, notes: tuple[catalog.DamagedSegment, ...]) -> catalog.DamagedSegment | None:
+    """The note of the first segment that lookups would read and that is damaged; None if all are sound."""
+    found = (catalog.note_of(segment, notes) for segment in record.served) if notes else ()
+    return next((note for note in found if note is not None), None)
 
 
 def _begin(store: Path, live: LiveEnvironment) -> ReadTransaction:
@@ -118,7 +132,7 @@ def read_overlay(transaction: ReadTransaction, record: catalog.SegmentRecord) ->
 def read_generation(store: Path, record: catalog.SegmentRecord) -> Segment:
     """A base, whose chunks keep its file mapped.
 
-    The checksums are left alone: taking them would read all of it, at each start of each process. `shoal verify` does.
+    The checksums are not verified: that would read all of it, at each start of each process. The writer's scrub does.
 
     Raises:
         StoreDamaged: its file is missing or cut short, a chunk's header is wrong, or it is another file.

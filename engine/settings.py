@@ -45,6 +45,13 @@ class ServerSettings(BaseModel):
         gt=0,
         description="how long /ready may go on answering 200 while the root cannot be read; for ever, if not given",
     )
+    scrub_hours: float = Field(
+        default=24.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="within how many hours the writer reads all of the store again and verifies its checksums; 0 turns "
+        "that off: see docs/faults.md",
+    )
     silent_seconds: float = Field(
         default=30.0, gt=2, description="how long a process may give no sign of life until it is replaced"
     )

@@ -59,6 +59,7 @@ def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:
         "name": name,
         "trouble": trouble.model_dump(mode="json") if trouble else None,
         "damage": damage.message if damage else None,
+        "damaged_kept": [note.model_dump(mode="json", exclude={"created_at"}) for note in version.damaged_kept(name)],
     }
     if view is None:
         return document

@@ -256,6 +256,8 @@ class StoreVersion:
     services: Mapping[str, FeatureService]
     troubles: Mapping[str, catalog.Trouble]
     damaged: Mapping[str, Damage] = field(default_factory=dict)
+    noted: Mapping[str, tuple[catalog.DamagedSegment, ...]] = field(default_factory=dict)
+    """Segments that the writer found damaged when it read them again, by view."""
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict, repr=False)
     matrix_plans: dict[str | tuple[str, ...], MatrixPlan] = field(default_factory=dict, repr=False)
 
@@ -304,6 +306,16 @@ class StoreVersion:
         """Whether a view's data cannot be read: by this process, which may have it open still, or by the writer."""
         trouble = self.troubles.get(name)
         return name in self.damaged or (trouble is not None and trouble.code == StoreDamaged.__name__)
+
+    def note_of(self, segment: catalog.SegmentRecord) -> catalog.DamagedSegment | None:
+        """The writer's note that a segment is damaged; None if there is none."""
+        return catalog.note_of(segment, self.noted.get(segment.view_schema.name, ()))
+
+    def damaged_kept(self, name: str) -> list[catalog.DamagedSegment]:
+        """The notes of a view's kept generations that are damaged."""
+        record = self.record(name)
+        notes = (self.note_of(kept) for kept in (record.kept if record is not None else ()))
+        return [note for note in notes if note is not None]
 
     def view(self, name: str) -> ViewVersion:
         """One view.

@@ -1,7 +1,8 @@
 """Apply published entries: a snapshot becomes a base generation, a delta an overlay; or go back to an earlier base."""
 
+import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from engine.catalog import LowWatermark, Origin, SegmentRecord, ViewRecord
-from engine.errors import ForeignDelta, GenerationNotKept, StoreDamaged
+from engine.environment import generation_path
+from engine.errors import ForeignDelta, GenerationNotKept
 from engine.export_root import ExportRoot
 from engine.kernels import finding
 from engine.kernels.compiling import kernel
@@ -60,9 +62,12 @@ def load_snapshot(
     clear_unfinished(writer.store, view, but=generation_id)
 
     kept = next((kept for kept in old.kept if kept.id == generation_id), None) if old is not None else None
-    if kept is not None and is_whole(writer.store, kept):
+    if kept is not None and writer.is_whole(kept):
         _take_kept(writer, manifest, kept)
         return kept.rows
+    if kept is not None:
+        # Its chunks are not to be taken for those of an unfinished build.
+        shutil.rmtree(generation_path(writer.store, view, generation_id), ignore_errors=True)
     builder, base = build_base(writer, root, manifest, progress)
     segment = builder.segment(base)
     ahead = _decided_ahead(writer, manifest, segment)
@@ -89,12 +94,31 @@ def _take_kept(writer: StoreWriter, manifest: Manifest, base: SegmentRecord) -> 
 
 def _decided_ahead(writer: StoreWriter, manifest: Manifest, base: Segment) -> Ahead | None:
     view = manifest.view.name
-    return decided_ahead(writer.readable(view), base, manifest.view, removals=writer.is_pushed_to(view))
+    version = writer.readable(view)
+    if version is not None:
+        _check_pushed(writer, view, version.segments[-1:])
+    return decided_ahead(version, base, manifest.view, removals=writer.is_pushed_to(view))
 
 
 def _retained(writer: StoreWriter, manifest: Manifest, base: Segment, ahead: Ahead | None) -> NewOverlay | None:
     view = manifest.view.name
-    return retained(writer.readable(view), base, manifest.view, removals=writer.is_pushed_to(view), ahead=ahead)
+    version = writer.readable(view)
+    if version is not None:
+        _check_pushed(writer, view, version.segments[:-1] if ahead else version.segments)
+    return retained(version, base, manifest.view, removals=writer.is_pushed_to(view), ahead=ahead)
+
+
+def _pushed_over(writer: StoreWriter, view: str, base: Segment) -> NewOverlay | None:
+    """The pushed rows of a view that stay over a base that it goes back to."""
+    version = writer.readable(view)
+    if version is not None:
+        _check_pushed(writer, view, version.segments)
+    return retained(version, base, base.record.view_schema)
+
+
+def _check_pushed(writer: StoreWriter, view: str, segments: Sequence[Segment]) -> None:
+    """Raise StoreDamaged if pushed rows, which are about to be copied, cannot be told from wrong ones."""
+    writer.check_sources(view, (segment for segment in segments if segment.record.pushed))
 
 
 def build_base(
@@ -112,15 +136,6 @@ def build_base(
         watermark=manifest.watermark,
         low_watermark=low_watermark_at(manifest, None),
     )
-
-
-def is_whole(store: Path, base: SegmentRecord) -> bool:
-    """Whether a base generation can be read; raises StoreUnreadable if that cannot be told now."""
-    try:
-        read_generation(store, base)
-    except StoreDamaged:
-        return False
-    return True
 
 
 def apply_delta(writer: StoreWriter, root: ExportRoot, manifest: Manifest) -> tuple[int, int]:
@@ -203,9 +218,9 @@ def roll_back(writer: StoreWriter, view: str, generation_id: str) -> None:
         if base is None or record is None:
             ids = ", ".join(base.id for base in known) or "none"
             raise GenerationNotKept(f"view {view!r} has no generation {generation_id!r} on this node; it has {ids}")
-        if not is_whole(writer.store, base):
+        if not writer.is_whole(base):
             raise GenerationNotKept(f"view {view!r}: generation {generation_id!r} is damaged; go back to another")
-        pushed = retained(writer.readable(view), read_generation(writer.store, base), base.view_schema)
+        pushed = _pushed_over(writer, view, read_generation(writer.store, base))
         kept = tuple(other for other in known if other.id != generation_id)
         went_back = _at_base(record, base, pushed).model_copy(update={"kept": kept, "pinned": True})
         writer.commit_view(view, lambda record: went_back, pushed)
@@ -218,7 +233,7 @@ def forget_overlays(writer: StoreWriter, view: str) -> None:
         record = writer.record(view)
         if record is not None:
             base = read_generation(writer.store, record.base)
-            pushed = retained(writer.readable(view), base, record.base.view_schema)
+            pushed = _pushed_over(writer, view, base)
             at_base = _at_base(record, record.base, pushed)
             writer.commit_view(view, lambda record: at_base, pushed)
 
@@ -276,7 +291,7 @@ def _on_base(
     """A view that stands at a snapshot, with what was pushed over it; bases before it stay for going back, unless they
     are damaged."""
     earlier = (record.base, *record.kept) if record else ()
-    kept = tuple(other for other in earlier if other.id != base.id and is_whole(writer.store, other))
+    kept = tuple(other for other in earlier if other.id != base.id and writer.is_whole(other))
     overlays = (pushed.record,) if pushed else ()
     low_watermark = record.low_watermark if record is not None else None
     return _at_entry(manifest, base, overlays, kept[: writer.kept_generations], low_watermark)

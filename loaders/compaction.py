@@ -48,10 +48,11 @@ def merge_overlays(writer: StoreWriter, view: str) -> bool:
         count = overlays_to_merge(unfolded(version.record.overlays, writer.folding.get(view)))
         if not count:
             return False
+        writer.check_sources(view, version.segments[:count])
         overlay = merged(version.record.view_schema, version.segments[:count])
 
         def replace(record: ViewRecord | None) -> ViewRecord | None:
-            if record is None:
+            if record is None or view in writer.version().damaged:
                 return None
             return record.model_copy(update={"overlays": (overlay.record, *record.overlays[count:])})
 
@@ -91,6 +92,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
             writer.folding[view] = record.overlays[0].id
     builder = GenerationBuilder(writer.store, view, fold_id(record.applied_seq))
     try:
+        writer.check_sources(view, version.segments)
         merge = Merge(version.segments, record.view_schema, fates=fates_in_fold(writer, version))
         for chunk in merge.chunks(CHUNK_BYTES):
             builder.add(chunk)
@@ -106,7 +108,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
         )
 
         def swap(current: ViewRecord | None) -> ViewRecord | None:
-            if current is None or current.base != record.base:
+            if current is None or current.base != record.base or view in writer.version().damaged:
                 return None
             folded = len(record.overlays)
             if current.overlays[len(current.overlays) - folded :] != record.overlays:

@@ -179,9 +179,11 @@ def _commit(writer: StoreWriter, version: ViewVersion, laid: _Laid, remembered: 
         unmerged = unfolded(version.record.overlays, writer.folding.get(view))
         older = max(overlays_to_merge([overlay.record, *unmerged]) - 1, 0)
     if overlay is not None and older:
+        writer.check_sources(view, version.segments[:older])
         overlay = merged(version.record.view_schema, [overlay.segment(), *version.segments[:older]])
 
     def lay_over(record: ViewRecord | None) -> ViewRecord | None:
+        writer.version().view(view)  # Raises ViewDamaged if a source was found damaged meanwhile.
         if record is None or overlay is None:
             return record
         overlays = (overlay.record, *record.overlays[older:])

@@ -14,7 +14,7 @@ from engine.errors import DeltaGap, FileDamaged, ManifestInvalid, NotPublished, 
 from engine.export_root import ExportRoot
 from engine.failpoints import reached
 from engine.manifest import Manifest
-from loaders.apply import build_base, forget_overlays, is_whole, load_snapshot
+from loaders.apply import build_base, forget_overlays, load_snapshot
 from loaders.follow import LoadSnapshot, newest_snapshot, next_step
 from loaders.generation import Progress, clear_unfinished
 from loaders.remote_views import register
@@ -50,7 +50,7 @@ def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamage
             register(writer, root.entry(view, record.applied_seq))
             return None
         _tell_what_is_lost(writer, view, record)
-        if not is_whole(writer.store, record.base):
+        if not writer.is_whole(record.base):
             return _replace_base(writer, root, view, record, started, reason)
         if view in writer.version().damaged:
             _check_lineage(root, view, record)
@@ -100,7 +100,7 @@ def _start_over(
 ) -> Manifest:
     manifest = newest_snapshot(root, view)
     kept = [base for base in record.kept if base.id == manifest.snapshot_id] if record else []
-    if not any(is_whole(writer.store, base) for base in kept):
+    if not any(writer.is_whole(base) for base in kept):
         _remove(writer, view, manifest.snapshot_id)
     # The view had the schema of an earlier entry, which need not succeed that of a later one.
     is_earlier = record is not None and manifest.seq <= record.applied_seq

@@ -9,8 +9,8 @@ import shutil
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import catalog
-from engine.catalog import Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
-from engine.environment import LiveEnvironment, ReadTransaction, generations_path, store_full_named
+from engine.catalog import DamagedSegment, Origin, SegmentRecord, Trouble, ViewRecord, chunk_key
+from engine.environment import DATA, LiveEnvironment, ReadTransaction, generations_path, store_full_named
 from engine.errors import (
     ShoalError,
     StoreDamaged,
@@ -161,10 +161,12 @@ class StoreWriter:
                 return None
             transaction, segments = ReadTransaction(self._live), []
             for overlay in record.overlays:
+                if version.note_of(overlay) is None:
+                    with suppress(StoreDamaged):
+                        segments.append(read_overlay(transaction, overlay))
+            if version.note_of(record.base) is None:
                 with suppress(StoreDamaged):
-                    segments.append(read_overlay(transaction, overlay))
-            with suppress(StoreDamaged):
-                segments.append(read_generation(self.store, record.base))
+                    segments.append(read_generation(self.store, record.base))
             whole = len(segments) == 1 + len(record.overlays)
             if whole and view in version.views:
                 return version.views[view]
@@ -195,6 +197,89 @@ class StoreWriter:
             except StoreUnreadable:
                 pass
             return None
+
+    def is_whole(self, base: SegmentRecord) -> bool:
+        """Whether a base generation can be read and is not noted as damaged.
+
+        Raises:
+            StoreUnreadable: that cannot be told now.
+        """
+        if self.version().note_of(base) is not None:
+            return False
+        try:
+            read_generation(self.store, base)
+        except StoreDamaged:
+            return False
+        return True
+
+    def note_damage(self, view: str, segment: SegmentRecord, message: str) -> bool:
+        """Note that the bytes of a segment are wrong: from this commit on, no process serves the view with it.
+
+        Returns:
+            Whether that is new. A segment that the view no longer has is not noted.
+
+        Raises:
+            StoreFull: there is no room for the note.
+        """
+        with self._committing:
+            record, noted = self.record(view), self.version().noted.get(view, ())
+            note = DamagedSegment.of(segment, message, datetime.now(UTC))
+            is_had = record is not None and any(note.is_of(had) for had in record.segments)
+            if record is None or not is_had or catalog.note_of(segment, noted) is not None:
+                return False
+            with self._writable.transaction() as transaction:
+                catalog.write_damage(transaction, self._live.catalog, view, (*noted, note))
+                if any(note.is_of(served) for served in record.served):
+                    trouble = Trouble(code=StoreDamaged.__name__, message=message, since=note.since)
+                    catalog.write_trouble(transaction, self._live.catalog, view, trouble)
+            reached("scrub.damage-noted")
+            return True
+
+    def forget_damage(self, view: str, segment: SegmentRecord) -> None:
+        """Remove the note of a segment that turned out to be whole.
+
+        Raises:
+            StoreFull: there is no room to do so; the note stands.
+        """
+        with self._committing:
+            noted = self.version().noted.get(view, ())
+            others = tuple(note for note in noted if not note.is_of(segment))
+            if others == noted:
+                return
+            with self._writable.transaction() as transaction:
+                catalog.write_damage(transaction, self._live.catalog, view, others)
+            trouble = self.version().troubles.get(view)
+            if view not in self.version().damaged and trouble and trouble.code == StoreDamaged.__name__:
+                self.clear_trouble(view)
+
+    def check_sources(self, view: str, segments: Iterable[Segment]) -> None:
+        """Verify the checksums of segments whose rows are about to be copied into another segment: a copy of wrong
+        bytes would get a checksum that is right.
+
+        Raises:
+            StoreDamaged: one is damaged, which is noted.
+        """
+        for segment in segments:
+            try:
+                for chunk in segment.chunks:
+                    chunk.verify_checksum()
+            except StoreDamaged as error:
+                self.note_damage(view, segment.record, str(error))
+                raise
+
+    @contextmanager
+    def overlay_chunk(self, overlay: SegmentRecord, number: int) -> Iterator[tuple[Path, memoryview] | None]:
+        """One chunk of an overlay as LMDB's map shows it, and the file that it lies in; None if the overlay is gone.
+
+        The bytes are valid inside the `with` only, which is to be short: no page is used again meanwhile.
+        """
+        live = self._live
+        transaction = live.env.begin(buffers=True)
+        try:
+            value = transaction.get(chunk_key(overlay.id, number), db=live.segments)
+            yield (live.path / DATA, value) if value is not None else None
+        finally:
+            transaction.abort()
 
     def changing(self, view: str) -> threading.RLock:
         """The lock to hold from reading what a view's rows are until the commit of what follows from it."""
@@ -239,6 +324,7 @@ class StoreWriter:
                     also(transaction)
                 if old is None or (old.applied_entry, old.pinned) != (new.applied_entry, new.pinned):
                     catalog.write_trouble(transaction, self._live.catalog, view, None)
+                self._forget_gone(transaction, view, new)
                 reached("commit.written")
             reached("commit.done")
             self._writable.committed()
@@ -282,11 +368,19 @@ class StoreWriter:
             with self._writable.transaction() as transaction:
                 self._delete_overlays(transaction, old.overlays)
                 catalog.delete_view(transaction, self._live.catalog, view)
+                catalog.write_damage(transaction, self._live.catalog, view, ())
                 catalog.write_trouble(transaction, self._live.catalog, view, None)
                 reached("commit.written")
             reached("commit.done")
             shutil.rmtree(generations_path(self.store, view), ignore_errors=True)
             reached("commit.base-removed")
+
+    def _forget_gone(self, transaction: lmdb.Transaction, view: str, record: ViewRecord) -> None:
+        """Remove the notes of damaged segments that a view no longer has."""
+        noted = self.version().noted.get(view, ())
+        left = tuple(note for note in noted if any(note.is_of(segment) for segment in record.segments))
+        if left != noted:
+            catalog.write_damage(transaction, self._live.catalog, view, left)
 
     def _delete_overlays(self, transaction: lmdb.Transaction, overlays: Iterable[SegmentRecord]) -> None:
         for gone in overlays:

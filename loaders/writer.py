@@ -50,6 +50,7 @@ from loaders.push import Push
 from loaders.push_queue import PushQueue
 from loaders.reload import ReloadRequest, reload_or_tell, views_to_reload
 from loaders.scheduling import leave_room_for_lookups
+from loaders.scrub import Scrub, no_scrub
 from loaders.standing import StandingKeeper
 from loaders.store_writer import StoreWriter
 
@@ -99,8 +100,9 @@ class LogObserver:
 class WriterProcess:
     """Follows one export root into one store until it is told to stop."""
 
-    def __init__(self, writer: StoreWriter, root: ExportRoot | None, poll_seconds: float) -> None:
+    def __init__(self, writer: StoreWriter, root: ExportRoot | None, poll_seconds: float, scrub_seconds: float) -> None:
         self._writer = writer
+        self._scrub_seconds = scrub_seconds
         self._root = root
         self._poll_seconds = poll_seconds
         self._standing = StandingKeeper(writer, root) if root is not None else None
@@ -131,6 +133,7 @@ class WriterProcess:
         await runner.setup()
         await web.SockSite(runner, listen_unix(writer_socket_path(self._writer.store), private=True)).start()
         reached("writer.listening")
+        scrub = self._start_scrub()
         watch = asyncio.create_task(self._watch())
         follow = asyncio.create_task(self._follow())
         stop = asyncio.create_task(self._stop.wait())
@@ -140,8 +143,26 @@ class WriterProcess:
         for task in (watch, follow):
             task.cancel()
         await runner.cleanup()
+        if scrub is not None:
+            scrub.stop()
         if self._standing is not None:
             self._standing.close()
+
+    def _start_scrub(self) -> Scrub | None:
+        """Begin to verify the store in the background, unless that is turned off."""
+        if not self._scrub_seconds:
+            no_scrub(self._writer)
+            return None
+        loop = asyncio.get_running_loop()
+
+        def found(view: str) -> None:
+            # What is damaged is repaired by whoever looks for news.
+            with suppress(RuntimeError):  # The loop has ended.
+                loop.call_soon_threadsafe(self._woken.set)
+
+        scrub = Scrub(self._writer, self._scrub_seconds, found)
+        scrub.start()
+        return scrub
 
     async def _watch(self) -> None:
         """Wake the follower at every publication; while the root cannot be watched, the poll alone does."""
@@ -326,8 +347,13 @@ class WriterProcess:
         )
 
 
-def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float, shard: Shard | None = None) -> None:
+def run_writer(
+    store: Path, root: ExportRoot | None, *, poll_seconds: float, scrub_hours: float, shard: Shard | None = None
+) -> None:
     """The writer process's main function; the process ends when it is told to stop.
+
+    Args:
+        scrub_hours: the time in which all of the store is read again and verified; 0 for never.
 
     Raises:
         StoreLocked: the store has a writer already.
@@ -336,7 +362,8 @@ def run_writer(store: Path, root: ExportRoot | None, *, poll_seconds: float, sha
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     leave_room_for_lookups()
     hold_little()
-    asyncio.run(_run(StoreWriter(store, shard=shard, gather_seconds=_GATHER_SECONDS), root, poll_seconds))
+    store_writer = StoreWriter(store, shard=shard, gather_seconds=_GATHER_SECONDS)
+    asyncio.run(_run(store_writer, root, poll_seconds, 3600 * scrub_hours))
 
 
 def check_shard(store: Path, shard: Shard) -> None:
@@ -348,10 +375,10 @@ def check_shard(store: Path, shard: Shard) -> None:
             raise StoreIsOtherShard.of(store, version.shard, shard)
 
 
-async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float) -> None:
+async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float, scrub_seconds: float) -> None:
     code = 1
     try:
-        await WriterProcess(writer, root, poll_seconds).run()
+        await WriterProcess(writer, root, poll_seconds, scrub_seconds).run()
         code = 0
     except Exception:
         log.exception("the writer cannot go on")

@@ -114,12 +114,16 @@ def shoal(
     grpc_port: int | None = None,
     log: Path | None = None,
     timeout_ms: int = 600_000,
+    scrub_hours: float = 0.0,
+    silent_seconds: float | None = None,
 ) -> Iterator[Server]:
     """`shoal serve` on a store; its log is kept in a file if one is named. What is measured is how long answers take,
-    also when that is too long, unless `timeout_ms` says how long is."""
+    also when that is too long, unless `timeout_ms` says how long is. Without a scrub: that of a new store's first
+    minutes is not to be a part of what else is measured."""
     port = free_port()
     command = [sys.executable, "-m", "cli", "serve", "--store", str(store), "--port", str(port)]
-    command += ["--request-timeout-ms", str(timeout_ms)]
+    command += ["--request-timeout-ms", str(timeout_ms), "--scrub-hours", str(scrub_hours)]
+    command += ["--silent-seconds", str(silent_seconds)] if silent_seconds is not None else []
     command += ["--workers", str(workers)] + (["--from", str(root)] if root else [])
     command += ["--grpc-port", str(grpc_port)] if grpc_port is not None else []
     with _running(command, f"http://127.0.0.1:{port}/ready", log):

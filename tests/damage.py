@@ -14,9 +14,12 @@ import pytest
 
 from engine.environment import generation_path, live_path
 from engine.feature_store import FeatureStore
+from engine.layout import ChunkHeader
 
 BASE = ("base missing", "base empty", "base cut", "base headless")
 OVERLAYS = ("overlay missing", "overlay headless")
+BIT = "bit turned in base"
+"""Nothing but a checksum tells."""
 RECORD = ("record unreadable",)
 
 every_harm = pytest.mark.parametrize("how", [*BASE, *OVERLAYS, *RECORD])
@@ -45,6 +48,14 @@ def main() -> None:
         with base.open("r+b") as file:
             file.seek(record.base.offsets[-1])
             file.write(b"x")
+    elif how == BIT:
+        with base.open("r+b") as file:
+            # The last byte of the last key.
+            at = record.base.offsets[0] + ChunkHeader.stated_size(base.read_bytes()[record.base.offsets[0] :], how) - 1
+            file.seek(at)
+            (byte,) = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte ^ 1]))
     else:
         env = lmdb.open(str(live_path(store)), max_dbs=2)
         with env.begin(write=True) as transaction:

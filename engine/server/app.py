@@ -41,6 +41,7 @@ from engine.live_status import describe_live
 from engine.processes import describe_server
 from engine.remote_rows import NOTHING
 from engine.result import LookupResult, MatrixResult
+from engine.scrubbed import describe_scrub
 from engine.server import feast
 from engine.server.accepting import ConnectionCounts
 from engine.server.admission import TIMEOUT_HEADER, Admission, timeout_seconds
@@ -302,6 +303,7 @@ class Application:
         if version is not None:
             standing = read_standing(self._settings.store)
             document = describe_version(version, standing) | {"live": describe_live(self._settings.store)}
+            document["scrub"] = describe_scrub(self._settings.store)
         return answer_json({"server": server} | document, version.id if version else None)
 
     async def _reload(self, request: web.BaseRequest) -> web.Response:

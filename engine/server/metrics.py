@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 
 from engine.catalog import ViewRecord
@@ -20,6 +20,7 @@ from engine.kernels.gathering import Status
 from engine.live_status import describe_live
 from engine.manifest import NEWEST_FORMAT
 from engine.result import LookupResult, MatrixResult
+from engine.scrubbed import describe_scrub
 from engine.standing import Standing, lag_of, read_standing
 from engine.status import freshness_seconds
 from engine.version import StoreVersion
@@ -186,7 +187,7 @@ class _StoreCollector:
         self._store = store
         self._version = version
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         version = self._version
         yield GaugeMetricFamily("shoal_root_format_readable", "Newest format of an export root it reads", NEWEST_FORMAT)
         yield GaugeMetricFamily("shoal_store_version", "Newest store version", version.id if version else 0)
@@ -214,10 +215,34 @@ class _StoreCollector:
         for view in version.names:
             trouble.add_metric([view], view in version.troubles)
             damaged.add_metric([view], version.is_damaged(view))
-        yield from (trouble, damaged)
+        kept = GaugeMetricFamily(
+            "shoal_view_kept_damaged", "Kept generations that are damaged, to which nobody can go back", labels=["view"]
+        )
+        for view in version.views:
+            kept.add_metric([view], len(version.damaged_kept(view)))
+        yield from (trouble, damaged, kept)
+        scrub = describe_scrub(self._store)
+        if scrub is not None:
+            yield from _scrub_metrics(scrub)
         standing = read_standing(self._store)
         if standing is not None:
             yield from _standing_gauges(standing, version)
+
+
+def _scrub_metrics(scrub: dict[str, Any]) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    """How far the writer has come with verifying checksums."""
+    if scrub["age_seconds"] is not None:
+        yield GaugeMetricFamily(
+            "shoal_scrub_age_seconds",
+            "Since the checksum was verified of the chunk that waits for it longest",
+            scrub["age_seconds"],
+        )
+    period = "Within how long each checksum is to be verified again"
+    suspect = "Chunks that were not verified yet since an unclean shutdown"
+    yield GaugeMetricFamily("shoal_scrub_period_seconds", period, scrub["period_seconds"])
+    yield GaugeMetricFamily("shoal_scrub_suspect_chunks", suspect, scrub["suspect_chunks"])
+    yield CounterMetricFamily("shoal_scrub_bytes", "Bytes whose checksums were verified", scrub["bytes_verified"])
+    yield CounterMetricFamily("shoal_scrub_damaged_chunks", "Chunks found damaged", scrub["damaged_chunks"])
 
 
 def _standing_gauges(standing: Standing, version: StoreVersion) -> Iterator[GaugeMetricFamily]:

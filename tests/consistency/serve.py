@@ -26,4 +26,4 @@ if __name__ == "__main__":
     if choice.get("planted"):
         PLANTED[choice["planted"]]()
     checked = server_settings(**json.loads(sys.argv[1]))
-    run(checked, writer_for(Path(checked.store), choice))
+    run(checked, writer_for(Path(checked.store), choice, checked.scrub_hours))

@@ -124,6 +124,13 @@ tests:
       - {series: 'shoal_view_held{job="shoal",instance="b",view="bad"}', values: '1x40'}
       - {series: 'shoal_view_trouble{job="shoal",instance="b",view="bad"}', values: '1x40'}
       - {series: 'shoal_root_unseen_seconds{job="shoal",instance="a"}', values: '2x40'}
+      - {series: 'shoal_scrub_period_seconds{job="shoal",instance="a"}', values: '86400x80'}
+      - {series: 'shoal_scrub_period_seconds{job="shoal",instance="b"}', values: '86400x80'}
+      - {series: 'shoal_scrub_age_seconds{job="shoal",instance="a"}', values: '172800+15x80'}
+      - {series: 'shoal_scrub_age_seconds{job="shoal",instance="b"}', values: '86400x80'}
+      - {series: 'shoal_scrub_damaged_chunks_total{job="shoal",instance="a"}', values: '0x80'}
+      - {series: 'shoal_scrub_damaged_chunks_total{job="shoal",instance="b"}', values: '0x8 1x72'}
+      - {series: 'shoal_view_kept_damaged{job="shoal",instance="a",view="docs"}', values: '0x80'}
     alert_rule_test:
       - {eval_time: 2m, alertname: ShoalViewBehind, exp_alerts: []}
       - eval_time: 8m
@@ -142,6 +149,18 @@ tests:
           - exp_labels: {severity: critical, job: shoal, view: bad}
             exp_annotations: {summary: "An entry of bad cannot be applied by any replica: publish a snapshot"}
       - {eval_time: 8m, alertname: ShoalViewTrouble, exp_alerts: []}
+      - {eval_time: 8m, alertname: ShoalScrubLate, exp_alerts: []}
+      - eval_time: 15m
+        alertname: ShoalScrubLate
+        exp_alerts:
+          - exp_labels: {severity: warning, job: shoal, instance: a}
+            exp_annotations: {summary: a has not verified all its checksums for 2d 0h 15m 0s}
+      - eval_time: 8m
+        alertname: ShoalScrubFoundDamage
+        exp_alerts:
+          - exp_labels: {severity: warning, job: shoal, instance: b}
+            exp_annotations: {summary: Bits turned on the disk or in the memory of b within the last day}
+      - {eval_time: 8m, alertname: ShoalKeptDamaged, exp_alerts: []}
       - {eval_time: 8m, alertname: ShoalRootUnseen, exp_alerts: []}
 """
 

@@ -30,6 +30,8 @@ def test_defaults_serve_this_machine_only() -> None:
         ({}, "the setting 'store' is missing"),
         ({"store": "s", "port": 70000}, "port is 70000: Input should be less than or equal to 65535"),
         ({"store": "s", "workers": 0}, "workers is 0: Input should be greater than or equal to 1"),
+        ({"store": "s", "scrub_hours": -1}, "scrub_hours is -1: Input should be greater than or equal to 0"),
+        ({"store": "s", "scrub_hours": float("nan")}, "scrub_hours is nan: Input should be"),
         ({"store": "s", "drain": 1}, "there is no setting 'drain'; there are store, host, port"),
     ],
 )

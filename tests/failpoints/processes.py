@@ -48,11 +48,20 @@ def _run(main: Callable[..., None], arguments: tuple[Any, ...], die_at: str | No
 
 def write(store: Path, root: Path) -> None:
     """A writer that makes small chunks, and folds small views."""
+    _follow(store, root, scrub_hours=0)
+
+
+def _follow(store: Path, root: Path, *, scrub_hours: float) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     generation.CHUNK_BYTES = CHUNK_BYTES
     compaction.CHUNK_BYTES = CHUNK_BYTES  # type: ignore[attr-defined]
     compaction.FOLD_LEAST_ROWS = 0
-    run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS)
+    run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS, scrub_hours=scrub_hours)
+
+
+def write_and_scrub(store: Path, root: Path) -> None:
+    """A writer that verifies what it has again and again."""
+    _follow(store, root, scrub_hours=0.1 / 3600)
 
 
 def write_without_patience(store: Path, root: Path) -> None:
@@ -66,5 +75,5 @@ def serve(store: Path, root: Path) -> None:
     """A server with a writer and two workers."""
     engine.server.run(
         server_settings(store=store, port=0, workers=2, drain_seconds=5.0),
-        lambda: run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS),
+        lambda: run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS, scrub_hours=0),
     )

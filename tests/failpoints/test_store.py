@@ -31,8 +31,8 @@ from loaders.push import push_rows
 from loaders.store_writer import StoreWriter
 from loaders.verify import verify_store
 from tests import stores
-from tests.damage import harm
-from tests.failpoints.processes import running, write, write_without_patience
+from tests.damage import BIT, harm
+from tests.failpoints.processes import running, write, write_and_scrub, write_without_patience
 from tests.loaders.forgery import publish, snapshot_table
 from tests.server.serving import PATIENCE_SECONDS, eventually
 
@@ -255,6 +255,15 @@ SCENARIOS = {
         own_view, {1: (7, None)}, None, "commit.written commit.done commit.base-removed", order=drop, view="own"
     ),
     "repair of a base": Scenario(one_delta, DELTA, DELTA, "repair.base-removed " + BASE_POINTS, harm="base missing"),
+    "scrub": Scenario(
+        one_delta,
+        DELTA,
+        DELTA,
+        "scrub.damage-noted repair.base-removed base.renamed commit.written commit.done",
+        harm=BIT,
+        main=write_and_scrub,
+        between=(None,),
+    ),
     "repair of an overlay": Scenario(
         one_delta,
         None,

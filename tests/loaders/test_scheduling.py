@@ -5,8 +5,12 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 
+import psutil
 import pytest
+
+from loaders.scheduling import let_others_read_first
 
 _GET = {"x86_64": 315, "aarch64": 275}
 _PROGRAM = f"""
@@ -32,3 +36,19 @@ def test_threads_are_nice_keep_to_half_of_the_cores_and_have_short_slices() -> N
     assert cores == (len(os.sched_getaffinity(0)) + 1) // 2
     if tuple(map(int, platform.release().split(".")[:2])) >= (6, 12):
         assert slice_nanoseconds == 100_000
+
+
+@pytest.mark.skipif(platform.machine() not in _GET, reason="the system call has another number there")
+def test_one_thread_reads_when_nobody_else_does_and_the_others_as_before() -> None:
+    found = []
+
+    def read() -> None:
+        let_others_read_first()
+        found.append(psutil.Process(threading.get_native_id()).ionice().ioclass)
+
+    before = psutil.Process().ionice().ioclass
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    assert found == [psutil.IOPRIO_CLASS_IDLE]
+    assert psutil.Process().ionice().ioclass == before

@@ -136,7 +136,7 @@ def test_a_publication_at_the_very_end_of_catching_up_is_taken_up_too(
         return done
 
     async def scenario(writer: StoreWriter) -> None:
-        process = WriterProcess(writer, root, FOR_EVER)
+        process = WriterProcess(writer, root, FOR_EVER, 0)
         running = asyncio.create_task(process.run())
         while "doc" not in process._catching_up:
             await asyncio.sleep(0.01)
@@ -162,7 +162,7 @@ def test_a_process_that_can_follow_no_more_ends(store: Path, root: ExportRoot, m
 
         monkeypatch.setattr(writer, "commit_root", break_off)
         with pytest.raises(lmdb.DiskError):
-            asyncio.run(asyncio.wait_for(WriterProcess(writer, root, FOR_EVER).run(), 30))
+            asyncio.run(asyncio.wait_for(WriterProcess(writer, root, FOR_EVER, 0).run(), 30))
 
 
 def test_overlays_are_folded_in_the_background(writer: subprocess.Popen[str], store: Path, root: ExportRoot) -> None:

@@ -35,7 +35,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     compaction.FOLD_LEAST_ROWS = 0
     store, root, poll_seconds = sys.argv[1:]
-    run_writer(Path(store), ExportRoot(root), poll_seconds=float(poll_seconds))
+    run_writer(Path(store), ExportRoot(root), poll_seconds=float(poll_seconds), scrub_hours=24)
 
 
 if __name__ == "__main__":

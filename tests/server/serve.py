@@ -1,6 +1,7 @@
 """A real server for tests: `python -m tests.server.serve SETTINGS WRITER`, both JSON.
 
-The writer is null, {"root": DIRECTORY} for the real one, or {"log": FILE} for one that only notes the signals it gets.
+The writer is null, {"root": DIRECTORY} for the real one, {"root": null} for the real one without a root, or
+{"log": FILE} for one that only notes the signals it gets.
 """
 
 import json
@@ -30,16 +31,19 @@ def note_signals(log: Path) -> None:
         received = signal.sigwait(numbers)
 
 
-def writer_for(store: Path, choice: dict[str, str] | None) -> Callable[[], None] | None:
+def writer_for(store: Path, choice: dict[str, str | None] | None, scrub_hours: float) -> Callable[[], None] | None:
     if choice is None:
         return None
-    if "log" in choice:
-        return partial(note_signals, Path(choice["log"]))
-    return partial(run_writer, store, ExportRoot(choice["root"]), poll_seconds=0.5)
+    if log := choice.get("log"):
+        return partial(note_signals, Path(log))
+    root = choice["root"]
+    followed = ExportRoot(root) if root is not None else None
+    return partial(run_writer, store, followed, poll_seconds=0.5, scrub_hours=scrub_hours)
 
 
 if __name__ == "__main__":
     settings: dict[str, Any] = json.loads(sys.argv[1])
     checked = server_settings(**settings)
-    choice: dict[str, str] | None = json.loads(sys.argv[2])
-    run(checked, writer_for(checked.store, choice), follows=choice is not None and "root" in choice)
+    choice: dict[str, str | None] | None = json.loads(sys.argv[2])
+    follows = choice is not None and choice.get("root") is not None
+    run(checked, writer_for(checked.store, choice, checked.scrub_hours), follows=follows)

@@ -114,7 +114,7 @@ class Server:
     def __init__(
         self,
         store: Path,
-        writer: dict[str, str] | None = None,
+        writer: Mapping[str, str | None] | None = None,
         *,
         tls: ssl.SSLContext | None = None,
         umask: int = -1,

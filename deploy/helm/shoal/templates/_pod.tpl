@@ -59,6 +59,7 @@ spec:
         {{- with $values.readyUnseenSeconds }}
         - --ready-unseen-seconds={{ . }}
         {{- end }}
+        - --scrub-hours={{ $values.scrubHours }}
         {{- if $values.tokens.secretName }}
         - --tokens=/etc/shoal/tokens/tokens
         {{- else }}

@@ -1,0 +1,275 @@
+"""Read a served store again, chunk by chunk, and have what is damaged noted: a bit that turned is served otherwise.
+
+It is a thread of the writer's process. `loaders.scrub_pace` says which chunk is next and when, `loaders.rereading`
+reads it, `StoreWriter.note_damage` notes what is wrong, and the writer repairs damaged views as before. The progress is
+in `engine.scrubbed`, so that a restart goes on from there, and so that a store that was not closed in order is read
+again at once.
+
+The thread's reads wait behind all others of the disk, where the disk's scheduler knows priorities. For the CPU it keeps
+the writer's own niceness: a thread of idle priority that waits for Python's interpreter lock would hold up the writer's
+other threads, which wait for it to take the lock.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from engine.catalog import SegmentRecord
+from engine.environment import DATA, generation_path
+from engine.errors import ShoalError, StoreDamaged, StoreFull, StoreUnreadable
+from engine.reading import read_generation
+from engine.scrubbed import Scrubbed, forget_scrubbed, read_scrubbed, write_scrubbed
+from loaders.rereading import ChunkGone, Rereader
+from loaders.scheduling import let_others_read_first
+from loaders.scrub_pace import Unit, pause_seconds, plan
+from loaders.store_writer import StoreWriter
+
+log = logging.getLogger("shoal.writer")
+
+_LOOK_SECONDS = 30.0
+"""How often to look for segments that are new."""
+_WRITE_SECONDS = 2.0
+_RETRY_SECONDS = 60.0
+_STOP_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A segment of a view, and whether it is a base or an overlay."""
+
+    view: str
+    segment: SegmentRecord
+    is_overlay: bool
+
+    @property
+    def key(self) -> str:
+        """The segment's name in the progress. A repaired base has the id of the damaged one."""
+        return f"{self.view}/{self.segment.id}/{self.segment.created_at.isoformat()}"
+
+
+class Scrub:
+    """The scrub of one store.
+
+    Args:
+        period_seconds: the time in which each chunk is to be verified again.
+        found: told of each view that is found damaged, from the scrub's thread.
+    """
+
+    def __init__(self, writer: StoreWriter, period_seconds: float, found: Callable[[str], None]) -> None:
+        self._writer = writer
+        self._period_seconds = period_seconds
+        self._found = found
+        self._reader = Rereader()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
+        self._written, self._is_unwritten = 0.0, True
+        before = read_scrubbed(writer.store)
+        is_clean = before is not None and before.clean
+        self._is_suspect = not is_clean
+        self._scrubbed = Scrubbed(period_seconds=period_seconds) if before is None else before
+        self._change(
+            period_seconds=period_seconds,
+            clean=False,
+            suspect_since=self._scrubbed.suspect_since if is_clean else time.time(),
+        )
+        parts = self._parts()
+        self._keep_up(parts)
+        self._doubt_noted(parts)
+
+    def start(self) -> None:
+        """Begin. From now on the store counts as closed in order only once `stop` was called."""
+        self._write(durable=True)
+        if self._is_suspect and self._scrubbed.suspect_chunks:
+            log.info("the store was not closed in order: all %d chunks are verified now", self._scrubbed.suspect_chunks)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop, and note that the store is closed in order."""
+        self._stopped.set()
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive():
+            # It is in a read of a disk that does not answer: whether all is well there, nobody knows.
+            log.error("the scrub does not stop; the next writer verifies all of the store")
+            return
+        self._change(clean=True)
+        self._write(durable=True)
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        let_others_read_first()
+        while not self._stopped.is_set():
+            try:
+                wait = self._step()
+            except ShoalError as error:
+                log.error("the scrub cannot go on now: %s", error)
+                wait = _RETRY_SECONDS
+            except Exception:
+                log.exception("the scrub met something unexpected; it goes on in %g s", _RETRY_SECONDS)
+                wait = _RETRY_SECONDS
+            self._stopped.wait(wait)
+
+    def _step(self) -> float:
+        """Verify the next chunk if it is due; returns after how many seconds to look again."""
+        parts = self._parts()
+        self._keep_up(parts)
+        units = [unit for part in parts.values() for unit in self._units(part)]
+        if not units:
+            return _LOOK_SECONDS
+        suspect_since = self._scrubbed.suspect_since
+        now = time.time()
+        following = plan(units, now=now, period_seconds=self._period_seconds, suspect_since=suspect_since)
+        if following.wait_seconds > 0:
+            if self._is_unwritten:
+                self._write(durable=False)
+            return min(following.wait_seconds, _LOOK_SECONDS)
+        part = parts[following.unit.segment]
+        chunks = range(following.unit.chunk, following.unit.chunk + 1)
+        try:
+            if self._is_noted(part):
+                chunks = range(part.segment.chunks)
+                self._verify_noted(part, following.bytes_per_second)
+            else:
+                self._verify(part, following.unit.chunk, following.bytes_per_second)
+        except OSError as error:
+            log.error("%s cannot be verified now: %s", part.key, error)
+            return _RETRY_SECONDS
+        if self._stopped.is_set():
+            return 0.0
+        self._note_verified(part, chunks, now)
+        return 0.0
+
+    def _verify(self, part: _Part, chunk: int, bytes_per_second: float) -> None:
+        """Verify a chunk, and have it noted if it is damaged; raises OSError if that cannot be told now."""
+        try:
+            self._read(part, chunk, bytes_per_second)
+        except StoreDamaged as error:
+            self._note_damaged(part, str(error))
+
+    def _read(self, part: _Part, chunk: int, bytes_per_second: float) -> None:
+        """Read a chunk at a pace, or until the scrub is to stop; raises StoreDamaged, OSError."""
+        started = time.monotonic()
+        try:
+            for size in self._blocks(part, chunk):
+                took = time.monotonic() - started
+                self._change(bytes_verified=self._scrubbed.bytes_verified + size)
+                if self._stopped.wait(pause_seconds(size, took, bytes_per_second)):
+                    return
+                started = time.monotonic()
+            if not part.is_overlay and chunk == part.segment.chunks - 1:
+                # What is beside the checksums: the file's length, and that the chunks are those of the catalog.
+                read_generation(self._writer.store, part.segment)
+        except ChunkGone as error:
+            raise StoreDamaged(f"{error} is missing, though the catalog names it") from None
+        except StoreUnreadable as error:
+            raise OSError(str(error)) from error
+
+    def _blocks(self, part: _Part, chunk: int) -> Iterator[int]:
+        segment = part.segment
+        if part.is_overlay:
+            origin = f"overlay {segment.id} chunk {chunk}"
+            return self._reader.overlay_chunk(partial(self._writer.overlay_chunk, segment, chunk), origin)
+        path = generation_path(self._writer.store, part.view, segment.id)
+        return self._reader.base_chunk(path / DATA, segment.offsets[chunk], f"generation {path} chunk {chunk}")
+
+    # --- what is found -------------------------------------------------------------------------------------------
+
+    def _note_damaged(self, part: _Part, message: str) -> None:
+        """A chunk is damaged, unless its segment was replaced while it was being read."""
+        try:
+            is_new = self._writer.note_damage(part.view, part.segment, message)
+        except StoreFull as error:
+            # Its time is not noted as verified, so that it is found again after a pause.
+            log.error("%s: %s; that cannot be noted: %s", part.view, message, error)
+            raise OSError(str(error)) from error
+        if is_new:
+            log.error("%s: the scrub found damage: %s", part.view, message)
+            self._change(damaged_chunks=self._scrubbed.damaged_chunks + 1)
+            self._write(durable=False)
+            self._found(part.view)
+
+    def _is_noted(self, part: _Part) -> bool:
+        return self._writer.version().note_of(part.segment) is not None
+
+    def _verify_noted(self, part: _Part, bytes_per_second: float) -> None:
+        """Remove the note of a segment that is whole again: its owner put it back, or only memory had failed."""
+        try:
+            for chunk in range(part.segment.chunks):
+                self._read(part, chunk, bytes_per_second)
+        except StoreDamaged:
+            return
+        if self._stopped.is_set():
+            return
+        try:
+            self._writer.forget_damage(part.view, part.segment)
+        except StoreFull as error:
+            raise OSError(str(error)) from error
+        log.info("%s: %s was damaged and is whole again", part.view, part.segment.id)
+        self._found(part.view)
+
+    # --- progress ------------------------------------------------------------------------------------------------
+
+    def _parts(self) -> dict[str, _Part]:
+        """All segments that the store has, by their names in the progress."""
+        version, parts = self._writer.version(), []
+        for view in {*version.views, *version.damaged}:
+            record = version.record(view)
+            if record is not None and not record.view_schema.is_remote:
+                parts += [_Part(view, overlay, is_overlay=True) for overlay in record.overlays]
+                parts += [_Part(view, base, is_overlay=False) for base in (record.base, *record.kept)]
+        return {part.key: part for part in parts}
+
+    def _keep_up(self, parts: dict[str, _Part]) -> None:
+        """Have the progress of each segment that there is, and of no other."""
+        known, now = self._scrubbed.chunks, time.time()
+        chunks = {}
+        for key, part in parts.items():
+            times = known.get(key, ())
+            made = min(part.segment.created_at.timestamp(), now)
+            # A clock that was ahead has left times that are still to come.
+            is_fitting = len(times) == part.segment.chunks and all(time <= now for time in times)
+            chunks[key] = times if is_fitting else (made,) * part.segment.chunks
+        if chunks != known:
+            self._change(chunks=chunks)
+
+    def _doubt_noted(self, parts: dict[str, _Part]) -> None:
+        """Have segments that are noted as damaged verified first: their owner may have put them back."""
+        noted = {key: (0.0,) * part.segment.chunks for key, part in parts.items() if self._is_noted(part)}
+        self._change(chunks=self._scrubbed.chunks | noted)
+
+    def _units(self, part: _Part) -> Iterator[Unit]:
+        size = part.segment.bytes // max(1, part.segment.chunks)
+        for chunk, verified in enumerate(self._scrubbed.chunks[part.key]):
+            yield Unit(part.key, chunk, size, verified)
+
+    def _note_verified(self, part: _Part, chunks: range, began: float) -> None:
+        was_suspect = self._scrubbed.suspect_chunks
+        times = list(self._scrubbed.chunks.get(part.key, ()))
+        for chunk in chunks:
+            times[chunk] = began
+        self._change(chunks=self._scrubbed.chunks | {part.key: tuple(times)})
+        if was_suspect and not self._scrubbed.suspect_chunks:
+            log.info("all of the store was verified since it was not closed in order")
+        if time.monotonic() > self._written + _WRITE_SECONDS:
+            self._write(durable=False)
+
+    def _change(self, **changes: object) -> None:
+        self._scrubbed = self._scrubbed.model_copy(update=changes)
+        self._is_unwritten = True
+
+    def _write(self, *, durable: bool) -> None:
+        self._written, self._is_unwritten = time.monotonic(), False
+        try:
+            write_scrubbed(self._writer.store, self._scrubbed, durable=durable)
+        except OSError as error:
+            log.error("the progress of the scrub cannot be noted: %s", error)
+
+
+def no_scrub(writer: StoreWriter) -> None:
+    """The writer runs without a scrub: when there is one again, all of the store is to be verified."""
+    with suppress(OSError, ShoalError):
+        forget_scrubbed(writer.store)
