@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from engine.manifest import PublishedFile
 from engine.s3_storage import S3Storage
 from spark_export.description import describe
+from spark_export.table_parts import dictionary_columns
 
 _DESCRIPTION = "description string"
 _PARTITIONS_A_CORE = 32
@@ -135,7 +136,10 @@ def _as_parquet(batches: Iterable[pa.RecordBatch]) -> BinaryIO:
     writer: Any = None
     for table in _row_groups(batches):
         if writer is None:
-            writer = pq.ParquetWriter(stream, table.schema, compression="zstd", compression_level=1)
+            names = dictionary_columns(table.schema)
+            writer = pq.ParquetWriter(
+                stream, table.schema, compression="zstd", compression_level=1, use_dictionary=names
+            )
         writer.write_table(table, row_group_size=_ROWS_IN_GROUP)
     if writer is not None:
         writer.close()
