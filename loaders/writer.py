@@ -32,6 +32,7 @@ from engine.errors import (
     StoreDamaged,
     StoreFull,
     StoreIsOtherShard,
+    StoreMoved,
     StoreNotFound,
     StoreUnreadable,
 )
@@ -139,6 +140,7 @@ class WriterProcess:
         for task in (watch, follow):
             task.cancel()
         await runner.cleanup()
+        self._writer.sync()
         if self._standing is not None:
             self._standing.close()
 
@@ -185,7 +187,7 @@ class WriterProcess:
             log.error("%s", error)
             for view in self._writer.version().views:
                 # Not in a thread, all of which may be held up. Where there is no room for the note, the log has it.
-                with suppress(StoreFull):
+                with suppress(StoreFull, StoreMoved):
                     self._writer.note_trouble(view, error)
         while not look.done():
             await asyncio.wait({look}, timeout=_SILENT_SECONDS)
@@ -263,13 +265,21 @@ class WriterProcess:
     # --- orders ----------------------------------------------------------------------------------------------
 
     def _control(self) -> web.Application:
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=_LARGEST_ORDER)
+        app = web.Application(middlewares=[_errors_as_json, self._check_in_place], client_max_size=_LARGEST_ORDER)
         app.router.add_post("/reload", self._reload)
         app.router.add_post("/push", self._push)
         app.router.add_put("/views", self._define_view)
         app.router.add_delete("/views/{view}", self._drop_view)
         app.router.add_get("/status", self._status)
         return app
+
+    @web.middleware
+    async def _check_in_place(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Acknowledge no order whose effect the next process would not find, even one that had nothing left to do."""
+        response: web.StreamResponse = await handler(request)
+        if request.method != "GET":
+            self._writer.check_in_place()
+        return response
 
     async def _reload(self, request: web.Request) -> web.Response:
         try:

@@ -97,6 +97,8 @@ class Pushes:
             )
         for batch in batches:
             _check_times(batch)
+        # The writer checks this of its own files, which must be those that lookups read.
+        self._served.open().check_in_place()
         answer = await self._writer.push(view.name, batches, request_id)
         self._metrics.count_push(view.name, answer["rows"], answer["superseded"])
         return answer
