@@ -27,6 +27,9 @@ NUMBER = struct.Struct("<Q")
 DATABASE = struct.Struct("<IHHQQQQQ")  # Padding, flags, depth; pages of branches, leaves and values; entries; root.
 META = struct.Struct("<IIQQ48s48sQQ")  # Magic, version, fixed address, map size, free pages, main, last page, commit.
 
+_GIVEN_BACK = 1 << 20
+"""The last page ever taken may lie behind the end of the file, where a commit gave pages back, but no further than so
+many pages."""
 _TRIES = 20
 _RETRY_SECONDS = 0.001
 _PAGE_SIZES = (1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16)
@@ -81,7 +84,8 @@ def check_metas(path: Path) -> None:
         for _ in range(_TRIES):
             size = os.fstat(file.fileno()).st_size
             found = metas(file)
-            if len(found) == 2 or size == 0:
+            last = max((meta.last_page - size // meta.page_size for meta in found), default=0)
+            if size == 0 or (len(found) == 2 and last <= _GIVEN_BACK):
                 return
             time.sleep(_RETRY_SECONDS)  # A commit may be on its way.
     raise StoreDamaged(f"{path} is damaged: its first two pages are none of an LMDB environment; {START_ANEW}")

@@ -42,9 +42,6 @@ _FIRST_PAGE = 2
 """The pages before it are the commits' own."""
 _MOST_DEPTH = 32
 """As deep as a cursor of LMDB goes."""
-_GIVEN_BACK = 1 << 20
-"""The last page ever taken may lie behind the end of the file, where a commit gave pages back, but no further than so
-many pages."""
 
 
 class Tree(NamedTuple):
@@ -106,8 +103,6 @@ class _Check:
         self._last_page = meta.last_page
         self._main, self._free = Tree(*DATABASE.unpack(meta.main)), Tree(*DATABASE.unpack(meta.free))
         in_file = -(-os.fstat(file.fileno()).st_size // meta.page_size)
-        if meta.last_page > in_file + _GIVEN_BACK:
-            raise _Wrong(f"its last page is said to be {meta.last_page}, and the file has {in_file}")
         self._taken = np.zeros(min(in_file, meta.last_page + 1), np.uint8)
 
     def run(self, names: Collection[bytes], *, with_free_pages: bool) -> set[bytes]:
