@@ -10,9 +10,9 @@ written again, so that they are linked where the file system allows it. A backup
 and renamed.
 """
 
+import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -124,6 +124,8 @@ def restore(source: Path, store: Path) -> BackupManifest:
     _check_free(store, may_be_empty=True)
     with _made_aside(store) as aside:
         for file in manifest.files:
+            if not (source / file.path).is_file():
+                raise BackupInvalid(f"{source / file.path} is missing; take another backup")
             _take_over(source / file.path, aside / file.path)
             found = _described(aside, aside / file.path)
             if found != file:
@@ -248,15 +250,31 @@ def _check_free(target: Path, *, may_be_empty: bool) -> None:
 
 @contextmanager
 def _made_aside(target: Path) -> Iterator[Path]:
-    """A directory beside a target, to be published under its name; it is removed if that does not come to pass."""
+    """An empty directory beside a target, to be published under its name; it is removed if that does not come to pass.
+
+    Raises:
+        PathTaken: another process makes one for this target.
+    """
     target = target.absolute()
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    aside = target.with_name(f".{target.name}.making")
     with store_full_named(target):
         make_directory(aside)
+        lock = os.open(aside, os.O_RDONLY)
         try:
-            yield aside
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PathTaken(
+                    f"{target} is being made by another process; wait for it, or give another path"
+                ) from None
+            for left in aside.iterdir():  # By one that was killed.
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            try:
+                yield aside
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            os.close(lock)
 
 
 def _publish(aside: Path, target: Path) -> None:
