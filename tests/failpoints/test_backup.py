@@ -1,5 +1,5 @@
-"""A backup, a restore, and an accepted loss that are killed at any step: all of it is there or nothing, and the next one
-succeeds and leaves nothing over."""
+"""A backup, a restore, and an accepted loss that are killed at any step: all of it is there or nothing, and the next
+one succeeds and leaves nothing over."""
 
 import gc
 import shutil
