@@ -18,6 +18,7 @@ import mmap
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,7 @@ readers note themselves in its lock file."""
 _FIRST = "1"
 _READ, _TREES = frozenset((b"catalog", b"segments")), frozenset((b"catalog", b"segments", b"requests"))
 """The trees that every process reads, and those that there are."""
+_TRIES, _RETRY_SECONDS = 100, 0.001
 DATA = "data.mdb"
 """The file of an environment that holds its pages."""
 
@@ -221,7 +223,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
             return _opened(path, store, begun, writable=writable, is_newest=True)
         except ShoalError:
             # It may have been replaced and removed meanwhile.
-            if live_path(store) == path and read_begun(store) == begun:
+            if live_path(store) == path:
                 raise
 
 
@@ -321,12 +323,16 @@ def whole_live(store: Path) -> Path | None:
 
 def _check_pages(path: Path, env: lmdb.Environment, *, writable: bool) -> set[bytes]:
     """Check the pages that LMDB will read, by a transaction that keeps them as they are; the names of its trees."""
-    while True:
+    for _ in range(_TRIES):
         with env.begin() as transaction:
             try:
                 return check_trees(path / DATA, transaction.id(), _READ, with_free_pages=writable)
             except LookupError:
-                continue  # So many commits came meanwhile that the file does not note this one any more.
+                # Commits came meanwhile, and the file does not note this one any more. Or it never did: what other
+                # processes that have it open say of the newest commit is not what the file says.
+                commit = transaction.id()
+        time.sleep(_RETRY_SECONDS)
+    raise StoreDamaged(f"{path} does not note commit {commit}, which is its newest; {START_ANEW}")
 
 
 def _check_progress(path: Path, store: Path, env: lmdb.Environment, begun: Begun | None, names: set[bytes]) -> None:

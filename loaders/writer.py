@@ -321,9 +321,15 @@ class WriterProcess:
         return web.json_response({})
 
     async def _status(self, request: web.Request) -> web.Response:
+        try:
+            self._writer.check_in_place()
+            trouble = None
+        except ShoalError as error:
+            trouble = error_document(error)["error"]
         return web.json_response(
             {
                 "pid": os.getpid(),
+                "trouble": trouble,
                 "root": str(self._root) if self._root else None,
                 "catching_up": sorted(self._catching_up),
                 "folding": sorted(self._folding),

@@ -146,6 +146,16 @@ def older_beside(store: Path) -> None:
     shutil.copyfile(store.with_name("older") / "live" / "1" / DATA, store / "live" / "7" / DATA)
 
 
+def remove(*paths: Path) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def without_live_and_record_damaged(store: Path) -> None:
+    remove(store / "live")
+    begun_path(store).write_bytes(b"x" * FILE_BYTES)
+
+
 LESS: dict[str, Callable[[Path], object]] = {
     "a page without nodes": no_nodes,
     "the newest commit noted as an old one": older_commit,
@@ -161,12 +171,9 @@ LESS: dict[str, Callable[[Path], object]] = {
     "live/2 made by hand": made_by_hand,
     "live/7 made by hand, an empty environment": empty_environment,
     "live/7 made by hand, of an older copy": older_beside,
-    "live and the bases gone": lambda store: [shutil.rmtree(store / name) for name in ("live", "generations")],
-    "live and the record gone": lambda store: [shutil.rmtree(store / "live"), begun_path(store).unlink()],
-    "live gone and the record damaged": lambda store: [
-        shutil.rmtree(store / "live"),
-        begun_path(store).write_bytes(b"x" * FILE_BYTES),
-    ],
+    "live and the bases gone": lambda store: remove(store / "live", store / "generations"),
+    "live and the record gone": lambda store: remove(store / "live", begun_path(store)),
+    "live gone and the record damaged": without_live_and_record_damaged,
 }
 
 
@@ -188,6 +195,25 @@ def test_less_than_was_there_is_damage_and_no_new_store(store: Path, root: Expor
     else:
         with pytest.raises(NotPublished):
             list(verify(store))
+
+
+HOLDS = (
+    "import sys; from engine import FeatureStore; held = FeatureStore.open(sys.argv[1]).version(); print(flush=True)\n"
+)
+
+
+@pytest.mark.parametrize("how", ["a page without nodes", "the newest commit noted as an old one"])
+def test_damage_is_found_though_another_process_has_the_store_open(store: Path, how: str) -> None:
+    """What such a process has noted in LMDB's lock file holds for those that open it later."""
+    command = [sys.executable, "-c", HOLDS, str(store)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "\n"
+        LESS[how](store)
+        for open_store in (FeatureStore.open, StoreWriter):
+            with pytest.raises(StoreDamaged):
+                open_store(store)
+        process.kill()
 
 
 # --- what is not less -----------------------------------------------------------------------------------------------

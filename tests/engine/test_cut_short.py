@@ -61,7 +61,7 @@ def test_a_file_cut_short_anywhere_is_one_error_or_none_that_matters(store: Path
     assert all("engine.errors.StoreDamaged" in result and "`shoal store accept-loss`" in result for result in cut)
 
 
-def test_the_writer_refuses_a_file_cut_short_and_starts_anew_once_it_is_out_of_the_way(
+def test_the_writer_refuses_a_file_cut_short_and_starts_anew_once_the_loss_is_accepted(
     store: Path, root: ExportRoot
 ) -> None:
     data = live_path(store) / "data.mdb"

@@ -3,6 +3,8 @@ the next process would not find."""
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +36,7 @@ def loaded(root: ExportRoot) -> Path:
 
 
 @pytest.fixture
-def store(loaded: Path, tmp_path: Path) -> Iterator[Path]:
+def store(loaded: Path, tmp_path: Path) -> Path:
     shutil.copytree(loaded, tmp_path / "store", ignore=shutil.ignore_patterns("run", "lock.mdb"))
     return tmp_path / "store"
 
@@ -87,13 +89,17 @@ def put_a_copy_in_place(path: Path) -> Callable[[], None]:
     return back
 
 
+def delete(store: Path) -> None:
+    shutil.rmtree(store)
+
+
 def move_and_make(store: Path) -> Callable[[], None]:
     back = move(store, store.with_name("elsewhere"))
     store.mkdir()
     return back
 
 
-AWAY: dict[str, Callable[[Path], Callable[[], None]]] = {
+AWAY: dict[str, Callable[[Path], Callable[[], None] | None]] = {
     "live moved": lambda store: move(store / "live", store / "elsewhere"),
     "only data.mdb renamed": lambda store: move(live_path(store) / DATA, store / "data"),
     "data.mdb replaced": lambda store: put_a_copy_in_place(live_path(store) / DATA),
@@ -123,13 +129,16 @@ def test_nothing_is_acknowledged_while_other_files_lie_at_the_path_of_the_store(
         value = 2
         assert push(connection, value, "known").status == 200
         assert connection.ask("GET", "/v1/status").json["trouble"] is None
-        for how, away in [*AWAY.items(), ("the store deleted", shutil.rmtree)]:
+        for how, away in [*AWAY.items(), ("the store deleted", delete)]:
             back = away(store)
             refused = refusals(connection)
             assert {name: answer.status for name, answer in refused.items() if answer.status != 503} == {}, how
             assert refused["a push"].error[0] == refused["readiness"].error[0] == "StoreMoved", how
             assert seen(connection) == [value], how
             assert connection.ask("GET", "/v1/status").json["trouble"]["code"] == "StoreMoved", how
+            if how == "data.mdb replaced":
+                told = subprocess.run([sys.executable, "-m", "cli", "status", "--store", store], capture_output=True)
+                assert (told.returncode, b"StoreMoved" in told.stdout) == (1, True)
             if back is not None:
                 # Once they are back, so is all else.
                 back()
