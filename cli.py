@@ -15,6 +15,7 @@ from engine.settings import ServerSettings, server_settings
 from engine.shards import Shard
 from loaders.commands import SHARD, load_command, reload_command, verify_command
 from loaders.dynamodb.command import sync_dynamodb_command
+from loaders.store_commands import backup_command, restore_command, store_command
 from spark_export.command import export_command, feast_views_command
 from spark_export.stream.command import stream_command
 
@@ -88,13 +89,16 @@ def serve_command(store: Path, address: str | None, poll: float, shard: Shard | 
 
 shoal.add_command(serve_command)
 for command in (
+    backup_command,
     export_command,
     feast_diff_command,
     feast_views_command,
     load_command,
     lookup_command,
     reload_command,
+    restore_command,
     status_command,
+    store_command,
     stream_command,
     sync_dynamodb_command,
     verify_command,

@@ -1,5 +1,6 @@
 """Write docs/cli.md from the commands themselves: `python docs/generate.py`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -25,10 +26,19 @@ JSON document; progress and errors go to stderr.
 def cli_page() -> str:
     """The whole page."""
     parts = [_HEAD]
-    for name, command in sorted(shoal.commands.items()):
+    for name, command in _commands(shoal):
         context = click.Context(command, info_name=f"shoal {name}", terminal_width=100, **shoal.context_settings)
         parts.append(f"## shoal {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
+
+
+def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """All commands of a group, and of groups in it, by name."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from engine.errors import LOAD_AGAIN, START_ANEW, StoreDamaged
 from engine.schema import FeatureService, ViewSchema
+from engine.seal import delete_entry, put_entry
 
 _Model = TypeVar("_Model", bound="_Record")
 _STORE_KEY = b"store"
@@ -207,26 +208,27 @@ def store_in(raw: dict[bytes, bytes]) -> StoreRecord:
 
 def write_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str, record: ViewRecord) -> None:
     """Replace one view's record."""
-    transaction.put(_VIEW_PREFIX + name.encode(), _encode(record), db=db)
+    put_entry(transaction, db, _VIEW_PREFIX + name.encode(), _encode(record))
 
 
 def delete_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str) -> None:
     """Remove one view's record, and the note that rows were pushed to it."""
-    transaction.delete(_VIEW_PREFIX + name.encode(), db=db)
-    transaction.delete(_PUSHED_TO_PREFIX + name.encode(), db=db)
+    delete_entry(transaction, db, _VIEW_PREFIX + name.encode())
+    delete_entry(transaction, db, _PUSHED_TO_PREFIX + name.encode())
 
 
 def write_trouble(transaction: lmdb.Transaction, db: lmdb._Database, view: str, trouble: Trouble | None) -> None:
     """Note why a view does not move on; None once it does."""
     if trouble is None:
-        transaction.delete(_TROUBLE_PREFIX + view.encode(), db=db)
+        delete_entry(transaction, db, _TROUBLE_PREFIX + view.encode())
     else:
-        transaction.put(_TROUBLE_PREFIX + view.encode(), _encode(trouble), db=db)
+        put_entry(transaction, db, _TROUBLE_PREFIX + view.encode(), _encode(trouble))
 
 
 def note_pushed_to(transaction: lmdb.Transaction, db: lmdb._Database, view: str) -> None:
     """Note that rows were pushed to a view: beside its record, in which older versions of Shoal take no new member."""
-    transaction.put(_PUSHED_TO_PREFIX + view.encode(), b"", db=db, overwrite=False)
+    if not is_pushed_to(transaction, db, view):
+        put_entry(transaction, db, _PUSHED_TO_PREFIX + view.encode(), b"")
 
 
 def is_pushed_to(transaction: lmdb.Transaction, db: lmdb._Database, view: str) -> bool:
@@ -239,19 +241,19 @@ def write_damage(
 ) -> None:
     """Replace the notes of a view's damaged segments."""
     if segments:
-        transaction.put(_DAMAGE_PREFIX + view.encode(), _encode(DamageRecord(segments=segments)), db=db)
+        put_entry(transaction, db, _DAMAGE_PREFIX + view.encode(), _encode(DamageRecord(segments=segments)))
     else:
-        transaction.delete(_DAMAGE_PREFIX + view.encode(), db=db)
+        delete_entry(transaction, db, _DAMAGE_PREFIX + view.encode())
 
 
 def write_services(transaction: lmdb.Transaction, db: lmdb._Database, services: tuple[FeatureService, ...]) -> None:
     """Replace the feature services."""
-    transaction.put(_SERVICES_KEY, _encode(ServicesRecord(services=services)), db=db)
+    put_entry(transaction, db, _SERVICES_KEY, _encode(ServicesRecord(services=services)))
 
 
 def write_store(transaction: lmdb.Transaction, db: lmdb._Database, record: StoreRecord) -> None:
     """Replace the store's own record."""
-    transaction.put(_STORE_KEY, _encode(record), db=db)
+    put_entry(transaction, db, _STORE_KEY, _encode(record))
 
 
 def _encode(record: _Record) -> bytes:

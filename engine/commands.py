@@ -1,9 +1,11 @@
 """The commands `shoal lookup` and `shoal status`: they read a store directly, with or without a server."""
 
+import asyncio
 import csv
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -12,8 +14,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from engine.control import WriterClient
 from engine.durations import parse_duration
-from engine.errors import LookupInvalid
+from engine.errors import LookupInvalid, WriterUnavailable
 from engine.explain import StoredRow, explain
 from engine.feature_store import FeatureStore
 from engine.kernels.gathering import Status
@@ -224,19 +227,28 @@ def _history_document(histories: dict[str, list[list[StoredRow]]]) -> dict[str, 
 def status_command(store: Path, as_json: bool) -> None:
     """Show what a store holds, how fresh it is, and who serves it.
 
-    Ends with 1 if a view does not move on, or data of it is damaged.
+    Ends with 1 if a view does not move on, data of it is damaged, or the server acknowledges no pushes.
     """
     server = describe_server(store)
     # What a server that is gone left says nothing of now.
     standing = read_standing(store) if server is not None else None
     status = describe_version(FeatureStore.open(store).version(), standing)
-    status |= {"live": describe_live(store), "scrub": describe_scrub(store), "server": server}
+    trouble = _trouble_of_writer(store) if server is not None else None
+    status |= {"trouble": trouble, "live": describe_live(store), "scrub": describe_scrub(store), "server": server}
     if as_json:
         click.echo(json.dumps(status, indent=2))
     else:
         _print_status(status)
-    if any(view["trouble"] or view["damage"] or view["damaged_kept"] for view in status["views"]):
+    if trouble or any(view["trouble"] or view["damage"] or view["damaged_kept"] for view in status["views"]):
         sys.exit(1)
+
+
+def _trouble_of_writer(store: Path) -> dict[str, Any] | None:
+    """Why the writer of a running server acknowledges nothing, where the store can be read all the same."""
+    with suppress(WriterUnavailable):
+        trouble: dict[str, Any] | None = asyncio.run(WriterClient(store).status()).get("trouble")
+        return trouble
+    return None
 
 
 def _print_status(status: dict[str, Any]) -> None:
@@ -289,6 +301,8 @@ def _print_status(status: dict[str, Any]) -> None:
             )
     if scrub := status["scrub"]:
         click.echo(f"\n{_scrub(scrub)}")
+    if trouble := status["trouble"]:
+        click.echo(f"\ntrouble with the store: {trouble['code']}: {trouble['message']}")
     if reader := status["live"]["oldest_reader"]:
         click.echo(
             f"\nprocess {reader['pid']} holds a version that is {reader['versions_behind']:,} behind: live/, "

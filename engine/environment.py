@@ -8,6 +8,9 @@ goes: whoever holds an address in its map must hold it too. A process that forke
 process that forks does not open it.
 
 The highest number counts. One that a copy has replaced says so in its last commit, and is removed once nobody reads it.
+
+Before LMDB reads an environment its pages are checked (`lmdb_trees`), and what is found is held against the store's own
+record of how far it got (`begun`): a store that has less than it had is damaged, and nobody takes it for a new one.
 """
 
 import errno
@@ -15,14 +18,16 @@ import mmap
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import lmdb
 
+from engine.begun import Begun, begun_path, read_begun
 from engine.errors import (
     LOAD_AGAIN,
     START_ANEW,
@@ -30,10 +35,13 @@ from engine.errors import (
     StoreDamaged,
     StoreFull,
     StoreLocked,
+    StoreMoved,
     StoreNotFound,
     StoreUnreadable,
 )
-from engine.lmdb_file import check_length
+from engine.lmdb_file import check_length, check_metas
+from engine.lmdb_trees import check_trees
+from engine.seal import begin_sealing, read_seal, seal_commit
 
 LIVE_MAP_SIZE = 256 << 30
 """Address space, not disk: a map that never has to grow never has to move."""
@@ -43,6 +51,10 @@ _FULL = 1 << 20
 _DIRECTORY_MODE, _FILE_MODE, _LOCK_MODE = 0o750, 0o640, 0o660
 """Of what a store is made of: nothing in it is for everybody, whatever the umask, which decides about the group. LMDB's
 readers note themselves in its lock file."""
+_FIRST = "1"
+_READ, _TREES = frozenset((b"catalog", b"segments")), frozenset((b"catalog", b"segments", b"requests"))
+"""The trees that every process reads, and those that there are."""
+_TRIES, _RETRY_SECONDS = 100, 0.001
 DATA = "data.mdb"
 """The file of an environment that holds its pages."""
 
@@ -65,7 +77,7 @@ def live_paths(store: Path) -> list[Path]:
 
 def live_path(store: Path) -> Path:
     """Where the mutable environment of a store is, or is to be."""
-    return next(iter(live_paths(store)), store / "live" / "1")
+    return next(iter(live_paths(store)), store / "live" / _FIRST)
 
 
 def generations_path(store: Path, view: str) -> Path:
@@ -103,6 +115,39 @@ class LiveEnvironment:
         self.segments = env.open_db(b"segments", create=writable)
         if writable:
             self.requests = env.open_db(b"requests")
+        self._identity = _identity(path.parent.parent, path.name)
+
+    def check_in_place(self, store: Path) -> None:
+        """Check that a store's path still leads to the files that are open here. It costs two calls of the system.
+
+        Raises:
+            StoreMoved: they were moved, deleted, or replaced by others.
+        """
+        try:
+            if _identity(store, self.path.name) == self._identity:
+                return
+            found = "lead to other files than"
+        except OSError as error:
+            found = f"cannot be found ({error.strerror}), unlike"
+        raise StoreMoved(
+            f"{store} or {self.path} {found} those that this process has open: they were moved, deleted or replaced "
+            f"while it ran. Nothing is acknowledged until they are back; restart the server if they will not be"
+        )
+
+    def check_pages(self) -> None:
+        """Check all its pages, also those that only a writer reads; raises StoreDamaged."""
+        _check_pages(self.path, self.env, writable=True)
+
+    @property
+    def number(self) -> int:
+        """Its number among the store's live environments."""
+        return int(self.path.name)
+
+    def progress(self) -> Begun | None:
+        """How far the store is, by its catalog's seal; None if that was never sealed. Raises StoreDamaged."""
+        with damage_named(self.path), self.env.begin() as transaction:
+            seal = read_seal(transaction, self.catalog)
+        return Begun(seal.store_id, self.number, seal.commit) if seal is not None else None
 
     def last_transaction(self) -> int:
         """The id of the last committed transaction, which is the one that a read transaction begun now would show.
@@ -119,17 +164,14 @@ class LiveEnvironment:
         """Whether the store goes on in a later environment, which was there before this one said so."""
         return transaction.get(_REPLACED, db=self.catalog) is not None
 
-    def note_replaced(self, *, replaced: bool) -> None:
-        """Have whoever reads it go over to the later one; or take that back, where the later one was removed by hand.
+    def note_replaced(self) -> None:
+        """Have whoever reads it go over to the later one.
 
         Raises:
             StoreFull: there is no room to note it.
         """
         with store_full_named(self.path), self.env.begin(write=True) as transaction:
-            if replaced:
-                transaction.put(_REPLACED, b"", db=self.catalog)
-            else:
-                transaction.delete(_REPLACED, db=self.catalog)
+            transaction.put(_REPLACED, b"", db=self.catalog)
 
     def page_bytes(self) -> tuple[int, int]:
         """The bytes of its pages in use, and of those in the file that are not."""
@@ -164,18 +206,21 @@ _opening = threading.Lock()
 
 
 def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
-    """The live environment of a store; only the store's writer opens it writable, which also creates it.
+    """The live environment of a store; only the store's writer opens it writable, which also creates it, unless the
+    store was begun before.
 
     Raises:
         StoreNotFound: there is no store at this path.
         StoreLocked: this process has it open for reading, and wants to write.
-        StoreDamaged: its file was cut short, or LMDB does not accept it.
+        StoreDamaged: LMDB did not write its pages so, or it has less than the store had.
         StoreUnreadable: the system does not let it be opened now.
     """
     while True:
+        # First of all: from here on a writer only adds to what it has recorded.
+        begun = read_begun(store)
         path = live_path(store)
         try:
-            return open_live_at(path, store, writable=writable)
+            return _opened(path, store, begun, writable=writable, is_newest=True)
         except ShoalError:
             # It may have been replaced and removed meanwhile.
             if live_path(store) == path:
@@ -183,31 +228,174 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
 
 
 def open_live_at(path: Path, store: Path, *, writable: bool) -> LiveEnvironment:
-    """One of a store's live environments: see `open_live`."""
+    """One of a store's live environments that another has replaced, or is about to: see `open_live`."""
+    return _opened(path, store, None, writable=writable, is_newest=False)
+
+
+def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_newest: bool) -> LiveEnvironment:
     path = path.resolve()
     with _opening:
         live = _live.get(path)
+        if live is not None and not _is_in_place(live, store):
+            live = None  # Another was put in its place; whoever has the old one open keeps it.
         if live is None:
-            if writable:
-                make_directory(path)
-                allocate_lock(path)
-            elif not (path / DATA).is_file():
+            is_new = _is_new(path, store, begun)
+            if is_new and not writable:
+                if (path / DATA).exists():
+                    raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does")
                 raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
-            if not _has_content(path / DATA, store) and not writable:
-                raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does")
+            if is_new:
+                make_directory(path)
+            if writable:
+                allocate_lock(path)
             env = _open_live(path, writable=writable)
             try:
                 with damage_named(path):
+                    names = _check_pages(path, env, writable=writable)
+                    if is_newest:
+                        _check_progress(path, store, env, begun, names)
                     live = _live[path] = LiveEnvironment(path, env, writable=writable)
             except BaseException as error:
                 # Whoever keeps the error would keep the environment open, and LMDB opens none twice in a process.
                 env.close()
-                if isinstance(error, lmdb.NotFoundError):
+                if isinstance(error, lmdb.NotFoundError | FileNotFoundError):
                     raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does") from None
                 raise
-        elif writable and not live.writable:
-            raise StoreLocked(f"{store} is open for reading in this process; close its readers before writing to it")
+        elif writable:
+            if not live.writable:
+                raise StoreLocked(
+                    f"{store} is open for reading in this process; close its readers before writing to it"
+                )
+            if is_newest:
+                with damage_named(path):
+                    _check_progress(path, store, live.env, begun, set(_TREES))
         return live
+
+
+def _is_new(path: Path, store: Path, begun: Begun | None) -> bool:
+    """Whether a live environment has no content yet, because its store is new.
+
+    Raises:
+        StoreDamaged: it has none though the store was begun, or what it has was cut short.
+        StoreUnreadable: the system does not let it be read now.
+    """
+    data = path / DATA
+    try:
+        if data.stat().st_size:
+            check_length(data)
+            check_metas(data)
+            return False
+        found = f"{data} is empty"
+    except (FileNotFoundError, NotADirectoryError):
+        found = f"{data} is missing"
+    except OSError as error:
+        raise StoreUnreadable(f"{data} cannot be opened now: {error}") from error
+    if path.name != _FIRST and (others := [other for other in live_paths(store) if other.name != path.name]):
+        raise StoreDamaged(
+            f"{found}, though {path} is the newest directory in `live`. If it was made by hand, move it away: then the "
+            f"store is in {others[0]}. Otherwise {START_ANEW}"
+        )
+    if begun is not None:
+        raise StoreDamaged(f"{found}, and {begun_path(store)} records {begun}; {START_ANEW}")
+    if has_generations(store):
+        raise StoreDamaged(f"{found}, though there are generations that it named; {START_ANEW}")
+    return True
+
+
+def has_generations(store: Path) -> bool:
+    """Whether a store has a base of a view that was completed."""
+    return any(not entry.name.startswith(".") for entry in (store / "generations").glob("*/*"))
+
+
+def is_store(store: Path) -> bool:
+    """Whether a directory is a store, though it may have lost all or a part of its data."""
+    return begun_path(store).is_file() or bool(live_paths(store))
+
+
+def whole_live(store: Path) -> Path | None:
+    """A live environment that has all that its store recorded, though it is not the newest; None if there is none."""
+    begun = read_begun(store)
+    for path in live_paths(store)[1:]:
+        with suppress(ShoalError):
+            return _opened(path, store, begun, writable=False, is_newest=True).path
+    return None
+
+
+def _check_pages(path: Path, env: lmdb.Environment, *, writable: bool) -> set[bytes]:
+    """Check the pages that LMDB will read, by a transaction that keeps them as they are; the names of its trees."""
+    for _ in range(_TRIES):
+        with env.begin() as transaction:
+            try:
+                return check_trees(path / DATA, transaction.id(), _READ, with_free_pages=writable)
+            except LookupError:
+                # Commits came meanwhile, and the file does not note this one any more. Or it never did: what other
+                # processes that have it open say of the newest commit is not what the file says.
+                commit = transaction.id()
+        time.sleep(_RETRY_SECONDS)
+    raise StoreDamaged(f"{path} does not note commit {commit}, which is its newest; {START_ANEW}")
+
+
+def _check_progress(path: Path, store: Path, env: lmdb.Environment, begun: Begun | None, names: set[bytes]) -> None:
+    """Check that an environment, which has trees of these names, has all that its store had.
+
+    Raises:
+        StoreDamaged: it has less, or is another store's.
+    """
+    seal, is_replaced = None, False
+    if b"catalog" in names:
+        catalog = env.open_db(b"catalog", create=False)
+        with env.begin() as transaction:
+            seal, is_replaced = read_seal(transaction, catalog), transaction.get(_REPLACED, db=catalog) is not None
+    if is_replaced:
+        raise StoreDamaged(
+            f"{path} was replaced by a later one in {path.parent}, which is missing: bring it back. Otherwise "
+            f"{START_ANEW}"
+        )
+    if begun is None:
+        if b"catalog" not in names and has_generations(store):
+            raise StoreDamaged(f"{path} has no catalog, though there are generations that it named; {START_ANEW}")
+        return
+    if seal is None or not names >= _TREES or (begun.is_readable and seal.store_id != begun.store_id):
+        whose = f"is of store {seal.store_id.hex()[:8]}" if seal is not None else "holds nothing of this store"
+        raise StoreDamaged(f"{path} {whose}, and {begun_path(store)} records {begun}; {START_ANEW}")
+    if int(path.name) < begun.live or seal.commit < begun.commit:
+        raise StoreDamaged(
+            f"{path} is at commit {seal.commit}, and {begun_path(store)} records {begun}: later commits were lost; "
+            f"{START_ANEW}"
+        )
+
+
+def _identity(store: Path, number: str) -> tuple[int, int, int, int]:
+    """What tells the files at a store's path from others that may come to lie there."""
+    directory, data = store.stat(), (store / "live" / number / DATA).stat()
+    return directory.st_dev, directory.st_ino, data.st_dev, data.st_ino
+
+
+def _is_in_place(live: LiveEnvironment, store: Path) -> bool:
+    try:
+        live.check_in_place(store)
+    except StoreMoved:
+        return False
+    return True
+
+
+def seal_copy(path: Path, env: lmdb.Environment | None = None) -> None:
+    """Have the seal of a copy that nobody has seen yet name the copy's own commit; a store without a seal gets one.
+
+    Args:
+        env: the copy, if it is open.
+
+    Raises:
+        StoreUnreadable, StoreFull, StoreDamaged: it cannot be opened or written.
+    """
+    opened = env if env is not None else _open_live(path, writable=True)
+    catalog = opened.open_db(b"catalog")
+    with store_full_named(path), opened.begin(write=True) as transaction:
+        if read_seal(transaction, catalog) is None:
+            begin_sealing(transaction, catalog)
+        seal_commit(transaction, catalog)
+    if env is None:
+        opened.close()
 
 
 def name_live(aside: Path, path: Path) -> LiveEnvironment:
@@ -218,32 +406,11 @@ def name_live(aside: Path, path: Path) -> LiveEnvironment:
     """
     with _opening:
         env = _open_live(aside, writable=True)
-        live = LiveEnvironment(path, env, writable=True)
+        seal_copy(aside, env)
         aside.rename(path)
-        _live[path.resolve()] = live
+        live = LiveEnvironment(path.resolve(), env, writable=True)
+        _live[live.path] = live
         return live
-
-
-def _has_content(path: Path, store: Path) -> bool:
-    """Whether an environment's file has been written to; LMDB makes it before it does.
-
-    Raises:
-        StoreDamaged: it was cut short.
-        StoreUnreadable: the system does not let it be read now.
-    """
-    try:
-        if path.stat().st_size:
-            check_length(path)
-            return True
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StoreUnreadable(f"{path} cannot be opened now: {error}") from error
-    if any(not entry.name.startswith(".") for entry in (store / "generations").glob("*/*")):
-        raise StoreDamaged(
-            f"{path} is empty, though there are generations that it named: it was cut short; {START_ANEW}"
-        )
-    return False
 
 
 @contextmanager

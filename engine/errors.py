@@ -141,10 +141,11 @@ LOAD_AGAIN = "`shoal load` loads the view again, and a server that follows an ex
 """The mend of a view whose data is damaged."""
 
 START_ANEW = (
-    "move the directory `live` aside and start again: what the export root published is then loaded anew, and what was "
-    "written to this store alone is lost"
+    "restore a backup (`shoal restore`), or have the store begin anew with `shoal store accept-loss`, which moves what "
+    "is there aside: what the export root published is then loaded again, and what was written to this store alone is "
+    "lost"
 )
-"""The mend of a store whose catalog is damaged. Nobody but its owner can say whether that is no loss."""
+"""How to mend a store whose catalog is damaged. Only its owner can say whether that is a loss."""
 
 
 class NotCaughtUp(ShoalError):
@@ -161,6 +162,29 @@ class StoreDamaged(ShoalError):
 
 class ViewDamaged(StoreDamaged):
     """The data of one view cannot be read; the store's other views can."""
+
+
+class StoreMoved(ShoalError):
+    """The files that this process has open are not those at the store's path any more, so that nothing is acknowledged:
+    whoever opens the store next would not find it."""
+
+    http_status = 503
+
+
+class NothingLost(ShoalError):
+    """A loss was to be accepted, and the store has all that it recorded."""
+
+    exit_code = 2
+
+
+class PathTaken(ShoalError):
+    """A backup or a store was to be written to a path where something lies already."""
+
+    exit_code = 2
+
+
+class BackupInvalid(ShoalError):
+    """The directory is not a backup, or its files are not those that were backed up."""
 
 
 class StoreUnreadable(ShoalError):

@@ -21,8 +21,17 @@ Failpoint = Literal[
     "base.renamed",
     # A commit to `live`, and what it makes superfluous.
     "commit.written",
+    "commit.durable",
     "commit.done",
     "commit.base-removed",
+    # The making of the record of how far a store got.
+    "begun.aside",
+    # A copy of a store, and a loss that its owner accepts.
+    "backup.aside",
+    "backup.published",
+    "restore.aside",
+    "restore.published",
+    "loss.moved",
     # The replacement of `live`.
     "live.copied",
     "live.named",

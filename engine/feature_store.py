@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from engine import lookup as _lookup
 from engine import matrix_lookup as _matrix_lookup
 from engine.environment import LiveEnvironment, open_live
+from engine.errors import StoreMoved
 from engine.keeping_up import keep_up
 from engine.key_columns import Entities, Incomplete
 from engine.lookup import Stale
@@ -180,6 +181,17 @@ class FeatureStore:
             if not self._is_newest(self._version):
                 self._version = self._read(self._version.live, self._version)
             return self._version
+
+    def check_in_place(self) -> None:
+        """Check that the store's path leads to the files that are looked up in; raises StoreMoved."""
+        while True:
+            live = self.version().live
+            try:
+                return live.check_in_place(self.path)
+            except StoreMoved:
+                # It may have been replaced, and removed, while it was looked at.
+                if self.version().live is live:
+                    raise
 
     def _is_newest(self, version: StoreVersion) -> bool:
         """Whether there is nothing to read; a damaged view may be whole again without a commit."""

@@ -5,6 +5,7 @@ Source: the structs MDB_page, MDB_node, MDB_db and MDB_meta in mdb.c of LMDB 0.9
 
 import os
 import struct
+import time
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -26,16 +27,28 @@ NUMBER = struct.Struct("<Q")
 DATABASE = struct.Struct("<IHHQQQQQ")  # Padding, flags, depth; pages of branches, leaves and values; entries; root.
 META = struct.Struct("<IIQQ48s48sQQ")  # Magic, version, fixed address, map size, free pages, main, last page, commit.
 
+_GIVEN_BACK = 1 << 20
+"""The last page ever taken may lie behind the end of the file, where a commit gave pages back, but no further than so
+many pages."""
+_TRIES = 20
+_RETRY_SECONDS = 0.001
 _PAGE_SIZES = (1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16)
 
 
-class _Meta(NamedTuple):
-    """What the newest commit says: the size of a page, the roots of the trees, and the last page ever taken."""
+class Meta(NamedTuple):
+    """What one of the two newest commits says: the size of a page, the trees of free pages and of everything else (see
+    `DATABASE`), and the last page ever taken."""
 
     commit: int
     page_size: int
-    roots: tuple[int, int]
+    free: bytes
+    main: bytes
     last_page: int
+
+    @property
+    def roots(self) -> tuple[int, int]:
+        """The first pages of the trees."""
+        return DATABASE.unpack(self.free)[-1], DATABASE.unpack(self.main)[-1]
 
 
 def check_length(path: Path) -> None:
@@ -61,6 +74,38 @@ def check_length(path: Path) -> None:
                 )
 
 
+def check_metas(path: Path) -> None:
+    """Check the two pages in which commits are noted: LMDB takes the size of a page, and so all addresses, from them.
+
+    Raises:
+        StoreDamaged: LMDB did not write them.
+    """
+    with path.open("rb", buffering=0) as file:
+        for _ in range(_TRIES):
+            size = os.fstat(file.fileno()).st_size
+            found = metas(file)
+            last = max((meta.last_page - size // meta.page_size for meta in found), default=0)
+            if size == 0 or (len(found) == 2 and last <= _GIVEN_BACK):
+                return
+            time.sleep(_RETRY_SECONDS)  # A commit may be on its way.
+    raise StoreDamaged(f"{path} is damaged: its first two pages are none of an LMDB environment; {START_ANEW}")
+
+
+def metas(file: FileIO) -> list[Meta]:
+    """The newest commit and the one before, in no order; fewer, if they are damaged."""
+    first = _meta(file, 0)
+    if first is None:
+        return []
+    second = _meta(file, first.page_size)
+    if second is None or second.page_size != first.page_size:
+        return [first]
+    for number in (0, 1):
+        own, _, flags, _, _ = PAGE_HEAD.unpack(os.pread(file.fileno(), HEADER, number * first.page_size))
+        if (own, flags) != (number, IS_META):
+            return [first]
+    return [first, second]
+
+
 def number_copy(file: FileIO, commit: int) -> None:
     """Give the one commit of a compacted copy, which LMDB calls its first, an id of at least so much. LMDB keeps a
     commit of an odd id in the second page, where it is."""
@@ -73,7 +118,7 @@ def number_copy(file: FileIO, commit: int) -> None:
     os.pwrite(file.fileno(), META.pack(*fields, commit | 1), at)
 
 
-def _newest_meta(file: FileIO) -> _Meta | None:
+def _newest_meta(file: FileIO) -> Meta | None:
     first = _meta(file, 0)
     if first is None:
         return None
@@ -81,18 +126,18 @@ def _newest_meta(file: FileIO) -> _Meta | None:
     return max(first, second) if second else first
 
 
-def _meta(file: FileIO, at: int) -> _Meta | None:
+def _meta(file: FileIO, at: int) -> Meta | None:
     data = os.pread(file.fileno(), META.size, at + HEADER)
     if len(data) < META.size:
         return None
     magic, version, _, _, free, main, last, commit = META.unpack(data)
-    page_size, *_, free_root = DATABASE.unpack(free)
+    page_size = DATABASE.unpack(free)[0]
     if (magic, version) != (MAGIC, DATA_VERSION) or page_size not in _PAGE_SIZES:
         return None
-    return _Meta(commit, page_size, (free_root, DATABASE.unpack(main)[-1]), last)
+    return Meta(commit, page_size, free, main, last)
 
 
-def _is_complete(file: FileIO, meta: _Meta, size: int) -> bool:
+def _is_complete(file: FileIO, meta: Meta, size: int) -> bool:
     try:
         return all(_is_there(file, meta.page_size, size, root) for root in meta.roots)
     except (struct.error, RecursionError):

@@ -11,7 +11,8 @@ from engine.environment import (
     map_generation,
     open_live,
 )
-from engine.errors import LOAD_AGAIN, StoreDamaged, StoreLocked, StoreUnreadable
+from engine.errors import LOAD_AGAIN, START_ANEW, StoreDamaged, StoreLocked, StoreUnreadable
+from engine.seal import check_seal
 from engine.segment import Chunk, Segment
 from engine.shards import Shard
 from engine.version import Damage, StoreVersion, ViewVersion, shard_of
@@ -33,6 +34,12 @@ def read_version(
     live = transaction.live
     with damage_named(live.path):
         raw = catalog.read_raw(transaction.lmdb, live.catalog)
+    check_seal(raw, transaction.lmdb.id())
+    if previous is not None and previous.live is live and transaction.lmdb.id() < previous.id:
+        raise StoreDamaged(
+            f"{live.path} is at commit {transaction.lmdb.id()}, and was at {previous.id}: commits were lost; "
+            f"{START_ANEW}"
+        )
     store_record = catalog.store_in(raw)
     shard = shard_of(store_record)
     views, damaged = {}, {}
@@ -84,7 +91,7 @@ def _begin(store: Path, live: LiveEnvironment) -> ReadTransaction:
             return transaction
         later = _open_like(store, live)
         if later is live:
-            return transaction  # The later one was removed by hand.
+            return transaction  # The later one was removed by hand: what is open here is served on.
         live = later
 
 

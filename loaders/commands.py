@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from engine.commands import STORE, size
 from engine.control import WriterClient, first_failure
+from engine.environment import is_store
 from engine.errors import SettingsInvalid, ShoalError, StoreLocked, StoreNotFound
 from engine.export_root import ExportRoot
 from engine.shards import Shard
@@ -179,7 +180,7 @@ def reload_command(
     other; the command then ends as with its error.
     """
     request = ReloadRequest(view=view, snapshot=snapshot, accept_schema_change=accept_schema_change)
-    if not (store / "live").is_dir():
+    if not is_store(store):
         raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
     try:
         with StoreWriter(store) as writer, TerminalObserver(quiet=as_json) as observer:

@@ -85,6 +85,7 @@ def fold(writer: StoreWriter, view: str, progress: Callable[[int], None] = lambd
 
     Returns whether it took over: not if another base did meanwhile.
     """
+    writer.check_in_place()
     with writer.changing(view):
         version = writer.version().view(view)
         record = version.record

@@ -19,6 +19,7 @@ def define_view(writer: StoreWriter, schema: ViewSchema) -> None:
         SchemaChangeRefused: rows of the view that there is cannot be read under this schema.
         StoreFull: there is no room.
     """
+    writer.check_in_place()
     with writer.changing(schema.name):
         old = writer.record(schema.name)
         if old is None:

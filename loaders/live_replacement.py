@@ -15,11 +15,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lmdb
 
+from engine.begun import Begun
 from engine.directory_storage import sync_directory
 from engine.environment import (
     DATA,
@@ -33,9 +34,11 @@ from engine.environment import (
     open_live_at,
     store_full_named,
 )
-from engine.errors import ShoalError, StoreDamaged
+from engine.errors import ShoalError, StoreDamaged, StoreFull, StoreMoved
 from engine.failpoints import reached
 from engine.lmdb_file import number_copy
+from engine.seal import begin_sealing, seal_commit
+from loaders.begun_file import BegunFile
 
 log = logging.getLogger("shoal.writer")
 
@@ -73,24 +76,64 @@ class WritableLive:
     """
 
     def __init__(self, store: Path) -> None:
+        self._store = store
         self.live = open_live(store, writable=True)
         self.live.env.reader_check()
-        self._replaced = finish_replacements(store, self.live)
-        self._remove_unread()
         self._successor: LiveEnvironment | None = None
         self._held = HeldPages()
+        self._begun = BegunFile(store, self.check_in_place)
+        self._replaced = finish_replacements(store, self.live)
+        self._begin()
+        self._remove_unread()
+
+    def _begin(self) -> None:
+        """Begin the record of how far the store got, and seal the catalog if another release has written it last."""
+        progress = self.live.progress()
+        if progress is None or progress.commit != self.live.last_transaction():
+            with suppress(StoreFull), self.transaction():
+                pass  # Where there is no room for it, the next commit does it.
+            progress = self.live.progress()
+        self._begun.start(progress)
 
     @contextmanager
     def transaction(self) -> Iterator[lmdb.Transaction]:
-        """A write transaction.
+        """A write transaction, which is on the disk and in its place when this ends.
 
         Raises:
             StoreFull: there is no room for it.
+            StoreMoved: the store's path leads to other files: whoever opens it next does not find the commit.
         """
         if self._successor is not None:
             self._go_over(self._successor)
-        with store_full_named(self.live.path), self.live.env.begin(write=True) as transaction:
+        self.check_in_place()
+        live = self.live
+        with store_full_named(live.path), live.env.begin(write=True) as transaction:
+            store_id = begin_sealing(transaction, live.catalog)
             yield transaction
+            seal_commit(transaction, live.catalog)
+            commit = transaction.id()
+        reached("commit.durable")
+        self._begun.note(Begun(store_id, live.number, commit))
+        self.check_in_place()
+
+    def check_in_place(self) -> None:
+        """Check that the store's path leads to the environment that is written to; raises StoreMoved."""
+        while True:
+            live = self.live
+            try:
+                return live.check_in_place(self._store)
+            except StoreMoved:
+                # It may have been replaced, and removed, while it was looked at.
+                if self.live is live:
+                    raise
+
+    def sync(self) -> None:
+        """Have the record of how far the store got on the disk."""
+        self._begun.sync()
+
+    def close(self) -> None:
+        """Sync that record for the last time; nothing is to be committed afterwards."""
+        self._begun.close()
 
     def committed(self) -> None:
         """Look after the environment behind a commit: forget readers that died, and replace it if that is due."""
@@ -111,6 +154,9 @@ class WritableLive:
         log.info("%s goes on in %s: a reader that stands still had made it grow", self.live.path, successor.path)
         self._replaced.append(self.live)
         self.live, self._successor = successor, None
+        if (progress := successor.progress()) is not None:
+            self._begun.note(progress)
+            self._begun.sync()
 
     def _remove_unread(self) -> None:
         self._replaced = [replaced for replaced in self._replaced if not remove_unless_read(replaced)]
@@ -152,7 +198,7 @@ def retire_live(live: LiveEnvironment) -> None:
         StoreFull: there is no room to note it, though some was kept.
     """
     sync_directory(live.path.parent)
-    live.note_replaced(replaced=True)
+    live.note_replaced()
 
 
 def finish_replacements(store: Path, live: LiveEnvironment) -> list[LiveEnvironment]:
@@ -163,9 +209,6 @@ def finish_replacements(store: Path, live: LiveEnvironment) -> list[LiveEnvironm
     """
     for entry in live.path.parent.glob(".*"):
         shutil.rmtree(entry, ignore_errors=True)
-    # One that says that it is replaced, and is the last, was followed by one that somebody removed.
-    if _is_replaced(live):
-        live.note_replaced(replaced=False)
     replaced = []
     for path in live_paths(store)[1:]:
         try:

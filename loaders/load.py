@@ -17,6 +17,7 @@ from engine.errors import (
     ShoalError,
     StoreDamaged,
     StoreFull,
+    StoreMoved,
 )
 from engine.export_root import ExportRoot
 from loaders.apply import apply_delta, load_snapshot
@@ -81,6 +82,7 @@ def catch_up(
     applied: list[Applied] = []
     try:
         with _failures_named(root):
+            writer.check_in_place()
             if (damage := writer.damage(view)) is not None:
                 applied += _repair(writer, root, view, damage, observer)
             root.check_exists()
@@ -92,7 +94,7 @@ def catch_up(
     except ShoalError as error:
         observer.failed(view, error)
         # Where there is no room for the data there may be none for the note either.
-        with suppress(StoreFull):
+        with suppress(StoreFull, StoreMoved):
             writer.note_trouble(view, error)
         raise
 
@@ -175,7 +177,7 @@ def _repair(
 ) -> list[Applied]:
     if view not in writer.version().troubles:
         # Loading may take its time; until then this says why, also to those who have the view open still.
-        with suppress(StoreFull):
+        with suppress(StoreFull, StoreMoved):
             writer.note_trouble(view, damage)
     started = monotonic()
     manifest = repair(writer, root, view, damage, observer.started)

@@ -30,6 +30,7 @@ from engine.errors import (
     StoreFull,
     StoreIsOtherShard,
     StoreLocked,
+    StoreMoved,
     StoreUnreadable,
 )
 from engine.failpoints import reached
@@ -85,7 +86,7 @@ class StoreWriter:
         self._committing = threading.RLock()
         self._changing: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         with store_full_named(store), ExitStack() as unless_open:
-            self._lock_file = unless_open.enter_context(_lock(make_run_directory(store) / LOCK))
+            self._lock_file = unless_open.enter_context(lock_store(store))
             reached("writer.locked")
             self._writable = WritableLive(store)
             self._version = read_version(store, self._live, None)
@@ -99,7 +100,7 @@ class StoreWriter:
         for view in self._version.damaged:
             # Where there is no room for the note, readers find the damage all the same.
             if (damage := self.damage(view)) is not None:
-                with suppress(StoreFull):
+                with suppress(StoreFull, StoreMoved):
                     self.note_trouble(view, damage)
 
     def _become(self, shard: Shard) -> None:
@@ -125,7 +126,20 @@ class StoreWriter:
 
     def close(self) -> None:
         """Give up the right to write."""
+        self._writable.close()
         self._lock_file.close()
+
+    def sync(self) -> None:
+        """Have the record of how far the store got on the disk: the process is about to end."""
+        self._writable.sync()
+
+    def check_in_place(self) -> None:
+        """Check that what is written comes to lie where the next process looks for it: at the store's path.
+
+        Raises:
+            StoreMoved: the store was moved, deleted or replaced under this process. Nothing is to be acknowledged.
+        """
+        self._writable.check_in_place()
 
     @property
     def _live(self) -> LiveEnvironment:
@@ -481,7 +495,14 @@ def seal_overlay(
     return NewOverlay(record, sealed)
 
 
-def _lock(path: Path) -> TextIO:
+def lock_store(store: Path) -> TextIO:
+    """The right to write to a store, until the file is closed.
+
+    Raises:
+        StoreLocked: another process has it.
+        RunDirectoryPrivate: another user does, or did.
+    """
+    path = make_run_directory(store) / LOCK
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from engine.begun import SLOT_OFFSETS, begun_path, decode_slot
 from engine.catalog import SegmentRecord, ViewRecord
-from engine.environment import DATA, generations_path, live_path
+from engine.environment import generations_path, is_store, open_live
 from engine.errors import NotPublished, ShoalError, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.feature_store import FeatureStore
 from engine.manifest import Manifest
-from engine.reading import read_generation
+from engine.reading import read_generation, read_version
 from engine.segment import Segment
 from engine.shards import Shard
 from loaders.published_rows import EntryReader
@@ -37,7 +38,7 @@ def verify(address: str | os.PathLike[str]) -> Iterator[Checked]:
     Raises:
         NotPublished: it is neither a store nor an export root.
     """
-    if (live_path(Path(address)) / DATA).is_file():
+    if is_store(Path(address)):
         return verify_store(Path(address))
     root = ExportRoot(address)
     if root.views():
@@ -72,7 +73,12 @@ def _check_entry(root: ExportRoot, manifest: Manifest) -> tuple[int, int]:
 
 
 def verify_store(path: Path) -> Iterator[Checked]:
-    """Check each segment of each view, and that what lies in the store is what its catalog names."""
+    """Check the store's own files, each segment of each view, and that what lies in it is what its catalog names."""
+    yield _checked("begun", partial(_check_begun, path))
+    live = _checked("live", partial(_check_live, path))
+    yield live
+    if live.problem is not None:
+        return
     version = FeatureStore.open(path).version()
     for view, damage in version.damaged.items():
         yield Checked(view, 0, 0, damage.message)
@@ -82,6 +88,24 @@ def verify_store(path: Path) -> Iterator[Checked]:
         for segment in at_version.segments:
             yield _checked(f"{view} {segment.record.id}", partial(_check_segment, segment, version.shard))
         yield from _check_beside(path, view, at_version.record, version.shard)
+
+
+def _check_begun(path: Path) -> tuple[int, int]:
+    """Check the record of how far the store got; a store of an earlier release has none."""
+    file = begun_path(path)
+    if not file.exists():
+        return 0, 0
+    content = file.read_bytes()
+    if any(decode_slot(content, offset) is None for offset in SLOT_OFFSETS):
+        raise StoreDamaged(f"{file} has a slot that is damaged; the next writers' commits write it anew")
+    return 0, len(content)
+
+
+def _check_live(path: Path) -> tuple[int, int]:
+    live = open_live(path)
+    live.check_pages()
+    read_version(path, live, None)
+    return 0, live.env.info()["last_pgno"] * live.env.stat()["psize"]
 
 
 def _check_segment(segment: Segment, shard: Shard | None) -> tuple[int, int]:

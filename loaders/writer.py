@@ -32,6 +32,7 @@ from engine.errors import (
     StoreDamaged,
     StoreFull,
     StoreIsOtherShard,
+    StoreMoved,
     StoreNotFound,
     StoreUnreadable,
 )
@@ -145,6 +146,7 @@ class WriterProcess:
         await runner.cleanup()
         if scrub is not None:
             scrub.stop()
+        self._writer.sync()
         if self._standing is not None:
             self._standing.close()
 
@@ -207,7 +209,7 @@ class WriterProcess:
             log.error("%s", error)
             for view in self._writer.version().views:
                 # Not in a thread, all of which may be held up. Where there is no room for the note, the log has it.
-                with suppress(StoreFull):
+                with suppress(StoreFull, StoreMoved):
                     self._writer.note_trouble(view, error)
         while not look.done():
             await asyncio.wait({look}, timeout=_SILENT_SECONDS)
@@ -285,13 +287,21 @@ class WriterProcess:
     # --- orders ----------------------------------------------------------------------------------------------
 
     def _control(self) -> web.Application:
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=_LARGEST_ORDER)
+        app = web.Application(middlewares=[_errors_as_json, self._check_in_place], client_max_size=_LARGEST_ORDER)
         app.router.add_post("/reload", self._reload)
         app.router.add_post("/push", self._push)
         app.router.add_put("/views", self._define_view)
         app.router.add_delete("/views/{view}", self._drop_view)
         app.router.add_get("/status", self._status)
         return app
+
+    @web.middleware
+    async def _check_in_place(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Acknowledge no order whose effect the next process would not find, even one that had nothing left to do."""
+        response: web.StreamResponse = await handler(request)
+        if request.method != "GET":
+            self._writer.check_in_place()
+        return response
 
     async def _reload(self, request: web.Request) -> web.Response:
         try:
@@ -337,9 +347,15 @@ class WriterProcess:
         return web.json_response({})
 
     async def _status(self, request: web.Request) -> web.Response:
+        try:
+            self._writer.check_in_place()
+            trouble = None
+        except ShoalError as error:
+            trouble = error_document(error)["error"]
         return web.json_response(
             {
                 "pid": os.getpid(),
+                "trouble": trouble,
                 "root": str(self._root) if self._root else None,
                 "catching_up": sorted(self._catching_up),
                 "folding": sorted(self._folding),

@@ -299,11 +299,15 @@ class Application:
         # The kernel may take its time to add up the memory of processes.
         server = await asyncio.to_thread(describe_server, self._settings.store)
         version = self._served.version()
+        trouble = self._served.trouble()
         document: dict[str, Any] = {"version": None, "views": []}
         if version is not None:
             standing = read_standing(self._settings.store)
-            document = describe_version(version, standing) | {"live": describe_live(self._settings.store)}
+            document = describe_version(version, standing)
+            if trouble is None:
+                document["live"] = describe_live(self._settings.store)
             document["scrub"] = describe_scrub(self._settings.store)
+        document["trouble"] = error_document(trouble)["error"] if trouble is not None else None
         return answer_json({"server": server} | document, version.id if version else None)
 
     async def _reload(self, request: web.BaseRequest) -> web.Response:

@@ -99,6 +99,8 @@ class Pushes:
                 f"the push has {rows} rows, the server takes {self._settings.max_keys}; push in parts, or raise its "
                 f"max_keys"
             )
+        # The writer checks this of its own files, which must be those that lookups read.
+        self._served.open().check_in_place()
         digest = content() if request_id is not None else b""
         answer = await self._writer.push(view.name, batches, request_id, digest)
         self._metrics.count_push(view.name, answer["rows"], answer["superseded"])

@@ -54,11 +54,24 @@ class ServedStore:
         return self._store
 
     def ready(self) -> StoreVersion:
-        """The newest version, if this server is to be sent requests; raises as `open` does, and NotCaughtUp."""
-        version = self.open().version()
+        """The newest version, if this server is to be sent requests; raises as `open` does, NotCaughtUp, and StoreMoved
+        where what it serves is not what a restart would."""
+        store = self.open()
+        store.check_in_place()
+        version = store.version()
         if self._readiness is not None:
             self._readiness.check(version)
         return version
+
+    def trouble(self) -> ShoalError | None:
+        """Why the store as a whole cannot be read, or is no longer at its path; None if nothing is wrong with it."""
+        if self._store is None:
+            return None if isinstance(self._failure, StoreNotFound) else self._failure
+        try:
+            self._store.check_in_place()
+        except ShoalError as error:
+            return error
+        return None
 
     def version(self) -> StoreVersion | None:
         """The newest version, if one can be read."""

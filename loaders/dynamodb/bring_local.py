@@ -98,6 +98,7 @@ def _read(path: Path) -> Iterator[tuple[bytes, bytes]]:
 
 async def _build(writer: StoreWriter, table: Table, schema: ViewSchema, progress: Progress, parts: Path) -> int:
     view = schema.name
+    writer.check_in_place()
     builder = GenerationBuilder(writer.store, view, fold_id(progress.seq))
     schemas = {fingerprint(schema): schema}
     try:

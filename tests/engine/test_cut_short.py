@@ -15,6 +15,7 @@ from engine.environment import live_path
 from engine.errors import StoreDamaged
 from engine.export_root import ExportRoot
 from engine.lmdb_file import check_length
+from loaders.accepted_loss import accept_loss
 from loaders.load import catch_up
 from loaders.store_writer import StoreWriter
 from tests import stores
@@ -57,21 +58,21 @@ def test_a_file_cut_short_anywhere_is_one_error_or_none_that_matters(store: Path
         shutil.rmtree(tmp_path / "copy")
     cut = [result for result in results if result != "40"]
     assert len(cut) > len(results) // 2
-    assert all("engine.errors.StoreDamaged" in result and "move the directory `live` aside" in result for result in cut)
+    assert all("engine.errors.StoreDamaged" in result and "`shoal store accept-loss`" in result for result in cut)
 
 
-def test_the_writer_refuses_a_file_cut_short_and_starts_anew_once_it_is_out_of_the_way(
+def test_the_writer_refuses_a_file_cut_short_and_starts_anew_once_the_loss_is_accepted(
     store: Path, root: ExportRoot
 ) -> None:
     data = live_path(store) / "data.mdb"
     for size in (4096 * 3, 8192, 4096, 100, 0):
         os.truncate(data, size)
         for open_store in (FeatureStore.open, StoreWriter):
-            with pytest.raises(StoreDamaged, match="move the directory `live` aside and start again"):
+            with pytest.raises(StoreDamaged, match="`shoal store accept-loss`"):
                 open_store(store)
         # What was there is left as it is: it may hold what nobody else has.
         assert data.stat().st_size == size
-    (store / "live").rename(store / "live.damaged")
+    accept_loss(store)
     stores.load(store, root)
     found = FeatureStore.open(store).lookup(["doc:a"], {"doc_id": [0, 39]})
     assert found.to_pydict() == {"doc:a": [5, 1]}

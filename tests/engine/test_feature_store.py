@@ -111,7 +111,7 @@ def test_a_store_whose_writer_has_only_just_begun_has_no_views(tmp_path: Path) -
 def test_a_live_environment_that_is_none_is_damaged(tmp_path: Path, content: bytes) -> None:
     live_path(tmp_path).mkdir(parents=True)
     (live_path(tmp_path) / "data.mdb").write_bytes(content)
-    with pytest.raises(StoreDamaged, match=r"is damaged: .*; move the directory `live` aside"):
+    with pytest.raises(StoreDamaged, match=r"is damaged: .*; restore a backup"):
         FeatureStore.open(tmp_path)
 
 

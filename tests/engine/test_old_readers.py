@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from engine import FeatureStore, keeping_up
+from engine.begun import begun_path
 from engine.environment import DATA, live_path, live_paths
+from engine.errors import StoreDamaged
 from engine.export_root import ExportRoot
 from engine.live_status import describe_live
 from engine.lookup import lookup
@@ -174,7 +176,7 @@ def test_a_replaced_environment_is_removed_once_nobody_reads_it(store: Path) -> 
 
 
 @pytest.mark.usefixtures("replaced_soon")
-def test_where_the_newest_environment_is_taken_away_the_one_before_goes_on(store: Path) -> None:
+def test_where_the_newest_environment_is_taken_away_nobody_takes_the_one_before_for_all_there_was(store: Path) -> None:
     with StoreWriter(store) as writer:
         held = FeatureStore.open(store).version()
         push_often(writer)
@@ -183,6 +185,12 @@ def test_where_the_newest_environment_is_taken_away_the_one_before_goes_on(store
     del writer
     gc.collect()
     assert held.live.path == before.resolve()
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match="was replaced by a later one"):
+            StoreWriter(store)
+        # Also without a record beside it: the environment itself says that the store went on.
+        begun_path(store).unlink(missing_ok=True)
+    (store / "taken-away").rename(newest)
     with StoreWriter(store) as writer:
         push_rows(writer, "doc", {"doc_id": [0], "a": [77]})
     assert FeatureStore.open(store).lookup(["doc:a"], {"doc_id": [0]}).to_pydict() == {"doc:a": [77]}

@@ -19,7 +19,7 @@ from spark_export.directory_publication import DirectoryStaging, directory_stagi
 from spark_export.publication import remove_states, state_directories
 from tests import stores
 from tests.dynamodb import test_sync
-from tests.failpoints import test_server, test_store, test_stream
+from tests.failpoints import test_backup, test_server, test_store, test_stream
 from tests.failpoints.processes import running
 
 VIEW = stores.schema("doc", key="int64", a="int64")
@@ -146,5 +146,5 @@ def test_there_is_a_case_for_every_failpoint() -> None:
     """A point that no case reaches fails it; one without a case fails here."""
     points = {point for _, point in test_store.CASES} | {*POINTS}
     points |= {*test_server.OF_THE_SERVER, *test_server.OF_WORKERS, *test_server.OF_THE_WRITER}
-    points |= {*test_stream.POINTS, *test_sync.DEATHS}
+    points |= {*test_stream.POINTS, *test_sync.DEATHS, *test_backup.POINTS}
     assert {point.partition(":")[0] for point in points} == {*FAILPOINTS}

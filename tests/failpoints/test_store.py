@@ -3,6 +3,7 @@ at the new, with nothing left over.
 """
 
 import asyncio
+import gc
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -13,11 +14,13 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
-from engine import FeatureStore
+from engine import FeatureStore, seal
+from engine.begun import begun_path
 from engine.control import WriterClient
-from engine.environment import open_live
+from engine.environment import live_path, open_live
 from engine.errors import UnknownFeature, ViewDamaged, WriterUnavailable
 from engine.export_root import ExportRoot
 from engine.kernels.gathering import Status
@@ -162,6 +165,15 @@ def one_snapshot(case: Case) -> None:
     case.load()
 
 
+def never_sealed(case: Case) -> None:
+    """As a release left it that kept no record of how far the store got."""
+    one_snapshot(case)
+    gc.collect()
+    with lmdb.open(str(live_path(case.store)), max_dbs=3) as env, env.begin(write=True) as transaction:
+        transaction.delete(seal.KEY, db=env.open_db(b"catalog", transaction))
+    begun_path(case.store).unlink()
+
+
 def one_delta(case: Case) -> None:
     case.snapshot(1)
     stores.publish_delta(case.root, VIEW, rows(2, [1, 2]))
@@ -202,6 +214,9 @@ BASE_POINTS = "base.begun base.chunk-written base.chunk-written:3 base.finished 
 
 SCENARIOS = {
     "start": Scenario(three_snapshots, content(3), content(3), "writer.locked writer.listening"),
+    "start on a store of an earlier release": Scenario(
+        never_sealed, content(1), content(1), "commit.durable begun.aside writer.listening"
+    ),
     "first load": Scenario(first_snapshot, None, content(1), BASE_POINTS),
     "load": Scenario(newer_snapshot, content(3), content(4), BASE_POINTS + " commit.base-removed"),
     "delta and merge": Scenario(
@@ -232,7 +247,7 @@ SCENARIOS = {
         one_snapshot,
         content(1),
         content(1) | content(9, [1]),
-        "push.laid commit.written commit.done push.answering",
+        "push.laid commit.written commit.durable commit.done push.answering",
         order=push,
     ),
     "replacement of live": Scenario(

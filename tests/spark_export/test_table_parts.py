@@ -34,7 +34,7 @@ def table(rows: int = ROWS) -> pa.Table:
         "small": random.integers(0, 5, rows, np.int32),
         "word": words,
         "raw": pa.array([random.bytes(16) for _ in range(rows)], arrow_type("bytes")),
-        "embedding": pa.ListArray.from_arrays(np.arange(0, 8 * rows + 1, 8, np.int32), floats),
+        "embedding": pa.ListArray.from_arrays(np.arange(0, 8 * rows + 1, 8).astype(np.int32), floats),
         "numbers": pa.array([[number, 7] for number in range(rows)], arrow_type("list<int64>")),
         "words": pa.array([[word, "same"] for word in words], arrow_type("list<string>")),
     }
