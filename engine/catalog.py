@@ -127,6 +127,13 @@ class ViewRecord(_Record):
     pinned: bool = False
 
     @property
+    def needs_format_2(self) -> bool:
+        """Whether the record has members that version 0.1.0 does not know."""
+        schema = self.view_schema
+        is_new = schema.future != "refuse" or any(feature.feast_member is not None for feature in schema.features)
+        return is_new or self.low_watermark is not None
+
+    @property
     def served(self) -> tuple[SegmentRecord, ...]:
         """The segments that lookups read, newest first."""
         return (*self.overlays, self.base)
@@ -141,7 +148,8 @@ class StoreRecord(_Record):
     """What the store itself is, and where it was loaded from last; `shard`, such as 2/4, is None where it
     holds all rows.
 
-    Format 2 says that views may have a low watermark, and rows an age of their own. Version 0.1.0 does not know them.
+    Format 2 says that records may have members that version 0.1.0 does not know (`ViewRecord.needs_format_2`), and
+    rows an age of their own.
     """
 
     format_version: Literal[1, 2] = 1

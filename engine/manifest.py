@@ -129,7 +129,7 @@ _SINCE_FORMAT_2: Any = {
     "values": True,
     "low_watermark": True,
     "recent_runs": True,
-    "view": {"future"},
+    "view": {"future": True, "features": {"__all__": {"feast_member"}}},
 }
 Document = TypeVar("Document", Manifest, FeatureServices)
 

@@ -366,9 +366,9 @@ class StoreWriter:
             return records
 
     def _note_format(self, transaction: lmdb.Transaction, record: ViewRecord) -> None:
-        """Have versions that know neither low watermarks nor views with future event times refuse a store with one."""
-        store, is_new = self.version().store, record.low_watermark is not None or record.view_schema.future != "refuse"
-        if is_new and store.format_version == 1:
+        """Have older versions refuse a store once a record has members that they do not know."""
+        store = self.version().store
+        if record.needs_format_2 and store.format_version == 1:
             catalog.write_store(transaction, self._live.catalog, store.model_copy(update={"format_version": 2}))
 
     def remove_view(self, view: str) -> None:
