@@ -367,7 +367,7 @@ def _check_progress(path: Path, store: Path, env: lmdb.Environment, begun: Begun
 
 def _identity(store: Path, number: str) -> tuple[int, int, int, int]:
     """What tells the files at a store's path from others that may come to lie there."""
-    directory, data = store.stat(), (store / "live" / number / DATA).stat()
+    directory, data = os.stat(store), os.stat(f"{store}/live/{number}/{DATA}")
     return directory.st_dev, directory.st_ino, data.st_dev, data.st_ino
 
 

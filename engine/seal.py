@@ -11,7 +11,7 @@ damaged before is still noticed afterwards.
 import struct
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import lmdb
 import xxhash
@@ -26,8 +26,7 @@ _CHECKSUM = struct.Struct("<Q")
 _MODULUS = 1 << 64
 
 
-@dataclass(frozen=True)
-class Seal:
+class Seal(NamedTuple):
     """What a catalog's seal says; the seal itself is not among the `entries`."""
 
     store_id: bytes
@@ -37,12 +36,12 @@ class Seal:
 
     def with_entry(self, key: bytes, value: bytes) -> "Seal":
         """The seal once an entry was added."""
-        return replace(self, entries=self.entries + 1, total=(self.total + _hash(key, value)) % _MODULUS)
+        return Seal(self.store_id, self.commit, self.entries + 1, (self.total + _hash(key, value)) % _MODULUS)
 
     def without_entry(self, key: bytes, value: bytes) -> "Seal":
         """The seal once an entry was removed."""
         entries = (self.entries - 1) % _MODULUS
-        return replace(self, entries=entries, total=(self.total - _hash(key, value)) % _MODULUS)
+        return Seal(self.store_id, self.commit, entries, (self.total - _hash(key, value)) % _MODULUS)
 
 
 def read_seal(transaction: lmdb.Transaction, catalog: lmdb._Database) -> Seal | None:
@@ -62,10 +61,8 @@ def check_seal(raw: Mapping[bytes, bytes], commit: int) -> None:
     seal = _decode(raw[KEY])
     if seal.commit < commit:
         return  # A release without seals has written since.
-    found = Seal(seal.store_id, commit)
-    for key, value in raw.items():
-        if key != KEY:
-            found = found.with_entry(key, value)
+    total = sum(_hash(key, value) for key, value in raw.items() if key != KEY) % _MODULUS
+    found = Seal(seal.store_id, commit, len(raw) - 1, total)
     if found != seal:
         raise StoreDamaged(
             f"the catalog has {found.entries} entries at commit {commit}, its seal says {seal.entries} at commit "
@@ -91,7 +88,7 @@ def seal_commit(transaction: lmdb.Transaction, catalog: lmdb._Database) -> None:
     """Have the seal name the commit that this write transaction becomes."""
     seal = read_seal(transaction, catalog)
     if seal is not None:
-        _write(transaction, catalog, replace(seal, commit=transaction.id()))
+        _write(transaction, catalog, seal._replace(commit=transaction.id()))
 
 
 def put_entry(transaction: lmdb.Transaction, catalog: lmdb._Database, key: bytes, value: bytes) -> None:

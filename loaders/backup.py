@@ -164,15 +164,18 @@ def _copy_consistently(store: Path, aside: Path) -> StoreVersion:
         shutil.rmtree(aside / "live", ignore_errors=True)
         _copy_live(store, aside)
         version = read_version(aside, open_live(aside), None)
+        records = [(name, record) for name in version.names if (record := version.record(name)) is not None]
+        named = {(name, base.id) for name, record in records for base in (record.base, *record.kept)}
         try:
-            for name in version.names:
-                if (record := version.record(name)) is not None:
-                    for base in (record.base, *record.kept):
-                        made = generation_path(aside, name, base.id) / DATA
-                        if not made.exists():
-                            _take_over(generation_path(store, name, base.id) / DATA, made)
+            for view, generation_id in named:
+                made = generation_path(aside, view, generation_id) / DATA
+                if not made.exists():
+                    _take_over(generation_path(store, view, generation_id) / DATA, made)
         except FileNotFoundError:
             continue
+        for path in aside.glob("generations/*/*"):
+            if (path.parent.name, path.name) not in named:
+                shutil.rmtree(path)  # An earlier try took it over.
         return read_version(aside, open_live(aside), None)
     raise StoreDamaged(f"{store} names bases that are not there; `shoal verify {store}` says which")
 

@@ -110,7 +110,7 @@ def changed_services(store: Path) -> None:
 
 
 def _change_catalog(store: Path, key: bytes, value: bytes | None) -> None:
-    program = "import sys, lmdb; from engine import seal; from dataclasses import replace\n"
+    program = "import sys, lmdb; from engine import seal\n"
     program += "env = lmdb.open(sys.argv[1], max_dbs=3); db = env.open_db(b'catalog'); key = sys.argv[2].encode()\n"
     program += "with env.begin(write=True) as transaction:\n"
     program += "    value = sys.argv[3].encode()\n"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from engine import FeatureStore
-from engine.environment import generations_path, store_full_named
+from engine.begun import Begun, begun_path, read_begun
+from engine.environment import generations_path, open_live, store_full_named
 from engine.errors import FileDamaged, ShoalError, StoreFull
 from engine.export_root import ExportRoot
 from loaders.apply import apply_delta
@@ -203,6 +204,38 @@ def test_a_store_on_a_full_disk_is_read_and_its_writer_starts(disk: Path, root: 
     ballast.unlink()
     stores.load(store, root)
     assert seen(store) == {0.0, 1.0}
+
+
+def test_a_record_of_how_far_the_store_got_needs_no_room_and_fails_no_push_for_want_of_it(
+    disk: Path, root: ExportRoot, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = disk / "store"
+    stores.load(store, root)
+    with StoreWriter(store) as writer:
+
+        def push(value: float) -> int:
+            return push_rows(writer, "doc", {"doc_id": [1], "vector": [[value] * 256]}).version
+
+        for value in range(20):  # They leave free pages, in which those to come find room.
+            push(value)
+        ballast = fill(disk, 0)
+        version = push(20.0)
+        assert read_begun(store) == Begun(writer_id(store), 1, version)
+        # The writer has it open still, so that its blocks are not free.
+        begun_path(store).unlink()
+        version = push(21.0)
+        writer.sync()
+        assert not begun_path(store).exists()
+        assert [line for line in caplog.messages if "begun cannot be written" in line]
+        ballast.unlink()
+        writer.sync()
+        assert read_begun(store) == Begun(writer_id(store), 1, version)
+
+
+def writer_id(store: Path) -> bytes:
+    progress = open_live(store, writable=True).progress()
+    assert progress is not None
+    return progress.store_id
 
 
 def test_the_first_error_is_told_though_there_is_no_room_to_note_it(
