@@ -19,7 +19,7 @@ from engine.errors import IdempotencyKeyReused, PushInvalid, SchemaChangeRefused
 from engine.export_root import ExportRoot
 from engine.pushed_rows import deleted_rows, pushed_rows
 from engine.removals import REMOVALS_KEPT
-from loaders import apply, request_log
+from loaders import apply, request_log, retention
 from loaders.apply import follow_again, roll_back
 from loaders.compaction import MAX_OVERLAYS, fold, merge_overlays
 from loaders.definition import define_view, drop_view
@@ -451,7 +451,7 @@ def test_what_comes_while_a_snapshot_takes_over(
     writer: StoreWriter, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
     """What stays of the old base is decided before the view's lock is taken."""
-    root, decide = ExportRoot(writer.store.parent / "root"), apply.decided_ahead
+    root, decide = ExportRoot(writer.store.parent / "root"), retention.decided_ahead
     stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 1, TIMESTAMP: at(1)}, {"doc_id": 2, "a": 2}])
     catch_up(writer, root, "doc", stores.Silence())
     if meanwhile != "first push":
