@@ -254,6 +254,8 @@ class WriterClient:
     def _checked(self, status: int, answer: bytes) -> dict[str, Any]:
         try:
             document: dict[str, Any] = orjson.loads(answer)
+            if not isinstance(document, dict):
+                raise TypeError("it is no JSON object")
             if status == 200:
                 return document
             error_met = error_in(document)

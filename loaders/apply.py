@@ -174,7 +174,7 @@ def _apply_heartbeat(writer: StoreWriter, manifest: Manifest) -> bool:
             return None
         return _at_entry(manifest, record.base, record.overlays, record.kept, record.low_watermark)
 
-    return writer.heartbeats.submit(manifest.view.name, stand_at) is not None
+    return writer.commit_heartbeat(manifest.view.name, stand_at) is not None
 
 
 def _lay_over(

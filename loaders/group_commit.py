@@ -14,6 +14,8 @@ from engine.catalog import ViewRecord
 
 Change = Callable[[ViewRecord], ViewRecord | None]
 """Makes a view's next record of the newest one; None if it no longer applies."""
+Commit = Callable[[Mapping[str, Change]], dict[str, ViewRecord]]
+"""Commits changes by view in one transaction, and returns the new records."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,17 @@ class GroupCommit:
     """Gathers changes from several threads, at most one for each view at a time, and commits them together.
 
     Args:
-        commit: commits changes by view in one transaction, and returns the new records.
         gather_seconds: how long the first change waits for others.
     """
 
-    def __init__(self, commit: Callable[[Mapping[str, Change]], dict[str, ViewRecord]], gather_seconds: float) -> None:
-        self._commit = commit
+    def __init__(self, gather_seconds: float) -> None:
         self._gather_seconds = gather_seconds
         self._lock = threading.Lock()
         self._waiting: list[_Waiting] = []
 
-    def submit(self, view: str, change: Change) -> ViewRecord | None:
-        """Change a view's record; when this returns the change is on disk and visible. Returns None if it no longer
-        applied.
-
-        Raises:
-            StoreFull: there is no room; the last version stands.
+    def submit(self, view: str, change: Change, commit: Commit) -> ViewRecord | None:
+        """Change a view's record by `commit`; when this returns the change is on disk and visible. Returns None if it
+        no longer applied. Raises what `commit` raises.
         """
         own = _Waiting(view, change)
         with self._lock:
@@ -52,15 +49,16 @@ class GroupCommit:
             time.sleep(self._gather_seconds)
             with self._lock:
                 group, self._waiting = self._waiting, []
-            self._commit_group(group)
+            _commit_group(group, commit)
         return own.done.result()
 
-    def _commit_group(self, group: list[_Waiting]) -> None:
-        try:
-            records = self._commit({waiting.view: waiting.change for waiting in group})
-        except BaseException as error:
-            for waiting in group:
-                waiting.done.set_exception(error)
-            return
+
+def _commit_group(group: list[_Waiting], commit: Commit) -> None:
+    try:
+        records = commit({waiting.view: waiting.change for waiting in group})
+    except BaseException as error:
         for waiting in group:
-            waiting.done.set_result(records.get(waiting.view))
+            waiting.done.set_exception(error)
+        return
+    for waiting in group:
+        waiting.done.set_result(records.get(waiting.view))

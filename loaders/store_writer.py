@@ -79,7 +79,7 @@ class StoreWriter:
         self, store: Path, *, kept_generations: int = 2, shard: Shard | None = None, gather_seconds: float = 0.0
     ) -> None:
         self.store = store
-        self.heartbeats = GroupCommit(self._commit_records, gather_seconds)
+        self._heartbeats = GroupCommit(gather_seconds)
         self.kept_generations = kept_generations
         self.folding: dict[str, str] = {}
         """View → the newest overlay that is being folded into a new base: it and older ones must stay as they are."""
@@ -345,6 +345,14 @@ class StoreWriter:
             if old is None or (old.base, old.kept) != (new.base, new.kept):
                 self._remove_unreferenced(view, new)
             return new
+
+    def commit_heartbeat(self, view: str, change: Change) -> ViewRecord | None:
+        """Replace a view's record without new rows, in one commit with other views' heartbeats; see `GroupCommit`.
+
+        Raises:
+            StoreFull: there is no room; the last version stands.
+        """
+        return self._heartbeats.submit(view, change, self._commit_records)
 
     def _commit_records(self, changes: Mapping[str, Change]) -> dict[str, ViewRecord]:
         """Replace the records of several views in one transaction, without new rows; see `GroupCommit`."""

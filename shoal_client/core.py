@@ -177,9 +177,14 @@ class Core:
         now = datetime.now(UTC)
         timed = _timed(rows, known.timestamp_field, now)
         timed_deletes = _timed(deletes, known.timestamp_field, now)
+        stamped = [
+            member
+            for member, after, before in (("rows", timed, rows), ("deletes", timed_deletes, deletes))
+            if after is not before
+        ]
         shares = self._shares(known.join_keys, timed, timed_deletes)
         targets = [(shard, replica) for shard in shares for replica in self.sets[shard].replicas]
-        requests = {shard: push_request(view, *share, key, self._headers) for shard, share in shares.items()}
+        requests = {shard: push_request(view, *share, key, self._headers, stamped) for shard, share in shares.items()}
         calls = [self._call(requests[shard], self.sets[shard], deadline, replica) for shard, replica in targets]
         outcomes = yield calls
         failed = {

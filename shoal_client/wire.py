@@ -108,10 +108,21 @@ def lookup_request(
 
 
 def push_request(
-    view: str, rows: Columns | pa.RecordBatch | None, deletes: Columns | None, key: str, headers: Mapping[str, str]
+    view: str,
+    rows: Columns | pa.RecordBatch | None,
+    deletes: Columns | None,
+    key: str,
+    headers: Mapping[str, str],
+    stamped: Sequence[str],
 ) -> Request:
-    """A push of rows, as columns or in Arrow, and of deletions, as columns."""
+    """A push of rows, as columns or in Arrow, and of deletions, as columns.
+
+    In `stamped` are those of `rows` and `deletes` that had no event times and got that of now: a push that is repeated
+    under its key gets another, and is to be known all the same.
+    """
     headers = {**headers, "Idempotency-Key": key, "Accept": MEDIA_TYPES["json"]}
+    if stamped:
+        headers["X-Shoal-Stamped"] = ", ".join(stamped)
     if isinstance(rows, pa.RecordBatch):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema) as stream:

@@ -5,9 +5,8 @@ id in the header Idempotency-Key, if there is one, keeps a push that is sent aga
 other content is refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from engine.pushed_rows import EVENT_TIME_COLUMN, deleted_rows, from_base64, pus
 from engine.server import feast_pushes
 from engine.server.arrow_pushes import arrow_columns
 from engine.server.metrics import Metrics
-from engine.server.push_contents import content_of_arrow, content_of_json
+from engine.server.push_contents import STAMPED_HEADER, content_of_arrow, content_of_json, stamped_members
 from engine.server.requests import BodyReader, PushRequest, parse_body
 from engine.server.responses import answer_bytes, answer_json
 from engine.server.served_store import ServedStore
@@ -63,7 +62,7 @@ class Pushes:
                 batches.append(pushed_rows(view, _json_columns(view, _timed(view, asked.rows)), now=now))
             if asked.deletes is not None:
                 batches.append(deleted_rows(view, _timed(view, asked.deletes), now=now))
-        answer = await self._write(request, view, batches, partial(content, body))
+        answer = await self._write(request, view, batches, body, content)
         return answer_json(answer, answer["version"])
 
     async def push_for_feast(self, request: web.BaseRequest) -> web.Response:
@@ -71,14 +70,14 @@ class Pushes:
         body = await self._bodies.read(request)
         parts = feast_pushes.rows_for_source(self._served.open().version(), body, request.content_type)
         for view, batch in parts:
-            await self._write(request, view, [batch], partial(content_of_json, body))
+            await self._write(request, view, [batch], body, content_of_json)
         return answer_bytes(b"", feast_pushes.MEDIA_TYPE)
 
     async def write_for_feast(self, request: web.BaseRequest) -> web.Response:
         """POST /write-to-online-store."""
         body = await self._bodies.read(request)
         view, batch = feast_pushes.rows_for_view(self._served.open().version(), body, request.content_type)
-        answer = await self._write(request, view, [batch], partial(content_of_json, body))
+        answer = await self._write(request, view, [batch], body, content_of_json)
         return answer_json(None, answer["version"])
 
     async def _write(
@@ -86,7 +85,8 @@ class Pushes:
         request: web.BaseRequest,
         view: ViewVersion,
         batches: Sequence[pa.RecordBatch],
-        content: Callable[[], bytes],
+        body: bytes,
+        content: Callable[[bytes, Collection[str], Collection[str | None]], bytes],
     ) -> dict[str, Any]:
         request_id = request.headers.get(REQUEST_ID_HEADER)
         if request_id is not None and not 0 < len(request_id) <= _LONGEST_REQUEST_ID:
@@ -101,7 +101,10 @@ class Pushes:
             )
         # The writer checks this of its own files, which must be those that lookups read.
         self._served.open().check_in_place()
-        digest = content() if request_id is not None else b""
+        digest = b""
+        if request_id is not None:
+            stamped = stamped_members(request.headers.get(STAMPED_HEADER))
+            digest = content(body, stamped, (EVENT_TIME_COLUMN, view.record.view_schema.timestamp_field))
         answer = await self._writer.push(view.name, batches, request_id, digest)
         self._metrics.count_push(view.name, answer["rows"], answer["superseded"])
         return answer

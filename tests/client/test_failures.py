@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import pyarrow as pa
 import pytest
 
 from shoal_client import Client, DeadlineExceeded, Limits, NoAnswer, ServerError
@@ -124,6 +125,9 @@ def test_a_push_whose_answer_was_lost_is_applied_once(replicas: list[Server]) ->
         assert (pushed.rows, pushed.superseded) == (again.rows, again.superseded) == (1, 0)
         # A push that was applied anew would have found its own row, and a version of its own.
         assert repeated.versions == again.versions
+        batch = pa.RecordBatch.from_pydict({"users_id": [5001], "score": [2.0]})
+        in_arrow = [client.push("users", batch, idempotency_key="arrow") for _ in range(2)]
+        assert in_arrow[0].versions == in_arrow[1].versions
         network.requests.clear()
         with pytest.raises(IdempotencyKeyReused):
             client.push("users", {"users_id": [5000], "score": [3.0]}, idempotency_key="once")

@@ -178,6 +178,19 @@ def test_an_id_with_other_content_is_refused_in_arrow_too(server: Server) -> Non
     assert seen(server, 73)["doc:clicks"] == [1]
 
 
+def test_event_times_that_a_client_added_are_no_content(server: Server) -> None:
+    def body(seconds: int, clicks: int) -> dict[str, Any]:
+        return {"view": "doc", "rows": {"doc_id": [76], "clicks": [clicks], "event_timestamp": [at(seconds)]}}
+
+    stamped = {"X-Shoal-Stamped": "rows"}
+    assert keyed(server, "stamped", body(0, 1), **stamped) == (200, "")
+    assert keyed(server, "stamped", body(1, 1), **stamped) == (200, "")
+    assert keyed(server, "stamped", body(1, 2), **stamped) == REUSED
+    assert keyed(server, "stamped", body(0, 1)) == REUSED
+    assert keyed(server, "stamped", body(0, 1), **{"X-Shoal-Stamped": "columns"})[0] == 400
+    assert seen(server, 76)["doc:clicks"] == [1]
+
+
 def test_an_id_of_a_push_that_failed_may_be_used_again(server: Server) -> None:
     assert keyed(server, "failed", {"view": "doc", "rows": {"doc_id": [74], "clicks": ["x"]}})[0] == 400
     assert keyed(server, "failed", {"view": "doc", "rows": {"doc_id": [74], "clicks": [4]}}) == (200, "")
