@@ -77,7 +77,10 @@ def test_a_backup_holds_one_version_though_the_store_is_written_to(store: Path, 
         gc.collect()
         # It goes on from there: versions rise, and pushes are known.
         with StoreWriter(restored) as again:
-            assert push_rows(again, "doc", {"doc_id": [1], "a": [0]}, request_id=f"push {value}").applied.rows == 2
+            assert (
+                push_rows(again, "doc", {"doc_id": [1, 2], "a": [value] * 2}, request_id=f"push {value}").applied.rows
+                == 2
+            )
             assert push_rows(again, "doc", {"doc_id": [1, 2], "a": [7, 7]}).version > manifest.version
         assert seen(restored) == [7, 7]
     # Neither that nor what the store went on to touched the backups.

@@ -16,6 +16,7 @@ import pytest
 from engine.export_root import MANIFEST, SERVICES, ExportRoot
 from engine.manifest import FeatureServices, Manifest
 from engine.schema import FeatureService
+from tests.engine.test_formats import MEMBERS_OF_FORMAT_1
 from tests.stores import Row, publish_delta, publish_snapshot, schema, sealed
 
 VIEW = schema("doc", clicks="int64", title="string")
@@ -72,9 +73,7 @@ def rows(*numbers: int) -> list[Row]:
 
 def write_as_0_1_0(root: ExportRoot, manifest: Manifest) -> None:
     """Seal an entry as version 0.1.0 did, with every member that it knew."""
-    content = manifest.model_dump(
-        mode="json", exclude={"must_understand": True, "live_rows": True, "values": True, "view": {"future"}}
-    )
+    content = manifest.model_dump(mode="json", include=MEMBERS_OF_FORMAT_1[Manifest], exclude={"view": {"future"}})
     for directory in {root.directory(manifest), root.path / f"doc/deltas/{manifest.seq:012d}"}:
         (directory / MANIFEST).write_bytes(sealed(content | {"format_version": 1}))
 
