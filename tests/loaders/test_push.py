@@ -253,7 +253,7 @@ class Pushes(RuleBasedStateMachine):
 
 
 Pushes.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPushes = Pushes.TestCase
 
