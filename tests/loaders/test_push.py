@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -49,6 +49,16 @@ VALUES = {
 }
 MINUTES = st.integers(-8, 8)
 KEY_TIMES = st.dictionaries(st.sampled_from(KEYS), MINUTES, min_size=1, max_size=5)
+
+
+Group = list[list[tuple[int, int, Row | None]]]
+"""Pushes, each of rows: a key, minutes, and values, None for a deletion."""
+
+
+def groups(keys: list[int], minutes: st.SearchStrategy[int]) -> st.SearchStrategy[Group]:
+    values = st.none() | st.fixed_dictionaries({}, optional=VALUES).filter(bool)
+    rows = st.lists(st.tuples(st.sampled_from(keys), minutes, values), max_size=6)
+    return st.lists(rows, min_size=1, max_size=4)
 
 
 def at(minutes: int) -> datetime:
@@ -146,22 +156,9 @@ class Pushes(RuleBasedStateMachine):
         self.snapshots[manifest.snapshot_id] = rows
         self.log.append(partial(self.model.rebase, rows))
 
-    @rule(
-        group=st.lists(
-            st.lists(
-                st.tuples(
-                    st.sampled_from(KEYS),
-                    MINUTES,
-                    st.none() | st.fixed_dictionaries({}, optional=VALUES).filter(bool),
-                ),
-                max_size=6,
-            ),
-            min_size=1,
-            max_size=4,
-        )
-    )
-    def push_group(self, group: list[list[tuple[int, int, Row | None]]]) -> None:
-        """Several pushes in one commit; rows without values are deletions."""
+    @rule(group=groups(KEYS, MINUTES))
+    def push_group(self, group: Group) -> None:
+        """Several pushes in one commit."""
         pushes = [[{"doc_id": key, TIMESTAMP: at(time)} | (given or {}) for key, time, given in rows] for rows in group]
         answers = pushed(self.writer, *pushes)
         for rows, answer in zip(pushes, answers, strict=True):
@@ -256,7 +253,7 @@ class Pushes(RuleBasedStateMachine):
 
 
 Pushes.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPushes = Pushes.TestCase
 
@@ -276,6 +273,29 @@ def writer(tmp_path: Path) -> Iterator[StoreWriter]:
 def a_of(writer: StoreWriter, *keys: int) -> list[int | None]:
     found = FeatureStore.open(writer.store).lookup(["doc:a"], {"doc_id": list(keys)}, stale="serve")
     return found.to_pydict()["doc:a"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(groups([0, 1], st.integers(-2, 2)), min_size=1, max_size=3))
+def test_a_group_of_pushes_is_as_its_rows_one_at_a_time(writer: StoreWriter, groups_of: list[Group]) -> None:
+    """Few keys and times, so that rows meet; each example has keys of its own, with a row."""
+    first, model = writer.version().id * 10, Model()
+    rows = [{"doc_id": first + key, TIMESTAMP: at(-1), "a": 1, "text": "old", "tags": ["p"]} for key in (0, 1)]
+    pushed(writer, rows)
+    model.push(rows)
+    for group in groups_of:
+        pushes = [
+            [{"doc_id": first + key, TIMESTAMP: at(minutes)} | (given or {}) for key, minutes, given in of]
+            for of in group
+        ]
+        for of, answer in zip(pushes, pushed(writer, *pushes), strict=True):
+            assert answer.applied == Applied(len(of), model.push(of))
+        found = FeatureStore.open(writer.store).lookup(["doc:*"], {"doc_id": list(model.keys)}, stale="serve")
+        cells = found.to_pydict()
+        for name in FEATURES:
+            assert cells[f"doc:{name}"] == [row.values and row.values[name] for row in model.keys.values()], name
+        times = [row.time.replace(tzinfo=None) if row.values is not None else None for row in model.keys.values()]
+        assert found.views["doc"].event_timestamps.tolist() == times
 
 
 def test_an_id_is_known_again_by_the_next_writer(writer: StoreWriter) -> None:
