@@ -110,7 +110,7 @@ def _what_to_publish(
     if found.shipped or found.counts[Verdict.REMOVED]:
         return "delta", None
     for member in ("ttl", "timestamp_field", "push_source", "future"):
-        if getattr(view, member) != getattr(basis.previous.view, member):
+        if getattr(view.schema, member) != getattr(basis.previous.view, member):
             return "delta", f"the {member} changed"
     return None, None
 
