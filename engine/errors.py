@@ -63,6 +63,10 @@ class PublicationLost(ShoalError):
     exit_code = 3
 
 
+class RemovalRefused(ShoalError):
+    """An export would remove a larger share of a view's rows, or of a feature's values, than the view allows."""
+
+
 class LogTaken(ShoalError):
     """A view's log was last written by another: an export or a stream goes on only with what is its own."""
 

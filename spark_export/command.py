@@ -33,6 +33,9 @@ WRITE_FORMAT = click.option(
 )
 @click.option("--view", "view_names", multiple=True, metavar="NAME", help="Only this view; may be given again.")
 @click.option("--full", is_flag=True, help="Publish full snapshots, even where a delta would do.")
+@click.option(
+    "--allow-removals", is_flag=True, help="Publish this once, however many rows or values a view loses by it."
+)
 @WRITE_FORMAT
 @click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as one JSON list.")
@@ -41,6 +44,7 @@ def export_command(
     address: str,
     view_names: tuple[str, ...],
     full: bool,
+    allow_removals: bool,
     write_format: FormatVersion,
     master: str | None,
     as_json: bool,
@@ -49,6 +53,10 @@ def export_command(
 
     The first export of a view is a snapshot of all its rows; later ones are deltas with what is new, changed or gone
     since the export before. A view in which nothing changed is not published.
+
+    An export that would remove more than 20% of a view's rows, or of a feature's values, publishes nothing of that view
+    and ends with exit code 1. The view's max_removed in views.yaml sets another share, and --allow-removals lifts the
+    limit once. Of fewer than 1,000 rows any may be removed, but not all. Other views are exported.
 
     Started by spark-submit, the export runs in the session that it sets up.
     """
@@ -64,7 +72,14 @@ def export_command(
     root = ExportRoot(address, write_format=write_format)
     reports: list[Report] = []
     try:
-        for report in export_each(views_file, root, view_names=view_names or None, full=full, spark=spark):
+        for report in export_each(
+            views_file,
+            root,
+            view_names=view_names or None,
+            full=full,
+            allow_removals=allow_removals,
+            spark=spark,
+        ):
             reports.append(report)
             if not as_json:
                 click.echo(_sentence(report))
@@ -125,9 +140,14 @@ def _sentence(report: Report) -> str:
         "duplicates": report.duplicates,
     }
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "no rows"
-    if report.kind is None:
+    if report.refused:
+        more = f" and {len(report.refused) - 1} more" if len(report.refused) > 1 else ""
+        outcome = f"refused, still at seq {report.seq}: {report.refused[0]}{more}"
+    elif report.kind is None:
         outcome = f"nothing to publish, still at seq {report.seq}"
     else:
         reason = f" ({report.reason})" if report.reason else ""
         outcome = f"{report.kind} {report.seq}{reason}, {report.bytes / 1e6:,.1f} MB"
+    if report.not_compared:
+        told += f"; no earlier entry has {' or '.join(report.not_compared)} to compare with"
     return f"{report.view}: {outcome}: {told}; {report.seconds:.1f} s"

@@ -9,6 +9,8 @@ ones published:
     __row_hash                 bigint     of the shipped values of features without a tolerance; null: the key is gone
     __event_timestamp          timestamp  as shipped
     <feature with a tolerance>            as shipped, so that small steps cannot add up unnoticed
+    __values_0, …              bigint     which features have a value, as shipped, a bit each: `value_counts.py`.
+                                          Of a key that this run removes: which had one
     __seen                     timestamp  the source's event time, if it is another
     __verdict                  string     a Verdict; for an unsound row, the number of the demand it breaks
 """
@@ -18,6 +20,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import reduce
 from operator import and_
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -30,6 +33,7 @@ from spark_export.hashes import key_hashes, row_hash
 from spark_export.instants import from_micros, instant
 from spark_export.low_watermark import Ages
 from spark_export.source import spark_type
+from spark_export.value_counts import sums, word_names, words
 from spark_export.views import ViewDefinition
 
 ROW_HASH = "__row_hash"
@@ -67,16 +71,29 @@ SHIPPED = (Verdict.NEW, Verdict.CHANGED, Verdict.REFRESHED)
 
 @dataclass(frozen=True)
 class Tally:
-    """How often each verdict was given, how many rows break which demand, and the newest event time seen."""
+    """How often each verdict was given, how many rows break which demand, and the newest event time seen.
+
+    `live_rows` is how many rows the view has after the run, `values` how many of them have a value, by feature;
+    `removed_values` is the same of the rows that the run removes. Ledgers of older versions have no bits to count:
+    `values` is then None.
+    """
 
     counts: dict[Verdict, int]
     flaws: dict[int, int]
     watermark: datetime | None
+    live_rows: int
+    values: dict[str, int] | None
+    removed_values: dict[str, int]
 
     @property
     def shipped(self) -> int:
         """How many rows of the source a delta ships."""
         return sum(self.counts[verdict] for verdict in SHIPPED)
+
+    @property
+    def live_before(self) -> int:
+        """How many rows the view had before the run, if it had a state to compare with."""
+        return self.live_rows - self.counts[Verdict.NEW] + self.counts[Verdict.REMOVED]
 
 
 def with_hashes(view: ViewDefinition, rows: DataFrame) -> DataFrame:
@@ -99,14 +116,15 @@ def judge(view: ViewDefinition, rows: DataFrame, flaw: Column, state: DataFrame 
     """
     tolerant = [feature.name for feature in view.tolerant_features]
     kept = [*KEY, ROW_HASH, EVENT_TIMESTAMP, *tolerant]
-    source = rows.select(*kept, flaw.alias(_FLAW)).withColumn(_RANK, newest_first(view, *KEY))
+    source = rows.select(*kept, *words(view), flaw.alias(_FLAW)).withColumn(_RANK, newest_first(view, *KEY))
     unsound = F.when(F.col(_FLAW).isNotNull(), F.col(_FLAW).cast("string"))
     unsound = unsound.when(F.col(_RANK) > 1, Verdict.DUPLICATE)
     if state is None:
         verdict = unsound.otherwise(Verdict.NEW)
-        return source.select(*kept, F.lit(None).cast("timestamp").alias(SEEN), verdict.alias(VERDICT))
+        seen = F.lit(None).cast("timestamp").alias(SEEN)
+        return source.select(*kept, *word_names(view), seen, verdict.alias(VERDICT))
 
-    shipped = {name: F.col(_SHIPPED + name) for name in (ROW_HASH, EVENT_TIMESTAMP, *tolerant)}
+    shipped = {name: F.col(_SHIPPED + name) for name in (ROW_HASH, EVENT_TIMESTAMP, *tolerant, *word_names(view))}
     state = state.withColumnsRenamed({name: _SHIPPED + name for name in shipped})
     is_served, event_time = shipped[ROW_HASH].isNotNull(), F.col(EVENT_TIMESTAMP)
     verdict = (
@@ -125,6 +143,11 @@ def judge(view: ViewDefinition, rows: DataFrame, flaw: Column, state: DataFrame 
     ships = F.col(VERDICT).isin(*SHIPPED)
     of_row_hash = F.when(ships, F.col(ROW_HASH)).when(F.col(VERDICT) != Verdict.REMOVED, shipped[ROW_HASH])
     others = [F.when(ships, F.col(name)).otherwise(shipped[name]).alias(name) for name in (EVENT_TIMESTAMP, *tolerant)]
+    # An unchanged row has the values that were shipped, also if its state is of a version that kept no bits.
+    is_as_shipped = ships | (F.col(VERDICT) == Verdict.UNCHANGED)
+    for name in word_names(view):
+        of_served = F.when(is_served, F.coalesce(shipped[name], F.col(name)))
+        others.append(F.when(is_as_shipped, F.col(name)).otherwise(of_served).alias(name))
     seen = F.when(~ships & ~event_time.eqNullSafe(shipped[EVENT_TIMESTAMP]), event_time)
     return judged.select(*KEY, of_row_hash.alias(ROW_HASH), *others, seen.alias(SEEN), VERDICT)
 
@@ -133,6 +156,7 @@ def ledger_columns(view: ViewDefinition) -> str:
     """The columns of a ledger, as DDL."""
     columns = {KEY_HASH: "bigint", KEY_HASH_2: "bigint", ROW_HASH: "bigint", EVENT_TIMESTAMP: "timestamp"}
     columns |= {feature.name: spark_type(feature.type) for feature in view.tolerant_features}
+    columns |= dict.fromkeys(word_names(view), "bigint")
     columns |= {SEEN: "timestamp", VERDICT: "string"}
     return ", ".join(f"`{name}` {kind}" for name, kind in columns.items())
 
@@ -148,15 +172,33 @@ def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int, ages:
     return ledger.where(F.col(ROW_HASH).isNotNull() | is_remembered).drop(SEEN, VERDICT)
 
 
-def tally(ledger: DataFrame) -> Tally:
+def tally(view: ViewDefinition, ledger: DataFrame) -> Tally:
     """Count a ledger."""
     newest = F.unix_micros(F.max(F.coalesce(SEEN, EVENT_TIMESTAMP)))
-    found = ledger.groupBy(VERDICT).agg(F.count(F.lit(1)), newest).collect()
+    counted = [F.count(F.lit(1)), newest, F.count(ROW_HASH), F.count(word_names(view)[0]), *sums(view)]
+    found = {verdict: numbers for verdict, *numbers in ledger.groupBy(VERDICT).agg(*counted).collect()}
     counts = dict.fromkeys(Verdict, 0)
-    counts |= {Verdict(verdict): count for verdict, count, _ in found if not verdict.isdigit()}
-    flaws = {int(flaw): count for flaw, count, _ in found if flaw.isdigit()}
-    times = [micros for *_, micros in found if micros is not None]
-    return Tally(counts, flaws, from_micros(max(times)) if times and not flaws else None)
+    counts |= {Verdict(verdict): count for verdict, (count, *_) in found.items() if not verdict.isdigit()}
+    flaws = {int(flaw): count for flaw, (count, *_) in found.items() if flaw.isdigit()}
+    times = [micros for _, micros, *_ in found.values() if micros is not None]
+    live = [found[verdict] for verdict in (*SHIPPED, Verdict.UNCHANGED, Verdict.LATE) if verdict in found]
+    live_rows, with_bits = (sum(numbers[place] for numbers in live) for place in (2, 3))
+    return Tally(
+        counts=counts,
+        flaws=flaws,
+        watermark=from_micros(max(times)) if times and not flaws else None,
+        live_rows=live_rows,
+        values=_by_feature(view, live) if with_bits == live_rows else None,
+        removed_values=_by_feature(view, [found[Verdict.REMOVED]] if Verdict.REMOVED in found else []),
+    )
+
+
+def _by_feature(view: ViewDefinition, groups: list[list[Any]]) -> dict[str, int]:
+    """The sums over groups that `tally` counted, which come last in each; null is of a group without bits."""
+    return {
+        feature.name: sum(numbers[4 + position] or 0 for numbers in groups)
+        for position, feature in enumerate(view.features)
+    }
 
 
 def _is_same(view: ViewDefinition, shipped: dict[str, Column]) -> Column:

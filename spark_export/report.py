@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from spark_export.guard import Loss
+
 
 @dataclass(frozen=True)
 class Report:
@@ -13,6 +15,10 @@ class Report:
     row is one of `new`, `changed`, `refreshed` (shipped again lest its TTL lapse), `late` (changed, but older than
     what was shipped: not shipped) or `unchanged`. `removed` keys are no longer in the source. A snapshot is compared
     with nothing: all its rows are `new`. `bytes` counts the published files, `seconds` the whole run.
+
+    `refused` are the losses over the view's limit for which nothing was published; the other counts are then what would
+    have been. `not_compared` names what was published without being compared with what the view had, `rows` or
+    `values`, because no earlier entry says how many there were.
     """
 
     view: str
@@ -29,6 +35,8 @@ class Report:
     unchanged: int
     bytes: int
     seconds: float
+    refused: tuple[Loss, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""

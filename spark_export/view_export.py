@@ -15,6 +15,7 @@ from engine.manifest import Manifest, PublishedFile
 from spark_export import shipment
 from spark_export.basis import Basis, find_basis
 from spark_export.checks import checks, flaw, source_error
+from spark_export.guard import Comparison, Numbers, compare, published_numbers
 from spark_export.instants import from_micros, to_micros
 from spark_export.ledger import Tally, Verdict, judge, ledger_columns, shipped_before, tally, with_hashes
 from spark_export.low_watermark import Ages, ages, recent_runs
@@ -26,8 +27,13 @@ from spark_export.views import ViewDefinition
 _IN_SOURCE = (Verdict.NEW, Verdict.CHANGED, Verdict.REFRESHED, Verdict.UNCHANGED, Verdict.LATE, Verdict.DUPLICATE)
 
 
-def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, full: bool) -> Report:
-    """Publish what changed in the source of a view that has one; raises as `spark_export.exporter.export` does."""
+def export_view(
+    view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, full: bool, allow_removals: bool
+) -> Report:
+    """Publish what changed in the source of a view that has one; raises as `spark_export.exporter.export` does.
+
+    If that would take away more of the view than its limit allows, nothing is published, and the report says so.
+    """
     started = time.monotonic()
     assert view.source is not None
     basis = find_basis(root, view, full=full)
@@ -46,6 +52,9 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
         ledger, found = _judge(root, view, rows, basis, run_time, aged, stage)
         watermark = _watermark(basis, found)
         kind, reason = _what_to_publish(view, basis, found, watermark, aged)
+        compared = Comparison() if allow_removals else _compare(root, view, spark, basis, found)
+        if compared.losses:
+            kind = None
         files: tuple[PublishedFile, ...] = ()
         if kind is not None:
             files = _write_parts(view, rows, ledger, found, kind, run_time, stage)
@@ -67,6 +76,8 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
                     state=stage.state,
                     low_watermark=aged.low_watermark,
                     recent_runs=recent_runs(basis.previous, from_micros(run_time)),
+                    live_rows=found.live_rows,
+                    values=found.values,
                 )
             )
             remove_states(root, basis.superseded)
@@ -85,6 +96,8 @@ def export_view(view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, 
         unchanged=found.counts[Verdict.UNCHANGED],
         bytes=sum(file.bytes for file in files),
         seconds=round(time.monotonic() - started, 3),
+        refused=compared.losses,
+        not_compared=compared.not_compared if kind else (),
     )
 
 
@@ -99,7 +112,7 @@ def _judge(
         state = shipped_before(view, earlier, run_time, aged)
     stage.write_ledger(judge(view, rows, flaw(demands), state, aged))
     ledger = stage.read_ledger(rows.sparkSession, ledger_columns(view))
-    found = tally(ledger)
+    found = tally(view, ledger)
     if found.flaws:
         broken, count = min(found.flaws.items())
         raise source_error(view, rows, demands, broken, count)
@@ -120,6 +133,22 @@ def _what_to_publish(
     if aged.now is not None and (aged.now != aged.before or watermark != basis.previous.watermark):
         return "delta", "no row changed, the source is newer"
     return None, None
+
+
+def _compare(root: ExportRoot, view: ViewDefinition, spark: SparkSession, basis: Basis, found: Tally) -> Comparison:
+    """Compare what the view has with what it would have; the two agree if it is new."""
+    if basis.previous is None:
+        return Comparison()
+    after = Numbers(found.live_rows, found.values)
+    if basis.state is None:
+        return compare(published_numbers(root, basis.previous), after, None, view.max_removed)
+    values = basis.previous.values
+    if values is None:
+        # The entry was published in format 1, so its state is all that may tell.
+        values = tally(view, read_state(root, spark, basis.state, ledger_columns(view))).values
+    before = Numbers(found.live_before, values)
+    removed = Numbers(found.counts[Verdict.REMOVED], found.removed_values)
+    return compare(before, after, removed, view.max_removed)
 
 
 def _write_parts(

@@ -19,6 +19,7 @@ import difflib
 import os
 import re
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -53,6 +54,17 @@ def _wrong(message: str, *at: str | int) -> PydanticCustomError:
 
 def _duration(value: object) -> timedelta:
     return value if isinstance(value, timedelta) else parse_duration(str(value))
+
+
+def _share(value: object) -> float | None:
+    """A share as a number: of `20%`, or of a number from 0 to 1."""
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
+        return value
+    if isinstance(value, str) and (match := re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%", value)):
+        share = float(Decimal(match[1]) / 100)
+        if share <= 1:
+            return share
+    raise ValueError(f"expected a share such as 20% or 0.2, from 0% to 100%, found {value!r:.{_SHOWN_CHARACTERS}}")
 
 
 def _beside(path: str | None, info: ValidationInfo) -> str | None:
@@ -174,8 +186,9 @@ class ViewDefinition(BaseModel):
     `timestamp_field` names the source's column of event times; without it a row's event time is the time of the run
     that ships it. `push_source` is the name under which Feast's clients push rows of it to a server. `shards` is the
     number of hash ranges, and so of files, in which an entry's rows are published. `tier` and `table` say where the
-    rows are kept from which lookups are answered. `future` says whether event times may
-    be more than a day ahead.
+    rows are kept from which lookups are answered. `future` says whether event times may be more than a day ahead.
+    `max_removed` is the share of its rows, and of each feature's values,
+    that one export may remove; None for the default: `spark_export.guard`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -191,6 +204,7 @@ class ViewDefinition(BaseModel):
     tier: Tier = "local"
     table: TableName | None = None
     future: FutureTimes = "refuse"
+    max_removed: Annotated[float | None, BeforeValidator(_share)] = None
 
     @model_validator(mode="after")
     def _has_rows(self) -> Self:

@@ -16,6 +16,7 @@ from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
 from engine.times import shown_time, to_micros
 from spark_export.checks import Check, broken_demand, broken_row, checks, flaw, found
+from spark_export.guard import Numbers
 from spark_export.hashes import key_hashes, row_hash
 from spark_export.spark_errors import source_errors
 from spark_export.views import ViewDefinition
@@ -53,6 +54,14 @@ def collect(view: ViewDefinition, rows: DataFrame) -> pa.Table:
     is_newest[1:] = np.any(identity[:, 1:] != identity[:, :-1], axis=0)
     named = [*(key.name for key in view.join_keys), *(feature.name for feature in view.features)]
     return table.select([KEY_HASH, KEY_HASH_2, EVENT_TIMESTAMP, *named]).take(order[is_newest]).combine_chunks()
+
+
+def numbers_of(view: ViewDefinition, table: pa.Table) -> Numbers:
+    """Count the rows of such a table, and those with a value, by feature; a table without columns has no rows."""
+    values = dict.fromkeys((feature.name for feature in view.features), 0)
+    if table.num_rows:
+        values = {name: table.num_rows - pc.sum(pc.is_null(table[name], nan_is_null=True)).as_py() for name in values}
+    return Numbers(table.num_rows, values)
 
 
 def _unsound(view: ViewDefinition, table: pa.Table, demands: list[Check]) -> SourceError:

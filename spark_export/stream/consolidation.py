@@ -1,17 +1,21 @@
 """A log that a stream lengthens all the time, made short: a snapshot of all it holds, and what is older removed."""
 
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
+from engine.errors import StreamFailed
 from engine.export_root import MANIFEST, ExportRoot, entry_directory, log_directory
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
+from spark_export.guard import Numbers
 from spark_export.publication import FILE, read_parts
 from spark_export.source import spark_type
+from spark_export.value_counts import has_value
 from spark_export.views import ViewDefinition
 
 _SEQ = "__seq"
 _RANK = "__rank"
+_ROWS = "__rows"
 _SEQ_OF_A_FILE = r"/(?:deltas|snapshots)/([0-9]{12})"
 
 
@@ -36,6 +40,42 @@ def rows_of(view: ViewDefinition, root: ExportRoot, entries: list[Manifest], spa
     ranked = published.withColumn(_SEQ, seq).withColumn(_RANK, F.row_number().over(newest_first))
     is_served = (F.col(_RANK) == 1) & ~F.coalesce(TOMBSTONE, F.lit(False))
     return ranked.where(is_served).drop(FILE, _SEQ, _RANK, TOMBSTONE)
+
+
+class Count:
+    """How many rows were written, and how many of them have a value, by feature.
+
+    The stage that writes the rows counts them. Spark takes the counts of each of its partitions once, also if a task is
+    repeated.
+    """
+
+    def __init__(self, view: ViewDefinition) -> None:
+        self._columns = [F.count_if(has_value(feature)).alias(feature.name) for feature in view.features]
+        self._observation = Observation()
+
+    def of(self, rows: DataFrame) -> DataFrame:
+        """The rows, which are to be written next, and only once."""
+        return rows.observe(self._observation, F.count(F.lit(1)).alias(_ROWS), *self._columns)
+
+    def numbers(self) -> Numbers:
+        """The numbers, once the rows are written."""
+        values = dict(self._observation.get)
+        return Numbers(values.pop(_ROWS), values)
+
+
+def check_complete(root: ExportRoot, entries: list[Manifest], rows: int) -> None:
+    """Check that entries gave as many rows as a log must have: older entries are removed for what was made of them.
+
+    Raises:
+        StreamFailed: rows are missing. A Spark that is set to ignore missing or damaged files reads fewer.
+    """
+    least = entries[-1].rows - sum(entry.tombstones for entry in entries[:-1])
+    if rows < least:
+        raise StreamFailed(
+            f"view {entries[0].view.name!r}: its log in {root} has at least {least} rows, but Spark read only {rows}; "
+            f"no snapshot was published, and no entry was removed; leave out the settings "
+            f"spark.sql.files.ignoreMissingFiles and spark.sql.files.ignoreCorruptFiles, and start the stream again"
+        )
 
 
 def remove_before(root: ExportRoot, view: str, seq: int) -> None:

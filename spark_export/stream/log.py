@@ -18,9 +18,11 @@ from engine.export_root import ExportRoot
 from engine.failpoints import reached
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile, StreamBatch
 from spark_export import shipment
+from spark_export.guard import Numbers
 from spark_export.publication import Staging, job_name, staging, writing
 from spark_export.session import export_session
-from spark_export.stream.consolidation import entries_since_snapshot, remove_before, rows_of
+from spark_export.stream.batches import numbers_of
+from spark_export.stream.consolidation import Count, check_complete, entries_since_snapshot, remove_before, rows_of
 from spark_export.views import ViewDefinition
 
 
@@ -89,12 +91,15 @@ class StreamLog:
 
     def _consolidate(self, newest: Manifest) -> None:
         """Publish all that the log holds as a snapshot, and remove what is older than the snapshot before it."""
-        entries = entries_since_snapshot(self._root, newest)
+        entries, count = entries_since_snapshot(self._root, newest), Count(self._view)
         with staging(self._root, self._view.name, uuid.uuid4().hex, newest.seq + 1) as stage:
             rows = rows_of(self._view, self._root, entries, self._spark)
-            files = stage.write_parts("snapshot", shipment.in_files(self._view, rows, duplicates=False))
+            rows = count.of(shipment.in_files(self._view, rows, duplicates=False))
+            files = stage.write_parts("snapshot", rows)
+            numbers = count.numbers()
+            check_complete(self._root, entries, numbers.rows)
             self._newest = _publish_files(
-                self._root, stage, self._view, newest, newest.stream, self._job, "snapshot", files, None
+                self._root, stage, self._view, newest, newest.stream, self._job, "snapshot", files, None, numbers
             )
         self._since_snapshot = 0
         reached("stream.consolidated")
@@ -137,7 +142,8 @@ def _publish(
     with staging(root, view.name, uuid.uuid4().hex, previous.seq + 1 if previous else 1) as stage:
         with writing(root):
             files = stage.write_table(kind, table)
-        return _publish_files(root, stage, view, previous, batch, job, kind, files, newest)
+        numbers = numbers_of(view, table) if kind == "snapshot" else None
+        return _publish_files(root, stage, view, previous, batch, job, kind, files, newest, numbers)
 
 
 def _publish_files(
@@ -150,8 +156,10 @@ def _publish_files(
     kind: Literal["snapshot", "delta"],
     files: tuple[PublishedFile, ...],
     newest: datetime | None,
+    numbers: Numbers | None,
 ) -> Manifest:
-    """Publish files that were written as the entry behind `previous`; `newest` is their newest event time."""
+    """Publish files that were written as the entry behind `previous`; `newest` is their newest event time. `numbers`
+    are those of a snapshot; how many rows a view has after a delta is not known."""
     seen = (newest, previous.watermark if previous else None)
     manifest = Manifest(
         format_version=root.write_format,
@@ -169,6 +177,8 @@ def _publish_files(
         inputs=(str(view.stream),),
         stream=batch,
         low_watermark=previous.low_watermark if previous else None,
+        live_rows=numbers.rows if numbers else None,
+        values=dict(numbers.values) if numbers and numbers.values is not None else None,
     )
     stage.publish(manifest)
     return manifest
