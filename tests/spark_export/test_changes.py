@@ -88,6 +88,8 @@ def test_every_run_publishes_what_the_rules_say(lab: Lab) -> None:
         _assert_published(lab, expected)
         assert lab.newest().low_watermark == model.low_watermark
         _assert_judged_truly(lab, rows)
+        assert lab.newest().live_rows == len(model.shipped)
+        assert lab.newest().values == {name: _values_of(model, name) for name in FEATURES}
         assert _live(lab.served()) == _live({(key,): _as_served(row) for key, row in model.shipped.items()})
 
 
@@ -109,6 +111,10 @@ def _assert_judged_truly(lab: Lab, source: list[Row]) -> None:
         shipped, by = judged[key,]
         assert by <= moment or shipped > moment
         assert by > ago(days=4) or moment < ago(days=4) or shipped > moment
+
+
+def _values_of(model: Model, name: str) -> int:
+    return sum(plain(row.get(name)) not in (None, "NaN") for row in model.shipped.values())
 
 
 def _live(rows: dict[tuple[str | int, ...], Row]) -> dict[tuple[str | int, ...], Row]:

@@ -182,7 +182,7 @@ def test_a_query_is_run_once(lab: Lab) -> None:
     lab.define({"n": "int64"}, source={"sql": query})
     lab.export()
     first = lab.served()
-    report = lab.export()
+    report = lab.export(allow_removals=True)
     assert (report.new, report.removed) == (50, 50)
     assert len(first) == len(lab.served()) == 50
     assert not first.keys() & lab.served().keys()
