@@ -17,6 +17,7 @@ from loaders.compaction import fold, merge_overlays
 from loaders.load import Silence, catch_up
 from loaders.push import push_rows
 from loaders.store_writer import StoreWriter
+from tests.damage import harm
 from tests.stores import TIMESTAMP, Row, falsify, load, publish_delta, publish_snapshot, schema
 
 VIEW = schema("doc", ttl=timedelta(days=2), n="int64", title="string")
@@ -135,6 +136,20 @@ def test_a_rollback_restores_the_low_watermark(root: ExportRoot, store: Path) ->
         roll_back(writer, "doc", first.snapshot_id)
     assert _low_watermark(store) == LowWatermark(at=ago(7), set_by=_snapshot(root, 1))
     assert statuses(store, "d1") == [TOO_OLD]
+
+
+def test_a_repair_restores_the_low_watermark(root: ExportRoot, store: Path) -> None:
+    publish_delta(root, VIEW, [row("d1", 6), row("d2", 3)], low_watermark=ago(4))
+    publish_delta(root, VIEW, [], low_watermark=ago(1))
+    load(store, root)
+    before = _low_watermark(store)
+    gc.collect()
+    for how in ("base missing", "overlay missing"):
+        harm(store, "doc", how)
+        load(store, root)
+        assert _low_watermark(store) == before
+        assert statuses(store, "d1", "d2", "d3", "behind") == [TOO_OLD, PRESENT, PRESENT, TOO_OLD]
+        gc.collect()
 
 
 def test_the_entry_that_set_the_low_watermark_is_known_and_stays(root: ExportRoot, store: Path) -> None:
