@@ -27,6 +27,9 @@ _OWN_LOCAL_SESSION = {
 _EXPORT_SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.adaptive.enabled": "true",
+    # The JVM never compiles a longer method. Spark makes one of that length of about 45 features, and it would take
+    # three times as long as several short ones.
+    "spark.sql.codegen.hugeMethodLimit": "8000",
     "spark.sql.files.maxRecordsPerFile": "0",
     "spark.sql.parquet.compression.codec": "zstd",
     # As small as at Spark's default of 3 for hashes and features, and a quarter faster to write.

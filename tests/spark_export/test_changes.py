@@ -86,6 +86,8 @@ def test_every_run_publishes_what_the_rules_say(lab: Lab) -> None:
         assert {name: getattr(report, name) for name in COUNTS} == {name: expected.counts[name] for name in COUNTS}
         assert report.kind == ("snapshot" if full else "delta")
         _assert_published(lab, expected)
+        assert lab.newest().live_rows == len(model.shipped)
+        assert lab.newest().values == {name: _values_of(model, name) for name in FEATURES}
         assert _live(lab.served()) == _live({(key,): _as_served(row) for key, row in model.shipped.items()})
 
 
@@ -93,6 +95,10 @@ def _assert_published(lab: Lab, expected: Expected) -> None:
     rows, tombstones = lab.published(lab.newest())
     assert _values(rows) == _values({(key,): _as_served(row) for key, row in expected.rows.items()})
     assert tombstones == {key_identity([key]): moment for key, moment in expected.tombstones.items()}
+
+
+def _values_of(model: Model, name: str) -> int:
+    return sum(plain(row.get(name)) not in (None, "NaN") for row in model.shipped.values())
 
 
 def _live(rows: dict[tuple[str | int, ...], Row]) -> dict[tuple[str | int, ...], Row]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.errors import DefinitionError, SourceError
+from engine.errors import DefinitionError, RemovalRefused, SourceError
 from spark_export.command import export_command
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, ago
 
@@ -66,6 +66,27 @@ def test_a_view_that_fails_does_not_hide_those_published_before_it(two_views: La
     assert (report["view"], report["seq"], report["kind"], report["new"]) == (VIEW, 1, "snapshot", 1500)
     # Services name what nodes can be asked for, so they wait until every view is there.
     assert two_views.root.services() == ()
+
+
+def test_it_tells_what_it_refuses(lab: Lab) -> None:
+    lab.define({"n": "int64", "m": "int64"})
+    lab.put([row | {"m": 1} for row in ROWS])
+    assert _run(lab).exit_code == 0
+    lab.put([row | {TIMESTAMP: ago(hours=1), "n": None, "m": None} for row in ROWS[:1100]])
+    result = _run(lab)
+    assert isinstance(result.exception, RemovalRefused)
+    assert result.output.startswith(
+        "docs: refused, still at seq 1: 400 of 1,500 rows would be removed (26.67%; at most 20% may be) and 2 more: "
+        "1,100 changed, 400 removed; "
+    )
+    result = _run(lab, "--json")
+    (report,) = json.loads(result.output)
+    assert (report["kind"], report["seq"], report["removed"]) == (None, 1, 400)
+    rows, values, _ = report["refused"]
+    assert rows == {"feature": None, "had": 1500, "lost": 400, "share": 400 / 1500, "limit": 0.2}
+    assert values == {"feature": "m", "had": 1500, "lost": 1100, "share": 1100 / 1500, "limit": 0.2}
+    assert lab.seqs() == [1]
+    assert "docs: delta 2, " in _run(lab, "--allow-removals").output
 
 
 def test_a_view_that_is_not_defined(lab: Lab) -> None:

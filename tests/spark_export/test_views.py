@@ -86,6 +86,13 @@ WRONG: list[tuple[str, str, int, str]] = [
     ("{name: ctr, type: float32, ", "{name: ctr, ", 6, "'type' is missing; add it"),
     ("ttl: 7d", "ttl: 7 days", 9, "ttl: '7 days' is no duration"),
     ("ttl: 7d", "ttl: 0d", 9, "ttl: '0d' is no duration"),
+    ("ttl: 7d", "max_removed: 20", 9, "max_removed: expected a share such as 20% or 0.2, from 0% to 100%, found 20"),
+    ("ttl: 7d", "max_removed: 101%", 9, "from 0% to 100%, found '101%'"),
+    ("ttl: 7d", "max_removed: -1%", 9, "from 0% to 100%, found '-1%'"),
+    ("ttl: 7d", "max_removed: true", 9, "from 0% to 100%, found True"),
+    ("ttl: 7d", "max_removed: .nan", 9, "from 0% to 100%, found nan"),
+    ("ttl: 7d", "max_removed: [0.2]", 9, "from 0% to 100%, found [0.2]"),
+    ("ttl: 7d", "max_removd: 20%", 9, "unknown key 'max_removd'; did you mean 'max_removed'?"),
     ("ttl: 7d", "tll: 7d", 9, "unknown key 'tll'; did you mean 'ttl'?"),
     ("ttl: 7d", "ttl: 7d\n    ttl: 8d", 10, "the key 'ttl' is given twice, first in line 9; remove one"),
     ("ttl: 7d", "ttl: [7d", 10, "not valid YAML: "),
@@ -164,6 +171,17 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"views: \xff\xfe")
     with pytest.raises(DefinitionError, match=r"binary\.yaml is not UTF-8 text"):
         load_views(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("20%", 0.2), ("12.5 %", 0.125), ("29%", 0.29), ("0.1%", 0.001), ("0", 0.0), ("1", 1.0), ("0.35", 0.35)],
+)
+def test_a_share_is_a_percentage_or_a_fraction(tmp_path: Path, text: str, share: float) -> None:
+    path = tmp_path / "views.yaml"
+    path.write_text(GOOD.replace("ttl: 7d", f"max_removed: {text}"))
+    docs, users = load_views(path).views
+    assert (docs.max_removed, users.max_removed) == (share, None)
 
 
 def test_definitions_and_the_command_load_without_pyspark() -> None:
