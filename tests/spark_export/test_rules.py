@@ -179,7 +179,7 @@ def test_more_changed_keys_than_are_sent_around_are_joined(lab: Lab, monkeypatch
 def test_a_query_is_run_once(lab: Lab) -> None:
     # It gives other keys each time it runs, so what was judged would not be found again when it is shipped.
     query = "SELECT concat(id, ' at ', now()) AS doc_id, id AS n, current_timestamp() AS event_timestamp FROM range(50)"
-    lab.define({"n": "int64"}, source={"sql": query})
+    lab.define({"n": "int64"}, source={"sql": query}, max_removed="100%")
     lab.export()
     first = lab.served()
     report = lab.export(allow_removals=True)
