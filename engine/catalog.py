@@ -234,7 +234,8 @@ def write_trouble(transaction: lmdb.Transaction, db: lmdb._Database, view: str, 
 
 
 def note_pushed_to(transaction: lmdb.Transaction, db: lmdb._Database, view: str) -> None:
-    """Note that rows were pushed to a view: beside its record, in which older versions of Shoal take no new member."""
+    """Note that rows were pushed to a view: stored in its own entry, because older versions reject unknown members of
+    the view's record."""
     if not is_pushed_to(transaction, db, view):
         put_entry(transaction, db, _PUSHED_TO_PREFIX + view.encode(), b"")
 

@@ -255,7 +255,7 @@ class WriterClient:
         try:
             document: dict[str, Any] = orjson.loads(answer)
             if not isinstance(document, dict):
-                raise TypeError("it is no JSON object")
+                raise TypeError("it is not a JSON object")
             if status == 200:
                 return document
             error_met = error_in(document)

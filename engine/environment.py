@@ -126,12 +126,12 @@ class LiveEnvironment:
         try:
             if _identity(store, self.path.name) == self._identity:
                 return
-            found = "lead to other files than"
+            found = "other files are at its path"
         except OSError as error:
-            found = f"cannot be found ({error.strerror}), unlike"
+            found = error.strerror or str(error)
         raise StoreMoved(
-            f"{store} or {self.path} {found} those that this process has open: they were moved, deleted or replaced "
-            f"while it ran. Nothing is acknowledged until they are back; restart the server if they will not be"
+            f"the store at {store} was moved, deleted or replaced while it was open ({found}); move it back, or "
+            f"restart the server; until then no push, reload or definition is acknowledged"
         )
 
     def check_pages(self) -> None:
@@ -243,7 +243,7 @@ def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_
             if is_new and not writable:
                 if (path / DATA).exists():
                     raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does")
-                raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
+                raise StoreNotFound(f"{store} is not a Shoal store; `shoal load --store {store} --from ROOT` makes one")
             if is_new:
                 make_directory(path)
             if writable:
@@ -332,7 +332,7 @@ def _check_pages(path: Path, env: lmdb.Environment, *, writable: bool) -> set[by
                 # processes that have it open say of the newest commit is not what the file says.
                 commit = transaction.id()
         time.sleep(_RETRY_SECONDS)
-    raise StoreDamaged(f"{path} does not note commit {commit}, which is its newest; {START_ANEW}")
+    raise StoreDamaged(f"{path}: the newest commit {commit} is missing from the file; {START_ANEW}")
 
 
 def _check_progress(path: Path, store: Path, env: lmdb.Environment, begun: Begun | None, names: set[bytes]) -> None:
@@ -348,16 +348,16 @@ def _check_progress(path: Path, store: Path, env: lmdb.Environment, begun: Begun
             seal, is_replaced = read_seal(transaction, catalog), transaction.get(_REPLACED, db=catalog) is not None
     if is_replaced:
         raise StoreDamaged(
-            f"{path} was replaced by a later one in {path.parent}, which is missing: bring it back. Otherwise "
-            f"{START_ANEW}"
+            f"{path} was replaced by a newer directory in {path.parent}, and that directory is missing: bring it back. "
+            f"Otherwise {START_ANEW}"
         )
     if begun is None:
         if b"catalog" not in names and has_generations(store):
             raise StoreDamaged(f"{path} has no catalog, though there are generations that it named; {START_ANEW}")
         return
     if seal is None or not names >= _TREES or (begun.is_readable and seal.store_id != begun.store_id):
-        whose = f"is of store {seal.store_id.hex()[:8]}" if seal is not None else "holds nothing of this store"
-        raise StoreDamaged(f"{path} {whose}, and {begun_path(store)} records {begun}; {START_ANEW}")
+        whose = f"belongs to store {seal.store_id.hex()[:8]}" if seal is not None else "has no seal of this store"
+        raise StoreDamaged(f"{path} {whose}, but {begun_path(store)} records {begun}; {START_ANEW}")
     if int(path.name) < begun.live or seal.commit < begun.commit:
         raise StoreDamaged(
             f"{path} is at commit {seal.commit}, and {begun_path(store)} records {begun}: later commits were lost; "

@@ -47,7 +47,7 @@ class Unmappable(DefinitionError):
 
 
 class FeastVersionInactive(DefinitionError):
-    """A version of a Feast feature view was to be written or read that is not the active one."""
+    """A caller wrote or read a version of a Feast feature view other than the active one."""
 
 
 # --- while an export is published ------------------------------------------------------------------------------
@@ -145,9 +145,8 @@ LOAD_AGAIN = "`shoal load` loads the view again, and a server that follows an ex
 """The mend of a view whose data is damaged."""
 
 START_ANEW = (
-    "restore a backup (`shoal restore`), or have the store begin anew with `shoal store accept-loss`, which moves what "
-    "is there aside: what the export root published is then loaded again, and what was written to this store alone is "
-    "lost"
+    "restore a backup (`shoal restore`), or run `shoal store accept-loss`: it moves the files to `lost/`. Then rows "
+    "from the export root are loaded again, and rows that were only pushed are lost"
 )
 """How to mend a store whose catalog is damaged. Only its owner can say whether that is a loss."""
 
@@ -170,7 +169,7 @@ class ViewDamaged(StoreDamaged):
 
 class StoreMoved(ShoalError):
     """The files that this process has open are not those at the store's path any more, so that nothing is acknowledged:
-    whoever opens the store next would not find it."""
+    the next process to open the store would not find the data."""
 
     http_status = 503
 
@@ -380,7 +379,8 @@ class PushesFull(ShoalError):
 
 
 class FeastBodyInvalid(LookupInvalid):
-    """The body of a request to Feast's endpoint has not Feast's shape; `details` say so as Feast's server does."""
+    """The body of a request to Feast's endpoint does not have Feast's shape; `details` say so as Feast's
+    server does."""
 
     http_status = 422
 

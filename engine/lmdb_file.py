@@ -88,7 +88,7 @@ def check_metas(path: Path) -> None:
             if size == 0 or (len(found) == 2 and last <= _GIVEN_BACK):
                 return
             time.sleep(_RETRY_SECONDS)  # A commit may be on its way.
-    raise StoreDamaged(f"{path} is damaged: its first two pages are none of an LMDB environment; {START_ANEW}")
+    raise StoreDamaged(f"{path} is damaged: its first two pages are not LMDB meta pages; {START_ANEW}")
 
 
 def metas(file: FileIO) -> list[Meta]:

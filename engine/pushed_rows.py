@@ -193,8 +193,8 @@ def _event_times(values: Any, now: datetime, count: int) -> pa.Array:
         # A row from the year 5000 would keep out all that come after it.
         row, time = ahead
         raise PushInvalid(
-            f"column {EVENT_TIME_COLUMN!r} holds {shown_time(time)} in row {row}, more than a day from now; check the "
-            f"unit and the client's clock"
+            f"column {EVENT_TIME_COLUMN!r} holds {shown_time(time)} in row {row}, more than a day in the future; check "
+            f"the time unit and the client's clock"
         )
     return times
 

@@ -106,7 +106,10 @@ class Feature(BaseModel):
     @model_validator(mode="after")
     def _is_bytes_if_a_message(self) -> Self:
         if self.feast_member is not None and (self.type != "bytes" or self.feast_member not in MEMBERS):
-            raise ValueError(f"{self.name!r} has the feast_member {self.feast_member!r}; that is one of bytes only")
+            raise ValueError(
+                f"{self.name!r} has the feast_member {self.feast_member!r}; `feast_member` must be a known Feast "
+                f"member, and the feature's type must be bytes"
+            )
         return self
 
     @model_serializer(mode="wrap")
@@ -194,7 +197,8 @@ class ViewSchema(BaseModel):
             if member is not None and feature.feast_member != member:
                 raise SchemaChangeRefused(
                     f"view {self.name!r}: feature {feature.name!r} changed from Feast's {member} to "
-                    f"{feature.feast_member or feature.type}, which stored values are not; give the feature a new name"
+                    f"{feature.feast_member or feature.type}, but stored values are {member}; give the feature a "
+                    f"new name"
                 )
             before = old_types.get(feature.name, feature.type)
             if before != feature.type and (before, feature.type) not in WIDENINGS:

@@ -1,4 +1,7 @@
-"""Have a store that lost data begin anew, because its owner says so: nothing else may take less for all there was."""
+"""Reset a store that lost data, at its owner's request.
+
+No other code may treat a store that lost data as complete.
+"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,10 +37,10 @@ def accept_loss(store: Path) -> AcceptedLoss:
         NothingLost: it has all that it recorded; where it is unfit in another way, the message says what to do.
         StoreNotFound: there is no store.
         StoreLocked: it is being written to.
-        StoreUnreadable: the system does not let it be read now, so that nobody knows.
+        StoreUnreadable: the operating system cannot read the store now, so its state is unknown.
     """
     if not is_store(store) and not has_generations(store):
-        raise StoreNotFound(f"{store} is no Shoal store; there is nothing that it could have lost")
+        raise StoreNotFound(f"{store} is not a Shoal store; there is nothing that it could have lost")
     with lock_store(store):
         found = _what_is_wrong(store)
         recorded = read_begun(store)
@@ -58,9 +61,8 @@ def _what_is_wrong(store: Path) -> str:
         version = read_version(store, open_live(store, writable=bool(live_paths(store))), None)
     except StoreDamaged as error:
         if (whole := whole_live(store)) is not None:
-            raise NothingLost(
-                f"{whole} has all that was recorded, and {live_paths(store)[0]} is in its way: move that away"
-            ) from error
+            newest = live_paths(store)[0]
+            raise NothingLost(f"{whole} is complete, but {newest} hides it: move {newest} out of `live`") from error
         return str(error).removesuffix(f"; {START_ANEW}")
     raise NothingLost(
         f"{store} has all that it recorded, up to version {version.id}; a view that is damaged is loaded again by "

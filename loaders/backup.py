@@ -116,7 +116,7 @@ def restore(source: Path, store: Path) -> BackupManifest:
     """Make a store of a backup, which stays as it is.
 
     Raises:
-        BackupInvalid: it is no backup, or its files have changed.
+        BackupInvalid: it is not a backup, or its files have changed.
         PathTaken: there is a store, or anything else, already.
         StoreFull: there is no room.
     """
@@ -148,7 +148,7 @@ def read_manifest(source: Path) -> BackupManifest:
         checksum = document.pop("checksum")
         manifest = BackupManifest.model_validate(document)
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ValidationError) as error:
-        raise BackupInvalid(f"{source} is no backup of `shoal backup`: {MANIFEST}: {error}") from error
+        raise BackupInvalid(f"{source} is not a backup made by `shoal backup`: {MANIFEST}: {error}") from error
     if checksum != _checksum(document):
         raise BackupInvalid(f"{source / MANIFEST} has changed since it was written; take another backup")
     return manifest
@@ -177,7 +177,9 @@ def _copy_consistently(store: Path, aside: Path) -> StoreVersion:
             if (path.parent.name, path.name) not in named:
                 shutil.rmtree(path)  # An earlier try took it over.
         return read_version(aside, open_live(aside), None)
-    raise StoreDamaged(f"{store} names bases that are not there; `shoal verify {store}` says which")
+    raise StoreDamaged(
+        f"{store}: the catalog names base generations that are missing; run `shoal verify {store}` for the list"
+    )
 
 
 def _copy_live(store: Path, aside: Path) -> None:
@@ -292,5 +294,7 @@ def _publish(aside: Path, target: Path) -> None:
     try:
         os.rename(aside, target)
     except OSError as error:
-        raise PathTaken(f"{target} cannot be made: {error}; give a path whose directory can be renamed") from error
+        raise PathTaken(
+            f"{target} cannot be created: {error}; give an empty or new path on a local file system"
+        ) from error
     sync_directory(target.parent)

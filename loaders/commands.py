@@ -181,7 +181,7 @@ def reload_command(
     """
     request = ReloadRequest(view=view, snapshot=snapshot, accept_schema_change=accept_schema_change)
     if not is_store(store):
-        raise StoreNotFound(f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one")
+        raise StoreNotFound(f"{store} is not a Shoal store; `shoal load --store {store} --from ROOT` makes one")
     try:
         with StoreWriter(store) as writer, TerminalObserver(quiet=as_json) as observer:
             known = writer.version().store.root

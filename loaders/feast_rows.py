@@ -245,7 +245,7 @@ def _event_time(view: str, row: Row) -> datetime:
     if not FIRST_TIME <= micros <= LAST_TIME or micros > to_micros(datetime.now(UTC) + FURTHEST_AHEAD):
         raise PushInvalid(
             f"feature view {view!r}: the row of {_shown_key(row)} has the event time {time.isoformat()}; give times in "
-            f"{ALLOWED_YEARS}, and not more than a day from now"
+            f"{ALLOWED_YEARS}, and at most one day in the future"
         )
     return time
 

@@ -1,4 +1,4 @@
-"""Decide what the rows of a group of pushes leave of each key, by their event times and what the store has.
+"""Resolve a group of pushes to one row per key, by their event times and what the store has.
 
 The rows of a key make a chain: one push behind the other in the order of arrival, and within a push in the order of
 event times (of rows of the same event time the one given later comes later). A row is superseded if it is older than
@@ -61,7 +61,7 @@ def resolved(version: ViewVersion, parts: Sequence[tuple[int, pa.RecordBatch]], 
     late = np.empty(event_time.size, np.bool_)
     mark_superseded(order, starts, push, event_time, stored, late)
     superseded = np.bincount(push[late], minlength=pushes).tolist()
-    # Of these none is older than one of an earlier push: they are in the order in which they apply.
+    # Each is at least as new as every row of an earlier push: they are in the order in which they apply.
     taken = order[~late[order]]
     if not taken.size:
         return Outcome(None, superseded)

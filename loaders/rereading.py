@@ -1,10 +1,10 @@
 """Read a stored chunk again, and verify its checksum: on the disk, and in memory where the system has it cached.
 
-Workers serve the page cache: a bit that turned in memory is served, and a bit that turned on the disk is served once
+Workers serve the page cache: a flipped bit in memory is served, and a flipped bit on the disk is served once
 its page was evicted and read again. So each block is read from the disk itself (O_DIRECT), and compared with the pages
 of it that are in memory. Nothing is cached by that and nothing is evicted. Some file systems do not read past their
-cache. There the block is read through the cache, and pages that were not in it before are evicted again; what turned
-on the disk beneath a page in memory is found once that page has left the memory.
+cache. There the block is read through the cache, and pages that were not in it before are evicted again; damage
+on the disk under a cached page is found only after that page is evicted.
 
 Files are read by system calls, not by a map: a disk that fails gives an error, where a map would end the process.
 """
@@ -223,7 +223,7 @@ def _chunk_size(head: "_Bytes | memoryview", most: int, origin: str) -> int:
     """
     size = ChunkHeader.stated_size(bytes(head[:HEADER_SIZE]), origin)
     if not HEADER_SIZE <= size <= most:
-        raise StoreDamaged(f"{origin} states a size of {size} bytes, there are {most}")
+        raise StoreDamaged(f"{origin}: the header says {size} bytes, {most} are stored")
     return size
 
 

@@ -39,8 +39,8 @@ _Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Ahead:
-    """What of a view's base would stay over another, decided before the view's lock is taken: going through a large
-    base takes seconds, in which no push could be applied."""
+    """Rows of a view's base that would stay over a new base, decided before the view's lock is taken: going through a
+    large base takes seconds, in which no push could be applied."""
 
     base_id: str
     removals: bool
@@ -139,7 +139,7 @@ def fates_in_fold(writer: StoreWriter, version: ViewVersion) -> Fates:
 
 
 def _window(schema: ViewSchema, *, removals: bool) -> tuple[int, int]:
-    """Since when removed keys are remembered, and up to when those that the log removed are, in microseconds."""
+    """Return the oldest event time of a remembered removal, and the newest for removals by the log, in microseconds."""
     now = _now()
     latest = now + FURTHEST_AHEAD // _MICROSECOND if removals else _NO_ROW
     return time_before(now, removals_kept(schema.ttl) // _MICROSECOND), latest
@@ -176,7 +176,7 @@ def second_hashes(address: Any, second: Any) -> None:
 
 @kernel
 def decide_over_base(address: Any, in_base: Any, oldest_row: int, oldest: int, latest: int, fate: Any) -> None:
-    """Write the Fate of rows that a new base takes the place of.
+    """Write the Fate of rows that a new base replaces.
 
     Args:
         address, in_base: int64[rows], of each row, and of the base's row of its key (NOT_FOUND if there is none).

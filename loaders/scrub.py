@@ -1,4 +1,4 @@
-"""Read a served store again, chunk by chunk, and have what is damaged noted: a bit that turned is served otherwise.
+"""Reread a served store chunk by chunk and record damaged chunks, so that a flipped bit is not served forever.
 
 It is a thread of the writer's process. `loaders.scrub_pace` says which chunk is next and when, `loaders.rereading`
 reads it, `StoreWriter.note_damage` notes what is wrong, and the writer repairs damaged views as before. The progress is

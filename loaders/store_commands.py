@@ -63,11 +63,11 @@ def store_command() -> None:
     """What only the owner of a store may decide."""
 
 
-@store_command.command("accept-loss", short_help="Have a store that lost data begin anew.")
+@store_command.command("accept-loss", short_help="Reset a store that lost data.")
 @STORE
 @_JSON
 def accept_loss_command(store: Path, as_json: bool) -> None:
-    """Have a store that lost data begin anew.
+    """Reset a store that lost data.
 
     Moves what is left of it into its directory `lost`, and deletes nothing. What an export root published is loaded
     again by the next `shoal load` or `shoal serve`; what was only written to this store is lost, unless a backup has

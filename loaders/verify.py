@@ -97,7 +97,7 @@ def _check_begun(path: Path) -> tuple[int, int]:
         return 0, 0
     content = file.read_bytes()
     if any(decode_slot(content, offset) is None for offset in SLOT_OFFSETS):
-        raise StoreDamaged(f"{file} has a slot that is damaged; the next writers' commits write it anew")
+        raise StoreDamaged(f"{file}: one of its two slots is damaged; the next commits rewrite it")
     return 0, len(content)
 
 

@@ -325,7 +325,7 @@ class WriterProcess:
         try:
             content = bytes.fromhex(request.headers.get(CONTENT_HEADER, ""))
         except ValueError:
-            raise PushInvalid(f"{CONTENT_HEADER} is no digest in hexadecimal digits; a worker sends it") from None
+            raise PushInvalid(f"{CONTENT_HEADER} is not a digest in hexadecimal digits; a worker sends it") from None
         order = Push(decode_rows(await request.read()), request.headers.get(REQUEST_ID_HEADER), content)
         pushed = await self._pushes.submit(view, order)
         reached("push.answering")

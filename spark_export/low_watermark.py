@@ -2,8 +2,8 @@
 
 Nodes take the newer of a row's own event time and the low watermark (see `engine.manifest.Manifest`). A row that the
 source no longer updates would look younger than it is, so a row below the low watermark has an age of its own, and is
-shipped when it gets one and when it loses it. To ship few rows so, the low watermark leaves a hundredth of the rows
-behind, and never decreases.
+shipped when it gets one and when it loses it. To limit such shipments, at most about 1% of the rows are below the low
+watermark. It never decreases.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,8 @@ class Ages:
         return F.lit(False) if self.before is None else event_time < instant(self.before)
 
     def needs_renewal(self, view: ViewDefinition, event_time: Column, shipped: Column) -> Column:
-        """boolean: the source has a newer event time than nodes judge the row by, and that is about to be too old."""
+        """boolean: the source has an event time newer than the time by which nodes judge the row, and that time expires
+        soon."""
         if view.ttl is None:
             return F.lit(False)
         judged_by = shipped
@@ -92,7 +93,7 @@ def recent_runs(previous: Manifest | None, run_time: datetime) -> tuple[datetime
 
 
 def _renewed_until(view: ViewDefinition, previous: Manifest | None, run_time: int) -> int:
-    """The time until which nodes must be able to serve what this run leaves: the run after the next."""
+    """Return the time until which nodes must be able to serve the unshipped rows: the run after the next."""
     runs = [to_micros(moment) for moment in _runs_of(previous)] + [run_time]
     intervals = [later - earlier for earlier, later in pairwise(runs)]
     return run_time + _INTERVALS_AHEAD * max(intervals, default=0)

@@ -86,7 +86,7 @@ def _matching_row(first: int, second: int, chunks: Any, chunk: int, row: int) ->
 def _first_candidate(key_hash: int, bucket: int, rows: int, hashes: int, row_data: int, stride: int) -> Any:
     """The first row of a bucket, at address `bucket` of the directory, with a first hash, as -1 - row; NOT_FOUND if
     none has it. The row is asked for: the second hash decides, and stands in it."""
-    # Nobody has checked the directory: a bit that turned in it must not lead out of the chunk.
+    # Nobody has checked the directory: a flipped bit in it must not lead out of the chunk.
     for row in range(load_u32(bucket), min(load_u32(bucket + 4), rows)):
         if load_i64(hashes + 8 * row) == key_hash:
             candidate = row_data + stride * row

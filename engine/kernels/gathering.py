@@ -96,7 +96,7 @@ MISFIT = -1
 def length_in_heap(reference: int, heap_size: int) -> Any:
     """The bytes of the value that a heap reference refers to, or MISFIT if they are not all in the heap.
 
-    A row's checksum is not taken when it is read: a bit that turned in it must not lead out of the chunk.
+    A row's checksum is not taken when it is read: a flipped bit in it must not lead out of the chunk.
     """
     offset, length = reference >> HEAP_LENGTH_BITS, reference & MAX_HEAP_VALUE
     return length if 0 <= offset <= heap_size - length else MISFIT

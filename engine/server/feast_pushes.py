@@ -42,7 +42,7 @@ def rows_for_source(version: StoreVersion, body: bytes, content_type: str) -> li
     """The rows of a push for each view that has the push source; where none has, for the view of that name.
 
     Raises:
-        FeastBodyInvalid: the body has not Feast's shape.
+        FeastBodyInvalid: the body does not have Feast's shape.
         PushSourceUnknown: there is no such push source.
         PushInvalid: the rows do not fit, or are for an offline store.
     """

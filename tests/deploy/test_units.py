@@ -159,7 +159,7 @@ tests:
         alertname: ShoalScrubFoundDamage
         exp_alerts:
           - exp_labels: {severity: warning, job: shoal, instance: b}
-            exp_annotations: {summary: Bits turned on the disk or in the memory of b within the last day}
+            exp_annotations: {summary: Flipped bits on the disk or in the memory of b within the last day}
       - {eval_time: 8m, alertname: ShoalKeptDamaged, exp_alerts: []}
       - {eval_time: 8m, alertname: ShoalRootUnseen, exp_alerts: []}
 """

@@ -68,7 +68,7 @@ def follow(writer: StoreWriter, root: ExportRoot, view: str) -> None:
 
 def test_a_directory_that_is_no_store_is_told(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(StoreNotFound, match="is no Shoal store; `shoal load"):
+        with pytest.raises(StoreNotFound, match="is not a Shoal store; `shoal load"):
             FeatureStore.open(path)
     (tmp_path / "live").write_text("a file")
     with pytest.raises(StoreNotFound):

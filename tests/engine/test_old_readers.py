@@ -186,7 +186,7 @@ def test_where_the_newest_environment_is_taken_away_nobody_takes_the_one_before_
     gc.collect()
     assert held.live.path == before.resolve()
     for _ in range(2):
-        with pytest.raises(StoreDamaged, match="was replaced by a later one"):
+        with pytest.raises(StoreDamaged, match="was replaced by a newer directory"):
             StoreWriter(store)
         # Also without a record beside it: the environment itself says that the store went on.
         begun_path(store).unlink(missing_ok=True)

@@ -172,7 +172,7 @@ def test_a_loss_is_accepted_only_where_there_is_one(store: Path, tmp_path: Path)
         accept_loss(tmp_path / "nothing")
     (store / "live" / "2").mkdir()
     gc.collect()
-    with pytest.raises(NothingLost, match=r"live/1 has all that was recorded, and .*live/2 is in its way"):
+    with pytest.raises(NothingLost, match=r"live/1 is complete, but .*live/2 hides it"):
         accept_loss(store)
     (store / "live" / "2").rmdir()
     (store / "live").rename(store / "aside")

@@ -18,7 +18,7 @@ def test_a_server_without_a_store_becomes_ready(tmp_path: Path) -> None:
         assert "x-shoal-version" not in answer.headers
         answer = server.lookup(["users:score"], {"users_id": [1]})
         assert (answer.status, answer.error[0]) == (503, "StoreNotFound")
-        assert f"{store} is no Shoal store; `shoal load --store {store} --from ROOT` makes one" in answer.error[1]
+        assert f"{store} is not a Shoal store; `shoal load --store {store} --from ROOT` makes one" in answer.error[1]
         assert server.ask("GET", "/v1/views").status == 503
         assert server.ask("GET", "/v1/status").json["version"] is None
         assert b"shoal_store_version 0.0" in server.ask("GET", "/metrics").body
