@@ -191,7 +191,7 @@ def _validated(content: dict[str, Any], model: type[Document], origin: str) -> D
     needed = content.get("must_understand", [])
     for place in unknown:
         name = ".".join(step for step in place if isinstance(step, str))
-        if not isinstance(needed, list) or name in needed:
+        if not isinstance(needed, list) or any(path == name or str(path).startswith(f"{name}.") for path in needed):
             raise FormatNotUnderstood(
                 f"{origin} has the member {name!r}, which it says a reader must understand, and this version of Shoal "
                 f"does not; upgrade this node"

@@ -139,7 +139,8 @@ class ViewVersion:
         self.ttl = None if schema.ttl is None else schema.ttl // timedelta(microseconds=1)
         self.is_remote = schema.is_remote
         self.low_watermark = gathering.NO_EVENT_TIME
-        if record.low_watermark is not None:
+        # The rows of a table may be behind the entry that the view stands at.
+        if record.low_watermark is not None and not self.is_remote:
             self.low_watermark = (record.low_watermark.at - _EPOCH) // _MICROSECOND
         self._programs: dict[tuple[str, ...], Program] = {}
         self._matrix_programs: dict[tuple[tuple[Feature, ...], tuple[int, ...], bool], MatrixProgram] = {}

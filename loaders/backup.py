@@ -189,8 +189,11 @@ def _copy_live(store: Path, aside: Path) -> None:
         make_directory(path)
         make_file(path / DATA)
         with (path / DATA).open("r+b", buffering=0) as file:
+            # Sealing the copy is one more commit. The copy must not claim a later commit than the one that it holds:
+            # in the place of a store that went on, it would then pass for that store.
+            before = live.last_transaction()
             live.env.copyfd(file.fileno(), compact=True)
-            number_copy(file, live.last_transaction())
+            number_copy(file, max(1, before - 1 if before % 2 == 0 else before - 2))
         seal_copy(path)
         with (path / DATA).open("rb") as file:
             os.fsync(file.fileno())

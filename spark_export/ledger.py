@@ -164,12 +164,21 @@ def ledger_columns(view: ViewDefinition) -> str:
 def shipped_before(view: ViewDefinition, ledger: DataFrame, run_time: int, ages: Ages) -> DataFrame:
     """The columns of an earlier run's ledger that say what was shipped, one row for each key, and whether nodes judge
     its age by its own event time alone: null where that is not known, as the source had gone back to an older row."""
-    went_back = (F.col(SEEN) < F.col(EVENT_TIMESTAMP)) | (F.col(VERDICT) == Verdict.LATE)
-    own_age = F.when(~F.coalesce(went_back, F.lit(False)), ages.owned_before(F.coalesce(SEEN, EVENT_TIMESTAMP)))
+    own_age = F.when(~_went_back(), ages.owned_before(F.coalesce(SEEN, EVENT_TIMESTAMP)))
     ledger = ledger.withColumn(_OWN_AGE, own_age)
     is_remembered = F.col(EVENT_TIMESTAMP) >= instant(time_before(run_time, removals_kept(view.ttl) // _MICROSECOND))
     ledger = ledger.where(F.col(VERDICT) != Verdict.DUPLICATE)
     return ledger.where(F.col(ROW_HASH).isNotNull() | is_remembered).drop(SEEN, VERDICT)
+
+
+def goes_back(ledger: DataFrame) -> bool:
+    """Whether the source of an earlier run's ledger had an older row than the shipped one, for a key that is served."""
+    return not ledger.where(_went_back() & F.col(ROW_HASH).isNotNull()).isEmpty()
+
+
+def _went_back() -> Column:
+    is_older = (F.col(SEEN) < F.col(EVENT_TIMESTAMP)) | (F.col(VERDICT) == Verdict.LATE)
+    return F.coalesce(is_older, F.lit(False))
 
 
 def tally(view: ViewDefinition, ledger: DataFrame) -> Tally:

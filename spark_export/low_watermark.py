@@ -54,7 +54,8 @@ class Ages:
         if view.ttl is None:
             return F.lit(False)
         judged_by = shipped
-        if self.now is not None:
+        # A pushed row may lie over the shipped one, and nodes do not judge views in tables by the low watermark.
+        if self.now is not None and view.push_source is None and view.tier == "local":
             judged_by = F.when(self.own(event_time), shipped).otherwise(F.greatest(shipped, instant(self.now)))
         too_early = instant(time_before(self.renewed_until, view.ttl // _MICROSECOND))
         return (event_time > judged_by) & (judged_by < too_early)
@@ -66,19 +67,30 @@ class Ages:
 
 
 def ages(
-    view: ViewDefinition, rows: DataFrame, previous: Manifest | None, run_time: int, *, has_low_watermark: bool
+    view: ViewDefinition,
+    rows: DataFrame,
+    previous: Manifest | None,
+    run_time: int,
+    *,
+    has_low_watermark: bool,
+    stands_still: bool,
 ) -> Ages:
     """Read what a run has to know of the age of its source's rows, which are as `spark_export.source.fit` gives them.
 
     Args:
         run_time: microseconds since the epoch.
         has_low_watermark: whether the format in which the run publishes has one.
+        stands_still: whether the source has gone back, for some key, to an older row than the shipped one. The low
+            watermark must not rise over that row, whose age nodes would take for that of the shipped one.
     """
     before = to_micros(previous.low_watermark) if previous and previous.low_watermark else None
     if not has_low_watermark:
         return Ages(before, None, _renewed_until(view, previous, run_time))
+    reached: int | None = None
     if view.timestamp_field is None:
-        reached: int | None = run_time
+        reached = run_time
+    elif before is not None and stands_still:
+        pass
     else:
         time = F.unix_micros(EVENT_TIMESTAMP)
         (found,) = rows.agg(F.percentile_approx(time, _SHARE_LEFT_BEHIND, _ACCURACY)).collect()

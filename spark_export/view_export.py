@@ -17,7 +17,7 @@ from spark_export.basis import Basis, find_basis
 from spark_export.checks import checks, flaw, source_error
 from spark_export.guard import Comparison, Numbers, compare, published_numbers
 from spark_export.instants import from_micros, to_micros
-from spark_export.ledger import Tally, Verdict, judge, ledger_columns, shipped_before, tally, with_hashes
+from spark_export.ledger import Tally, Verdict, goes_back, judge, ledger_columns, shipped_before, tally, with_hashes
 from spark_export.low_watermark import Ages, ages, recent_runs
 from spark_export.publication import Staging, job_name, read_state, remove_states, staging, writing
 from spark_export.report import Report
@@ -47,9 +47,17 @@ def export_view(
         _kept(fit(view, source, run_time, view.source), keep=view.source.sql is not None) as fitted,
         staging(root, view.name, uuid.uuid4().hex, basis.next_seq) as stage,
     ):
-        aged = ages(view, fitted, basis.previous, run_time, has_low_watermark=root.write_format > 1)
+        earlier = read_state(root, spark, basis.state, ledger_columns(view)) if basis.state is not None else None
+        aged = ages(
+            view,
+            fitted,
+            basis.previous,
+            run_time,
+            has_low_watermark=root.write_format > 1,
+            stands_still=earlier is not None and goes_back(earlier),
+        )
         rows = with_hashes(view, fitted)
-        ledger, found = _judge(root, view, rows, basis, run_time, aged, stage)
+        ledger, found = _judge(view, rows, earlier, run_time, aged, stage)
         watermark = _watermark(basis, found)
         kind, reason = _what_to_publish(view, basis, found, watermark, aged)
         compared = Comparison() if allow_removals else _compare(root, view, spark, basis, found)
@@ -102,14 +110,11 @@ def export_view(
 
 
 def _judge(
-    root: ExportRoot, view: ViewDefinition, rows: DataFrame, basis: Basis, run_time: int, aged: Ages, stage: Staging
+    view: ViewDefinition, rows: DataFrame, earlier: DataFrame | None, run_time: int, aged: Ages, stage: Staging
 ) -> tuple[DataFrame, Tally]:
     """Write the ledger of this run; raises SourceError if the source holds a row that cannot be published."""
     demands = checks(view, run_time)
-    state = None
-    if basis.state is not None:
-        earlier = read_state(root, rows.sparkSession, basis.state, ledger_columns(view))
-        state = shipped_before(view, earlier, run_time, aged)
+    state = shipped_before(view, earlier, run_time, aged) if earlier is not None else None
     stage.write_ledger(judge(view, rows, flaw(demands), state, aged))
     ledger = stage.read_ledger(rows.sparkSession, ledger_columns(view))
     found = tally(view, ledger)

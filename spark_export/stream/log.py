@@ -176,7 +176,6 @@ def _publish_files(
         job=job,
         inputs=(str(view.stream),),
         stream=batch,
-        low_watermark=previous.low_watermark if previous else None,
         live_rows=numbers.rows if numbers else None,
         values=dict(numbers.values) if numbers and numbers.values is not None else None,
     )

@@ -71,6 +71,15 @@ def test_unknown_members_are_ignored_unless_they_must_be_understood(place: tuple
         unseal(with_member(document, place, must_understand=[name]), Manifest, "it")
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_member_inside_an_unknown_one_may_have_to_be_understood(place: tuple[str | int, ...]) -> None:
+    name = ".".join(step for step in (*place, "later", "any") if isinstance(step, str))
+    with pytest.raises(FormatNotUnderstood, match="which it says a reader must understand"):
+        unseal(with_member(manifest(2), place, must_understand=[name]), Manifest, "it")
+    beside = name.replace("later.any", "later_any")
+    assert unseal(with_member(manifest(2), place, must_understand=[beside]), Manifest, "it").seq == 2
+
+
 def test_unknown_members_of_feature_services_are_ignored_unless_they_must_be_understood() -> None:
     for place, name in (((), "later"), (("services", 0), "services.later")):
         assert unseal(with_member(SERVICES, place), FeatureServices, "it") == SERVICES

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,26 @@ def root(tmp_path: Path) -> ExportRoot:
 def seen(store: Path) -> list[int]:
     values: list[int] = FeatureStore.open(store).lookup(["doc:a"], {"doc_id": [1, 2]}).to_pydict()["doc:a"]
     return values
+
+
+def test_the_live_of_a_backup_is_no_live_of_a_store_that_went_on(store: Path, tmp_path: Path) -> None:
+    for value in (1, 2, 3):
+        with StoreWriter(store) as writer:
+            push_rows(writer, "doc", {"doc_id": [1], "a": [value]})
+        gc.collect()
+        backup = tmp_path / f"backup-{value}"
+        back_up(store, backup)
+        with StoreWriter(store) as writer:
+            push_rows(writer, "doc", {"doc_id": [1], "a": [10 * value]})
+        gc.collect()
+        shutil.move(store / "live", tmp_path / f"live-{value}")
+        shutil.copytree(backup / "live", store / "live")
+        with pytest.raises(StoreDamaged):
+            StoreWriter(store)
+        gc.collect()
+        shutil.rmtree(store / "live")
+        shutil.move(tmp_path / f"live-{value}", store / "live")
+    assert seen(store)[0] == 30
 
 
 def test_a_backup_holds_one_version_though_the_store_is_written_to(store: Path, tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ class Model:
                 newest[row[KEY]] = row
         counts = Counter(duplicates=len(source) - len(newest), rows_read=len(source))
         oldest = min(row[TIMESTAMP] for row in source)
-        self.low_watermark = max(self.low_watermark, oldest) if self.low_watermark else oldest
+        stands_still = not full and any(self.own_age[key] is None for key in self.shipped)
+        if self.low_watermark is None or not stands_still:
+            self.low_watermark = max(self.low_watermark, oldest) if self.low_watermark else oldest
         if full:
             self.shipped, self.gone = dict(newest), {}
             self.own_age = {key: row[TIMESTAMP] < self.low_watermark for key, row in newest.items()}
