@@ -16,6 +16,9 @@ DEFAULT_MAX_REMOVED = 0.2
 """The share that a view without `max_removed` may lose."""
 SMALL = 1000
 """A view without `max_removed` that has fewer rows (a feature: fewer values) may lose any of them, but not all."""
+SPARSE = 0.1
+"""A feature that fewer than `SMALL` rows, and less than this share of the rows, have is not judged: it may come and go,
+as the gusts of wind at three of all airports do."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def compare(before: Numbers | None, after: Numbers, removed: Numbers | None, max
         return Comparison(tuple(loss for loss in losses if loss), ("values",))
     for feature in before.values.keys() & after.values.keys():
         had = before.values[feature]
+        if had < SMALL and had < SPARSE * before.rows:
+            continue
         if removed is not None and removed.values is not None:
             explained = removed.values.get(feature, 0)
         else:

@@ -86,10 +86,24 @@ def test_rows(had: int, left: int, removed: int | None, limit: float | None, is_
     ],
 )
 def test_values_of_a_feature(had: int, left: int, explained: int, limit: float | None, lost: int | None) -> None:
-    before, after = Numbers(10_000, {"a": had, "b": 50}), Numbers(10_000, {"a": left, "b": 50})
+    rows = 9 * had
+    before, after = Numbers(rows, {"a": had, "b": 50}), Numbers(rows, {"a": left, "b": 50})
     share = limit if limit is not None else 0.2 if had >= 1000 else None
     expected = [("a", had, lost, share)] if lost is not None else []
     assert told(compare(before, after, Numbers(0, {"a": explained, "b": 0}), limit)) == expected
+
+
+@pytest.mark.parametrize(("had", "is_refused"), [(99, False), (100, True), (3, False)])
+@pytest.mark.parametrize("limit", [None, 0.2])
+def test_a_feature_that_few_rows_have_may_come_and_go(had: int, is_refused: bool, limit: float | None) -> None:
+    before, after = Numbers(1000, {"a": had}), Numbers(1000, {"a": 0})
+    expected = [("a", had, had, limit)] if is_refused else []
+    assert told(compare(before, after, Numbers(0, {"a": 0}), limit)) == expected
+
+
+def test_a_feature_that_many_rows_have_is_compared_though_they_are_a_small_share() -> None:
+    before, after = Numbers(10**6, {"a": 1000}), Numbers(10**6, {"a": 0})
+    assert told(compare(before, after, None, None)) == [("a", 1000, 1000, 0.2)]
 
 
 def test_without_a_state_removed_rows_are_taken_to_have_had_values_like_others() -> None:
