@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 import os
-import pickle
+import pickle  # nosec B403
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -66,7 +66,8 @@ class _KernelCache(_Cache):
         for directory in _directories():
             payload = _read(directory / name)
             if payload is not None:
-                return _Compiled._rebuild(target_context, *pickle.loads(payload))
+                # As in Numba's own cache: who can write here can replace the machine code itself.
+                return _Compiled._rebuild(target_context, *pickle.loads(payload))  # nosec B301
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
