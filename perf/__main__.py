@@ -56,7 +56,6 @@ CASES: dict[str, Callable[[Scale], list[Finding]]] = {
     "stream": stream.run,
     "costs": costs.run,
     "rollout": rollout.run,
-    "scrub": scrub.run,
     "soak": soak.run,
     "start": starts.run,
     "swap": swap.run,
@@ -67,8 +66,9 @@ ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {
     "hundred-million": many.run,
     "nodes": nodes.run,
     "nodes-client": nodes_client.run,
+    "scrub": scrub.run,
 }
-"""Cases that run only when they are named: one is large, the others need root, and one of them HAProxy."""
+"""Cases that run only when they are named: one is large, two need root, one of them HAProxy, and one waits for long."""
 
 
 @click.command()
