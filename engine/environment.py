@@ -165,7 +165,7 @@ class LiveEnvironment:
         return transaction.get(_REPLACED, db=self.catalog) is not None
 
     def note_replaced(self) -> None:
-        """Have whoever reads it go over to the later one.
+        """Tell every reader to switch to the later environment.
 
         Raises:
             StoreFull: there is no room to note it.
@@ -237,7 +237,7 @@ def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_
     with _opening:
         live = _live.get(path)
         if live is not None and not _is_in_place(live, store):
-            live = None  # Another was put in its place; whoever has the old one open keeps it.
+            live = None  # Another was put in its place. Readers that have the old one open keep it.
         if live is None:
             is_new = _is_new(path, store, begun)
             if is_new and not writable:

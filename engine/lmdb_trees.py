@@ -169,7 +169,7 @@ class _Check:
             )
 
     def page(self, number: int, kind: int) -> bytes:
-        """A page of a tree, of which the head and the list of nodes are in order."""
+        """A page of a tree whose head and list of nodes were checked."""
         self._take(number)
         page = os.pread(self._file.fileno(), self._page_size, number * self._page_size)
         own, _, flags, end, first = PAGE_HEAD.unpack_from(page)
@@ -213,7 +213,7 @@ class _Walk:
         page = self._check.page(number, IS_BRANCH)
         for place, (start, low, high, flags, key_size) in enumerate(_headers(page, number)):
             if place:
-                # Whoever looks for a key goes by this one: those before it are less, those below it are not.
+                # A search goes by this key: keys before it are less, keys below it are not.
                 separator = self._key(page, start, key_size)
                 if self._last is None or not self._last < separator:  # type: ignore[operator]
                     raise _Wrong(f"the keys of page {number} of the tree {self._name} are not in order")

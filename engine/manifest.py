@@ -140,7 +140,7 @@ def seal(document: Manifest | FeatureServices) -> bytes:
     since_format_2 = _SINCE_FORMAT_2 if document.format_version == 1 else None
     content = document.model_dump(mode="json", exclude_defaults=True, exclude=since_format_2)
     content = {"format_version": document.format_version} | content
-    content["checksum"] = _checksum(content)
+    content["checksum"] = document_checksum(content)
     return orjson.dumps(content, option=orjson.OPT_INDENT_2)
 
 
@@ -159,7 +159,7 @@ def unseal(data: bytes, model: type[Document], origin: str) -> Document:
         raise ManifestInvalid(f"{origin} is not a JSON object; publish it again")
     stated = content.pop("checksum", None)
     try:
-        found = _checksum(content)
+        found = document_checksum(content)
     except TypeError as error:
         raise ManifestInvalid(f"{origin} holds what no manifest does: {error}; publish it again") from None
     if stated != found:
@@ -207,5 +207,6 @@ def _remove(content: Any, place: tuple[int | str, ...]) -> None:
     del content[place[-1]]
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def document_checksum(content: dict[str, Any]) -> str:
+    """XXH3 (64 bits, hex) of JSON content, keys sorted."""
     return xxhash.xxh3_64_hexdigest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))

@@ -241,7 +241,12 @@ def chunk_table(segments: Sequence[Segment]) -> tuple[npt.NDArray[np.int64], npt
 
 def chunk_checksum(value: npt.NDArray[np.uint8]) -> int:
     """XXH3 (64 bits) of a chunk, its checksum field taken as zero."""
-    digest = xxhash.xxh3_64(value[:CHECKSUM_OFFSET].data)
+    return chunk_digest(value).intdigest()
+
+
+def chunk_digest(head: npt.NDArray[np.uint8]) -> xxhash.xxh3_64:
+    """The hash that makes a chunk's checksum, of the first bytes of a chunk: at least of all of its header."""
+    digest = xxhash.xxh3_64(head[:CHECKSUM_OFFSET].data)
     digest.update(bytes(8))
-    digest.update(value[CHECKSUM_OFFSET + 8 :].data)
-    return digest.intdigest()
+    digest.update(head[CHECKSUM_OFFSET + 8 :].data)
+    return digest

@@ -8,7 +8,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -27,9 +27,8 @@ from engine.layout import RowLayout, Storage, storage_of
 from engine.schema import Feature, FeatureService, ViewSchema
 from engine.segment import Segment, chunk_table, output_row
 from engine.shards import Shard
+from engine.times import to_micros
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _REMEMBERED = 256
 
 Key = TypeVar("Key")
@@ -141,7 +140,7 @@ class ViewVersion:
         self.low_watermark = gathering.NO_EVENT_TIME
         # The rows of a table may be behind the entry that the view stands at.
         if record.low_watermark is not None and not self.is_remote:
-            self.low_watermark = (record.low_watermark.at - _EPOCH) // _MICROSECOND
+            self.low_watermark = to_micros(record.low_watermark.at)
         self._programs: dict[tuple[str, ...], Program] = {}
         self._matrix_programs: dict[tuple[tuple[Feature, ...], tuple[int, ...], bool], MatrixProgram] = {}
         self._programs_over: dict[tuple[ViewSchema, ...], tuple[dict[Any, Program], dict[Any, MatrixProgram]]] = {}

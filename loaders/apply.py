@@ -1,7 +1,6 @@
 """Apply published entries: a snapshot becomes a base generation, a delta an overlay; or go back to an earlier base."""
 
 import shutil
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,31 +93,28 @@ def _take_kept(writer: StoreWriter, manifest: Manifest, base: SegmentRecord) -> 
 
 def _decided_ahead(writer: StoreWriter, manifest: Manifest, base: Segment) -> Ahead | None:
     view = manifest.view.name
-    version = writer.readable(view)
-    if version is not None:
-        _check_pushed(writer, view, version.segments[-1:])
+    version = _readable(writer, view, slice(-1, None))
     return decided_ahead(version, base, manifest.view, removals=writer.is_pushed_to(view))
 
 
 def _retained(writer: StoreWriter, manifest: Manifest, base: Segment, ahead: Ahead | None) -> NewOverlay | None:
     view = manifest.view.name
-    version = writer.readable(view)
-    if version is not None:
-        _check_pushed(writer, view, version.segments[:-1] if ahead else version.segments)
+    version = _readable(writer, view, slice(-1) if ahead else slice(None))
     return retained(version, base, manifest.view, removals=writer.is_pushed_to(view), ahead=ahead)
 
 
 def _pushed_over(writer: StoreWriter, view: str, base: Segment) -> NewOverlay | None:
     """The pushed rows of a view that stay over a base that it goes back to."""
+    return retained(_readable(writer, view, slice(None)), base, base.record.view_schema)
+
+
+def _readable(writer: StoreWriter, view: str, checked: slice) -> ViewVersion | None:
+    """What can be read of a view, whose pushed rows are about to be copied; raises StoreDamaged if they cannot be told
+    from wrong ones in the segments that are to be checked."""
     version = writer.readable(view)
     if version is not None:
-        _check_pushed(writer, view, version.segments)
-    return retained(version, base, base.record.view_schema)
-
-
-def _check_pushed(writer: StoreWriter, view: str, segments: Sequence[Segment]) -> None:
-    """Raise StoreDamaged if pushed rows, which are about to be copied, cannot be told from wrong ones."""
-    writer.check_sources(view, (segment for segment in segments if segment.record.pushed))
+        writer.check_sources(view, (segment for segment in version.segments[checked] if segment.record.pushed))
+    return version
 
 
 def build_base(

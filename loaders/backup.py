@@ -20,7 +20,6 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import orjson
-import xxhash
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from engine.begun import begun_path, encode_file, read_begun
@@ -38,6 +37,7 @@ from engine.errors import BackupInvalid, PathTaken, StoreDamaged
 from engine.export_root import file_checksum
 from engine.failpoints import reached
 from engine.lmdb_file import number_copy
+from engine.manifest import document_checksum
 from engine.reading import read_version
 from engine.version import StoreVersion
 from loaders.verify import verify_store
@@ -63,7 +63,7 @@ class BackedUpFile(BaseModel):
 
 
 class BackupManifest(BaseModel):
-    """What a backup contains: the store, as of which version, and all files."""
+    """What a backup contains: the store, its version, and all files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format_version: Literal[1] = 1
@@ -149,7 +149,7 @@ def read_manifest(source: Path) -> BackupManifest:
         manifest = BackupManifest.model_validate(document)
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ValidationError) as error:
         raise BackupInvalid(f"{source} is not a backup made by `shoal backup`: {MANIFEST}: {error}") from error
-    if checksum != _checksum(document):
+    if checksum != document_checksum(document):
         raise BackupInvalid(f"{source / MANIFEST} has changed since it was written; take another backup")
     return manifest
 
@@ -241,11 +241,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _sealed(manifest: BackupManifest) -> bytes:
     document = manifest.model_dump(mode="json")
-    return orjson.dumps(document | {"checksum": _checksum(document)}, option=orjson.OPT_INDENT_2)
-
-
-def _checksum(document: dict[str, object]) -> str:
-    return xxhash.xxh3_64_hexdigest(orjson.dumps(document, option=orjson.OPT_SORT_KEYS))
+    return orjson.dumps(document | {"checksum": document_checksum(document)}, option=orjson.OPT_INDENT_2)
 
 
 # --- publication --------------------------------------------------------------------------------------------------

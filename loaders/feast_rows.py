@@ -181,7 +181,7 @@ def _writer(field: Any) -> Callable[[Any, Row], Any]:
     """What makes a value to store of Feast's message, and of the row that has it.
 
     Raises (the function that is returned):
-        PushInvalid: the value is none of the declared type.
+        PushInvalid: the value does not have the declared type.
     """
     declared = str(field.dtype)
     if declared == "UnixTimestamp":

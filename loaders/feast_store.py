@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from engine.environment import DATA, live_path, open_live
 from engine.errors import SettingsInvalid
 from engine.feature_store import FeatureStore
 from engine.kernels.gathering import Status
+from engine.times import to_datetime
 from loaders.feast_rows import Row, columns_of, key_columns, reader, schema_of
 from loaders.feast_versions import Versions
 from loaders.feast_writers import writing
@@ -29,7 +30,6 @@ PROJECT = "feast-project"
 """The file in a store that names the Feast project whose views are in it."""
 
 _ROWS_A_PUSH = 50_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Progress = Callable[[int], Any] | None
 Found = tuple[datetime | None, dict[str, Any] | None]
@@ -87,9 +87,7 @@ class ShoalOnlineStore(OnlineStore):  # type: ignore[misc]
         columns = [map(reader(field), (keys | found)[field.name]) for field in fields]
         values = zip(*columns, strict=True)
         return [
-            (_EPOCH + timedelta(microseconds=time), dict(zip(names, row, strict=True)))
-            if status != Status.NOT_FOUND
-            else (None, None)
+            (to_datetime(time), dict(zip(names, row, strict=True))) if status != Status.NOT_FOUND else (None, None)
             for status, time, row in zip(rows.status.tolist(), rows.event_time.tolist(), values, strict=True)
         ]
 

@@ -101,7 +101,7 @@ class WritableLive:
 
         Raises:
             StoreFull: there is no room for it.
-            StoreMoved: the store's path leads to other files: whoever opens it next does not find the commit.
+            StoreMoved: the store's path leads to other files. The next process to open it does not find the commit.
         """
         if self._successor is not None:
             self._go_over(self._successor)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from engine.catalog import LowWatermark, Origin
 from engine.manifest import EVENT_TIMESTAMP, Manifest
+from engine.times import to_micros
 
 
 def rows_with_own_age(manifest: Manifest, batch: pa.RecordBatch) -> npt.NDArray[np.bool_] | None:
@@ -21,8 +22,7 @@ def rows_with_own_age(manifest: Manifest, batch: pa.RecordBatch) -> npt.NDArray[
     if manifest.stream is not None:
         return np.ones(batch.num_rows, np.bool_)
     event_time = batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
-    low_watermark = pa.scalar(manifest.low_watermark, pa.timestamp("us", tz="UTC")).value
-    own: npt.NDArray[np.bool_] = event_time < low_watermark
+    own: npt.NDArray[np.bool_] = event_time < to_micros(manifest.low_watermark)
     return own
 
 

@@ -25,6 +25,7 @@ from engine.errors import StoreDamaged
 from engine.kernels.memory import address_of
 from engine.layout import CHECKSUM_OFFSET, HEADER_SIZE, ChunkHeader
 from engine.lmdb_file import HEADER, PAGE_HEAD
+from engine.segment import chunk_digest
 
 BLOCK_BYTES = 2 << 20
 PAGE = mmap.PAGESIZE
@@ -187,32 +188,31 @@ class _File:
 
 
 class _Digest:
-    """The checksum of a chunk that comes in parts, the first of which has the whole header."""
+    """The checksum of a chunk that comes in parts. The first part contains the whole header."""
 
     def __init__(self, size: int, origin: str) -> None:
         self._size = size
         self._origin = origin
-        self._stated: int | None = None
-        self._hash = xxhash.xxh3_64()
+        self._stated = 0
+        self._hash: xxhash.xxh3_64 | None = None
         self._left = size
 
     def add(self, part: _Bytes) -> None:
         """The next bytes of the chunk; what lies behind its end is ignored."""
         part = part[: self._left]
         self._left -= part.size
-        if self._stated is None:
-            stated = part[CHECKSUM_OFFSET : CHECKSUM_OFFSET + 8]
-            self._stated = int.from_bytes(stated.tobytes(), "little")
-            self._hash.update(part[:CHECKSUM_OFFSET].data)
-            self._hash.update(bytes(8))
-            part = part[CHECKSUM_OFFSET + 8 :]
-        self._hash.update(part.data)
+        if self._hash is None:
+            self._stated = int.from_bytes(part[CHECKSUM_OFFSET : CHECKSUM_OFFSET + 8].tobytes(), "little")
+            self._hash = chunk_digest(part)
+        else:
+            self._hash.update(part.data)
 
     def check(self) -> None:
         """Raise StoreDamaged if the bytes are not those that were written."""
+        assert self._hash is not None
         found = self._hash.intdigest()
         if self._left or found != self._stated:
-            raise StoreDamaged(f"{self._origin} has the checksum {found:016x}, it states {self._stated or 0:016x}")
+            raise StoreDamaged(f"{self._origin} has the checksum {found:016x}, it states {self._stated:016x}")
 
 
 def _chunk_size(head: "_Bytes | memoryview", most: int, origin: str) -> int:

@@ -25,7 +25,7 @@ from engine.reading import read_generation
 from engine.removals import removals_kept
 from engine.schema import ViewSchema
 from engine.segment import Segment, chunk_table
-from engine.times import FURTHEST_AHEAD, time_before
+from engine.times import FURTHEST_AHEAD, time_before, to_micros
 from engine.version import ViewVersion
 from loaders.generation import CHUNK_BYTES, is_fold
 from loaders.merge import Fate, Fates, Merge
@@ -164,7 +164,7 @@ def _found(first: _Int64s, address: _Int64s, chunks: _Int64s, starts: _Int64s) -
 
 
 def _now() -> int:
-    return int(datetime.now(UTC).timestamp() * 1_000_000)
+    return to_micros(datetime.now(UTC))
 
 
 @kernel

@@ -332,8 +332,7 @@ class StoreWriter:
                 if is_lost:
                     self._remove_overlays(transaction, view, but=new)
                 self._delete_overlays(transaction, set(old.overlays if old else ()) - set(new.overlays))
-                catalog.write_view(transaction, self._live.catalog, view, new)
-                self._note_format(transaction, new)
+                self._write_record(transaction, view, new)
                 if also is not None:
                     also(transaction)
                 if old is None or (old.applied_entry, old.pinned) != (new.applied_entry, new.pinned):
@@ -365,16 +364,16 @@ class StoreWriter:
                 return {}
             with self._writable.transaction() as transaction:
                 for view, record in records.items():
-                    catalog.write_view(transaction, self._live.catalog, view, record)
+                    self._write_record(transaction, view, record)
                     catalog.write_trouble(transaction, self._live.catalog, view, None)
-                    self._note_format(transaction, record)
                 reached("commit.written")
             reached("commit.done")
             self._writable.committed()
             return records
 
-    def _note_format(self, transaction: lmdb.Transaction, record: ViewRecord) -> None:
-        """Have older versions refuse a store once a record has members that they do not know."""
+    def _write_record(self, transaction: lmdb.Transaction, view: str, record: ViewRecord) -> None:
+        """Write a view's record; older versions refuse the store once it has members that they do not know."""
+        catalog.write_view(transaction, self._live.catalog, view, record)
         store = self.version().store
         if record.needs_format_2 and store.format_version == 1:
             catalog.write_store(transaction, self._live.catalog, store.model_copy(update={"format_version": 2}))

@@ -158,7 +158,7 @@ class WriterProcess:
         loop = asyncio.get_running_loop()
 
         def found(view: str) -> None:
-            # What is damaged is repaired by whoever looks for news.
+            # The look for news repairs damaged views.
             with suppress(RuntimeError):  # The loop has ended.
                 loop.call_soon_threadsafe(self._woken.set)
 

@@ -28,9 +28,9 @@ from pyspark.sql import functions as F
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP
 from engine.removals import removals_kept
-from engine.times import time_before
+from engine.times import time_before, to_datetime
 from spark_export.hashes import key_hashes, row_hash
-from spark_export.instants import from_micros, instant
+from spark_export.instants import instant
 from spark_export.low_watermark import Ages
 from spark_export.source import spark_type
 from spark_export.value_counts import sums, word_names, words
@@ -195,7 +195,7 @@ def tally(view: ViewDefinition, ledger: DataFrame) -> Tally:
     return Tally(
         counts=counts,
         flaws=flaws,
-        watermark=from_micros(max(times)) if times and not flaws else None,
+        watermark=to_datetime(max(times)) if times and not flaws else None,
         live_rows=live_rows,
         values=_by_feature(view, live) if with_bits == live_rows else None,
         removed_values=_by_feature(view, [found[Verdict.REMOVED]] if Verdict.REMOVED in found else []),

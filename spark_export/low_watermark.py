@@ -15,8 +15,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from engine.manifest import EVENT_TIMESTAMP, Manifest
-from engine.times import time_before
-from spark_export.instants import from_micros, instant, to_micros
+from engine.times import time_before, to_datetime, to_micros
+from spark_export.instants import instant
 from spark_export.views import ViewDefinition
 
 _SHARE_LEFT_BEHIND = 0.01
@@ -63,7 +63,7 @@ class Ages:
     @property
     def low_watermark(self) -> datetime | None:
         """The low watermark of this run."""
-        return from_micros(self.now) if self.now is not None else None
+        return to_datetime(self.now) if self.now is not None else None
 
 
 def ages(
@@ -89,9 +89,7 @@ def ages(
     reached: int | None = None
     if view.timestamp_field is None:
         reached = run_time
-    elif before is not None and stands_still:
-        pass
-    else:
+    elif before is None or not stands_still:
         time = F.unix_micros(EVENT_TIMESTAMP)
         (found,) = rows.agg(F.percentile_approx(time, _SHARE_LEFT_BEHIND, _ACCURACY)).collect()
         reached = min(found[0], run_time) if found[0] is not None else None

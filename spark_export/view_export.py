@@ -12,11 +12,11 @@ from pyspark.sql import DataFrame, SparkSession
 from engine.errors import SourceError
 from engine.export_root import ExportRoot
 from engine.manifest import Manifest, PublishedFile
+from engine.times import to_datetime, to_micros
 from spark_export import shipment
 from spark_export.basis import Basis, find_basis
 from spark_export.checks import checks, flaw, source_error
 from spark_export.guard import Comparison, Numbers, compare, published_numbers
-from spark_export.instants import from_micros, to_micros
 from spark_export.ledger import Tally, Verdict, goes_back, judge, ledger_columns, shipped_before, tally, with_hashes
 from spark_export.low_watermark import Ages, ages, recent_runs
 from spark_export.publication import Staging, job_name, read_state, remove_states, staging, writing
@@ -54,7 +54,7 @@ def export_view(
             basis.previous,
             run_time,
             has_low_watermark=root.write_format > 1,
-            stands_still=earlier is not None and goes_back(earlier),
+            stands_still=earlier is not None and view.timestamp_field is not None and goes_back(earlier),
         )
         rows = with_hashes(view, fitted)
         ledger, found = _judge(view, rows, earlier, run_time, aged, stage)
@@ -83,7 +83,7 @@ def export_view(
                     inputs=lineage(view, source),
                     state=stage.state,
                     low_watermark=aged.low_watermark,
-                    recent_runs=recent_runs(basis.previous, from_micros(run_time)),
+                    recent_runs=recent_runs(basis.previous, to_datetime(run_time)),
                     live_rows=found.live_rows,
                     values=found.values,
                 )

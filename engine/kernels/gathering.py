@@ -23,7 +23,16 @@ from engine.kernels.memory import (
     store_i64,
     store_u8,
 )
-from engine.layout import HEAP_LENGTH_BITS, MAX_HEAP_VALUE, OWN_AGE, PUSHED, ROW_EVENT_TIME, ROW_PRESENCE, TOMBSTONE
+from engine.layout import (
+    HEAP_LENGTH_BITS,
+    MAX_HEAP_VALUE,
+    OWN_AGE,
+    PUSHED,
+    ROW_EVENT_TIME,
+    ROW_PRESENCE,
+    TOMBSTONE,
+    is_own_age,
+)
 from engine.times import FIRST_TIME, LAST_TIME
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
@@ -108,18 +117,20 @@ def in_range(time: int) -> Any:
     return min(max(time, FIRST_TIME), LAST_TIME)
 
 
+_is_own_age = njit(inline="always")(is_own_age)
+
+
 @njit(inline="always")
 def has_own_age(row: int) -> Any:
     """Whether the age of the row at an address counts from its own event time alone (see `engine.layout.OWN_AGE`)."""
-    word = load_i64(row + ROW_EVENT_TIME)
-    return word ^ (word << 1) < 0
+    return _is_own_age(load_i64(row + ROW_EVENT_TIME))
 
 
 @njit(inline="always")
 def event_time_of(row: int) -> Any:
     """The event time of the row at an address, in microseconds since 1970."""
     word = load_i64(row + ROW_EVENT_TIME)
-    return word ^ OWN_AGE if word ^ (word << 1) < 0 else word
+    return word ^ OWN_AGE if _is_own_age(word) else word
 
 
 @njit(inline="always")

@@ -48,7 +48,7 @@ def content_of_json(body: bytes, stamped: Collection[str], time_names: Collectio
 
 
 def content_of_arrow(body: bytes, stamped: Collection[str], time_names: Collection[str | None]) -> bytes:
-    """The digest of an Arrow stream, of which every byte counts; arguments as for JSON."""
+    """The digest of an Arrow stream. Every byte counts. The arguments are those of JSON."""
     if "rows" in stamped:
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()

@@ -65,6 +65,11 @@ def seen(store: Path) -> int:
     return value
 
 
+def noted_commits(content: bytes) -> list[int]:
+    """The commits that the two meta pages of an environment name."""
+    return [struct.unpack_from("<Q", content, 4096 * page + 144)[0] for page in (0, 1)]
+
+
 # --- what is less ---------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +77,7 @@ def no_nodes(store: Path) -> None:
     """The main page says that it has none, as an empty one does."""
     data = live_path(store) / DATA
     content = data.read_bytes()
-    commits = [struct.unpack_from("<Q", content, 4096 * page + 144)[0] for page in (0, 1)]
+    commits = noted_commits(content)
     newest = 4096 * commits.index(max(commits))
     (main,) = struct.unpack_from("<Q", content, newest + 128)
     with data.open("r+b") as file:
@@ -83,8 +88,7 @@ def no_nodes(store: Path) -> None:
 def older_commit(store: Path) -> None:
     """The newest commit is noted as one long ago, so that LMDB takes the one before it."""
     data = live_path(store) / DATA
-    content = data.read_bytes()
-    commits = [struct.unpack_from("<Q", content, 4096 * page + 144)[0] for page in (0, 1)]
+    commits = noted_commits(data.read_bytes())
     with data.open("r+b") as file:
         file.seek(4096 * commits.index(max(commits)) + 144)
         file.write(struct.pack("<Q", 1))
@@ -93,8 +97,7 @@ def older_commit(store: Path) -> None:
 def older_commit_first(store: Path) -> None:
     """The commit before the newest one is noted as a later one."""
     data = live_path(store) / DATA
-    content = data.read_bytes()
-    commits = [struct.unpack_from("<Q", content, 4096 * page + 144)[0] for page in (0, 1)]
+    commits = noted_commits(data.read_bytes())
     with data.open("r+b") as file:
         file.seek(4096 * commits.index(min(commits)) + 144)
         file.write(struct.pack("<Q", min(commits) + 2))
@@ -188,7 +191,7 @@ def test_less_than_was_there_is_damage_and_no_new_store(store: Path, root: Expor
         StoreWriter(store)
     with pytest.raises(StoreDamaged):
         stores.load(store, root)
-    # Nothing was written, and nothing is in the way of whoever mends it.
+    # Nothing was written, and nothing is in the way of a repair.
     assert {path: path.stat().st_size for path in store.rglob("*") if path.name == DATA} == before
     if how != "live and the record gone":
         assert [checked.what for checked in verify(store) if checked.problem and checked.what != "begun"] == ["live"]
