@@ -176,6 +176,10 @@ class StoreUnreadable(ServerError):
     """The server's system does not let it read its store now."""
 
 
+class StoreMoved(ServerError):
+    """The server's store was moved, deleted or replaced under it, so that it acknowledges nothing."""
+
+
 class StoreDamaged(ServerError):
     """The server's store fails its checks."""
 
