@@ -221,6 +221,7 @@ BY_CODE: Mapping[str, type[ServerError]] = {
         WriterUnavailable,
         StoreNotFound,
         StoreUnreadable,
+        StoreMoved,
         StoreDamaged,
         ViewDamaged,
         Overloaded,

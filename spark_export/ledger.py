@@ -178,7 +178,8 @@ def goes_back(ledger: DataFrame) -> bool:
 
 def _went_back() -> Column:
     is_older = (F.col(SEEN) < F.col(EVENT_TIMESTAMP)) | (F.col(VERDICT) == Verdict.LATE)
-    return F.coalesce(is_older, F.lit(False))
+    # A duplicate may well be older than the shipped row: the source has a newer one of its key.
+    return F.coalesce(is_older & (F.col(VERDICT) != Verdict.DUPLICATE), F.lit(False))
 
 
 def tally(view: ViewDefinition, ledger: DataFrame) -> Tally:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -30,6 +30,8 @@ from tests.server.serving import eventually
 
 KILLS = 5
 READERS = 2
+MOST_AHEAD = 40
+"""So many numbers is a publisher before the store at most: a writer with little time must catch up at the end."""
 
 
 class Publisher:
@@ -38,8 +40,6 @@ class Publisher:
     def __init__(self, root: ExportRoot) -> None:
         self.root = root
         self.number = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
     def publish(self) -> None:
         self.number += 1
@@ -48,21 +48,23 @@ class Publisher:
         else:
             stores.publish_delta(self.root, VIEW, rows(self.number), tombstones(self.number))
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    @contextmanager
+    def going_on(self, reader: FeatureStore) -> Iterator[None]:
+        """Publish meanwhile, a little ahead of what a reader sees."""
+        stop = threading.Event()
 
-    def __exit__(self, *_: object) -> None:
-        self.finish()
+        def publish() -> None:
+            while not stop.wait(0.05):
+                if self.number - reader.version().view(VIEW.name).record.applied_seq < MOST_AHEAD:
+                    self.publish()
 
-    def finish(self) -> None:
-        """Publish no more."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.05):
-            self.publish()
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
 
 @contextmanager
@@ -89,15 +91,15 @@ def test_readers_see_whole_versions_in_order_though_the_writer_is_killed(tmp_pat
     stores.load(store, root)
     source = random.Random()
     reader = FeatureStore.open(store)
-    with reading_processes(store) as readers, publisher:
-        for _ in range(KILLS):
-            before = reader.version().id
-            with writing.running(store, root.path, poll_seconds=0.2, log=log) as writer:
-                eventually(lambda before=before: reader.version().id > before + 3, "some commits")  # type: ignore[misc]
-                time.sleep(source.uniform(0, 0.2))
-                assert writer.poll() is None, log.read_text()
-                writer.kill()
-        publisher.finish()
+    with reading_processes(store) as readers:
+        with publisher.going_on(reader):
+            for _ in range(KILLS):
+                before = reader.version().id
+                with writing.running(store, root.path, poll_seconds=0.2, log=log) as writer:
+                    eventually(lambda before=before: reader.version().id > before + 3, "some commits")  # type: ignore[misc]
+                    time.sleep(source.uniform(0, 0.2))
+                    assert writer.poll() is None, log.read_text()
+                    writer.kill()
         with writing.running(store, root.path, poll_seconds=0.2, log=log):
             eventually(lambda: _shown(reader) == publisher.number, "the last number")
             found = [_finish(process) for process in readers]

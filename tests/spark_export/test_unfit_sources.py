@@ -159,9 +159,10 @@ def test_what_was_published_before_stays_when_the_next_run_fails(lab: Lab) -> No
 
 def test_a_source_that_changes_while_it_is_read(lab: Lab) -> None:
     lab.define({"n": "int64"}, source={"table": "unsteady"})
-    lab.spark.sql("SELECT 'a' AS doc_id, 1L AS n, now() AS event_timestamp").createOrReplaceTempView("unsteady")
+    kept = "SELECT 'a' AS doc_id, 1L AS n, timestamp '2026-01-01' AS event_timestamp"
+    lab.spark.sql(f"{kept} UNION ALL SELECT 'gone', 2L, now()").createOrReplaceTempView("unsteady")
     lab.export()
     # Every reading finds other keys.
-    query = "SELECT concat(id, ' at ', now()) AS doc_id, id AS n, now() AS event_timestamp FROM range(3)"
+    query = f"{kept} UNION ALL SELECT concat(id, ' at ', now()), id, now() FROM range(3)"
     lab.spark.sql(query).createOrReplaceTempView("unsteady")
     _refuses(lab, "(table unsteady) changed while it was read: 4 rows were to be shipped at first, 1 the second time")
