@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from tests import stores
 settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
 
+# Every JVM here runs for so short a time that its optimizing compiler costs more than it gains.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 LONG = (
     "failpoints/test_stream",
