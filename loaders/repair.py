@@ -4,12 +4,15 @@ What is damaged is removed and never written to: readers that opened it before m
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from engine.catalog import ViewRecord
-from engine.environment import generation_path
+from engine.directory_storage import sync_directory
+from engine.environment import DATA, generation_path, make_file, store_full_named
 from engine.errors import DeltaGap, FileDamaged, ManifestInvalid, NotPublished, ShoalError, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.failpoints import reached
@@ -18,6 +21,7 @@ from loaders.apply import build_base, forget_overlays, load_snapshot
 from loaders.follow import LoadSnapshot, newest_snapshot, next_step
 from loaders.generation import Progress, clear_unfinished
 from loaders.remote_views import register
+from loaders.rereading import ChunkGone, Rereader
 from loaders.store_writer import StoreWriter
 
 log = logging.getLogger("shoal.writer")
@@ -29,7 +33,8 @@ Started = Callable[[LoadSnapshot], Progress]
 def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamaged, started: Started) -> Manifest | None:
     """Make a view whose data is damaged whole again.
 
-    A base that is damaged is built again from its snapshot, under the overlays that it has. Where overlays are damaged
+    A base that is damaged is built again from its snapshot, under the overlays that it has; if it holds pushed rows and
+    the disk has it whole, its file is copied. Where overlays are damaged
     the view goes back to its base. Where that is impossible it starts over from the newest snapshot. What the log has
     beyond that is to be applied behind it as ever.
 
@@ -49,6 +54,9 @@ def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamage
         if record.view_schema.is_remote:
             register(writer, root.entry(view, record.applied_seq))
             return None
+        if record.base.pushed and not writer.is_whole(record.base) and _taken_from_disk(writer, view, record):
+            record = writer.record(view)
+            assert record is not None
         _tell_what_is_lost(writer, view, record)
         if not writer.is_whole(record.base):
             return _replace_base(writer, root, view, record, started, reason)
@@ -58,6 +66,34 @@ def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamage
         return None
     except ShoalError as error:
         raise StoreDamaged(f"{damage}; that does not succeed: {error}") from error
+
+
+def _taken_from_disk(writer: StoreWriter, view: str, record: ViewRecord) -> bool:
+    """Have a base's file anew if only memory has it wrong: rows that were pushed are in it and nowhere else."""
+    base = record.base
+    directory = generation_path(writer.store, view, base.id)
+    copy = directory / f"{DATA}.copy"
+    try:
+        with store_full_named(directory):
+            make_file(copy)
+            Rereader().copy_from_disk(directory / DATA, copy, base)
+            # Readers that have the old file mapped keep it until they see the new record.
+            os.replace(copy, directory / DATA)
+            sync_directory(directory)
+    except (ChunkGone, FileNotFoundError, StoreDamaged) as error:
+        log.warning("%s: the base cannot be taken from the disk: %s", view, error)
+        return False
+    finally:
+        copy.unlink(missing_ok=True)
+
+    def swap(current: ViewRecord | None) -> ViewRecord | None:
+        if current is None or current.base != base:
+            return None
+        return current.model_copy(update={"base": base.model_copy(update={"created_at": datetime.now(UTC)})})
+
+    writer.commit_view(view, swap)
+    log.warning("%s: only memory had its base wrong: it is taken from the disk, and nothing is lost", view)
+    return True
 
 
 def _tell_what_is_lost(writer: StoreWriter, view: str, record: ViewRecord) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from engine.catalog import SegmentRecord
 from engine.errors import StoreDamaged
 from engine.kernels.memory import address_of
 from engine.layout import CHECKSUM_OFFSET, HEADER_SIZE, ChunkHeader
@@ -73,6 +74,27 @@ class Rereader:
             raise ChunkGone(f"{origin}: {error}") from None
         except OSError as error:
             raise _named(error, origin) from error
+
+    def copy_from_disk(self, path: Path, copy: Path, base: SegmentRecord) -> None:
+        """Copy a base's file as the disk has it, whatever memory has of it, and verify the copy. It is on the disk when
+        this returns.
+
+        Raises:
+            StoreDamaged: the disk does not have what was written, or cannot be read past the cache.
+            OSError: the system does not let the file be read, or written, now.
+        """
+        origin = f"generation {base.id}"
+        with _File(path) as file, copy.open("wb") as target:
+            for start in range(0, file.size, BLOCK_BYTES):
+                block = file.read_directly(start, self._block[: min(BLOCK_BYTES, file.size - start)])
+                if block is None:
+                    raise StoreDamaged(f"{origin} is in a file system that does not read past its cache")
+                target.write(block.data)
+            target.flush()
+            os.fsync(target.fileno())
+        for chunk, offset in enumerate(base.offsets):
+            for _ in self.base_chunk(copy, offset, f"{origin} chunk {chunk} on the disk"):
+                pass
 
     def overlay_chunk(self, chunk: OverlayChunk, origin: str) -> Iterator[int]:
         """Verify a chunk of an overlay; gives the size of each block that was read.

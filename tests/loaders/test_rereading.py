@@ -6,8 +6,10 @@ import ctypes
 import gc
 import mmap
 import os
+import re
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +23,12 @@ from engine.errors import StoreDamaged
 from engine.export_root import ExportRoot
 from engine.kernels.memory import address_of
 from loaders import rereading
+from loaders.compaction import fold
+from loaders.push import push_rows
+from loaders.repair import repair
 from loaders.rereading import ChunkGone, Rereader
 from loaders.store_writer import StoreWriter
+from loaders.verify import verify_store
 from tests import stores
 from tests.damage import base_path
 from tests.stores import schema
@@ -174,8 +180,12 @@ class Disk:
 
     def place_of(self, content: bytes) -> int:
         """Where some bytes lie on the disk."""
+        return self.places_of(content)[0]
+
+    def places_of(self, content: bytes) -> list[int]:
+        """All places where some bytes lie on the disk, or lay before their file was removed."""
         subprocess.run(["sync", "-f", self.path], check=True)
-        return self.image.read_bytes().index(content)
+        return [found.start() for found in re.finditer(re.escape(content), self.image.read_bytes())]
 
 
 @pytest.fixture
@@ -185,10 +195,10 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "--lazy", made.path], check=True)
 
 
-def middle_of(path: Path) -> bytes:
+def middle_of(path: Path, begin: bytes = b"1/777 1/777") -> bytes:
     """Some bytes in the middle of a file that occur once."""
     content = path.read_bytes()
-    return content[content.index(b"1/777 1/777") :][:200]
+    return content[content.index(begin) :][:160]
 
 
 def test_a_bit_that_turned_on_the_disk_is_found_though_memory_has_it_right(disk: Disk) -> None:
@@ -202,6 +212,38 @@ def test_a_bit_that_turned_on_the_disk_is_found_though_memory_has_it_right(disk:
     evict(path)
     with pytest.raises(StoreDamaged, match="has the checksum"):
         read_base(store, base)
+
+
+def test_a_base_that_only_memory_has_wrong_is_taken_from_the_disk_with_its_pushed_rows(disk: Disk) -> None:
+    store, root = make(disk.path), ExportRoot(disk.path / "root")
+    pushed = {"doc_id": ["key-1"], "a": [7], "event_timestamp": [datetime.now(UTC)]}
+    with StoreWriter(store) as writer:
+        push_rows(writer, "doc", pushed)
+        assert fold(writer, "doc")
+    del writer
+    gc.collect()
+    base, path = base_of(store), base_path(store, "doc")
+    gc.collect()
+    text = middle_of(path, b"1/17777 1/17777")
+    # The base before the fold had it too, elsewhere on the disk.
+    places = disk.places_of(text)
+    for place in places:
+        turn(disk.image, place)
+    evict(path)
+    with pytest.raises(StoreDamaged, match="has the checksum") as raised:
+        read_base(store, base)
+    assert text not in path.read_bytes(), "memory has it wrong"
+    for place in places:
+        turn(disk.image, place)
+    with StoreWriter(store) as writer:
+        reader = FeatureStore.open(store)
+        assert writer.note_damage("doc", base, str(raised.value))
+        assert repair(writer, root, "doc", raised.value, stores.Silence().started) is None
+        assert read_base(store, base_of(store)) >= base.bytes
+        found = reader.lookup(["doc:*"], {"doc_id": ["key-1", "key-17777"]}).to_pydict()
+        assert found["doc:a"] == [7, 1]
+        assert found["doc:text"][1] == rows(1)[17777]["text"]
+    assert [checked for checked in verify_store(store) if checked.problem] == []
 
 
 def test_a_disk_that_cannot_be_read_is_damage(disk: Disk) -> None:
