@@ -2,8 +2,10 @@
 
 import os
 import select
+import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from time import monotonic
 from types import TracebackType
@@ -12,11 +14,10 @@ from typing import Any, Self, Unpack
 import pyarrow as pa
 
 from shoal_client.answers import Answer, Pushed
-from shoal_client.calls import CLOSE_SECONDS, Attempt, Call, Done
+from shoal_client.calls import Attempt, Call, Done, Outcome, Result, Steps
 from shoal_client.connections import FAILURES, ConnectionPool, Exchange
-from shoal_client.core import Core, Outcome, Result, Steps
-from shoal_client.errors import ShoalError
-from shoal_client.replicas import Replica
+from shoal_client.core import Core
+from shoal_client.errors import ClientClosed, ShoalError
 from shoal_client.settings import Settings, options
 from shoal_client.wire import Columns, Format, Partial, Stale
 
@@ -49,13 +50,14 @@ class Client:
         **settings: Unpack[Settings],
     ) -> None:
         self._options = options(addresses, shards, settings)
+        self._is_closed = False
         self._begin()
         _clients.add(self)
 
     def _begin(self) -> None:
-        self._core = Core(self._options)
-        self._pools: dict[Replica, ConnectionPool] = {
-            replica: ConnectionPool(replica.address, self._options.tls, self._options.connect_timeout)
+        self._core = Core(self._options, self._run_beside)
+        self._pools = {
+            replica.address: ConnectionPool(replica.address, self._options.tls, self._options.connect_timeout)
             for replica in self._core.replicas
         }
 
@@ -88,7 +90,9 @@ class Client:
             ServerError: a server answered with an error, or the last one that was tried did.
             NoAnswer: none answered.
             DeadlineExceeded: the time was over.
+            AnswerInvalid: what came is not an answer to this request.
             RequestInvalid: the request was refused before it was sent.
+            ClientClosed: the client was closed.
             ShardsDisagree: shards are not at one version, and did not get there in time.
         """
         return self._drive(
@@ -135,11 +139,13 @@ class Client:
         return self._drive(self._core.ready(timeout))
 
     def close(self) -> None:
-        """End all connections; the client can be used again."""
+        """End all connections. Calls that have begun are answered; later ones raise ClientClosed."""
+        self._is_closed = True
         for pool in self._pools.values():
             pool.close()
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(
@@ -147,7 +153,20 @@ class Client:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosed("this client was closed; make a new one")
+
+    def _run_beside(self, steps: Steps[None]) -> None:
+        # RuntimeError: there are no more threads, or the interpreter is ending.
+        with suppress(RuntimeError):
+            threading.Thread(target=self._carry_on, args=(steps,), daemon=True, name="shoal-client").start()
+
     def _drive(self, steps: Steps[Result]) -> Result:
+        self._check_open()
+        return self._carry_on(steps)
+
+    def _carry_on(self, steps: Steps[Result]) -> Result:
         try:
             calls = next(steps)
             while True:
@@ -183,7 +202,7 @@ class Client:
         for call in calls:
             while isinstance(step := call.next(monotonic()), Attempt):
                 try:
-                    exchange = self._pools[step.replica].send(call.request, step.headers, step.deadline)
+                    exchange = self._pools[step.replica.address].send(call.request, step.headers, step.deadline)
                 except (*FAILURES, ShoalError) as error:
                     call.failed(step, error, monotonic())
                 else:
@@ -209,9 +228,7 @@ class Client:
         try:
             response = exchange.receive(attempt.deadline)
         except FAILURES as error:
-            # One that ended with the deadline is the call's to judge.
-            if monotonic() < attempt.deadline - CLOSE_SECONDS:
-                call.failed(attempt, error, monotonic())
+            call.failed(attempt, error, monotonic())
         else:
             call.answered(attempt, response, monotonic())
 

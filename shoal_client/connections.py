@@ -5,14 +5,17 @@ http.client. Sockets stay at hand: the client waits on several at once, and drop
 """
 
 import http.client
+import io
 import select
 import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
+from typing import Any
 
 from shoal_client.addresses import Address
+from shoal_client.calls import Unreached
 from shoal_client.wire import READ_HEADERS, Request, Response
 
 FAILURES = (OSError, http.client.HTTPException)
@@ -41,13 +44,12 @@ class Exchange:
             OSError, http.client.HTTPException: the connection does not work, or `deadline` passes.
         """
         try:
-            self._connection.settimeout(_remaining(deadline))
-            answer = http.client.HTTPResponse(self._connection, method=self._method)
+            incoming: Any = _Incoming(self._connection, deadline)
+            answer = http.client.HTTPResponse(incoming, method=self._method)
             answer.begin()
             pieces = []
             while piece := answer.read1(_MOST_AT_ONCE):
                 pieces.append(piece)
-                self._connection.settimeout(_remaining(deadline))
             if answer.length:
                 raise http.client.IncompleteRead(b"".join(pieces), answer.length)
         except BaseException:
@@ -67,6 +69,29 @@ class Exchange:
         self._connection.close()
 
 
+class _Incoming(io.RawIOBase):
+    """The bytes that arrive on a connection until a deadline.
+
+    A socket's timeout counts from its last byte. So every read gets a timeout of what is left until the deadline, also
+    those by which http.client reads an answer's head and the sizes of its chunks.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """The file that http.client reads from."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(_remaining(self._deadline))
+        return self._connection.recv_into(buffer)
+
+
 class ConnectionPool:
     """Connections to one server; it may be used from several threads."""
 
@@ -76,17 +101,22 @@ class ConnectionPool:
         self._connect_timeout = connect_timeout
         # Taking from a deque, and adding to it, is one step for all threads.
         self._idle: deque[socket.socket] = deque()
+        self._is_closed = False
 
     def send(self, request: Request, headers: Mapping[str, str], deadline: float) -> Exchange:
         """Send a request.
 
         Raises:
-            OSError: there is no connection to the server, or it ended.
+            Unreached: no connection to the server came about.
+            OSError: the connection ended, or the deadline passed.
         """
         connection = self._take() or self._connect(deadline)
         try:
-            connection.settimeout(_remaining(deadline))
-            connection.sendall(self._head(request, headers) + request.body)
+            unsent = memoryview(self._head(request, headers) + request.body)
+            while unsent:
+                # `sendall` over TLS would wait for so long before each record.
+                connection.settimeout(_remaining(deadline))
+                unsent = unsent[connection.send(unsent) :]
         except BaseException:
             connection.close()
             raise
@@ -98,11 +128,17 @@ class ConnectionPool:
             self._idle.append(connection)
         else:
             connection.close()
+        if self._is_closed:
+            self.close()
 
     def close(self) -> None:
-        """End all connections that are kept."""
-        while self._idle:
-            self._idle.pop().close()
+        """End all connections: those that are kept now, and others when their answer has come."""
+        self._is_closed = True
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
 
     def _take(self) -> socket.socket | None:
         """The connection that was used last, if the server has not ended it meanwhile."""
@@ -118,22 +154,30 @@ class ConnectionPool:
             connection.close()
 
     def _connect(self, deadline: float) -> socket.socket:
-        patience = min(self._connect_timeout, _remaining(deadline))
         address = self.address
-        if address.path is not None:
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                connection.settimeout(patience)
-                connection.connect(address.path)
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-        connection = socket.create_connection((address.host, address.port), patience)
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if address.path is not None:
+                return self._connect_to(socket.AF_UNIX, address.path, deadline)
+            failure: OSError = OSError("the host has no address")
+            for family, _, _, _, place in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+                try:
+                    return self._connect_to(family, place, deadline)
+                except OSError as error:
+                    failure = error
+            raise failure
+        except (OSError, UnicodeError) as error:
+            raise Unreached(str(error) or type(error).__name__) from error
+
+    def _connect_to(self, family: int, place: Any, deadline: float) -> socket.socket:
+        connection = socket.socket(family)
+        try:
+            connection.settimeout(min(self._connect_timeout, _remaining(deadline)))
+            connection.connect(place)
+            if family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                return self._tls.wrap_socket(connection, server_hostname=address.host)
+                connection.settimeout(min(self._connect_timeout, _remaining(deadline)))
+                return self._tls.wrap_socket(connection, server_hostname=self.address.host)
         except BaseException:
             connection.close()
             raise

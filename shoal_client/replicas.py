@@ -7,7 +7,7 @@ Load Balancing"). One that does not answer is left out for a while, which double
 import random
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from shoal_client.addresses import Address
@@ -67,10 +67,10 @@ class ReplicaSet:
         self._p95: float | None = None
         self._lock = threading.Lock()
 
-    def pick(self, now: float, avoid: Replica | None = None) -> Replica:
-        """The replica to ask next; not `avoid` if there is another, and one that fails only if all do."""
+    def pick(self, now: float, avoid: Collection[Replica] = ()) -> Replica:
+        """The replica to ask next; none of `avoid` if there is another, and one that fails only if all do."""
         with self._lock:
-            others = [replica for replica in self.replicas if replica is not avoid] or self.replicas
+            others = [replica for replica in self.replicas if replica not in avoid] or self.replicas
             fit = [replica for replica in others if max(replica.ejected_until, replica.not_before) <= now]
             if not fit:
                 # Where none is well the one that may be so again soonest is as good as any.
@@ -88,11 +88,11 @@ class ReplicaSet:
         with self._lock:
             replica.in_flight += 1
 
-    def has_other(self, now: float, than: Replica | None) -> bool:
+    def has_other(self, now: float, than: Collection[Replica]) -> bool:
         """Whether there is another replica that is well."""
         with self._lock:
             return any(
-                replica is not than and max(replica.ejected_until, replica.not_before) <= now
+                replica not in than and max(replica.ejected_until, replica.not_before) <= now
                 for replica in self.replicas
             )
 
@@ -104,11 +104,11 @@ class ReplicaSet:
             replica.ejected_until = replica.not_before = 0.0
             self._sample(seconds)
 
-    def put_off(self, replica: Replica, until: float) -> None:
-        """A replica said that it has too much to do."""
+    def put_off(self, replica: Replica, seconds: float, now: float) -> None:
+        """A replica said that it has too much to do, and is to be asked again in so many seconds."""
         with self._lock:
             replica.in_flight -= 1
-            replica.not_before = until
+            replica.not_before = now + min(seconds, _LONGEST_EJECTION_SECONDS)
 
     def failed(self, replica: Replica, now: float) -> None:
         """A replica did not answer, or said that it cannot."""

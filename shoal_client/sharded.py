@@ -15,9 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shoal_client.answers import Answer, ArrowAnswer, JsonAnswer, MatrixAnswer, Position
+from shoal_client.columns import as_list, count_rows, is_scalar
 from shoal_client.errors import RequestInvalid, ShardsDisagree
 from shoal_client.hashing import first_hashes, shards_of
-from shoal_client.schema import Schema, as_list, count_rows, is_scalar
+from shoal_client.schema import Schema
 from shoal_client.wire import Columns
 
 Indices = npt.NDArray[np.int64]
@@ -34,6 +35,11 @@ class Part:
     references: Sequence[str]
     entities: Mapping[str, list[Any]]
     answer: Answer | None = field(default=None)
+
+    @property
+    def keys(self) -> int:
+        """How many keys it asks for."""
+        return 1 if self.rows is None else len(self.rows)
 
     @property
     def answered(self) -> Answer:
