@@ -3,12 +3,15 @@
 import asyncio
 import os
 import random
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,6 +187,45 @@ def test_shards_that_do_not_agree_are_asked_again_and_else_refused(
 def is_past(server: Server, seq: int) -> bool:
     views = server.ask("GET", "/v1/status").json["views"]
     return next(int(view["applied_seq"]) for view in views if view["name"] == "users") > seq
+
+
+def test_pushed_rows_are_copied_to_another_number_of_shards_by_the_documented_steps(one: Client, many: Client) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "shards.md").read_text()
+    program = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def copy_pushed" in code)
+    documented: dict[str, Any] = {}
+    exec(compile(program, "docs/shards.md", "exec"), documented)
+    copy_pushed = documented["copy_pushed"]
+
+    at = [f"2026-03-01T00:00:{second:02}Z" for second in range(20)]
+    items = [f"copied-{number}" for number in range(20)]
+    blobs, times = [bytes([number, 255]) for number in range(20)], [datetime(2026, 1, 1, tzinfo=UTC)] * 20
+    values = {
+        "large": [2**60 + 1] * 20,
+        "blob": blobs,
+        "at": times,
+        "vector": [[0.1, 0.2, 0.3]] * 20,
+        "words": [["é"]] * 20,
+    }
+    many.push("items", {"items_id": items, "event_timestamp": at} | values)
+    many.push("users", deletes={"users_id": [150, 151]})
+    keys = {"items_id": [*items, "item-7", "never"]}
+    published = one.lookup(["users:score"], {"users_id": [150, 151]}).to_pydict()["users:score"]
+    assert published == [37.5, 37.75]
+    # A newer push of one feature is in the new store already, and comes to the old ones a little later.
+    newer = {"items_id": items[:1], "single": [7.0], "event_timestamp": ["2026-03-02T00:00:00Z"]}
+    one.push("items", newer)
+    timer = threading.Timer(0.3, many.push, ("items", newer))
+    timer.start()
+    copy_pushed(many, one, "items", keys)
+    timer.join()
+    copy_pushed(many, one, "users", {"users_id": [150, 151, 152]})
+    for format in ("arrow", "json"):
+        expected, found = (client.lookup(["items:*"], keys, stale="serve", format=format) for client in (many, one))
+        assert repr(found.to_pydict()) == repr(expected.to_pydict())
+    assert found.event_timestamps == expected.event_timestamps
+    assert (found.to_pydict()["items:single"][0], found.to_pydict()["items:large"][0]) == (7.0, 2**60 + 1)
+    scores = one.lookup(["users:score"], {"users_id": [150, 151, 152]}).to_pydict()
+    assert scores == {"users:score": [None, None, 38.0]}
 
 
 def users_outside(shard: int) -> list[int]:
