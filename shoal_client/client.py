@@ -21,8 +21,8 @@ from shoal_client.errors import ClientClosed, ShoalError
 from shoal_client.settings import Settings, options
 from shoal_client.wire import Columns, Format, Partial, Stale
 
-Flights = dict[int, tuple[Call, Attempt, Exchange]]
-"""By descriptor, what is on its way."""
+Flights = dict[Exchange, tuple[Call, Attempt]]
+"""What is on its way."""
 
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 
@@ -184,13 +184,13 @@ class Client:
                 until = self._advance([call for call in calls if call not in outcomes], flights, outcomes)
                 if len(outcomes) == len(calls):
                     break
-                alone = next(iter(flights.values())) if len(flights) == 1 and len(calls) == 1 else None
-                if alone is not None and alone[1].is_alone:
-                    self._receive(*alone, flights)
+                alone = _only(flights) if len(calls) == 1 else None
+                if alone is not None:
+                    self._receive(alone, flights)
                 else:
                     self._await_any(flights, until)
         finally:
-            for _, _, exchange in flights.values():
+            for exchange in flights:
                 exchange.cancel()
             for call in calls:
                 call.abandon()
@@ -206,31 +206,60 @@ class Client:
                 except (*FAILURES, ShoalError) as error:
                     call.failed(step, error, monotonic())
                 else:
-                    flights[exchange.fileno()] = (call, step, exchange)
+                    flights[exchange] = (call, step)
             if isinstance(step, Done):
                 outcomes[call] = step.outcome
-                for number in [number for number, flight in flights.items() if flight[0] is call]:
-                    flights.pop(number)[2].cancel()
+                for exchange in [exchange for exchange, flight in flights.items() if flight[0] is call]:
+                    del flights[exchange]
+                    exchange.cancel()
             else:
                 soonest = min(soonest, step.until)
         return soonest
 
     def _await_any(self, flights: Flights, until: float) -> None:
+        """Go on with those exchanges that can, or have no more time to connect."""
         poll = select.poll()
-        for number in flights:
-            poll.register(number, select.POLLIN)
+        numbers = {exchange.fileno(): exchange for exchange in flights}
+        for number, exchange in numbers.items():
+            if exchange.connect_until is None:
+                poll.register(number, select.POLLIN)
+            else:
+                poll.register(number, select.POLLOUT)
+                until = min(until, exchange.connect_until)
         # Rounded up: a wait that ends early would only be begun again.
-        for number, _ in poll.poll(max(0.0, 1000 * (until - monotonic())) + 1):
-            self._receive(*flights[number], flights)
+        ready = {number for number, _ in poll.poll(max(0.0, 1000 * (until - monotonic())) + 1)}
+        now = monotonic()
+        for number, exchange in numbers.items():
+            if exchange.connect_until is None:
+                if number in ready:
+                    self._receive(exchange, flights)
+            elif number in ready or now >= exchange.connect_until:
+                self._connect(exchange, flights, is_ready=number in ready)
 
-    def _receive(self, call: Call, attempt: Attempt, exchange: Exchange, flights: Flights) -> None:
-        del flights[exchange.fileno()]
+    def _connect(self, exchange: Exchange, flights: Flights, *, is_ready: bool) -> None:
+        call, attempt = flights[exchange]
+        try:
+            exchange.go_on(attempt.deadline, is_ready=is_ready)
+        except FAILURES as error:
+            del flights[exchange]
+            call.failed(attempt, error, monotonic())
+
+    def _receive(self, exchange: Exchange, flights: Flights) -> None:
+        call, attempt = flights.pop(exchange)
         try:
             response = exchange.receive(attempt.deadline)
         except FAILURES as error:
             call.failed(attempt, error, monotonic())
         else:
             call.answered(attempt, response, monotonic())
+
+
+def _only(flights: Flights) -> Exchange | None:
+    """The exchange whose answer is all that there is to wait for; None if there is more, or it was not sent yet."""
+    if len(flights) != 1:
+        return None
+    ((exchange, (_, attempt)),) = flights.items()
+    return exchange if attempt.is_alone and exchange.connect_until is None else None
 
 
 def _begin_anew() -> None:

@@ -8,7 +8,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -339,3 +339,12 @@ def test_a_server_that_cannot_be_reached_costs_a_connect_timeout_and_no_deadline
             assert isinstance(outcome, NoAnswer), outcome
         for outcome in ask([url, liar.url], lookup("json"), timeout=60.0, connect_timeout=0.1):
             assert not isinstance(outcome, ShoalError), outcome
+
+
+def test_servers_that_cannot_be_reached_take_no_time_from_others(liar: Liar) -> None:
+    liar.answer = http(b'{"server": {}, "views": []}')
+    with ExitStack() as opened:
+        urls = [opened.enter_context(unaccepting()) for _ in range(8)]
+        for outcome in ask([*urls, liar.url], status, timeout=6.0, connect_timeout=1.0):
+            assert outcome[liar.url] == {"server": {}, "views": []}
+            assert all(isinstance(outcome[url], NoAnswer) for url in urls)
