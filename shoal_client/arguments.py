@@ -10,12 +10,14 @@ from typing import Any, get_args
 
 from shoal_client.errors import RequestInvalid
 from shoal_client.showing import shown
-from shoal_client.wire import Format, Partial, Stale
+from shoal_client.wire import MEDIA_TYPES, Partial, Stale
 
 LONGEST_SECONDS = 86_400
 """What servers take as a client's deadline at most."""
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _TOO_LONG = 10**7
+_STALE = get_args(Stale)
+_PARTIAL = get_args(Partial)
 
 
 def check_seconds(name: str, value: Any, least: float = 0.0) -> None:
@@ -49,9 +51,9 @@ def check_header(name: str, value: Any) -> None:
 
 def check_how(stale: Any, partial: Any, form: Any) -> None:
     """Raise RequestInvalid if a lookup's options are not among those that there are."""
-    for name, value, choices in (("stale", stale, Stale), ("partial", partial, Partial), ("format", form, Format)):
-        if not isinstance(value, str) or value not in get_args(choices):
-            raise RequestInvalid(f"{name} is {shown(value)}; it must be one of: {', '.join(get_args(choices))}")
+    for name, value, known in (("stale", stale, _STALE), ("partial", partial, _PARTIAL), ("format", form, MEDIA_TYPES)):
+        if not isinstance(value, str) or value not in known:
+            raise RequestInvalid(f"{name} is {shown(value)}; it must be one of: {', '.join(known)}")
 
 
 def read_max_age(max_age: Any) -> str | None:

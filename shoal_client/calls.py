@@ -126,7 +126,7 @@ class Call:
         if response.status == 429 or error.code in _OVERLOADED:
             self.replicas.put_off(attempt.replica, response.retry_after or 0.0, now)
         else:
-            self.replicas.failed(attempt.replica, now)
+            self.replicas.failed(attempt.replica, attempt.started, now)
         self._fail(attempt, error, now, error.retry_after or 0.0)
 
     def failed(self, attempt: Attempt, error: Exception, now: float) -> None:
@@ -135,7 +135,7 @@ class Call:
             return  # It ended with its deadline: `next` calls that late.
         if not self._ended(attempt):
             return
-        self.replicas.failed(attempt.replica, now)
+        self.replicas.failed(attempt.replica, attempt.started, now)
         told = NoAnswer(f"{attempt.replica.address.text} does not answer: {error or type(error).__name__}")
         self._fail(attempt, told, now, 0.0, costs_nothing=isinstance(error, Unreached))
 
@@ -216,7 +216,7 @@ class Call:
         is_late = isinstance(outcome, DeadlineExceeded)
         for attempt in self.in_flight:
             if is_late:
-                self.replicas.failed(attempt.replica, now)
+                self.replicas.failed(attempt.replica, attempt.started, now)
             elif isinstance(outcome, ServerError):
                 self.replicas.dropped(attempt.replica)
             else:

@@ -24,10 +24,13 @@ def check_columns(member: str, columns: Any, *, scalars: bool) -> None:
     for name, values in columns.items():
         if not isinstance(name, str):
             raise RequestInvalid(f"{member} has the column name {shown(name)}; a column name must be a str")
-        is_column = not is_scalar(values) and not isinstance(values, Mapping | Set) and getattr(values, "ndim", 1) > 0
-        if not is_column and not (scalars and is_scalar(values)):
+        if not (isinstance(values, list) or _is_column(values) or (scalars and is_scalar(values))):
             raise RequestInvalid(f"{member}[{name!r}] is {shown(values)}; give a list, NumPy array or Arrow array")
     count_rows(columns)
+
+
+def _is_column(values: Any) -> bool:
+    return not is_scalar(values) and not isinstance(values, Mapping | Set) and getattr(values, "ndim", 1) > 0
 
 
 def is_scalar(values: Any) -> bool:

@@ -29,6 +29,7 @@ class Replica:
 
     address: Address
     in_flight: int = 0
+    ejected_at: float = 0.0
     ejected_until: float = 0.0
     not_before: float = 0.0
     """When it said that it is to be asked again."""
@@ -110,11 +111,11 @@ class ReplicaSet:
             replica.in_flight -= 1
             replica.not_before = now + min(seconds, _LONGEST_EJECTION_SECONDS)
 
-    def failed(self, replica: Replica, now: float) -> None:
-        """A replica did not answer, or said that it cannot."""
+    def failed(self, replica: Replica, started: float, now: float) -> None:
+        """A replica did not answer a request that began at `started`, or said that it cannot."""
         with self._lock:
             replica.in_flight -= 1
-            self._eject(replica, now)
+            self._eject(replica, started, now)
 
     def lost(self, replica: Replica, seconds: float, now: float) -> None:
         """A replica had not answered after so long when its hedge had."""
@@ -123,7 +124,7 @@ class ReplicaSet:
             replica.lost_races += 1
             self._sample(seconds)
             if replica.lost_races >= _LOST_RACES:
-                self._eject(replica, now)
+                self._eject(replica, now - seconds, now)
 
     def dropped(self, replica: Replica) -> None:
         """A request to a replica came to nothing that says anything of it."""
@@ -135,7 +136,10 @@ class ReplicaSet:
         """The time in seconds in which nineteen of twenty answers came lately; None while there are too few."""
         return self._p95
 
-    def _eject(self, replica: Replica, now: float) -> None:
+    def _eject(self, replica: Replica, started: float, now: float) -> None:
+        if started < replica.ejected_at:
+            return  # The request was on its way already when the replica failed another one: it is the same failure.
+        replica.ejected_at = now
         seconds = min(_FIRST_EJECTION_SECONDS * 2**replica.failures, _LONGEST_EJECTION_SECONDS)
         replica.failures = min(replica.failures + 1, 10)
         replica.lost_races = 0

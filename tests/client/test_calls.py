@@ -162,7 +162,7 @@ def test_a_failing_replica_is_left_out_longer_each_time() -> None:
     bad, now = everyone.replicas[0], 0.0
     for least in (0.4, 0.8, 1.6, 3.2):
         everyone.begin(bad)
-        everyone.failed(bad, now)
+        everyone.failed(bad, now, now)
         assert bad.ejected_until - now >= least
         picked = Counter(everyone.pick(now + 0.01) for _ in range(50))
         assert bad not in picked
@@ -174,8 +174,18 @@ def test_a_failing_replica_is_left_out_longer_each_time() -> None:
     everyone.answered(bad, 0.01)
     assert bad.ejected_until == bad.failures == 0
     for replica in everyone.replicas:
-        everyone.failed(replica, now)
+        everyone.failed(replica, now, now)
     assert everyone.pick(now) in everyone.replicas
+
+
+def test_many_requests_that_one_failure_meets_leave_a_replica_out_once() -> None:
+    everyone = replicas(2)
+    dead, well = everyone.replicas
+    calls = [Call(LOOKUP, everyone, Policy(), deadline=5.0, avoid=[well]) for _ in range(200)]
+    for call, attempt in [(call, begin(call, 1.0)) for call in calls]:
+        call.failed(attempt, Unreached("refused"), 1.1)
+    assert dead.ejected_until <= 1.1 + 0.6
+    assert dead.in_flight == 0
 
 
 def test_the_less_busy_of_two_is_asked() -> None:
