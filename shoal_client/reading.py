@@ -24,7 +24,8 @@ _NPY_HEAD = re.compile(
     rb"\{'descr': '(<f4|<f8)', 'fortran_order': False, 'shape': \(([0-9]{1,18}), ([0-9]{1,18})\), \} *\n"
 )
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_POSITION = re.compile(r"([^=,@ ]+)=([0-9]{1,18})@([^=,@ ]+)")
+_POSITION = re.compile(r"([^=,@ ]+)=(-?[0-9]{1,18})@([^=,@ ]*)")
+"""A view that stands before its log, as one that no root publishes does, has no entry."""
 _SHOWN_BYTES = 100
 
 
@@ -105,8 +106,8 @@ def _read_features(document: Any, keys: int) -> dict[str, Any]:
     features, statuses, times = members = [document[name] for name in ("features", "status", "event_timestamps")]
     if not all(isinstance(member, dict) for member in members):
         raise TypeError("features, status or event_timestamps is no object")
-    if not {reference.partition(":")[0] for reference in features} == statuses.keys() == times.keys():
-        raise ValueError("the views with features, statuses and event times are not the same")
+    if not {reference.partition(":")[0] for reference in features} <= statuses.keys() & times.keys():
+        raise ValueError("a view with features has no statuses or no event times")
     for column in (*features.values(), *statuses.values(), *times.values()):
         if not isinstance(column, list):
             raise TypeError("a column is no list")

@@ -230,8 +230,9 @@ def _join_documents(references: Sequence[str], count: int, parts: Sequence[Part]
         for reference in group[0].references:
             together = [value for document in documents for value in document["features"][reference]]
             features[reference] = _take_all(together, order)
+        views = dict.fromkeys(reference.partition(":")[0] for reference in group[0].references)
         for member, values in joined.items():
-            for view in documents[0][member]:
+            for view in views:
                 values[view] = _take_all([value for document in documents for value in document[member][view]], order)
     return {"version": None, "keys": count, "features": {name: features[name] for name in references}, **joined}
 

@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from loaders.definition import BEFORE_THE_LOG
 from shoal_client import Client, DeadlineExceeded, NoAnswer, ShoalError
 from shoal_client.aio import AsyncClient
 from shoal_client.errors import AnswerInvalid
@@ -250,9 +251,12 @@ def ready(client: Any) -> Any:
 
 def test_what_is_no_answer_is_refused_by_an_error_of_the_client(liar: Liar) -> None:
     for form, body in GOOD.items():
-        liar.answer = http(body)
+        liar.answer = http(
+            body, head=f"X-Shoal-Version: 7\r\nX-Shoal-Applied: users={BEFORE_THE_LOG}@, items=12@1b\r\n"
+        )
         for answer in ask(liar.url, lookup(form)):
             assert answer.version == 7, answer
+            assert answer.applied == {"users": (BEFORE_THE_LOG, ""), "items": (12, "1b")}
     for name, do, liar.answer in cases():
         for outcome in ask(liar.url, do, timeout=20.0):
             if do is status:
