@@ -1,11 +1,15 @@
 """Addresses of servers: `http://HOST:PORT`, `https://HOST:PORT`, or `unix:PATH`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from shoal_client.errors import AddressInvalid
+from shoal_client.showing import shown
 
 _PORTS = {"http": 80, "https": 443}
+_MEND = "write http://HOST:PORT, https://HOST:PORT or unix:PATH"
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,40 @@ class Address:
         return host if self.port == _PORTS["https" if self.tls else "http"] else f"{host}:{self.port}"
 
 
+def read_addresses(addresses: Any, shards: Any) -> Sequence[Sequence[str]]:
+    """The addresses of each shard's replicas; a client that knows of no shards has one. Raises AddressInvalid."""
+    if (addresses is None) == (shards is None):
+        raise AddressInvalid("give either the addresses of servers, or shards, a list of such addresses a shard")
+    listed = [addresses] if shards is None else shards
+    if not isinstance(listed, list | tuple):
+        raise AddressInvalid(f"shards is {shown(shards)}; give a list with the addresses of each shard")
+    of_shards = [[replicas] if isinstance(replicas, str) else replicas for replicas in listed]
+    for replicas in of_shards:
+        if not isinstance(replicas, list | tuple) or not all(isinstance(text, str) for text in replicas):
+            raise AddressInvalid(f"{shown(replicas)} is no address and no list of addresses; {_MEND}")
+    every = [text for replicas in of_shards for text in replicas]
+    if not all(of_shards) or not every or len(set(every)) < len(every):
+        raise AddressInvalid(
+            f"give each address once, and at least one a shard; there are {', '.join(every) or 'none'}"
+        )
+    return of_shards
+
+
 def parse_address(text: str) -> Address:
     """The address in a text; raises AddressInvalid."""
-    mend = "write http://HOST:PORT, https://HOST:PORT or unix:PATH"
-    if text.startswith("unix:") and len(text) > len("unix:"):
+    if text.startswith("unix:") and len(text) > len("unix:") and "\0" not in text:
         return Address(text, "localhost", 0, path=text.removeprefix("unix:"))
+    # `urlsplit` drops line breaks and tabs.
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise AddressInvalid(f"{text!r} has characters that no address may have; {_MEND}, with a host name in ASCII")
     try:
         parts = urlsplit(text)
-        port = parts.port
+        port, host = parts.port, (parts.hostname or "").encode("idna")
     except ValueError as error:
-        raise AddressInvalid(f"{text!r} is no address: {error}; {mend}") from None
-    if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
-        raise AddressInvalid(f"{text!r} is no address of a server; {mend}")
-    tls = parts.scheme == "https"
-    return Address(text.rstrip("/"), parts.hostname, port or _PORTS[parts.scheme], tls)
+        raise AddressInvalid(f"{text!r} is no address: {error}; {_MEND}") from None
+    has_more = parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc
+    if parts.scheme not in _PORTS or not host or port == 0 or has_more:
+        raise AddressInvalid(f"{text!r} is no address of a server; {_MEND}")
+    return Address(
+        text.rstrip("/"), host.decode(), _PORTS[parts.scheme] if port is None else port, tls=parts.scheme == "https"
+    )

@@ -8,24 +8,22 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-import aiohttp
 import pyarrow as pa
 
 from shoal_client.addresses import Address
 from shoal_client.answers import Answer, Pushed
-from shoal_client.calls import CLOSE_SECONDS, Attempt, Call, Done
-from shoal_client.core import Core, Outcome, Result, Steps
-from shoal_client.errors import ClientForked, ShoalError
-from shoal_client.replicas import Replica
+from shoal_client.calls import Attempt, Call, Done, Outcome, Result, Steps
+from shoal_client.core import Core
+from shoal_client.errors import ClientClosed, ClientElsewhere, ClientForked, ShoalError
+from shoal_client.sessions import FAILURES, Session
 from shoal_client.settings import Settings, options
-from shoal_client.wire import READ_HEADERS, Columns, Format, Partial, Response, Stale
-
-_FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
+from shoal_client.wire import Columns, Format, Partial, Stale
 
 
 class AsyncClient:
     """`shoal_client.Client` for one event loop: `async with AsyncClient(…) as client`. Arguments and errors are the
-    same, and besides ClientForked where it is used in another process than it was made in.
+    same, and besides ClientElsewhere where it is used in another event loop than before, and ClientForked where it is
+    used in another process than it was made in.
     """
 
     def __init__(
@@ -36,9 +34,12 @@ class AsyncClient:
         **settings: Unpack[Settings],
     ) -> None:
         self._options = options(addresses, shards, settings)
-        self._core = Core(self._options)
-        self._sessions: dict[Replica, aiohttp.ClientSession] = {}
+        self._core = Core(self._options, self._run_beside)
+        self._sessions: dict[Address, Session] = {}
         self._process = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
+        self._beside: set[asyncio.Task[None]] = set()
 
     async def lookup(
         self,
@@ -87,12 +88,16 @@ class AsyncClient:
         return await self._drive(self._core.ready(timeout))
 
     async def close(self) -> None:
-        """End all connections; the client can be used again."""
-        sessions, self._sessions = self._sessions, {}
-        for session in sessions.values():
+        """End all connections. Later calls raise ClientClosed."""
+        self._check_place()
+        self._is_closed = True
+        for task in self._beside:
+            task.cancel()
+        for session in self._sessions.values():
             await session.close()
 
     async def __aenter__(self) -> Self:
+        self._check_open()
         return self
 
     async def __aexit__(
@@ -100,9 +105,29 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _drive(self, steps: Steps[Result]) -> Result:
+    def _check_place(self) -> None:
         if os.getpid() != self._process:
             raise ClientForked("this client was made in another process, whose event loop it belongs to; make one here")
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise ClientElsewhere("this client was used in another event loop before; make one for each event loop")
+        self._loop = loop
+
+    def _check_open(self) -> None:
+        self._check_place()
+        if self._is_closed:
+            raise ClientClosed("this client was closed; make a new one")
+
+    def _run_beside(self, steps: Steps[None]) -> None:
+        task = asyncio.create_task(self._carry_on(steps))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    async def _drive(self, steps: Steps[Result]) -> Result:
+        self._check_open()
+        return await self._carry_on(steps)
+
+    async def _carry_on(self, steps: Steps[Result]) -> Result:
         try:
             calls = next(steps)
             while True:
@@ -145,46 +170,14 @@ class AsyncClient:
 
     async def _exchange(self, call: Call, attempt: Attempt) -> None:
         try:
-            response = await self._ask(call, attempt)
-        except _FAILURES as error:
-            # One that ended with the deadline is the call's to judge.
-            if monotonic() < attempt.deadline - CLOSE_SECONDS:
-                call.failed(attempt, error, monotonic())
+            response = await self._session(attempt.replica.address).ask(call.request, attempt.headers, attempt.deadline)
+        except FAILURES as error:
+            call.failed(attempt, error, monotonic())
         else:
             call.answered(attempt, response, monotonic())
 
-    async def _ask(self, call: Call, attempt: Attempt) -> Response:
-        address, request = attempt.replica.address, call.request
-        remaining = attempt.deadline - monotonic()
-        if remaining <= 0:
-            raise TimeoutError
-        patience = min(remaining, self._options.connect_timeout)
-        timeout = aiohttp.ClientTimeout(total=remaining, sock_connect=patience)
-        url = f"{'https' if address.tls else 'http'}://{address.host_header}{request.path}"
-        async with self._session(attempt.replica).request(
-            request.method,
-            url,
-            data=request.body or None,
-            headers=attempt.headers,
-            timeout=timeout,
-            allow_redirects=False,
-        ) as response:
-            body = await response.read()
-        headers = {name: value for name in READ_HEADERS if (value := response.headers.get(name)) is not None}
-        return Response(response.status, headers, body, address.text)
-
-    def _session(self, replica: Replica) -> aiohttp.ClientSession:
-        session = self._sessions.get(replica)
+    def _session(self, address: Address) -> Session:
+        session = self._sessions.get(address)
         if session is None:
-            session = self._sessions[replica] = aiohttp.ClientSession(
-                connector=self._connector(replica.address),
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
-            )
+            session = self._sessions[address] = Session(address, self._options.tls, self._options.connect_timeout)
         return session
-
-    def _connector(self, address: Address) -> aiohttp.BaseConnector:
-        if address.path is not None:
-            return aiohttp.UnixConnector(address.path, limit=0)
-        return aiohttp.TCPConnector(limit=0, ssl=self._options.tls or True)

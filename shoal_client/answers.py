@@ -3,23 +3,16 @@
 The numbers stay in the memory that they came in: what `to_arrow` and `to_numpy` return are views of it where they can.
 """
 
-import ast
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from shoal_client.errors import AnswerInvalid, FormMissing
-from shoal_client.wire import APPLIED_HEADER, PARTIAL_HEADER, VERSION_HEADER, Response
-
-_NPY = b"\x93NUMPY\x01\x00"
 
 
 class Position(NamedTuple):
@@ -57,12 +50,25 @@ class Answer:
         raise self._lacks("to_arrow", "arrow")
 
     def to_pandas(self) -> Any:
-        """A data frame of it; needs pandas."""
-        return self.to_arrow().to_pandas()
+        """A data frame of it; needs pandas. Integers and bools have pandas' nullable types (`Int64`, `Int32`,
+        `boolean`), so that every value is exact and a null is `pandas.NA`, whatever the values are."""
+        import pandas
+
+        nullable = {
+            pa.int32(): pandas.Int32Dtype(),
+            pa.int64(): pandas.Int64Dtype(),
+            pa.bool_(): pandas.BooleanDtype(),
+        }
+        return self.to_arrow().to_pandas(types_mapper=nullable.get)
 
     def to_numpy(self) -> npt.NDArray[Any]:
         """One float matrix [keys, columns] in the order asked, NaN where a value is absent; an embedding float32[N]
-        takes N columns, a bool is 0 or 1, a timestamp seconds since 1970."""
+        takes N columns, a bool is 0 or 1, a timestamp seconds since 1970.
+
+        Raises:
+            FormMissing: the answer's format has no matrix, a feature is no number, or an integer lies beyond ±2^53,
+                which float64 does not hold exactly. An answer in `npy` comes as a matrix: there the server has rounded.
+        """
         raise self._lacks("to_numpy", "npy")
 
     def to_pydict(self) -> dict[str, list[Any]]:
@@ -108,7 +114,10 @@ class ArrowAnswer(Answer):
         return matrix
 
     def to_pydict(self) -> dict[str, list[Any]]:
-        return self.batch.to_pydict()  # type: ignore[no-any-return]
+        try:
+            return self.batch.to_pydict()  # type: ignore[no-any-return]
+        except (pa.ArrowException, ArithmeticError, ValueError, LookupError) as error:
+            raise AnswerInvalid(f"a server sent a value that is none of Python's: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -139,63 +148,6 @@ class JsonAnswer(Answer):
         return dict(self.document["event_timestamps"])
 
 
-def read_answer(response: Response, form: str) -> Answer:
-    """The answer in a response of a format; raises AnswerInvalid."""
-    try:
-        version = int(response.headers[VERSION_HEADER])
-        applied = dict(parse_applied(response.headers.get(APPLIED_HEADER, "")))
-        partial = tuple(filter(None, response.headers.get(PARTIAL_HEADER, "").split(",")))
-        match form:
-            case "arrow":
-                with pa.ipc.open_stream(response.body) as stream:
-                    return ArrowAnswer(version, applied, partial, stream.read_next_batch(), response.body)
-            case "npy":
-                return MatrixAnswer(version, applied, partial, read_npy(response.body))
-            case _:
-                return JsonAnswer(version, applied, partial, response.document)
-    except (pa.ArrowException, ValueError, LookupError, SyntaxError, StopIteration, struct.error) as error:
-        raise AnswerInvalid(f"{response.address} sent what is no answer: {type(error).__name__}: {error}") from error
-
-
-@lru_cache(maxsize=256)
-def parse_applied(text: str) -> Mapping[str, Position]:
-    """View → position, of the header X-Shoal-Applied."""
-    positions = {}
-    for part in text.split(", ") if text else ():
-        view, _, position = part.partition("=")
-        seq, _, entry = position.partition("@")
-        positions[view] = Position(int(seq), entry)
-    return positions
-
-
-def read_npy(data: bytes) -> npt.NDArray[Any]:
-    """The matrix of a .npy file of version 1.0, as a view of its bytes."""
-    if not data.startswith(_NPY):
-        raise ValueError("it is no .npy file of version 1.0")
-    (length,) = struct.unpack_from("<H", data, 8)
-    dtype, shape = _read_head(data[10 : 10 + length])
-    return np.frombuffer(data, dtype, offset=10 + length).reshape(shape)
-
-
-@lru_cache(maxsize=256)
-def _read_head(data: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """The type and shape in the head of a .npy file, which is alike for all answers of a size."""
-    head = ast.literal_eval(data.decode("latin-1").strip())
-    dtype: np.dtype[Any] = np.dtype(head["descr"])
-    if dtype.hasobject or head["fortran_order"]:
-        raise ValueError(f"its head is {head}")
-    return dtype, head["shape"]
-
-
-def read_pushed(response: Response) -> tuple[int, int, int]:
-    """The rows of a push, those that were superseded, and the version that shows it; raises AnswerInvalid."""
-    try:
-        answer = response.document
-        return int(answer["rows"]), int(answer["superseded"]), int(answer["version"])
-    except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
-        raise AnswerInvalid(f"{response.address} sent what is no answer to a push: {response.body[:100]!r}") from error
-
-
 def _needs_double(kind: pa.DataType) -> bool:
     """Whether float32 would not hold all values of a type."""
     if pa.types.is_fixed_size_list(kind):
@@ -207,7 +159,7 @@ def _numbers(name: str, column: pa.Array) -> npt.NDArray[Any]:
     """A column as numbers [keys, width], NaN where absent; a view of its memory where that is so already."""
     kind, width = column.type, 1
     nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
-    if pa.types.is_fixed_size_list(kind):
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type):
         width = kind.list_size
         # Behind a null there are values all the same; whatever they are.
         values = column.values.slice(column.offset * width, len(column) * width)
@@ -215,19 +167,28 @@ def _numbers(name: str, column: pa.Array) -> npt.NDArray[Any]:
         values = pc.divide(column.cast(pa.int64()).cast(pa.float64(), safe=False), 1e6)
     elif pa.types.is_boolean(kind):
         values = column.cast(pa.float32())
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    elif pa.types.is_integer(kind):
+        values = _exact(name, column)
+    elif pa.types.is_floating(kind):
         values = column
     else:
         raise FormMissing(f"{name} is {kind}, which has no place in a matrix; take to_arrow")
-    if values.null_count:
-        values_of = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    else:
-        values_of = values.to_numpy()
-    numbers: npt.NDArray[Any] = values_of.reshape(len(column), width)
+    numbers: npt.NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(len(column), width)
     if nulls is not None:
         numbers = numbers.astype(np.float64 if _needs_double(kind) else np.float32)
         numbers[nulls] = np.nan
     return numbers
+
+
+def _exact(name: str, integers: pa.Array) -> pa.Array:
+    """Integers as float64; raises FormMissing if one is not exact in that."""
+    try:
+        return integers.cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        raise FormMissing(
+            f"{name} has an integer beyond ±2^53, which a matrix of float64 does not hold exactly ({error}); "
+            f"take to_arrow, to_pandas or to_pydict"
+        ) from None
 
 
 def _view_of(columns: list[npt.NDArray[Any]], dtype: np.dtype[Any], body: bytes) -> npt.NDArray[Any] | None:

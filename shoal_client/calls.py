@@ -5,18 +5,21 @@ threads and event loops share every decision. Times are those of `time.monotonic
 """
 
 import random
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
-from typing import Literal
+from http import HTTPStatus
+from typing import Literal, TypeVar
 
 from shoal_client.errors import AnswerInvalid, DeadlineExceeded, NoAnswer, ServerError, ShoalError
 from shoal_client.replicas import Replica, ReplicaSet
 from shoal_client.wire import TIMEOUT_HEADER, Request, Response
 
 Hedge = float | Literal["p95"] | None
+Outcome = Response | ShoalError
 
 _RETRIED = (429, 502, 503)
 _OVERLOADED = ("Overloaded", "PushesFull")
-CLOSE_SECONDS = 0.002
+_CLOSE_SECONDS = 0.002
 """What ends so shortly before its deadline ended because of it."""
 _BACKOFF_SECONDS = 0.02
 _LEAST_HEDGE_SECONDS = 0.001
@@ -24,13 +27,18 @@ _FIRST_HEDGE_SECONDS = 0.1
 """What is waited before a hedge while too few answers came to tell their 95th percentile."""
 
 
+class Unreached(OSError):
+    """No connection to a replica came about, so that it knows nothing of the request."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """How requests are repeated: `max_tries` at most, and a `hedge` after so many seconds, the 95th percentile of
-    answers' times ("p95"), or never (None)."""
+    answers' times ("p95"), or never (None); up to `max_hedges` times, so long after each other."""
 
     max_tries: int = 3
     hedge: Hedge = None
+    max_hedges: int = 1
 
 
 @dataclass(eq=False)
@@ -56,7 +64,7 @@ class Wait:
 class Done:
     """The call is over; attempts that are still on their way are of no use any more."""
 
-    outcome: Response | ShoalError
+    outcome: Outcome
 
 
 Step = Attempt | Wait | Done
@@ -68,7 +76,7 @@ class Call:
 
     Args:
         target: the only replica that it may go to.
-        avoid: the one that it is not to go to first, if there is another.
+        avoid: those that it is not to go to first, if there is another.
         not_before: when it begins.
     """
 
@@ -77,15 +85,15 @@ class Call:
     policy: Policy
     deadline: float
     target: Replica | None = None
-    avoid: Replica | None = None
+    avoid: Collection[Replica] = ()
     not_before: float = 0.0
     in_flight: list[Attempt] = field(default_factory=list)
     answered_by: Replica | None = None
 
     def __post_init__(self) -> None:
-        self._tries = 0
+        self._tries = self._hedges = 0
         self._hedge_at: float | None = None
-        self._outcome: Response | ShoalError | None = None
+        self._outcome: Outcome | None = None
         self._last_error: ShoalError | None = None
 
     def next(self, now: float) -> Step:
@@ -98,8 +106,9 @@ class Call:
             return self._attempt(now) if now >= self.not_before else Wait(min(self.not_before, self.deadline))
         if self._hedge_at is not None and now >= self._hedge_at:
             self._hedge_at = None
-            asked = self.in_flight[-1].replica
+            asked = [attempt.replica for attempt in self.in_flight]
             if self.replicas.has_other(now, asked) and self.replicas.hedges.take():
+                self._hedges += 1
                 self.avoid = asked
                 return self._attempt(now)
         return Wait(self.deadline if self._hedge_at is None else min(self._hedge_at, self.deadline))
@@ -111,26 +120,24 @@ class Call:
         if response.status not in _RETRIED:
             self.replicas.answered(attempt.replica, now - attempt.started)
             self.answered_by = attempt.replica
-            is_error = response.status >= 400
-            self._end(response.error() if is_error else response, now)
+            self._end(_judged(response), now)
             return
         error = response.error()
         if response.status == 429 or error.code in _OVERLOADED:
-            self.replicas.put_off(attempt.replica, now + (response.retry_after or 0.0))
+            self.replicas.put_off(attempt.replica, response.retry_after or 0.0, now)
         else:
-            self.replicas.failed(attempt.replica, now)
+            self.replicas.failed(attempt.replica, attempt.started, now)
         self._fail(attempt, error, now, error.retry_after or 0.0)
 
     def failed(self, attempt: Attempt, error: Exception, now: float) -> None:
         """An attempt ended without an answer."""
+        if now >= attempt.deadline - _CLOSE_SECONDS:
+            return  # It ended with its deadline: `next` calls that late.
         if not self._ended(attempt):
             return
-        self.replicas.failed(attempt.replica, now)
-        address = attempt.replica.address.text
-        told: ShoalError = NoAnswer(f"{address} does not answer: {error or type(error).__name__}")
-        if isinstance(error, AnswerInvalid):
-            told = error
-        self._fail(attempt, told, now, 0.0)
+        self.replicas.failed(attempt.replica, attempt.started, now)
+        told = NoAnswer(f"{attempt.replica.address.text} does not answer: {error or type(error).__name__}")
+        self._fail(attempt, told, now, 0.0, costs_nothing=isinstance(error, Unreached))
 
     def abandon(self) -> None:
         """Whoever wanted it wants it no more; attempts that are still on their way say nothing of their replicas."""
@@ -148,7 +155,7 @@ class Call:
         else:
             replica = self.target
             self.replicas.begin(replica)
-        if self.request.may_hedge and self._tries == 1 and self.target is None and len(self.replicas.replicas) > 1:
+        if self._may_hedge():
             self._hedge_at = self._hedge_time(now)
         remaining = max(1, int(1000 * (self.deadline - now)))
         headers = {**self.request.headers, TIMEOUT_HEADER: str(remaining)}
@@ -156,6 +163,11 @@ class Call:
         attempt = Attempt(replica, now, self.deadline, headers, is_alone)
         self.in_flight.append(attempt)
         return attempt
+
+    def _may_hedge(self) -> bool:
+        """Whether one more attempt may be made beside those that are on their way."""
+        is_allowed = self.request.may_hedge and self.target is None and len(self.replicas.replicas) > 1
+        return is_allowed and self._hedges < self.policy.max_hedges and self._tries < self.policy.max_tries
 
     def _hedge_time(self, now: float) -> float | None:
         hedge = self.policy.hedge
@@ -172,19 +184,23 @@ class Call:
         self.in_flight.remove(attempt)
         return True
 
-    def _fail(self, attempt: Attempt, error: ShoalError, now: float, retry_after: float) -> None:
+    def _fail(
+        self, attempt: Attempt, error: ShoalError, now: float, retry_after: float, *, costs_nothing: bool = False
+    ) -> None:
         self._last_error = error
         if self.in_flight:
             return
         if not self.request.may_retry or self._tries >= self.policy.max_tries:
             self._end(error, now)
             return
-        self.avoid = attempt.replica
-        if self.target is None and self.replicas.has_other(now, attempt.replica):
+        self.avoid = (attempt.replica,)
+        if self.target is None and self.replicas.has_other(now, self.avoid):
             delay = 0.0
         else:
             delay = max(retry_after, _BACKOFF_SECONDS * 2 ** (self._tries - 1)) * random.uniform(1.0, 1.5)
-        if now + delay >= self.deadline or not self.replicas.retries.take():
+            costs_nothing = False
+        # What one replica never saw is no more work for another than if it had been asked first.
+        if now + delay >= self.deadline or not (costs_nothing or self.replicas.retries.take()):
             self._end(error, now)
             return
         self._hedge_at = None
@@ -195,14 +211,34 @@ class Call:
         before = f"; before that: {self._last_error}" if self._last_error is not None else ""
         return DeadlineExceeded(f"no answer in time: {asked} was being asked{before}")
 
-    def _end(self, outcome: Response | ShoalError, now: float) -> None:
+    def _end(self, outcome: Outcome, now: float) -> None:
         self._outcome = outcome
         is_late = isinstance(outcome, DeadlineExceeded)
         for attempt in self.in_flight:
             if is_late:
-                self.replicas.failed(attempt.replica, now)
+                self.replicas.failed(attempt.replica, attempt.started, now)
             elif isinstance(outcome, ServerError):
                 self.replicas.dropped(attempt.replica)
             else:
                 self.replicas.lost(attempt.replica, now - attempt.started, now)
         self.in_flight = []
+
+
+Result = TypeVar("Result")
+Steps = Generator[list[Call], list[Outcome], Result]
+"""An operation: yields calls, is sent their outcomes in the same order, returns the result."""
+
+
+def checked(outcome: Outcome) -> Response:
+    """The response that is the outcome of a call; raises the error that is."""
+    if isinstance(outcome, ShoalError):
+        raise outcome
+    return outcome
+
+
+def _judged(response: Response) -> Outcome:
+    if response.status == HTTPStatus.OK:
+        return response
+    if response.status >= HTTPStatus.BAD_REQUEST:
+        return response.error()
+    return AnswerInvalid(f"{response.address} answered with status {response.status}, as no Shoal server does")

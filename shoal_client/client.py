@@ -2,8 +2,10 @@
 
 import os
 import select
+import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from time import monotonic
 from types import TracebackType
@@ -12,16 +14,15 @@ from typing import Any, Self, Unpack
 import pyarrow as pa
 
 from shoal_client.answers import Answer, Pushed
-from shoal_client.calls import CLOSE_SECONDS, Attempt, Call, Done
+from shoal_client.calls import Attempt, Call, Done, Outcome, Result, Steps
 from shoal_client.connections import FAILURES, ConnectionPool, Exchange
-from shoal_client.core import Core, Outcome, Result, Steps
-from shoal_client.errors import ShoalError
-from shoal_client.replicas import Replica
+from shoal_client.core import Core
+from shoal_client.errors import ClientClosed, ShoalError
 from shoal_client.settings import Settings, options
 from shoal_client.wire import Columns, Format, Partial, Stale
 
-Flights = dict[int, tuple[Call, Attempt, Exchange]]
-"""By descriptor, what is on its way."""
+Flights = dict[Exchange, tuple[Call, Attempt]]
+"""What is on its way."""
 
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 
@@ -49,13 +50,14 @@ class Client:
         **settings: Unpack[Settings],
     ) -> None:
         self._options = options(addresses, shards, settings)
+        self._is_closed = False
         self._begin()
         _clients.add(self)
 
     def _begin(self) -> None:
-        self._core = Core(self._options)
-        self._pools: dict[Replica, ConnectionPool] = {
-            replica: ConnectionPool(replica.address, self._options.tls, self._options.connect_timeout)
+        self._core = Core(self._options, self._run_beside)
+        self._pools = {
+            replica.address: ConnectionPool(replica.address, self._options.tls, self._options.connect_timeout)
             for replica in self._core.replicas
         }
 
@@ -88,7 +90,9 @@ class Client:
             ServerError: a server answered with an error, or the last one that was tried did.
             NoAnswer: none answered.
             DeadlineExceeded: the time was over.
+            AnswerInvalid: what came is not an answer to this request.
             RequestInvalid: the request was refused before it was sent.
+            ClientClosed: the client was closed.
             ShardsDisagree: shards are not at one version, and did not get there in time.
         """
         return self._drive(
@@ -135,11 +139,13 @@ class Client:
         return self._drive(self._core.ready(timeout))
 
     def close(self) -> None:
-        """End all connections; the client can be used again."""
+        """End all connections. Calls that have begun are answered; later ones raise ClientClosed."""
+        self._is_closed = True
         for pool in self._pools.values():
             pool.close()
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(
@@ -147,7 +153,20 @@ class Client:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosed("this client was closed; make a new one")
+
+    def _run_beside(self, steps: Steps[None]) -> None:
+        # RuntimeError: there are no more threads, or the interpreter is ending.
+        with suppress(RuntimeError):
+            threading.Thread(target=self._carry_on, args=(steps,), daemon=True, name="shoal-client").start()
+
     def _drive(self, steps: Steps[Result]) -> Result:
+        self._check_open()
+        return self._carry_on(steps)
+
+    def _carry_on(self, steps: Steps[Result]) -> Result:
         try:
             calls = next(steps)
             while True:
@@ -165,13 +184,13 @@ class Client:
                 until = self._advance([call for call in calls if call not in outcomes], flights, outcomes)
                 if len(outcomes) == len(calls):
                     break
-                alone = next(iter(flights.values())) if len(flights) == 1 and len(calls) == 1 else None
-                if alone is not None and alone[1].is_alone:
-                    self._receive(*alone, flights)
+                alone = _only(flights) if len(calls) == 1 else None
+                if alone is not None:
+                    self._receive(alone, flights)
                 else:
                     self._await_any(flights, until)
         finally:
-            for _, _, exchange in flights.values():
+            for exchange in flights:
                 exchange.cancel()
             for call in calls:
                 call.abandon()
@@ -183,37 +202,64 @@ class Client:
         for call in calls:
             while isinstance(step := call.next(monotonic()), Attempt):
                 try:
-                    exchange = self._pools[step.replica].send(call.request, step.headers, step.deadline)
+                    exchange = self._pools[step.replica.address].send(call.request, step.headers, step.deadline)
                 except (*FAILURES, ShoalError) as error:
                     call.failed(step, error, monotonic())
                 else:
-                    flights[exchange.fileno()] = (call, step, exchange)
+                    flights[exchange] = (call, step)
             if isinstance(step, Done):
                 outcomes[call] = step.outcome
-                for number in [number for number, flight in flights.items() if flight[0] is call]:
-                    flights.pop(number)[2].cancel()
+                for exchange in [exchange for exchange, flight in flights.items() if flight[0] is call]:
+                    del flights[exchange]
+                    exchange.cancel()
             else:
                 soonest = min(soonest, step.until)
         return soonest
 
     def _await_any(self, flights: Flights, until: float) -> None:
+        """Go on with those exchanges that can, or have no more time to connect."""
         poll = select.poll()
-        for number in flights:
-            poll.register(number, select.POLLIN)
+        numbers = {exchange.fileno(): exchange for exchange in flights}
+        for number, exchange in numbers.items():
+            if exchange.connect_until is None:
+                poll.register(number, select.POLLIN)
+            else:
+                poll.register(number, select.POLLOUT)
+                until = min(until, exchange.connect_until)
         # Rounded up: a wait that ends early would only be begun again.
-        for number, _ in poll.poll(max(0.0, 1000 * (until - monotonic())) + 1):
-            self._receive(*flights[number], flights)
+        ready = {number for number, _ in poll.poll(max(0.0, 1000 * (until - monotonic())) + 1)}
+        now = monotonic()
+        for number, exchange in numbers.items():
+            if exchange.connect_until is None:
+                if number in ready:
+                    self._receive(exchange, flights)
+            elif number in ready or now >= exchange.connect_until:
+                self._connect(exchange, flights, is_ready=number in ready)
 
-    def _receive(self, call: Call, attempt: Attempt, exchange: Exchange, flights: Flights) -> None:
-        del flights[exchange.fileno()]
+    def _connect(self, exchange: Exchange, flights: Flights, *, is_ready: bool) -> None:
+        call, attempt = flights[exchange]
+        try:
+            exchange.go_on(attempt.deadline, is_ready=is_ready)
+        except FAILURES as error:
+            del flights[exchange]
+            call.failed(attempt, error, monotonic())
+
+    def _receive(self, exchange: Exchange, flights: Flights) -> None:
+        call, attempt = flights.pop(exchange)
         try:
             response = exchange.receive(attempt.deadline)
         except FAILURES as error:
-            # One that ended with the deadline is the call's to judge.
-            if monotonic() < attempt.deadline - CLOSE_SECONDS:
-                call.failed(attempt, error, monotonic())
+            call.failed(attempt, error, monotonic())
         else:
             call.answered(attempt, response, monotonic())
+
+
+def _only(flights: Flights) -> Exchange | None:
+    """The exchange whose answer is all that there is to wait for; None if there is more, or it was not sent yet."""
+    if len(flights) != 1:
+        return None
+    ((exchange, (_, attempt)),) = flights.items()
+    return exchange if attempt.is_alone and exchange.connect_until is None else None
 
 
 def _begin_anew() -> None:

@@ -4,34 +4,117 @@ A request is written in one piece, so that it travels in one packet where it fit
 http.client. Sockets stay at hand: the client waits on several at once, and drops those of answers that came too late.
 """
 
+import errno
 import http.client
+import io
+import os
 import select
 import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic
+from typing import Any
 
 from shoal_client.addresses import Address
+from shoal_client.calls import Unreached
 from shoal_client.wire import READ_HEADERS, Request, Response
 
 FAILURES = (OSError, http.client.HTTPException)
 """What a connection that does not work raises."""
+
+Place = tuple[int, Any]
+"""A family of addresses, and an address as sockets take it."""
 
 _KEPT = 64
 _MOST_AT_ONCE = 1 << 20
 
 
 class Exchange:
-    """A request that was sent, and whose answer is awaited on its socket."""
+    """A request to a server: first its connection comes about, then it is sent, then its answer is awaited.
 
-    def __init__(self, pool: "ConnectionPool", connection: socket.socket, method: str) -> None:
+    `connect_until` is when the connection has to be there; None once the request was sent. Until then the socket is
+    awaited to become writable, then to become readable.
+    """
+
+    def __init__(self, pool: "ConnectionPool", method: str, data: bytes) -> None:
         self._pool = pool
-        self._connection = connection
         self._method = method
+        self._data = data
+        self._connection: socket.socket
+        self._places: deque[Place] = deque()
+        self.connect_until: float | None = None
+
+    def begin(self, deadline: float) -> None:
+        """Send the request over a connection that is kept, or begin to connect; raises as `go_on`."""
+        connection = self._pool.take()
+        if connection is not None:
+            self._connection = connection
+            self._send(deadline)
+            return
+        try:
+            self._places.extend(self._pool.places())
+        except (OSError, UnicodeError) as error:
+            raise Unreached(str(error)) from error
+        self._connect(deadline, OSError("the host has no address"))
+
+    def go_on(self, deadline: float, *, is_ready: bool) -> None:
+        """Send the request if the connection is there, or try the host's next address.
+
+        Args:
+            is_ready: whether the socket became writable; if not, the time to connect is over.
+
+        Raises:
+            Unreached: no connection to the server came about.
+            OSError: the connection ended, or the deadline passed.
+        """
+        number = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if is_ready else errno.ETIMEDOUT
+        if number:
+            self._connection.close()
+            self._connect(deadline, OSError(number, os.strerror(number)))
+            return
+        try:
+            self._connection = self._pool.secured(self._connection, deadline)
+        except OSError as error:
+            self._connection.close()
+            raise Unreached(str(error) or type(error).__name__) from error
+        self._send(deadline)
+
+    def _connect(self, deadline: float, failure: OSError) -> None:
+        """Begin to connect to the next of the host's addresses; if there is none, raise what the last one raised."""
+        while self._places:
+            family, place = self._places.popleft()
+            self._connection = socket.socket(family)
+            self._connection.setblocking(False)
+            try:
+                self._connection.connect(place)
+            except BlockingIOError as error:
+                if error.errno == errno.EINPROGRESS:
+                    break
+                failure = error
+            except OSError as error:
+                failure = error
+            else:
+                break
+            self._connection.close()
+        else:
+            raise Unreached(str(failure)) from failure
+        self.connect_until = min(monotonic() + self._pool.connect_timeout, deadline)
+
+    def _send(self, deadline: float) -> None:
+        self.connect_until = None
+        try:
+            unsent = memoryview(self._data)
+            while unsent:
+                # `sendall` over TLS would wait for so long before each record.
+                self._connection.settimeout(_remaining(deadline))
+                unsent = unsent[self._connection.send(unsent) :]
+        except BaseException:
+            self._connection.close()
+            raise
 
     def fileno(self) -> int:
-        """The socket's descriptor, readable once there is an answer."""
+        """The socket's descriptor."""
         return self._connection.fileno()
 
     def receive(self, deadline: float) -> Response:
@@ -41,13 +124,12 @@ class Exchange:
             OSError, http.client.HTTPException: the connection does not work, or `deadline` passes.
         """
         try:
-            self._connection.settimeout(_remaining(deadline))
-            answer = http.client.HTTPResponse(self._connection, method=self._method)
+            incoming: Any = _Incoming(self._connection, deadline)
+            answer = http.client.HTTPResponse(incoming, method=self._method)
             answer.begin()
             pieces = []
             while piece := answer.read1(_MOST_AT_ONCE):
                 pieces.append(piece)
-                self._connection.settimeout(_remaining(deadline))
             if answer.length:
                 raise http.client.IncompleteRead(b"".join(pieces), answer.length)
         except BaseException:
@@ -67,30 +149,67 @@ class Exchange:
         self._connection.close()
 
 
+class _Incoming(io.RawIOBase):
+    """The bytes that arrive on a connection until a deadline.
+
+    A socket's timeout counts from its last byte. So every read gets a timeout of what is left until the deadline, also
+    those by which http.client reads an answer's head and the sizes of its chunks.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """The file that http.client reads from."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(_remaining(self._deadline))
+        return self._connection.recv_into(buffer)
+
+
 class ConnectionPool:
     """Connections to one server; it may be used from several threads."""
 
     def __init__(self, address: Address, tls: ssl.SSLContext | None, connect_timeout: float) -> None:
         self.address = address
+        self.connect_timeout = connect_timeout
         self._tls = (tls or ssl.create_default_context()) if address.tls else None
-        self._connect_timeout = connect_timeout
         # Taking from a deque, and adding to it, is one step for all threads.
         self._idle: deque[socket.socket] = deque()
+        self._is_closed = False
 
     def send(self, request: Request, headers: Mapping[str, str], deadline: float) -> Exchange:
-        """Send a request.
+        """Send a request, or begin to connect for it.
 
         Raises:
-            OSError: there is no connection to the server, or it ended.
+            Unreached: no connection to the server came about.
+            OSError: the connection ended, or the deadline passed.
         """
-        connection = self._take() or self._connect(deadline)
-        try:
-            connection.settimeout(_remaining(deadline))
-            connection.sendall(self._head(request, headers) + request.body)
-        except BaseException:
-            connection.close()
-            raise
-        return Exchange(self, connection, request.method)
+        exchange = Exchange(self, request.method, self._head(request, headers) + request.body)
+        exchange.begin(deadline)
+        return exchange
+
+    def places(self) -> list[Place]:
+        """Where the server may be reached: of a host name all that the system resolves it to."""
+        address = self.address
+        if address.path is not None:
+            return [(socket.AF_UNIX, address.path)]
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        return [(family, place) for family, _, _, _, place in found]
+
+    def secured(self, connection: socket.socket, deadline: float) -> socket.socket:
+        """A connection that came about, over TLS if the address says so."""
+        if self.address.path is None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is None:
+            return connection
+        connection.settimeout(min(self.connect_timeout, _remaining(deadline)))
+        return self._tls.wrap_socket(connection, server_hostname=self.address.host)
 
     def give_back(self, connection: socket.socket) -> None:
         """Keep a connection for the next request."""
@@ -98,13 +217,19 @@ class ConnectionPool:
             self._idle.append(connection)
         else:
             connection.close()
+        if self._is_closed:
+            self.close()
 
     def close(self) -> None:
-        """End all connections that are kept."""
-        while self._idle:
-            self._idle.pop().close()
+        """End all connections: those that are kept now, and others when their answer has come."""
+        self._is_closed = True
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
 
-    def _take(self) -> socket.socket | None:
+    def take(self) -> socket.socket | None:
         """The connection that was used last, if the server has not ended it meanwhile."""
         while True:
             try:
@@ -116,28 +241,6 @@ class ConnectionPool:
             if not poll.poll(0):
                 return connection
             connection.close()
-
-    def _connect(self, deadline: float) -> socket.socket:
-        patience = min(self._connect_timeout, _remaining(deadline))
-        address = self.address
-        if address.path is not None:
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                connection.settimeout(patience)
-                connection.connect(address.path)
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-        connection = socket.create_connection((address.host, address.port), patience)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls is not None:
-                return self._tls.wrap_socket(connection, server_hostname=address.host)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def _head(self, request: Request, headers: Mapping[str, str]) -> bytes:
         lines = [f"{request.method} {request.path} HTTP/1.1", f"Host: {self.address.host_header}"]

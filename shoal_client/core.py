@@ -6,19 +6,20 @@ result. A client has only to carry calls out.
 
 import random
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from shoal_client.addresses import parse_address
-from shoal_client.answers import Answer, Pushed, read_answer, read_pushed
-from shoal_client.calls import Call, Policy
+from shoal_client.answers import Answer, Pushed
+from shoal_client.arguments import check_header, check_how, check_seconds, read_features, read_max_age
+from shoal_client.calls import Call, Policy, Steps, checked
+from shoal_client.columns import as_list, check_columns, count_rows
 from shoal_client.errors import (
-    AnswerInvalid,
     DeadlineExceeded,
     DeadlinePassed,
     KeyOutsideShard,
@@ -26,46 +27,55 @@ from shoal_client.errors import (
     Overloaded,
     PushIncomplete,
     RequestInvalid,
-    ShardMisplaced,
     ShoalError,
 )
 from shoal_client.hashing import first_hashes, shard_starts, shards_of
+from shoal_client.learning import Learning, expected_shards
+from shoal_client.reading import read_answer, read_document, read_pushed
 from shoal_client.replicas import Replica, ReplicaSet
-from shoal_client.schema import Schema, as_list, count_rows
-from shoal_client.settings import LONGEST_SECONDS, Options, check_header
+from shoal_client.schema import Schema
+from shoal_client.settings import Options
 from shoal_client.sharded import Part, behind, disagreement, divide, join
+from shoal_client.showing import shown
 from shoal_client.wire import (
     EVENT_TIME,
     Columns,
     Format,
     Partial,
     Request,
-    Response,
     Stale,
     get_request,
     lookup_request,
     push_request,
 )
 
-Outcome = Response | ShoalError
-Result = TypeVar("Result")
-Steps = Generator[list[Call], list[Outcome], Result]
-"""An operation: yields calls, is sent their outcomes in the same order, returns the result."""
-
-_SCHEMA_SECONDS = 30.0
 _FIRST_WAIT_SECONDS = 0.005
 
 
 class Core:
-    """The operations of a client."""
+    """The operations of a client.
 
-    def __init__(self, given: Options) -> None:
+    Args:
+        run_beside: carries out an operation that no caller waits for.
+    """
+
+    def __init__(self, given: Options, run_beside: Callable[[Steps[None]], None]) -> None:
         self.options = given
         self.sets = [ReplicaSet([parse_address(text) for text in texts], given.limits) for texts in given.shards]
+        # All servers know the schema, whichever shard they hold.
+        every = [replica.address for replicas in self.sets for replica in replicas.replicas]
+        everyone = ReplicaSet(every, given.limits) if given.is_sharded else self.sets[0]
         self._policy = Policy(given.max_tries, given.hedge)
         self._headers = {"Authorization": f"Bearer {given.token}"} if given.token else {}
         self._starts = shard_starts(len(self.sets))
-        self._schema: Schema | None = None
+        self._learning = Learning(
+            get_request("/v1/views", self._headers, may_hedge=True),
+            everyone,
+            expected_shards(self.sets, given.is_sharded),
+            given.max_tries,
+            given.timeout,
+            run_beside,
+        )
 
     @property
     def replicas(self) -> list[Replica]:
@@ -85,20 +95,22 @@ class Core:
     ) -> Steps[Answer]:
         """A lookup: see `shoal_client.client.Client.lookup`."""
         deadline = self._deadline(timeout)
-        how: dict[str, Any] = {"max_age": max_age, "stale": stale, "partial": partial, "form": form}
+        check_how(stale, partial, form)
+        age = read_max_age(max_age)
+        features = read_features(features)
+        check_columns("entities", entities, scalars=True)
+        how: dict[str, Any] = {"max_age": age, "stale": stale, "partial": partial, "form": form}
         how["headers"] = self._headers
         if not self.options.is_sharded:
             request = lookup_request(features, entities, **how)
             (outcome,) = yield [self._call(request, self.sets[0], deadline)]
-            return read_answer(_checked(outcome), form)
-        schema = yield from self._known_schema(deadline)
+            return read_answer(checked(outcome), form, count_rows(entities), _plain(features))
+        schema = yield from self._learning.known(deadline)
         try:
             return (yield from self._ask_shards(schema, features, entities, how, form, deadline))
-        except (LookupInvalid, RequestInvalid, KeyOutsideShard):
-            # A view or service may be new, or the join keys of one other than they were.
-            if monotonic() - schema.learned < self.options.timeout:
-                raise
-        schema = yield from self._learn(deadline)
+        except (LookupInvalid, RequestInvalid, KeyOutsideShard) as error:
+            # A view or service may be new, or the join keys of one other than they were, or a shard another one.
+            schema = yield from self._learning.again(schema, error, deadline)
         return (yield from self._ask_shards(schema, features, entities, how, form, deadline))
 
     def _ask_shards(
@@ -114,19 +126,19 @@ class Core:
         count, parts = divide(schema, references, entities, self._starts)
         requests = {part: lookup_request(part.references, part.entities, **how) for part in parts}
         asked, begin, wait = parts, 0.0, _FIRST_WAIT_SECONDS
-        answered_by: dict[Part, Replica | None] = {}
+        answered_by: dict[Part, tuple[Replica, ...]] = {}
         while asked:
             calls = []
             for part in asked:
                 call = self._call(requests[part], self.sets[part.shard], deadline)
-                call.avoid, call.not_before = answered_by.get(part), begin
+                call.avoid, call.not_before = answered_by.get(part, ()), begin
                 calls.append(call)
             outcomes = yield calls
             for part, call, outcome in zip(asked, calls, outcomes, strict=True):
                 if isinstance(outcome, DeadlineExceeded | Overloaded | DeadlinePassed) and part.answer is not None:
                     raise disagreement(parts, "the shards did not come to agree in time") from outcome
-                part.answer = read_answer(_checked(outcome), form)
-                answered_by[part] = call.answered_by
+                part.answer = read_answer(checked(outcome), form, part.keys, part.references)
+                answered_by[part] = (call.answered_by,) if call.answered_by is not None else ()
             asked = behind(parts, self.options.max_skew)
             now = monotonic()
             # Twice as long each time, so that a shard which lags for long is not asked much more often for it.
@@ -149,8 +161,9 @@ class Core:
         timeout: float | None,
     ) -> Steps[Pushed]:
         """A push: see `shoal_client.client.Client.push`."""
-        key, deadline = idempotency_key or uuid.uuid4().hex, self._deadline(timeout)
+        key, deadline = uuid.uuid4().hex if idempotency_key is None else idempotency_key, self._deadline(timeout)
         check_header("idempotency key", key)
+        _check_push(view, rows, deletes)
         try:
             return (yield from self._push(view, rows, deletes, key, deadline))
         except ShoalError as error:
@@ -167,11 +180,9 @@ class Core:
     ) -> Steps[Pushed]:
         if isinstance(rows, pa.Table):
             rows = _one_batch(rows)
-        if isinstance(rows, pa.RecordBatch) and deletes is not None:
-            raise RequestInvalid("rows in Arrow go without deletes; push those by themselves, or give rows as columns")
-        schema = yield from self._known_schema(deadline)
+        schema = yield from self._learning.known(deadline)
         if view not in schema.views:
-            schema = yield from self._learn(deadline)
+            schema = yield from self._learning.now(deadline)
         known = schema.view(view)
         # The stores of all replicas are to have the same event time, and so are repetitions.
         now = datetime.now(UTC)
@@ -187,17 +198,18 @@ class Core:
         requests = {shard: push_request(view, *share, key, self._headers, stamped) for shard, share in shares.items()}
         calls = [self._call(requests[shard], self.sets[shard], deadline, replica) for shard, replica in targets]
         outcomes = yield calls
-        failed = {
-            replica.address.text: outcome
-            for (_, replica), outcome in zip(targets, outcomes, strict=True)
-            if isinstance(outcome, ShoalError)
-        }
+        versions: dict[str, int] = {}
+        of_shard: dict[int, tuple[int, int]] = {}
+        failed: dict[str, ShoalError] = {}
+        for (shard, replica), outcome in zip(targets, outcomes, strict=True):
+            try:
+                count, superseded, version = read_pushed(checked(outcome), sum(map(_length, shares[shard])))
+            except ShoalError as error:
+                failed[replica.address.text] = error
+            else:
+                versions[replica.address.text], of_shard[shard] = version, (count, superseded)
         if failed:
             raise _push_failure(targets, failed)
-        versions, of_shard = {}, {}
-        for (shard, replica), outcome in zip(targets, outcomes, strict=True):
-            count, superseded, versions[replica.address.text] = read_pushed(_checked(outcome))
-            of_shard[shard] = (count, superseded)
         return Pushed(
             sum(count for count, _ in of_shard.values()), sum(late for _, late in of_shard.values()), versions
         )
@@ -228,8 +240,6 @@ class Core:
             (name, kind, as_list(columns.column(name) if isinstance(columns, pa.RecordBatch) else columns[name]))
             for name, kind in join_keys
         ]
-        if not isinstance(columns, pa.RecordBatch):
-            count_rows(columns)
         of_row = shards_of(first_hashes(keys), self._starts)
         shares: dict[int, Any] = {}
         for shard in np.unique(of_row).tolist():
@@ -244,81 +254,74 @@ class Core:
 
     def views(self, timeout: float | None) -> Steps[dict[str, Any]]:
         """The document of /v1/views, of one server."""
-        deadline = self._deadline(timeout)
-        (outcome,) = yield [self._call(get_request("/v1/views", self._headers), self.sets[0], deadline)]
-        return _document(_checked(outcome))
+        (outcome,) = yield [self._learning.call(self._deadline(timeout))]
+        return read_document(checked(outcome), ("views", "services"))
 
     def status(self, timeout: float | None) -> Steps[dict[str, dict[str, Any] | ShoalError]]:
         """The document of /v1/status, or why there is none, of each server by its address."""
-        outcomes = yield from self._ask_all("/v1/status", timeout)
-        return {
-            address: outcome if isinstance(outcome, ShoalError) else _document(outcome)
-            for address, outcome in outcomes.items()
-        }
+        return (yield from self._ask_all("/v1/status", ("server", "views"), timeout))
 
     def ready(self, timeout: float | None) -> Steps[bool]:
         """Whether a server of each shard is ready."""
-        outcomes = yield from self._ask_all("/ready", timeout)
+        answers = yield from self._ask_all("/ready", ("status", "version"), timeout)
         return all(
-            any(isinstance(outcomes[replica.address.text], Response) for replica in replicas.replicas)
+            any(isinstance(answers[replica.address.text], dict) for replica in replicas.replicas)
             for replicas in self.sets
         )
 
-    def _ask_all(self, path: str, timeout: float | None) -> Steps[dict[str, Outcome]]:
+    def _ask_all(
+        self, path: str, members: Sequence[str], timeout: float | None
+    ) -> Steps[dict[str, dict[str, Any] | ShoalError]]:
+        """By address, the document with some members that each server has at a path, or why there is none."""
         deadline, request = self._deadline(timeout), get_request(path, self._headers, may_retry=False)
         calls = [
             self._call(request, replicas, deadline, replica) for replicas in self.sets for replica in replicas.replicas
         ]
         outcomes = yield calls
-        return {replica.address.text: outcome for replica, outcome in zip(self.replicas, outcomes, strict=True)}
-
-    def _known_schema(self, deadline: float) -> Steps[Schema]:
-        schema = self._schema
-        if schema is None or monotonic() - schema.learned > _SCHEMA_SECONDS:
-            schema = yield from self._learn(deadline)
-        return schema
-
-    def _learn(self, deadline: float) -> Steps[Schema]:
-        """Ask a server of each shard what there is, and whether it is the shard that the client takes it for."""
-        request = get_request("/v1/views", self._headers)
-        outcomes = yield [self._call(request, replicas, deadline) for replicas in self.sets]
-        documents = [_document(_checked(outcome)) for outcome in outcomes]
-        for number, (document, outcome) in enumerate(zip(documents, outcomes, strict=True), 1):
-            expected = f"{number}/{len(self.sets)}" if self.options.is_sharded else None
-            found = document.get("shard")
-            if found != expected:
-                address = outcome.address if isinstance(outcome, Response) else ""
-                raise ShardMisplaced(
-                    f"{address} holds {f'shard {found}' if found else 'all rows'}, the client takes it for "
-                    f"{f'shard {expected}' if expected else 'a server of all rows'}; mend the client's shards"
-                )
-        self._schema = Schema.read(documents[0], monotonic())
-        return self._schema
+        answers: dict[str, dict[str, Any] | ShoalError] = {}
+        for replica, outcome in zip(self.replicas, outcomes, strict=True):
+            try:
+                answers[replica.address.text] = read_document(checked(outcome), members)
+            except ShoalError as error:
+                answers[replica.address.text] = error
+        return answers
 
     def _deadline(self, timeout: float | None) -> float:
         seconds = self.options.timeout if timeout is None else timeout
-        if not 0 < seconds <= LONGEST_SECONDS:
-            raise RequestInvalid(f"timeout is {seconds}; give seconds, more than none")
+        check_seconds("timeout", seconds)
         return monotonic() + seconds
 
     def _call(self, request: Request, replicas: ReplicaSet, deadline: float, target: Replica | None = None) -> Call:
         return Call(request, replicas, self._policy, deadline, target)
 
 
-def _checked(outcome: Outcome) -> Response:
-    if isinstance(outcome, ShoalError):
-        raise outcome
-    return outcome
+def _plain(features: str | list[str]) -> list[str] | None:
+    """The features of an answer, if that is known without the store's schema."""
+    if isinstance(features, str) or any(reference.endswith(":*") for reference in features):
+        return None
+    return features
 
 
-def _document(response: Response) -> dict[str, Any]:
-    try:
-        document = response.document
-    except ValueError as error:
-        raise AnswerInvalid(f"{response.address} sent what is no JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise AnswerInvalid(f"{response.address} sent {response.body[:100]!r}, which is no document")
-    return document
+def _check_push(view: Any, rows: Any, deletes: Any) -> None:
+    """Raise RequestInvalid if what a caller gives is no push."""
+    if not isinstance(view, str) or not view:
+        raise RequestInvalid(f"view is {shown(view)}; give the name of a view")
+    if rows is None and deletes is None:
+        raise RequestInvalid("the push has neither rows nor deletes; give one of them at least")
+    if isinstance(rows, pa.Table | pa.RecordBatch):
+        if deletes is not None:
+            raise RequestInvalid("rows in Arrow go without deletes; push those by themselves, or give rows as columns")
+    elif rows is not None:
+        check_columns("rows", rows, scalars=False)
+    if deletes is not None:
+        check_columns("deletes", deletes, scalars=False)
+
+
+def _length(columns: Columns | pa.RecordBatch | None) -> int:
+    """The rows of a part of a push."""
+    if columns is None:
+        return 0
+    return columns.num_rows if isinstance(columns, pa.RecordBatch) else count_rows(columns)
 
 
 def _push_failure(targets: Sequence[tuple[int, Replica]], failed: Mapping[str, ShoalError]) -> ShoalError:

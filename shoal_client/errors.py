@@ -22,14 +22,23 @@ class AddressInvalid(ShoalError, ValueError):
 
 
 class RequestInvalid(ShoalError, ValueError):
-    """A request was refused before it was sent: its columns are not of one length, or do not go together."""
+    """A request was refused before it was sent, or a setting when the client was made: an argument has a wrong type or
+    value, or columns do not go together."""
 
 
 class FormMissing(ShoalError, TypeError):
     """An answer came in a format that has not the form which was asked of it."""
 
 
-class ClientForked(ShoalError):
+class ClientClosed(ShoalError):
+    """The client was closed before; make a new one."""
+
+
+class ClientElsewhere(ShoalError, RuntimeError):
+    """An asynchronous client was used in another event loop before; make one for each event loop."""
+
+
+class ClientForked(ClientElsewhere):
     """An asynchronous client was made in another process than this; make one here."""
 
 

@@ -7,7 +7,7 @@ Load Balancing"). One that does not answer is left out for a while, which double
 import random
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from shoal_client.addresses import Address
@@ -29,6 +29,7 @@ class Replica:
 
     address: Address
     in_flight: int = 0
+    ejected_at: float = 0.0
     ejected_until: float = 0.0
     not_before: float = 0.0
     """When it said that it is to be asked again."""
@@ -67,10 +68,10 @@ class ReplicaSet:
         self._p95: float | None = None
         self._lock = threading.Lock()
 
-    def pick(self, now: float, avoid: Replica | None = None) -> Replica:
-        """The replica to ask next; not `avoid` if there is another, and one that fails only if all do."""
+    def pick(self, now: float, avoid: Collection[Replica] = ()) -> Replica:
+        """The replica to ask next; none of `avoid` if there is another, and one that fails only if all do."""
         with self._lock:
-            others = [replica for replica in self.replicas if replica is not avoid] or self.replicas
+            others = [replica for replica in self.replicas if replica not in avoid] or self.replicas
             fit = [replica for replica in others if max(replica.ejected_until, replica.not_before) <= now]
             if not fit:
                 # Where none is well the one that may be so again soonest is as good as any.
@@ -88,11 +89,11 @@ class ReplicaSet:
         with self._lock:
             replica.in_flight += 1
 
-    def has_other(self, now: float, than: Replica | None) -> bool:
+    def has_other(self, now: float, than: Collection[Replica]) -> bool:
         """Whether there is another replica that is well."""
         with self._lock:
             return any(
-                replica is not than and max(replica.ejected_until, replica.not_before) <= now
+                replica not in than and max(replica.ejected_until, replica.not_before) <= now
                 for replica in self.replicas
             )
 
@@ -104,17 +105,17 @@ class ReplicaSet:
             replica.ejected_until = replica.not_before = 0.0
             self._sample(seconds)
 
-    def put_off(self, replica: Replica, until: float) -> None:
-        """A replica said that it has too much to do."""
+    def put_off(self, replica: Replica, seconds: float, now: float) -> None:
+        """A replica said that it has too much to do, and is to be asked again in so many seconds."""
         with self._lock:
             replica.in_flight -= 1
-            replica.not_before = until
+            replica.not_before = now + min(seconds, _LONGEST_EJECTION_SECONDS)
 
-    def failed(self, replica: Replica, now: float) -> None:
-        """A replica did not answer, or said that it cannot."""
+    def failed(self, replica: Replica, started: float, now: float) -> None:
+        """A replica did not answer a request that began at `started`, or said that it cannot."""
         with self._lock:
             replica.in_flight -= 1
-            self._eject(replica, now)
+            self._eject(replica, started, now)
 
     def lost(self, replica: Replica, seconds: float, now: float) -> None:
         """A replica had not answered after so long when its hedge had."""
@@ -123,7 +124,7 @@ class ReplicaSet:
             replica.lost_races += 1
             self._sample(seconds)
             if replica.lost_races >= _LOST_RACES:
-                self._eject(replica, now)
+                self._eject(replica, now - seconds, now)
 
     def dropped(self, replica: Replica) -> None:
         """A request to a replica came to nothing that says anything of it."""
@@ -135,7 +136,10 @@ class ReplicaSet:
         """The time in seconds in which nineteen of twenty answers came lately; None while there are too few."""
         return self._p95
 
-    def _eject(self, replica: Replica, now: float) -> None:
+    def _eject(self, replica: Replica, started: float, now: float) -> None:
+        if started < replica.ejected_at:
+            return  # The request was on its way already when the replica failed another one: it is the same failure.
+        replica.ejected_at = now
         seconds = min(_FIRST_EJECTION_SECONDS * 2**replica.failures, _LONGEST_EJECTION_SECONDS)
         replica.failures = min(replica.failures + 1, 10)
         replica.lost_races = 0

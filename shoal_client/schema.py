@@ -1,11 +1,14 @@
 """What a client of shards has to know of the store: the views' join keys and features, and the feature services."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shoal_client.errors import AnswerInvalid, RequestInvalid, UnknownFeature
-from shoal_client.wire import Columns
+
+_KEY_TYPES = {"string", "int64"}
+_EMBEDDING = re.compile(r"float32\[([0-9]{1,9})\]")
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,13 @@ class Schema:
     def read(cls, document: Any, learned: float) -> "Schema":
         """The schema in the document of /v1/views; raises AnswerInvalid."""
         try:
-            views = {
-                view["name"]: View(
-                    view["name"],
-                    tuple((key["name"], key["type"]) for key in view["join_keys"]),
-                    {feature["name"]: feature["type"] for feature in view["features"]},
-                    view["timestamp_field"],
-                )
-                for view in document["views"]
+            views = {view.name: view for view in map(_view, _list(document["views"]))}
+            services = {
+                _text(service["name"]): tuple(map(_text, _list(service["features"])))
+                for service in _list(document["services"])
             }
-            services = {service["name"]: tuple(service["features"]) for service in document["services"]}
-        except (LookupError, TypeError) as error:
-            raise AnswerInvalid(f"what /v1/views said cannot be read: {error!r}") from None
+        except (LookupError, TypeError, ValueError) as error:
+            raise AnswerInvalid(f"the schema of /v1/views cannot be read: {type(error).__name__}: {error}") from None
         return cls(views, services, learned)
 
     def view(self, name: str) -> View:
@@ -75,13 +73,13 @@ class Schema:
 
     def width(self, reference: str) -> int:
         """How many columns of a matrix a feature takes."""
-        kind = self._type(reference)
-        return int(kind[kind.index("[") + 1 : -1]) if kind.endswith("]") else 1
+        embedding = _EMBEDDING.fullmatch(self._type(reference))
+        return int(embedding[1]) if embedding else 1
 
     def is_double(self, references: Sequence[str]) -> bool:
         """Whether a matrix of features is one of float64."""
         kinds = (self._type(reference) for reference in references)
-        return not all(kind in ("float32", "bool") or kind.endswith("]") for kind in kinds)
+        return not all(kind in ("float32", "bool") or _EMBEDDING.fullmatch(kind) for kind in kinds)
 
     def _type(self, reference: str) -> str:
         view, _, feature = reference.partition(":")
@@ -92,25 +90,26 @@ def _unknown(message: str) -> UnknownFeature:
     return UnknownFeature(message, code="UnknownFeature", status=404)
 
 
-def is_scalar(values: Any) -> bool:
-    """Whether an entity is one value for all rows."""
-    return isinstance(values, str | bytes) or not hasattr(values, "__len__")
+def _view(told: Any) -> View:
+    join_keys = tuple((_text(key["name"]), _text(key["type"])) for key in _list(told["join_keys"]))
+    if not join_keys or not {kind for _, kind in join_keys} <= _KEY_TYPES:
+        raise ValueError(f"the join keys are {told['join_keys']!r}")
+    own = told["timestamp_field"]
+    return View(
+        _text(told["name"]),
+        join_keys,
+        {_text(feature["name"]): _text(feature["type"]) for feature in _list(told["features"])},
+        None if own is None else _text(own),
+    )
 
 
-def count_rows(entities: Columns) -> int:
-    """How many rows a request has; raises RequestInvalid if columns are of different lengths."""
-    lengths = {name: len(values) for name, values in entities.items() if not is_scalar(values)}
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name!r} has {length} values" for name, length in lengths.items())
-        raise RequestInvalid(f"{told}; lists must be of one length (a scalar is repeated)")
-    return next(iter(lengths.values()), 1)
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
-def as_list(values: Any) -> list[Any]:
-    """A column's values as Python objects."""
-    if isinstance(values, list):
-        return values
-    for method in ("to_pylist", "tolist"):
-        if hasattr(values, method):
-            return list(getattr(values, method)())
-    return list(values)
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value

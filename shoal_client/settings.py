@@ -2,15 +2,15 @@
 
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypedDict
 
+from shoal_client.addresses import read_addresses
+from shoal_client.arguments import check_amount, check_count, check_header, check_seconds
 from shoal_client.calls import Hedge
-from shoal_client.errors import AddressInvalid, RequestInvalid
+from shoal_client.errors import RequestInvalid
 from shoal_client.replicas import Limits
-
-LONGEST_SECONDS = 86_400
-"""What servers take as a client's deadline at most."""
+from shoal_client.showing import shown
 
 
 class Settings(TypedDict, total=False):
@@ -55,26 +55,23 @@ def options(
     addresses: str | Sequence[str] | None, shards: Sequence[Sequence[str] | str] | None, settings: Settings
 ) -> Options:
     """Checked options; raises AddressInvalid or RequestInvalid."""
-    if (addresses is None) == (shards is None):
-        raise AddressInvalid("give either the addresses of servers, or shards, a list of such addresses a shard")
-    listed = [addresses] if shards is None else shards
-    texts = [[replicas] if isinstance(replicas, str) else list(replicas or ()) for replicas in listed]
-    every = [text for replicas in texts for text in replicas]
-    if not texts or len(set(every)) < len(every):
-        raise AddressInvalid(f"give each address once, and one at least; there are {', '.join(every) or 'none'}")
+    texts = read_addresses(addresses, shards)
+    if unknown := settings.keys() - Settings.__annotations__.keys():
+        known = ", ".join(Settings.__annotations__)
+        raise RequestInvalid(f"there is no setting {min(unknown)!r}; the settings are: {known}")
     checked = Options(texts, shards is not None, **settings)
     if checked.token is not None:
         check_header("token", checked.token)
-    for name, least in (("timeout", 0.001), ("connect_timeout", 0.001), ("max_tries", 1), ("max_skew", 0)):
-        if not least <= getattr(checked, name) <= LONGEST_SECONDS:
-            raise RequestInvalid(f"{name} is {getattr(checked, name)!r}; give {least} or more")
-    hedge = checked.hedge
-    if not (hedge is None or hedge == "p95" or (isinstance(hedge, int | float) and hedge > 0)):
-        raise RequestInvalid(f"hedge is {hedge!r}; give seconds, 'p95' or None")
+    if not (checked.tls is None or isinstance(checked.tls, ssl.SSLContext)):
+        raise RequestInvalid(f"tls is {shown(checked.tls)}; give an ssl.SSLContext, or None for the system's")
+    check_seconds("timeout", checked.timeout, 0.001)
+    check_seconds("connect_timeout", checked.connect_timeout, 0.001)
+    check_count("max_tries", checked.max_tries, 1)
+    check_count("max_skew", checked.max_skew, 0)
+    if not (checked.hedge is None or checked.hedge == "p95"):
+        check_seconds("hedge (neither None nor 'p95')", checked.hedge)
+    if not isinstance(checked.limits, Limits):
+        raise RequestInvalid(f"limits is {shown(checked.limits)}; give shoal_client.Limits(…)")
+    for limit in fields(Limits):
+        check_amount(f"limits.{limit.name}", getattr(checked.limits, limit.name))
     return checked
-
-
-def check_header(name: str, value: str) -> None:
-    """Raise RequestInvalid if a header cannot hold a value."""
-    if not value.isascii() or not value.isprintable():
-        raise RequestInvalid(f"the {name} holds characters that no header may; give printable ASCII")

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shoal_client.answers import Answer, ArrowAnswer, JsonAnswer, MatrixAnswer, Position
+from shoal_client.columns import as_list, count_rows, is_scalar
 from shoal_client.errors import RequestInvalid, ShardsDisagree
 from shoal_client.hashing import first_hashes, shards_of
-from shoal_client.schema import Schema, as_list, count_rows, is_scalar
+from shoal_client.schema import Schema
 from shoal_client.wire import Columns
 
 Indices = npt.NDArray[np.int64]
@@ -34,6 +35,11 @@ class Part:
     references: Sequence[str]
     entities: Mapping[str, list[Any]]
     answer: Answer | None = field(default=None)
+
+    @property
+    def keys(self) -> int:
+        """How many keys it asks for."""
+        return 1 if self.rows is None else len(self.rows)
 
     @property
     def answered(self) -> Answer:
@@ -224,8 +230,9 @@ def _join_documents(references: Sequence[str], count: int, parts: Sequence[Part]
         for reference in group[0].references:
             together = [value for document in documents for value in document["features"][reference]]
             features[reference] = _take_all(together, order)
+        views = dict.fromkeys(reference.partition(":")[0] for reference in group[0].references)
         for member, values in joined.items():
-            for view in documents[0][member]:
+            for view in views:
                 values[view] = _take_all([value for document in documents for value in document[member][view]], order)
     return {"version": None, "keys": count, "features": {name: features[name] for name in references}, **joined}
 

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -33,8 +32,7 @@ READ_HEADERS = (VERSION_HEADER, APPLIED_HEADER, PARTIAL_HEADER, RETRY_HEADER)
 """Those of an answer that say something to the client."""
 EVENT_TIME = "event_timestamp"
 _SHOWN_BYTES = 200
-_UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-_TOO_LONG = 10**7
+_MOST_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Response:
     def retry_after(self) -> float | None:
         """After how many seconds the server wants to be asked again, if it says so."""
         text = self.headers.get(RETRY_HEADER, "")
-        return float(text) if text.isdecimal() else None
+        return float(text) if text.isascii() and text.isdecimal() and len(text) < _MOST_DIGITS else None
 
     @property
     def document(self) -> Any:
@@ -85,7 +83,7 @@ def lookup_request(
     features: str | Sequence[str],
     entities: Columns,
     *,
-    max_age: str | timedelta | None,
+    max_age: str | None,
     stale: Stale,
     partial: Partial,
     form: Format,
@@ -97,7 +95,7 @@ def lookup_request(
         document["features"] = list(features)
     document["entities"] = {name: _entity(values) for name, values in entities.items()}
     if max_age is not None:
-        document["max_age"] = max_age if isinstance(max_age, str) else _duration(max_age)
+        document["max_age"] = max_age
     if stale != "null":
         document["stale"] = stale
     body = _dumps(document)
@@ -136,23 +134,10 @@ def push_request(
     return Request("POST", "/v1/push", _dumps(document), {**headers, "Content-Type": MEDIA_TYPES["json"]})
 
 
-def get_request(path: str, headers: Mapping[str, str], *, may_retry: bool = True) -> Request:
+def get_request(path: str, headers: Mapping[str, str], *, may_hedge: bool = False, may_retry: bool = True) -> Request:
     """A request for a document."""
-    return Request("GET", path, headers={**headers, "Accept": MEDIA_TYPES["json"]}, may_retry=may_retry)
-
-
-def _duration(age: timedelta) -> str:
-    """A duration as the server reads it."""
-    seconds = age.total_seconds()
-    if seconds < 1 or seconds != int(seconds):
-        raise RequestInvalid(f"max_age is {age}; the server takes whole seconds, and one at least")
-    unit = next(unit for unit in _UNITS if seconds % _UNITS[unit] == 0)
-    if seconds // _UNITS[unit] < _TOO_LONG:
-        return f"{int(seconds) // _UNITS[unit]}{unit}"
-    # A server takes seven digits: a longer age is rounded up to a unit in which it has that many.
-    rounded = ((-int(-seconds // length), unit) for unit, length in reversed(_UNITS.items()))
-    count, unit = next(((count, unit) for count, unit in rounded if count < _TOO_LONG), (_TOO_LONG - 1, "d"))
-    return f"{count}{unit}"
+    headers = {**headers, "Accept": MEDIA_TYPES["json"]}
+    return Request("GET", path, headers=headers, may_hedge=may_hedge, may_retry=may_retry)
 
 
 def _entity(values: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from shoal_client import budgets
 from shoal_client.addresses import parse_address
 from shoal_client.budgets import Budget
-from shoal_client.calls import Attempt, Call, Done, Policy, Wait
+from shoal_client.calls import Attempt, Call, Done, Policy, Unreached, Wait
 from shoal_client.errors import DeadlineExceeded, NoAnswer, Overloaded, ServerError
 from shoal_client.replicas import Limits, ReplicaSet
 from shoal_client.wire import TIMEOUT_HEADER, Request, Response
@@ -69,6 +69,33 @@ def test_another_replica_is_asked_at_once_and_the_same_when_it_said() -> None:
     begin(call, step.until)
 
 
+def test_what_no_server_saw_goes_to_another_at_no_cost_to_the_budget() -> None:
+    everyone = replicas(2, retry_share=0.0, retry_reserve=1)
+    dead, well = everyone.replicas
+    calls = [Call(LOOKUP, everyone, Policy(), deadline=5.0, avoid=[well]) for _ in range(50)]
+    for call, attempt in [(call, begin(call, 0.0)) for call in calls]:
+        assert attempt.replica is dead
+        call.failed(attempt, Unreached("refused"), 0.1)
+        assert begin(call, 0.1).replica is well
+    # What a server may have seen, and what the same server is to try again, takes of the budget.
+    for error, servers in (
+        (ConnectionResetError(), replicas(2, retry_share=0.0, retry_reserve=0)),
+        (Unreached(), None),
+    ):
+        call = Call(LOOKUP, servers or replicas(1, retry_share=0.0, retry_reserve=0), Policy(), deadline=5.0)
+        call.failed(begin(call, 0.0), error, 0.1)
+        assert isinstance(call.next(0.1), Done)
+
+
+def test_what_ends_with_its_deadline_is_late() -> None:
+    call = Call(LOOKUP, replicas(1), Policy(), deadline=1.0)
+    call.failed(begin(call, 0.0), TimeoutError(), 0.9995)
+    assert call.next(0.9995) == Wait(1.0)
+    end = call.next(1.0)
+    assert isinstance(end, Done)
+    assert isinstance(end.outcome, DeadlineExceeded)
+
+
 def test_what_cannot_be_in_time_is_not_waited_for() -> None:
     call = Call(LOOKUP, replicas(1), Policy(), deadline=0.5)
     call.answered(begin(call, 0.0), OVERLOADED, 0.01)
@@ -102,6 +129,17 @@ def test_a_hedge_goes_to_another_and_the_first_answer_counts() -> None:
     assert [replica.in_flight for replica in everyone.replicas] == [0, 0]
 
 
+def test_several_hedges_go_to_as_many_others_within_the_number_of_tries() -> None:
+    for tries in (1, 2, 4):
+        call = Call(LOOKUP, replicas(4), Policy(max_tries=tries, hedge=0.1, max_hedges=9), deadline=1.0)
+        asked = [begin(call, 0.0).replica]
+        for tenth in range(1, 10):
+            step = call.next(tenth / 10)
+            if isinstance(step, Attempt):
+                asked.append(step.replica)
+        assert len(asked) == len(set(asked)) == tries
+
+
 def test_hedges_stay_within_their_budget() -> None:
     everyone = replicas(2, hedge_share=0.05, hedge_reserve=2)
     hedges = 0
@@ -124,7 +162,7 @@ def test_a_failing_replica_is_left_out_longer_each_time() -> None:
     bad, now = everyone.replicas[0], 0.0
     for least in (0.4, 0.8, 1.6, 3.2):
         everyone.begin(bad)
-        everyone.failed(bad, now)
+        everyone.failed(bad, now, now)
         assert bad.ejected_until - now >= least
         picked = Counter(everyone.pick(now + 0.01) for _ in range(50))
         assert bad not in picked
@@ -136,8 +174,18 @@ def test_a_failing_replica_is_left_out_longer_each_time() -> None:
     everyone.answered(bad, 0.01)
     assert bad.ejected_until == bad.failures == 0
     for replica in everyone.replicas:
-        everyone.failed(replica, now)
+        everyone.failed(replica, now, now)
     assert everyone.pick(now) in everyone.replicas
+
+
+def test_many_requests_that_one_failure_meets_leave_a_replica_out_once() -> None:
+    everyone = replicas(2)
+    dead, well = everyone.replicas
+    calls = [Call(LOOKUP, everyone, Policy(), deadline=5.0, avoid=[well]) for _ in range(200)]
+    for call, attempt in [(call, begin(call, 1.0)) for call in calls]:
+        call.failed(attempt, Unreached("refused"), 1.1)
+    assert dead.ejected_until <= 1.1 + 0.6
+    assert dead.in_flight == 0
 
 
 def test_the_less_busy_of_two_is_asked() -> None:
@@ -145,7 +193,7 @@ def test_the_less_busy_of_two_is_asked() -> None:
     busy, idle = everyone.replicas
     busy.in_flight = 3
     assert [everyone.pick(0.0) for _ in range(3)] == [idle] * 3
-    assert everyone.pick(0.0, avoid=idle) is busy
+    assert everyone.pick(0.0, avoid=[idle]) is busy
 
 
 def test_a_budget_is_a_share_of_what_was_done_lately(monkeypatch: pytest.MonkeyPatch) -> None:

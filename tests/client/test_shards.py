@@ -3,11 +3,15 @@
 import asyncio
 import os
 import random
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ import pytest
 
 from engine.keys import key_identity
 from engine.shards import Shard
-from shoal_client import Client, ShardsDisagree
+from shoal_client import Client, ShardsDisagree, learning
 from shoal_client.aio import AsyncClient
 from shoal_client.errors import KeyOutsideShard, PushIncomplete, RequestInvalid, ShardMisplaced, UnknownFeature
 from shoal_client.hashing import first_hashes, shard_starts, shards_of
@@ -24,6 +28,7 @@ from tests import stores
 from tests.client.conftest import PATIENT, SHARDS, Published, addresses
 from tests.engine.test_keys import VECTORS
 from tests.every_type import FEATURES, ITEMS, USERS
+from tests.faulty_network import FaultyNetwork, faulty_network
 from tests.server.serving import Server, eventually
 
 NUMBERS = [f"items:{name}" for name, kind in FEATURES.items() if kind not in ("string", "bytes") and "list" not in kind]
@@ -112,8 +117,13 @@ def test_what_is_asked_wrongly_is_refused(many: Client, shards: list[Server], wh
     with pytest.raises(RequestInvalid, match="must be of one length"):
         many.lookup(["pairs:seen"], {"users_id": [1], "items_id": ["a", "b"]})
     urls = addresses(shards)
-    with pytest.raises(ShardMisplaced, match=r"holds shard 2/3, the client takes it for shard 1/3"):
-        Client(shards=[urls[1], urls[0], urls[2]], **PATIENT).lookup(["users:score"], {"users_id": [1]})
+    for _ in range(4):
+        # Whichever it learned from: a misplaced shard, or one that is in its place.
+        with (
+            Client(shards=[urls[1], urls[0], urls[2]], **PATIENT) as misled,
+            pytest.raises(ShardMisplaced, match=r"holds shard (1|2)/3, the client takes it for shard (?!\1)(1|2)/3"),
+        ):
+            misled.lookup(["users:score"], {"users_id": list(range(100))})
     with pytest.raises(ShardMisplaced, match="holds all rows"):
         Client(shards=[whole.record.address], **PATIENT).lookup(["users:score"], {"users_id": [1]})
     with pytest.raises(KeyOutsideShard, match="are not of this store, which is shard 1/3") as refused:
@@ -179,16 +189,111 @@ def is_past(server: Server, seq: int) -> bool:
     return next(int(view["applied_seq"]) for view in views if view["name"] == "users") > seq
 
 
+def test_pushed_rows_are_copied_to_another_number_of_shards_by_the_documented_steps(one: Client, many: Client) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "shards.md").read_text()
+    program = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def copy_pushed" in code)
+    documented: dict[str, Any] = {}
+    exec(compile(program, "docs/shards.md", "exec"), documented)
+    copy_pushed = documented["copy_pushed"]
+
+    at = [f"2026-03-01T00:00:{second:02}Z" for second in range(20)]
+    items = [f"copied-{number}" for number in range(20)]
+    blobs, times = [bytes([number, 255]) for number in range(20)], [datetime(2026, 1, 1, tzinfo=UTC)] * 20
+    values = {
+        "large": [2**60 + 1] * 20,
+        "blob": blobs,
+        "at": times,
+        "vector": [[0.1, 0.2, 0.3]] * 20,
+        "words": [["é"]] * 20,
+    }
+    many.push("items", {"items_id": items, "event_timestamp": at} | values)
+    many.push("users", deletes={"users_id": [150, 151]})
+    keys = {"items_id": [*items, "item-7", "never"]}
+    published = one.lookup(["users:score"], {"users_id": [150, 151]}).to_pydict()["users:score"]
+    assert published == [37.5, 37.75]
+    # A newer push of one feature is in the new store already, and comes to the old ones a little later.
+    newer = {"items_id": items[:1], "single": [7.0], "event_timestamp": ["2026-03-02T00:00:00Z"]}
+    one.push("items", newer)
+    timer = threading.Timer(0.3, many.push, ("items", newer))
+    timer.start()
+    copy_pushed(many, one, "items", keys)
+    timer.join()
+    copy_pushed(many, one, "users", {"users_id": [150, 151, 152]})
+    for format in ("arrow", "json"):
+        expected, found = (client.lookup(["items:*"], keys, stale="serve", format=format) for client in (many, one))
+        assert repr(found.to_pydict()) == repr(expected.to_pydict())
+    assert found.event_timestamps == expected.event_timestamps
+    assert (found.to_pydict()["items:single"][0], found.to_pydict()["items:large"][0]) == (7.0, 2**60 + 1)
+    scores = one.lookup(["users:score"], {"users_id": [150, 151, 152]}).to_pydict()
+    assert scores == {"users:score": [None, None, 38.0]}
+
+
+def users_outside(shard: int) -> list[int]:
+    """Users whose rows another shard has."""
+    of_row = shards_of(first_hashes([("users_id", "int64", list(range(100)))]), shard_starts(SHARDS))
+    return np.flatnonzero(of_row != shard).tolist()
+
+
+def test_a_client_keeps_what_it_learned_and_no_request_waits_for_news(
+    shards: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "_OLD_SECONDS", 0.0)
+    users = {"users_id": list(range(100))}
+    with ExitStack() as opened:
+        networks = [opened.enter_context(faulty_network(server.record.address)) for server in shards]
+        urls = [network.url for network in networks]
+
+        def asked_for_schema() -> int:
+            return sum(request == "GET /v1/views" for network in networks for request in network.requests)
+
+        def hang(*hanging: FaultyNetwork) -> None:
+            for network in hanging:
+                network.fail(text="/v1/views", times=float("inf"), hangs=True)
+
+        def new_client_learns_from_any_shard() -> None:
+            with Client(shards=urls, **PATIENT) as new:
+                assert new.lookup(["users:score"], users, format="npy").to_numpy().shape == (100, 1)
+                assert {view["name"] for view in new.views()["views"]} >= {"users", "items"}
+
+        async def ask() -> None:
+            async with AsyncClient(shards=urls, **PATIENT) as client:
+                await client.lookup(["users:score"], users)
+                before = asked_for_schema()
+                hang(*networks)
+                for _ in range(3):
+                    assert (await client.lookup("ranking", users | {"items_id": "item-3"})).applied
+                assert asked_for_schema() > before
+
+        with Client(shards=urls, **PATIENT) as client:
+            client.lookup(["users:score"], users)
+            hang(*networks[:2])
+            for _ in range(3):
+                new_client_learns_from_any_shard()
+            before = asked_for_schema()
+            hang(networks[2])
+            for _ in range(3):
+                assert client.lookup("ranking", users | {"items_id": "item-3"}).applied
+            eventually(lambda: asked_for_schema() > before, "a request for the schema")
+            # What is wrong with a request is told as ever, though nobody says what is new.
+            monkeypatch.setattr(learning, "_NEW_SECONDS", 0.0)
+            with pytest.raises(UnknownFeature, match="no feature 'nope'"):
+                client.lookup(["users:nope"], users, timeout=1.0)
+            for network in networks:
+                network.mend()
+            asyncio.run(ask())
+
+
 def test_a_shard_that_is_away_fails_what_needs_it_alone(published: Published, shards: list[Server]) -> None:
     # Last in its file: it ends a server.
     urls = addresses(shards)
     with Client(shards=urls, timeout=5.0) as client:
-        hashes = first_hashes([("users_id", "int64", list(range(100)))])
-        of_row = shards_of(hashes, shard_starts(SHARDS))
-        inside = np.flatnonzero(of_row != 2).tolist()
+        inside = users_outside(2)
         client.lookup(["users:score"], {"users_id": inside})
         shards[2].kill()
         assert client.lookup(["users:score"], {"users_id": inside}).to_arrow().num_rows == len(inside)
+        for _ in range(6):
+            with Client(shards=urls, **PATIENT) as new:
+                assert new.lookup(["users:score"], {"users_id": inside}).to_arrow().num_rows == len(inside)
         started = time.monotonic()
         with pytest.raises(ConnectionError, match="does not answer"):
             client.lookup(["users:score"], {"users_id": list(range(100))})

@@ -1,0 +1,57 @@
+"""Columns as callers give them, for lookups and pushes: checked, counted, and as lists."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from shoal_client.errors import RequestInvalid
+from shoal_client.showing import shown
+from shoal_client.wire import Columns
+
+
+def check_columns(member: str, columns: Any, *, scalars: bool) -> None:
+    """Raise RequestInvalid if a caller's columns are not a mapping of names to lists or arrays of one length.
+
+    Args:
+        member: what the caller gives them as, for the message.
+        scalars: whether a column may be one value for all rows.
+    """
+    if not isinstance(columns, Mapping):
+        raise RequestInvalid(
+            f"{member} is {shown(columns)}; give a mapping of names to columns, such as {{'doc_id': ['d1', 'd2']}}"
+        )
+    if not columns:
+        raise RequestInvalid(f"{member} has no columns; give the join keys at least")
+    for name, values in columns.items():
+        if not isinstance(name, str):
+            raise RequestInvalid(f"{member} has the column name {shown(name)}; a column name must be a str")
+        if not (isinstance(values, list) or _is_column(values) or (scalars and is_scalar(values))):
+            raise RequestInvalid(f"{member}[{name!r}] is {shown(values)}; give a list, NumPy array or Arrow array")
+    count_rows(columns)
+
+
+def _is_column(values: Any) -> bool:
+    return not is_scalar(values) and not isinstance(values, Mapping | Set) and getattr(values, "ndim", 1) > 0
+
+
+def is_scalar(values: Any) -> bool:
+    """Whether an entity is one value for all rows."""
+    return isinstance(values, str | bytes) or not hasattr(values, "__len__")
+
+
+def count_rows(columns: Columns) -> int:
+    """How many rows columns have, 1 if all are scalars; raises RequestInvalid if they are of different lengths."""
+    lengths = {name: len(values) for name, values in columns.items() if not is_scalar(values)}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name!r} has {length} values" for name, length in lengths.items())
+        raise RequestInvalid(f"{told}; lists must be of one length (a scalar is repeated)")
+    return next(iter(lengths.values()), 1)
+
+
+def as_list(values: Any) -> list[Any]:
+    """A column's values as Python objects."""
+    if isinstance(values, list):
+        return values
+    for method in ("to_pylist", "tolist"):
+        if hasattr(values, method):
+            return list(getattr(values, method)())
+    return list(values)

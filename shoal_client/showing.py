@@ -1,0 +1,11 @@
+"""What messages say of values that callers give."""
+
+from typing import Any
+
+_MOST_CHARACTERS = 60
+
+
+def shown(value: Any) -> str:
+    """A value's type and the beginning of its text."""
+    text = repr(value)
+    return f"the {type(value).__name__} {text if len(text) <= _MOST_CHARACTERS else f'{text[:_MOST_CHARACTERS]}…'}"
