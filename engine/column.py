@@ -86,6 +86,18 @@ class Column:
         null_in_row = (self.valid == 0) & (self.rows.status == Status.PRESENT)
         return np.where(null_in_row, np.uint8(Status.NULL_VALUE), self.rows.status)
 
+    def slice(self, start: int, stop: int) -> "Column":
+        """The column of the keys from `start` to before `stop`, over the same memory."""
+        valid, memory, offsets = self.valid[start:stop], self._memory, self._offsets
+        if offsets is not None:
+            offsets = offsets[start : stop + 1]
+        else:
+            width = memory.size // max(1, self.valid.size)
+            memory = memory[start * width : stop * width]
+        rows = ViewRows(self.rows.view, self.rows.status[start:stop], self.rows.event_time[start:stop])
+        nulls = int(valid.size - np.count_nonzero(valid))
+        return Column(self.reference, self.feature, rows, memory, valid, nulls, offsets)
+
     def to_arrow(self) -> pa.Array:
         """The column as an Arrow array of `arrow_type(feature.type)`, without copying fixed-width values."""
         keys, target = self.valid.size, arrow_type(self.feature.type)

@@ -407,9 +407,15 @@ class KeyOutsideShard(ShoalError):
 
 
 class RequestTooLarge(LookupInvalid):
-    """The request's body or its number of keys is over the server's limit."""
+    """The request's body, its number of keys, or what would be answered is over the server's limit."""
 
     http_status = 413
+
+
+class EncodingUnsupported(LookupInvalid):
+    """The request's body is packed in a way that the server cannot unpack."""
+
+    http_status = 415
 
 
 class NotAcceptable(LookupInvalid):
@@ -428,7 +434,7 @@ class Overloaded(ShoalError):
     http_status = 503
     retry_after = 1
 
-    def __init__(self, message: str, reason: Literal["waited", "connections", "bodies"] = "waited") -> None:
+    def __init__(self, message: str, reason: Literal["waited", "connections", "bodies", "unsent"] = "waited") -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -71,6 +71,7 @@ class FeatureStore:
         stale: Stale = "null",
         incomplete: Incomplete = "fail",
         max_values: int | None = None,
+        max_bytes: int | None = None,
         fetched: Fetched | None = None,
         partial: Partial = "serve",
         remote_timeout: float = REMOTE_SECONDS,
@@ -85,6 +86,7 @@ class FeatureStore:
             incomplete: what becomes of keys of which a part is null or not given: the lookup is to "fail", or they are
                 "not_found".
             max_values: the most values, keys times features, that the answer may hold; any number if None.
+            max_bytes: the most bytes that the answer may take in memory; any number if None.
             fetched: the rows of views that are kept in tables, if they were fetched already.
             partial: what becomes of the lookup if rows do not come in time from their table: "serve" the others, these
                 with the status UNAVAILABLE, or "fail".
@@ -93,7 +95,7 @@ class FeatureStore:
         Raises:
             LookupInvalid, UnknownFeature: the request does not fit the store.
             KeyOutsideShard: the store is a shard, and keys belong to another.
-            RequestTooLarge: it asks for more values, or for more features than any request may.
+            RequestTooLarge: it asks for more values or bytes, or for more features than any request may.
             ViewDamaged: the data of a view that is asked for cannot be read.
             StaleFeatures: rows are older than accepted, and `stale` is "fail".
             RowsUnavailable: rows did not come in time, and `partial` is "fail".
@@ -113,6 +115,7 @@ class FeatureStore:
             stale=stale,
             incomplete=incomplete,
             max_values=max_values,
+            max_bytes=max_bytes,
             fetched=fetched,
             partial=partial,
         )
@@ -125,6 +128,7 @@ class FeatureStore:
         max_age: timedelta | None = None,
         stale: Stale = "null",
         max_values: int | None = None,
+        max_bytes: int | None = None,
         fetched: Fetched | None = None,
         partial: Partial = "serve",
         remote_timeout: float = REMOTE_SECONDS,
@@ -147,6 +151,7 @@ class FeatureStore:
             max_age=max_age,
             stale=stale,
             max_values=max_values,
+            max_bytes=max_bytes,
             fetched=fetched,
             partial=partial,
         )

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from engine.allowance import UNLIMITED, Allowance
 from engine.column import ViewRows
 from engine.errors import LOAD_AGAIN, LookupInvalid, RequestTooLarge, StaleFeatures, UnknownFeature, ViewDamaged
 from engine.kernels import answering, finding, gathering
@@ -99,6 +100,7 @@ def lookup(
     stale: Stale = "null",
     incomplete: Incomplete = "fail",
     max_values: int | None = None,
+    max_bytes: int | None = None,
     fetched: Fetched | None = None,
     partial: Partial = "serve",
 ) -> LookupResult:
@@ -112,13 +114,14 @@ def lookup(
         stale: what becomes of rows that are older.
         incomplete: what becomes of keys of which a part is null or not given.
         max_values: the most values that the answer may hold; any number if None.
+        max_bytes: the most bytes that it may take, as it is gathered; any number if None.
         fetched: rows of the views that are kept elsewhere, which `remote_views` names.
         partial: what becomes of the lookup if such rows did not come in time.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
         KeyOutsideShard: the store is a shard, and keys belong to another.
-        RequestTooLarge: it asks for more values, or for too many features.
+        RequestTooLarge: it asks for more values or bytes, or for too many features.
         StaleFeatures: rows are older than accepted, and `stale` is "fail".
         RowsUnavailable: rows did not come in time, and `partial` is "fail".
     """
@@ -128,14 +131,14 @@ def lookup(
     plan = _plan(version, features)
     keys = KeyColumns(entities, incomplete)
     check_values(keys.count, plan.values_per_key, max_values)
-    parts = []
+    parts, allowance = [], Allowance(max_bytes)
     for view_name, names in plan.features.items():
         view = version.view(view_name)
         oldest = oldest_accepted(view, now, max_age)
         unavailable = None
         if view.is_remote:
             view, unavailable = with_rows(view, fetched, keys.count)
-        part = read_columns(view, names, keys.hashes(view), oldest=oldest, stale=stale)
+        part = read_columns(view, names, keys.hashes(view), oldest=oldest, stale=stale, allowance=allowance)
         if unavailable is not None:
             mark_unavailable(view, unavailable, part.rows.status, part.value_counts, len(names), partial)
         parts.append(part)
@@ -205,17 +208,25 @@ def find_rows(view: ViewVersion, hashes: Hashes) -> FoundRows:
 
 
 def read_columns(
-    view: ViewVersion, names: tuple[str, ...], hashes: Hashes, *, oldest: int, stale: Stale
+    view: ViewVersion,
+    names: tuple[str, ...],
+    hashes: Hashes,
+    *,
+    oldest: int,
+    stale: Stale,
+    allowance: Allowance = UNLIMITED,
 ) -> ViewColumns:
     """Read features of the keys with some hashes.
 
     Raises:
         UnknownFeature: the view has no such feature.
+        RequestTooLarge: they take more than the `allowance`, or 2 GiB of texts, bytes and lists.
         StaleFeatures: rows are older than `oldest` (microseconds since 1970), and `stale` is "fail".
     """
     program = view.program(names)
     features, keys = len(program.features), hashes.shape[1]
-    arena = np.empty(program.arena_size(keys), np.uint8)
+    allowance.take(size := program.arena_size(keys))
+    arena = np.empty(size, np.uint8)
     status, event_time = np.empty(keys, np.uint8), np.empty(keys, np.int64)
     valid = np.empty((features, keys), np.uint8)
     nulls, starts = np.empty((2, features), np.int64)
@@ -247,17 +258,22 @@ def read_columns(
     room = _MAX_HEAP_BYTES
     for index in program.in_heap:
         references = address_of(arena) + int(starts[index])
-        heap[index] = _copy_from_heap(view, program.features[index], references, valid[index], room)
+        heap[index] = _copy_from_heap(view, program.features[index], references, valid[index], room, allowance)
         room -= heap[index].data.size
     rows = ViewRows(view.name, status, event_time)
     return ViewColumns(rows, program, arena, starts, valid, nulls, counts, heap)
 
 
 def _copy_from_heap(
-    view: ViewVersion, feature: Feature, references: int, valid: npt.NDArray[np.uint8], room: int
+    view: ViewVersion,
+    feature: Feature,
+    references: int,
+    valid: npt.NDArray[np.uint8],
+    room: int,
+    allowance: Allowance,
 ) -> HeapValues:
     """Copy the values of a feature that its gathered column, at address `references`, refers to, if they take no more
-    than `room` bytes."""
+    than `room` bytes, nor than the allowance."""
     offsets = np.empty(valid.size + 1, np.int64)
     size = gathering.heap_offsets(references, valid, offsets, item_width(feature.type))
     if size == gathering.MISFIT:
@@ -267,6 +283,7 @@ def _copy_from_heap(
             f"the values of feature {feature.name!r} take {size} bytes more, an answer holds 2 GiB of texts, bytes and "
             f"lists of a view; ask in parts"
         )
+    allowance.take(size)
     data = np.empty(size, np.uint8)
     gathering.copy_heap(references, offsets, address_of(data))
     if feature.type == "list<string>" and not gathering.string_lists_fit(address_of(data), offsets):

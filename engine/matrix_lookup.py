@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import numpy as np
 
+from engine.allowance import Allowance
 from engine.column import ViewRows
 from engine.errors import LookupInvalid
 from engine.kernels import answering
@@ -27,6 +28,7 @@ def lookup_matrix(
     max_age: timedelta | None = None,
     stale: Stale = "null",
     max_values: int | None = None,
+    max_bytes: int | None = None,
     fetched: Fetched | None = None,
     partial: Partial = "serve",
 ) -> MatrixResult:
@@ -44,6 +46,7 @@ def lookup_matrix(
     plan = _matrix_plan(version, features)
     keys = KeyColumns(entities)
     check_values(keys.count, plan.columns, max_values)
+    Allowance(max_bytes).take(keys.count * plan.columns * plan.dtype.itemsize)
     result = np.empty((keys.count, plan.columns), plan.dtype)
     views, value_counts = {}, {}
     for view_name, program in plan.programs.items():
@@ -76,20 +79,20 @@ def lookup_matrix(
         if unavailable is not None:
             mark_unavailable(view, unavailable, status, counts, len(program.features), partial)
         views[view_name] = ViewRows(view_name, status, event_time)
-    return MatrixResult(version.id, plan.applied, keys.count, result, views, value_counts)
+    return MatrixResult(version.id, plan.applied, keys.count, result, views, value_counts, plan.column_names)
 
 
 def _matrix_plan(version: StoreVersion, features: str | Sequence[str]) -> MatrixPlan:
     """The plan of a request, made once per version for all requests that ask for the same."""
     asked = features if isinstance(features, str) else tuple(features)
     return remembered(
-        version.matrix_plans, asked, lambda: _make_matrix_plan(version, resolve_features(version, features))
+        version.matrix_plans, asked, lambda: _make_matrix_plan(version, asked, resolve_features(version, features))
     )
 
 
-def _make_matrix_plan(version: StoreVersion, references: Sequence[str]) -> MatrixPlan:
+def _make_matrix_plan(version: StoreVersion, asked: str | tuple[str, ...], references: Sequence[str]) -> MatrixPlan:
     by_view: dict[str, tuple[list[Feature], list[int]]] = {}
-    column = 0
+    column, names = 0, []
     for reference in references:
         view, _, name = reference.partition(":")
         feature = version.view(view).feature(name)
@@ -100,6 +103,7 @@ def _make_matrix_plan(version: StoreVersion, references: Sequence[str]) -> Matri
         features.append(feature)
         columns.append(column)
         column += width
+        names.append(f"{reference}[{width}]" if embedding_size(feature.type) else reference)
     types = {feature.type for features, _ in by_view.values() for feature in features}
     float32 = all(name in ("float32", "bool") or embedding_size(name) for name in types)
     programs = {
@@ -107,4 +111,5 @@ def _make_matrix_plan(version: StoreVersion, references: Sequence[str]) -> Matri
         for view, (features, columns) in by_view.items()
     }
     dtype: np.dtype[np.floating] = np.dtype(np.float32 if float32 else np.float64)
-    return MatrixPlan(column, dtype, programs, version.applied(programs))
+    column_names = "" if asked == tuple(references) else ",".join(names)
+    return MatrixPlan(column, dtype, programs, version.applied(programs), column_names)

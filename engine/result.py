@@ -47,6 +47,11 @@ class ViewColumns:
     value_counts: npt.NDArray[np.int64]
     heap: Mapping[int, HeapValues]
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the values take."""
+        return self.arena.nbytes + self.valid.nbytes + sum(values.data.nbytes for values in self.heap.values())
+
     @cached_property
     def columns(self) -> list[Column]:
         """The features one by one."""
@@ -66,7 +71,8 @@ class ViewColumns:
 class MatrixResult:
     """The answer to a lookup of numbers: `matrix` [keys, columns] in the order asked, NaN where a value is absent, all
     read from the store's version `version`, in which the views stand at `applied` (see `StoreVersion.applied`).
-    `value_counts` has, for each view, how many values have each Status."""
+    `value_counts` has, for each view, how many values have each Status. `column_names` are those of
+    `engine.version.MatrixPlan`."""
 
     version: int
     applied: str
@@ -74,6 +80,12 @@ class MatrixResult:
     matrix: npt.NDArray[np.floating]
     views: Mapping[str, ViewRows]
     value_counts: Mapping[str, npt.NDArray[np.int64]]
+    column_names: str
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the values take."""
+        return self.matrix.nbytes
 
     @property
     def partial(self) -> list[str]:
@@ -97,6 +109,11 @@ class LookupResult:
     keys: int
     parts: Sequence[ViewColumns]
     plan: LookupPlan
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the values take."""
+        return sum(part.nbytes for part in self.parts)
 
     @cached_property
     def columns(self) -> list[Column]:

@@ -64,12 +64,29 @@ class ServerSettings(BaseModel):
     )
     max_connections: int = Field(default=1000, ge=1, description="the most connections that one worker keeps")
     patience_seconds: float = Field(
-        default=30.0, gt=0, description="how long a client may take to send a request's head, or its body"
+        default=30.0,
+        gt=0,
+        description="how long a client may take to send its first byte, a request's head, or its body",
+    )
+    idle_seconds: float = Field(
+        default=630.0,
+        gt=0,
+        description="how long a connection may stay without a request after an answer; longer than load balancers keep "
+        "theirs",
     )
     max_values: int = Field(
         default=20_000_000,
         gt=0,
         description="the most values, keys times features, that an answer may hold; an embedding counts as its numbers",
+    )
+    max_answer_bytes: int = Field(
+        default=256 << 20, gt=0, description="the most bytes that an answer may take, as gathered and as sent"
+    )
+    max_unsent_bytes: int = Field(
+        default=512 << 20,
+        gt=0,
+        description="how many bytes of answers one worker holds for clients that have not taken them yet; beyond that "
+        "it refuses lookups",
     )
     remote_timeout_ms: int = Field(
         default=50,

@@ -81,12 +81,14 @@ class MatrixProgram:
 @dataclass(frozen=True)
 class MatrixPlan:
     """What a request for a matrix wants: its shape and type, each view's program, and where the views stand (see
-    `StoreVersion.applied`)."""
+    `StoreVersion.applied`). `column_names` are the references that a feature service or `view:*` stood for, with commas
+    between them, an embedding as `view:feature[N]`; empty if the request itself names all columns."""
 
     columns: int
     dtype: np.dtype[np.floating]
     programs: Mapping[str, MatrixProgram]
     applied: str
+    column_names: str
 
 
 @dataclass(frozen=True)

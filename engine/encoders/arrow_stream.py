@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from engine.allowance import UNLIMITED, Allowance
 from engine.result import LookupResult, ViewColumns
 from engine.schema import arrow_type
 
@@ -22,8 +23,9 @@ _NUMBERS = {"int32", "int64", "float32", "float64", "timestamp"}
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def encode(result: LookupResult) -> bytes:
-    """The answer as an Arrow stream."""
+def encode(result: LookupResult, allowance: Allowance = UNLIMITED) -> bytes:
+    """The answer as an Arrow stream; raises RequestTooLarge if it takes more than the allowance."""
+    allowance.check(result.nbytes)
     if result.keys and all(_NUMBERS.issuperset(part.program.types) for part in result.parts):
         return _encode_numbers(result)
     return _encode_any(result)

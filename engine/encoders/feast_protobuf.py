@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from engine.allowance import UNLIMITED, Allowance
 from engine.encoders.feast_names import answer_names
 from engine.kernels import protobuf
 from engine.kernels.gathering import Status
@@ -43,6 +44,7 @@ def encode(
     *,
     full_feature_names: bool = False,
     name_views: bool = False,
+    allowance: Allowance = UNLIMITED,
 ) -> bytes:
     """The answer as a message.
 
@@ -51,9 +53,11 @@ def encode(
         join_keys: join key → the request's `RepeatedValue`, encoded, of one value a row.
         full_feature_names: name a feature `view__feature` instead of `feature`.
         name_views: list the views that were read in the metadata.
+        allowance: what the answer may take.
 
     Raises:
         AmbiguousFeature: two names in the answer are the same.
+        RequestTooLarge: it takes more than the allowance.
     """
     views = tuple(part.rows.view for part in result.parts) if name_views else ()
     head = _head(tuple(join_keys), result.plan.references, full_feature_names, views)
@@ -61,7 +65,7 @@ def encode(
     pieces: list[bytes | memoryview] = [head]
     for values in join_keys.values():
         pieces += (_start(2, len(values) + len(of_keys)), values, of_keys)
-    vectors = [list(_vectors(part)) for part in result.parts]
+    vectors = [list(_vectors(part, allowance)) for part in result.parts]
     for part, column in result.plan.order:
         pieces += vectors[part][column]
     return b"".join(pieces)
@@ -72,13 +76,14 @@ def encode_serving_info(version: str) -> bytes:
     return _field(1, version.encode())
 
 
-def _vectors(part: ViewColumns) -> Iterator[tuple[bytes | memoryview, ...]]:
+def _vectors(part: ViewColumns, allowance: Allowance) -> Iterator[tuple[bytes | memoryview, ...]]:
     """The `FeatureVector` of each feature of a view, as a field of the response, in pieces."""
     times = np.empty(protobuf.MAX_TIMESTAMP * part.rows.event_time.size, np.uint8)
     of_times = times[: protobuf.write_event_times(part.rows.event_time, times)].data
     of_rows = _field(2, part.rows.status.tobytes())
     for feature, (values, nulls) in enumerate(zip(_values_of(part), part.nulls.tolist(), strict=True)):
         statuses = _field(2, part.columns[feature].status.tobytes()) if nulls else of_rows
+        allowance.take(len(values) + len(statuses) + len(of_times))
         yield _start(2, len(values) + len(statuses) + len(of_times)), values, statuses, of_times
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.allowance import UNLIMITED, Allowance
 from engine.encoders.feast_names import answer_names
 from engine.encoders.json_values import dumps, event_times_of, row_statuses, statuses_of, values_of
 from engine.kernels.gathering import Status
@@ -30,6 +31,7 @@ def encode(
     full_feature_names: bool = False,
     view_names: bool = False,
     strict: bool = False,
+    allowance: Allowance = UNLIMITED,
 ) -> bytes:
     """The answer as JSON.
 
@@ -40,27 +42,33 @@ def encode(
         view_names: name the views in the metadata, as Feast does where their versions are asked for: of definitions
             there is only the current one, and Feast gives that no number.
         strict: write floats as Feast does, and say PRESENT of a null in a row that is there.
+        allowance: what the answer may take.
 
     Raises:
         AmbiguousFeature: two names in the answer are the same.
+        RequestTooLarge: it takes more than the allowance.
     """
     head = _head(tuple(join_keys), result.plan.references, full_feature_names, view_names)
     all_present = np.full(result.keys, Status.PRESENT, np.uint8)
     no_times = b",".join([b'"1970-01-01T00:00:00Z"'] * result.keys)
     of_keys = b'{"values":%%b,"statuses":%b,"event_timestamps":[%b]}' % (row_statuses(all_present), no_times)
-    columns = [_columns(part, strict) for part in result.parts]
+    columns = [_columns(part, strict, allowance) for part in result.parts]
     results = [of_keys % dumps(values) for values in join_keys.values()]
     results += [columns[part][column] for part, column in result.plan.order]
     return b'%b"results":[%b]}' % (head, b",".join(results))
 
 
-def _columns(part: ViewColumns, strict: bool) -> list[bytes]:
+def _columns(part: ViewColumns, strict: bool, allowance: Allowance) -> list[bytes]:
     """The results of each feature of a view."""
     of_features = [row_statuses(part.rows.status)] * len(part.valid) if strict else statuses_of(part)
     times = b',"event_timestamps":' + event_times_of(part.rows, _EPOCH) + b"}"
+    # Besides the values: each feature has all of the times again.
+    allowance.take(sum(map(len, of_features)) + len(of_features) * len(times))
     return [
         b'{"values":' + values + b',"statuses":' + of_feature + times
-        for values, of_feature in zip(values_of(part, seconds=True, named_floats=strict), of_features, strict=True)
+        for values, of_feature in zip(
+            values_of(part, allowance, seconds=True, named_floats=strict), of_features, strict=True
+        )
     ]
 
 

@@ -10,15 +10,16 @@ Lists have one item a key, in the order asked. Statuses and event times are thos
 from collections.abc import Mapping
 from functools import lru_cache
 
+from engine.allowance import UNLIMITED, Allowance
 from engine.encoders.json_values import dumps, event_times_of, row_statuses, values_of
 from engine.result import LookupResult
 
 MEDIA_TYPE = "application/json"
 
 
-def encode(result: LookupResult) -> bytes:
-    """The answer as JSON."""
-    values = [values_of(part) for part in result.parts]
+def encode(result: LookupResult, allowance: Allowance = UNLIMITED) -> bytes:
+    """The answer as JSON; raises RequestTooLarge if it takes more than the allowance."""
+    values = [values_of(part, allowance) for part in result.parts]
     features = {
         reference: values[part][column]
         for reference, (part, column) in zip(result.plan.references, result.plan.order, strict=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from engine.allowance import UNLIMITED, Allowance
 from engine.column import Column, ViewRows
 from engine.kernels import json_text
 from engine.kernels.decimal import MAX_TIME
@@ -30,6 +31,8 @@ _FORMS = {
 }
 _FLOAT_FORMS = (Form.FLOAT32, Form.FLOATS)
 _BRACKETS = 2
+_KEYS_AT_ONCE = 1024
+"""orjson holds the interpreter's lock. After so many keys, other threads get their turn."""
 
 
 def dumps(document: Any) -> bytes:
@@ -37,7 +40,9 @@ def dumps(document: Any) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def values_of(part: ViewColumns, *, seconds: bool = False, named_floats: bool = False) -> list[bytes]:
+def values_of(
+    part: ViewColumns, allowance: Allowance = UNLIMITED, *, seconds: bool = False, named_floats: bool = False
+) -> list[bytes]:
     """The values of each feature: numbers as numbers, bytes in base64, times in RFC 3339, or in whole seconds.
 
     Args:
@@ -46,15 +51,18 @@ def values_of(part: ViewColumns, *, seconds: bool = False, named_floats: bool = 
 
     Raises:
         ViewDamaged: a stored text is not UTF-8.
+        RequestTooLarge: they take more than the allowance.
     """
     forms, most_bytes = _forms(part.program.types, seconds, named_floats)
     features, keys = part.valid.shape
     text = np.empty(most_bytes * keys + _BRACKETS * features + json_text.OVERWRITTEN, np.uint8)
     ends = np.empty(features, np.int64)
     json_text.write_columns(forms, part.arena, part.starts, part.valid, text, ends)
+    allowance.take(int(ends[-1]))
     written, start, texts = text[: ends[-1]].tobytes(), 0, []
     for feature, end in enumerate(ends.tolist()):
-        texts.append(written[start:end] if end > start else dumps(_objects(part.columns[feature], named_floats)))
+        in_python = end == start
+        texts.append(_dumps_column(part.columns[feature], named_floats, allowance) if in_python else written[start:end])
         start = end
     return texts
 
@@ -99,6 +107,16 @@ def _forms(types: tuple[str, ...], seconds: bool, named_floats: bool) -> tuple[n
         rows.append([int(form), items or 1])
         most_bytes += json_text.most_bytes(form, items or 1)
     return np.array(rows, np.int64), most_bytes
+
+
+def _dumps_column(column: Column, named_floats: bool, allowance: Allowance) -> bytes:
+    """The values of a column that the kernels do not write, as JSON."""
+    pieces = []
+    for start in range(0, column.valid.size, _KEYS_AT_ONCE):
+        piece = dumps(_objects(column.slice(start, start + _KEYS_AT_ONCE), named_floats))
+        allowance.take(len(piece))
+        pieces.append(piece[1:-1])
+    return b"[%b]" % b",".join(pieces)
 
 
 def _objects(column: Column, named_floats: bool) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from engine.allowance import Allowance
 from engine.encoders import arrow_stream, json_lookup, npy
 from engine.errors import LookupInvalid, NotAcceptable
 from engine.feature_store import FeatureStore
@@ -16,7 +17,7 @@ class Format:
 
     media_type: str
     look_up: Callable[..., Any]
-    encode: Callable[[Any], bytes]
+    encode: Callable[[Any, Allowance], bytes]
 
 
 FORMATS = (

@@ -5,13 +5,15 @@ from functools import lru_cache
 
 import numpy as np
 
+from engine.allowance import UNLIMITED, Allowance
 from engine.result import MatrixResult
 
 MEDIA_TYPE = "application/x-npy"
 
 
-def encode(result: MatrixResult) -> bytes:
-    """The answer as a .npy file."""
+def encode(result: MatrixResult, allowance: Allowance = UNLIMITED) -> bytes:
+    """The answer as a .npy file; raises RequestTooLarge if it takes more than the allowance."""
+    allowance.check(result.nbytes)
     return b"".join((_head(result.matrix.shape, result.matrix.dtype), result.matrix.data))
 
 

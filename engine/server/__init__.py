@@ -12,6 +12,7 @@ from engine.handover import Inheritance, Predecessor, Takeover
 from engine.kernels import warm
 from engine.run_directory import clear_metrics, metrics_path, serving
 from engine.server import grpc_port
+from engine.server.descriptors import fit_connections
 from engine.server.listening import address_of, listen
 from engine.server.protection import Protection, warn_of_gaps
 from engine.settings import ServerSettings
@@ -43,6 +44,7 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
     )
     protection = Protection(settings)
     warn_of_gaps(settings)
+    settings = fit_connections(settings)
     with ExitStack() as closing:
         predecessor = Predecessor.find(settings.store) if settings.replace else None
         inherited = predecessor.inheritance if predecessor is not None else None

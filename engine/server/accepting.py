@@ -6,11 +6,13 @@ worker that has more connections than another leaves that one a moment to come f
 the workers share; each writes its own place, and nobody waits for anybody: a worker that hangs costs the others that
 moment.
 
-A worker has a limit of connections. A few more than that are let in, to be told so and sent away; the next wait in the
-kernel's queue until some have gone.
+A worker has a limit of connections. Where it is reached, the one that was idle for longest makes room for the next. If
+none is idle, a few more than the limit are let in, to be told so and sent away, so that /health is answered; the next
+wait in the kernel's queue until some have gone.
 """
 
 import asyncio
+import contextlib
 import logging
 import mmap
 import socket
@@ -23,9 +25,10 @@ log = logging.getLogger("shoal.worker")
 
 _HEAD_START_SECONDS = 0.002
 _EXHAUSTED_SECONDS = 0.5
-_HANDSHAKE_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
+_EXTRA_HANDSHAKE_SECONDS = 2.0
 
-_EXTRA_CONNECTIONS = 64
+EXTRA_CONNECTIONS = 64
 _FULL_SECONDS = 0.05
 
 
@@ -34,6 +37,9 @@ class Host(Protocol):
 
     def meet(self, connection: socket.socket, *, is_extra: bool) -> asyncio.BaseProtocol:
         """One that `is_extra` is over the limit, and to be got rid of."""
+
+    def make_room(self, *, at_once: bool) -> bool:
+        """Close the connection that was idle for longest, if there is one; returns whether there was."""
 
 
 class ConnectionCounts:
@@ -80,7 +86,8 @@ class Acceptor:
         self._worker = worker
         self._most = most
         self._tls = tls
-        self._greeting: set[asyncio.Task[None]] = set()
+        # The connections whose TLS is being agreed on, in the order in which they came; None where that was cut short.
+        self._greeting: dict[asyncio.Task[None], socket.socket | None] = {}
         self._waiting: asyncio.TimerHandle | None = None
         counts[worker] = 0  # One that died in this place had some.
         self._listen()
@@ -98,7 +105,7 @@ class Acceptor:
 
     def _offered(self) -> None:
         mine = self._counts[self._worker]
-        if mine >= self._most + _EXTRA_CONNECTIONS:
+        if mine >= self._most + EXTRA_CONNECTIONS and not self._make_room():
             self._pause(_FULL_SECONDS, self._listen)
         elif mine > self._counts.least():
             self._pause(_HEAD_START_SECONDS, self._accept_and_listen)
@@ -119,15 +126,29 @@ class Acceptor:
             return False  # Another worker was first, or the client has gone.
         except OSError as error:
             log.error("connections cannot be accepted: %s", error)
+            self._host.make_room(at_once=False)
             self._pause(_EXHAUSTED_SECONDS, self._listen)
             return False
-        is_extra = self._counts[self._worker] >= self._most
+        is_extra = self._counts[self._worker] >= self._most and not self._host.make_room(at_once=False)
         self._counts[self._worker] += 1
         connection.setblocking(False)
         greeting = self._loop.create_task(self._greet(connection, client, is_extra=is_extra))
-        self._greeting.add(greeting)
-        greeting.add_done_callback(self._greeting.discard)
+        self._greeting[greeting] = connection
+        greeting.add_done_callback(self._greeting.pop)
         return True
+
+    def _make_room(self) -> bool:
+        """End a connection that asks nothing, or else the one that is longest about its TLS; returns whether there was
+        one."""
+        if self._host.make_room(at_once=True):
+            return True
+        for greeting, connection in self._greeting.items():
+            if connection is not None:
+                self._greeting[greeting] = None
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                return True
+        return False
 
     def _pause(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._listener)
@@ -135,7 +156,9 @@ class Acceptor:
 
     async def _greet(self, connection: socket.socket, client: object, *, is_extra: bool) -> None:
         context = self._tls()
-        patience = None if context is None else _HANDSHAKE_SECONDS
+        patience = None
+        if context is not None:
+            patience = _EXTRA_HANDSHAKE_SECONDS if is_extra else HANDSHAKE_SECONDS
         try:
             await self._loop.connect_accepted_socket(
                 partial(self._host.meet, connection, is_extra=is_extra),

@@ -20,6 +20,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from aiohttp import StreamReader, web
@@ -48,6 +49,7 @@ from engine.server.admission import TIMEOUT_HEADER, Admission, timeout_seconds
 from engine.server.connections import Connection, ConnectionServer
 from engine.server.metrics import Metrics
 from engine.server.openapi import DOCUMENT
+from engine.server.outgoing import Outgoing
 from engine.server.protection import Protection
 from engine.server.pushes import Pushes
 from engine.server.requests import (
@@ -111,6 +113,7 @@ class Application:
         metrics: Metrics,
         writer: WriterClient,
         tables: ServedTables,
+        outgoing: Outgoing,
     ) -> None:
         self._tables = tables
         self._settings = settings
@@ -118,6 +121,7 @@ class Application:
         self._served = served
         self._metrics = metrics
         self._writer = writer
+        self._outgoing = outgoing
         self._bodies = BodyReader(settings)
         pushes = Pushes(settings, self._bodies, served, metrics, writer)
         self.endpoints: dict[str, dict[str, Endpoint]] = {
@@ -139,6 +143,7 @@ class Application:
         timeout = settings.request_timeout_ms / 1e3
         self.admission = Admission(timeout, refusable - _FEAST_PATHS, refusable & _FEAST_PATHS)
         self.in_flight = 0
+        self._limits = {"max_values": settings.max_values, "max_bytes": settings.max_answer_bytes}
 
     def server(self, counts: ConnectionCounts, worker: int) -> ConnectionServer:
         """What makes the protocol of each connection, and counts it in a worker's place.
@@ -148,8 +153,16 @@ class Application:
         """
         access_log = logging.getLogger("shoal.access") if self._settings.access_log else None
         options = {"request_factory": self._request, "access_log": access_log}
-        patience = self._settings.patience_seconds
-        return ConnectionServer(self._answer, self.admission, counts, worker, patience=patience, **options)
+        return ConnectionServer(
+            self._answer,
+            self.admission,
+            self._outgoing,
+            counts,
+            worker,
+            patience=self._settings.patience_seconds,
+            keepalive_timeout=self._settings.idle_seconds,
+            **options,
+        )
 
     def _request(
         self,
@@ -250,29 +263,33 @@ class Application:
         asked = await self._bodies.parse(request, LookupRequest)
         check_keys(asked.entities, self._settings.max_keys)
         encoding = choose_format(request.headers.get("Accept", ""))
-        how: dict[str, Any] = {"max_age": asked.max_age, "stale": asked.stale, "max_values": self._settings.max_values}
+        how: dict[str, Any] = self._limits | {"max_age": asked.max_age, "stale": asked.stale}
         how |= {"fetched": NOTHING, "partial": parse_partial(request.headers.get(PARTIAL_HEADER))}
         if self._tables.are_needed():
             remaining = remaining_seconds(request)
             how["fetched"] = await self._tables.fetch(asked.wanted, asked.entities, "fail", remaining)
+        self._outgoing.check()
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
         result = encoding.look_up(store, asked.wanted, asked.entities, **how)
         self._metrics.count_lookup(result)
-        return self._marked(answer_lookup(encoding.encode(result), encoding.media_type, result), result)
+        content = await self._outgoing.encode(result, partial(encoding.encode, result))
+        return self._marked(answer_lookup(content, encoding.media_type, result), result)
 
     async def _lookup_for_feast(self, request: web.BaseRequest) -> web.Response:
         strict = self._settings.feast_strict
         body = await self._bodies.read(request)
         asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
-        how: dict[str, Any] = {"max_values": self._settings.max_values, "fetched": NOTHING}
+        how: dict[str, Any] = self._limits | {"fetched": NOTHING}
         how["partial"] = parse_partial(request.headers.get(PARTIAL_HEADER))
         if self._tables.are_needed():
             wanted, entities = feast.lenient(self._served.open().version(), asked)
             how["fetched"] = await self._tables.fetch(wanted, entities, "not_found", remaining_seconds(request))
-        result, content = feast.answer(self._served.open(), asked, strict=strict, **how)
+        self._outgoing.check()
+        result, encode = feast.look_up(self._served.open(), asked, strict=strict, **how)
         self._metrics.count_lookup(result)
+        content = await self._outgoing.encode(result, encode)
         return self._marked(answer_lookup(content, feast.MEDIA_TYPE, result), result)
 
     def _marked(self, response: web.Response, result: LookupResult | MatrixResult) -> web.Response:

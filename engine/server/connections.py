@@ -13,9 +13,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 
 from engine.server.accepting import ConnectionCounts
 from engine.server.admission import Admission
+from engine.server.outgoing import Outgoing
+from engine.server.requests import unsupported
 from engine.server.responses import answer_error
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None)
@@ -23,6 +26,8 @@ _TCP_INFO = getattr(socket, "TCP_INFO", None)
 _LAST_RECEIVED = struct.Struct("=52xI")
 _TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _EXTRA_SECONDS = 1.0
+_SPARED_SECONDS = 5.0
+"""Connections that were without a request for less are not closed to make room: their client may be about to ask."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -31,16 +36,32 @@ class Connection(web.RequestHandler):
     """One connection.
 
     `is_extra` is one over the limit: it is answered once and closed, so that health can be asked for, and others hear
-    that there are too many. `patience` is how many seconds a client may take to send the head of a request.
+    that there are too many. `patience` is how many seconds a client may take to send its first byte, and the head of a
+    request. How long it may stay without one after an answer is aiohttp's `keepalive_timeout`.
     """
 
-    __slots__ = ("_admission", "_ahead", "_began", "_came", "_patience", "_socket", "is_extra")
+    __slots__ = (
+        "_admission",
+        "_ahead",
+        "_began",
+        "_came",
+        "_ended",
+        "_has_asked",
+        "_has_finished",
+        "_outgoing",
+        "_patience",
+        "_socket",
+        "_unsent",
+        "_unsent_since",
+        "is_extra",
+    )
 
     def __init__(
         self,
         manager: web.Server,
         connection: socket.socket,
         admission: Admission,
+        outgoing: Outgoing,
         *,
         is_extra: bool,
         patience: float,
@@ -49,13 +70,17 @@ class Connection(web.RequestHandler):
         super().__init__(manager, **options)
         self.is_extra = is_extra
         self._admission = admission
+        self._outgoing = outgoing
+        # The bytes of an answer that the client has not taken, and since when it does not.
+        self._unsent = 0
+        self._unsent_since = 0.0
         # How many requests are to be answered before the one that was read; None where none waits.
         self._ahead: int | None = None
         self._patience = _EXTRA_SECONDS if is_extra else patience
-        self._came = time.perf_counter()
-        # When a head began to come: 0 between requests, and never during one, whose body has a limit of its own. Who is
-        # one too many is not to stay without asking something either.
-        self._began = self._came if is_extra else 0.0
+        self._came = self._ended = time.perf_counter()
+        # When a head began to come: 0 between requests, and never during one, whose body has a limit of its own.
+        self._began = 0.0
+        self._has_asked = self._has_finished = False
         self._socket = connection if _TCP_INFO is not None and connection.family in _TCP_FAMILIES else None
 
     def data_received(self, data: bytes) -> None:
@@ -89,6 +114,8 @@ class Connection(web.RequestHandler):
         answer = self._admission.refusal(data, waited)
         if answer is None:
             return False
+        self._has_asked, self._ended = True, self._came
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         self.transport.write(answer)
         return True
 
@@ -109,7 +136,11 @@ class Connection(web.RequestHandler):
         that is not known here. That is the client's fault, and no news for the log."""
         if status >= web.HTTPInternalServerError.status_code or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
-        answer = answer_error("HTTPBadRequest", message or "the request is no HTTP", status)
+        if isinstance(exc, ContentEncodingError):
+            # An encoding that aiohttp knows, and unpacks where a package for it is installed.
+            answer = answer_error("EncodingUnsupported", unsupported("one that the server cannot unpack"), 415)
+        else:
+            answer = answer_error("HTTPBadRequest", message or "the request is no HTTP", status)
         answer.force_close()
         return answer
 
@@ -123,18 +154,51 @@ class Connection(web.RequestHandler):
         if self._ahead is not None:
             self._admission.drop()
             self._ahead = None
+        self._take_unsent()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """What the event loop calls when it has more of an answer than the client takes at once."""
+        super().pause_writing()
+        if self.transport is not None:
+            self._unsent, self._unsent_since = self.transport.get_write_buffer_size(), time.perf_counter()
+            self._outgoing.hold(self._unsent)
+
+    def resume_writing(self) -> None:
+        """What it calls once the client has taken it."""
+        self._take_unsent()
+        super().resume_writing()
+
+    def _take_unsent(self) -> None:
+        self._outgoing.release(self._unsent)
+        self._unsent = 0
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """What the event loop calls when the client will send no more; returns whether the connection stays until all
+        that it asked is answered. TLS knows no such half of a connection."""
+        waiter, request = self._waiter, self._current_request
+        if (waiter is not None and not waiter.done()) or self.ssl_context is not None:
+            return False
+        if request is None and not self._messages and not self._began:
+            return False  # What is answered is being sent, which the end of the connection waits for.
+        bodies = [payload for _, payload in self._messages] + ([request.content] if request is not None else [])
+        self._has_finished = all(body.is_eof() for body in bodies)
+        return self._has_finished
 
     def begin_request(self) -> None:
         """A head is complete, and its turn has come."""
-        self._began = math.inf
+        self._has_asked, self._began = True, math.inf
         if self._ahead is not None:
             self._admission.begin(self._ahead, time.perf_counter() - self._came)
             self._ahead = None
 
     def end_request(self) -> None:
         """It is answered."""
-        self._began = 0.0
+        self._ended = time.perf_counter()
+        # The next one may have come already.
+        self._began = self._ended if self._messages else 0.0
+        if self._has_finished and not self._messages:
+            self.close()
 
     def waited(self) -> float:
         """For how many seconds the last that came of the client has been here."""
@@ -152,8 +216,33 @@ class Connection(web.RequestHandler):
         return milliseconds / 1e3
 
     def is_overdue(self, now: float) -> bool:
-        """Whether a head has been coming for too long."""
-        return self._began > 0 and now - self._began > self._patience
+        """Whether the first byte or the rest of a head has been awaited for too long."""
+        if self._request_in_progress:
+            return False
+        if self._began:
+            return now - self._began > self._patience
+        return not self._has_asked and now - self._ended > self._patience
+
+    def takes_too_long(self, now: float) -> bool:
+        """Whether the client has had its time to take an answer."""
+        return self._unsent > 0 and now - self._unsent_since > self._patience
+
+    def idle_seconds(self, now: float) -> float:
+        """For how long this has been without a whole request; 0 while one is answered."""
+        if self._request_in_progress or self._messages or self._began == math.inf:
+            return 0.0
+        return now - (self._began or self._ended)
+
+    def end(self) -> None:
+        """Close this without waiting for anything: TLS would wait for the client's consent."""
+        if self.transport is not None:
+            self.transport.abort()
+        self.force_close()
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request ever came."""
+        return self._has_asked
 
 
 class ConnectionServer(web.Server):
@@ -164,6 +253,7 @@ class ConnectionServer(web.Server):
         self,
         handler: Handler,
         admission: Admission,
+        outgoing: Outgoing,
         counts: ConnectionCounts,
         worker: int,
         *,
@@ -172,8 +262,10 @@ class ConnectionServer(web.Server):
     ) -> None:
         super().__init__(handler, **options)
         self._admission = admission
+        self._outgoing = outgoing
         self._counts = counts
         self._worker = worker
+        self._closed_idle = 0
         self._patience = patience
         # What is left of a body that nobody reads any more is waited for no longer than for one that is read.
         self._options = options | {"lingering_time": min(10.0, patience)}
@@ -188,6 +280,7 @@ class ConnectionServer(web.Server):
             self,
             connection,
             self._admission,
+            self._outgoing,
             is_extra=is_extra,
             patience=self._patience,
             loop=self._loop,
@@ -199,11 +292,36 @@ class ConnectionServer(web.Server):
         super().connection_lost(handler, exc)
         self._counts[self._worker] -= 1
 
+    def make_room(self, *, at_once: bool) -> bool:
+        """Close the connection that has been without a request for longest, and rather one that never had one; returns
+        whether there was any. Unless it must be `at_once`, those are spared whose client may be about to ask."""
+        now = time.perf_counter()
+        spared = 0.0 if at_once else _SPARED_SECONDS
+        idle = [
+            (not connection.has_asked, seconds, connection)
+            for connection in self._connected()
+            if (seconds := connection.idle_seconds(now)) > spared
+        ]
+        if not idle:
+            return False
+        max(idle, key=lambda found: found[:2])[2].end()
+        self._closed_idle += 1
+        return True
+
+    def take_closed_idle(self) -> int:
+        """How many were closed to make room since the last call."""
+        closed, self._closed_idle = self._closed_idle, 0
+        return closed
+
     def end_overdue(self) -> int:
-        """End the connections whose client takes too long for the head of a request; returns how many."""
-        now, ended = time.perf_counter(), 0
-        for connection in self.connections:
-            if isinstance(connection, Connection) and connection.connected and connection.is_overdue(now):
-                connection.force_close()
+        """End the connections whose client takes too long for its first byte or the head of a request, and, while
+        memory is short, for an answer; returns how many."""
+        now, ended, is_short = time.perf_counter(), 0, self._outgoing.is_short
+        for connection in self._connected():
+            if connection.is_overdue(now) or (is_short and connection.takes_too_long(now)):
+                connection.end()
                 ended += 1
         return ended
+
+    def _connected(self) -> list[Connection]:
+        return [found for found in self.connections if isinstance(found, Connection) and found.connected]

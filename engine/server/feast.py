@@ -6,7 +6,7 @@ in one takes a slower way.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from engine.allowance import Allowance
 from engine.encoders import json_feast
 from engine.encoders.feast_names import feature_names
 from engine.errors import FeastBodyInvalid, LookupInvalid, RequestTooLarge, TokenInvalid, UnknownFeature
@@ -141,16 +142,17 @@ def lenient(version: StoreVersion, asked: FeastRequest) -> tuple[str | list[str]
     return wanted, coerced(asked.entities, types)
 
 
-def answer(
+def look_up(
     store: FeatureStore,
     asked: FeastRequest,
     *,
     strict: bool,
     max_values: int | None = None,
+    max_bytes: int | None = None,
     fetched: Fetched | None = None,
     partial: Partial = "serve",
-) -> tuple[LookupResult, bytes]:
-    """What was looked up, and the answer's body.
+) -> tuple[LookupResult, Callable[[Allowance], bytes]]:
+    """What was looked up, and what encodes it as the answer's body.
 
     Every entity that is a join key of any view is in the answer, others are not; keys of which a part is null or not
     given are not found.
@@ -158,6 +160,7 @@ def answer(
     Args:
         strict: answer to the letter as Feast: rows of any age count as present.
         max_values: the most values that the answer may hold.
+        max_bytes: the most bytes that it may take, as it is gathered.
         fetched: the rows of views that are kept in tables, by the keys that `lenient` gives.
         partial: what becomes of the lookup if such rows did not come in time.
 
@@ -166,6 +169,7 @@ def answer(
     """
     wanted, entities = asked.wanted, asked.entities
     how: dict[str, Any] = {"max_age": timedelta.max if strict else None, "max_values": max_values}
+    how["max_bytes"] = max_bytes
     how |= {"fetched": fetched, "partial": partial}
     try:
         result = store.lookup(wanted, entities, incomplete="not_found", **how)
@@ -175,14 +179,19 @@ def answer(
         wanted, entities = lenient(store.version(), asked)
         result = store.lookup(wanted, entities, incomplete="not_found", **how)
     known = store.version().join_key_names
-    content = json_feast.encode(
-        result,
-        {name: values for name, values in entities.items() if name in known},
-        full_feature_names=asked.full_feature_names,
-        view_names=asked.include_feature_view_version_metadata,
-        strict=strict,
-    )
-    return result, content
+    join_keys = {name: values for name, values in entities.items() if name in known}
+
+    def encode(allowance: Allowance) -> bytes:
+        return json_feast.encode(
+            result,
+            join_keys,
+            full_feature_names=asked.full_feature_names,
+            view_names=asked.include_feature_view_version_metadata,
+            strict=strict,
+            allowance=allowance,
+        )
+
+    return result, encode
 
 
 def _key_types(version: StoreVersion, references: Sequence[str]) -> dict[str, JoinKeyType]:

@@ -8,6 +8,7 @@ Messages go in and out as bytes, and gRPC runs in the worker's own event loop. E
 its trailing metadata once a store is open.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,11 +19,14 @@ from typing import Any, NamedTuple
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from engine.allowance import Allowance
 from engine.encoders import feast_protobuf
-from engine.errors import DeadlinePassed, ShoalError
+from engine.errors import DeadlinePassed, Overloaded, ShoalError
 from engine.remote_rows import NOTHING
+from engine.server.accepting import HANDSHAKE_SECONDS
 from engine.server.grpc_messages import parse_keys, parse_request
 from engine.server.metrics import Metrics
+from engine.server.outgoing import Outgoing
 from engine.server.protection import Protection
 from engine.server.requests import check_keys
 from engine.server.responses import APPLIED_HEADER, VERSION_HEADER, sendable
@@ -74,14 +78,28 @@ class GrpcServer:
         served: ServedStore,
         metrics: Metrics,
         tables: ServedTables,
+        outgoing: Outgoing,
     ) -> None:
         self._tables = tables
         self._settings = settings
         self._protection = protection
         self._served = served
         self._metrics = metrics
+        self._outgoing = outgoing
+        # The calls whose answers are not taken yet, and since when.
+        self._untaken: dict[asyncio.Task[Any], float] = {}
         self._health = health.aio.HealthServicer()
-        options = {"grpc.so_reuseport": 1, "grpc.max_receive_message_length": settings.max_body_bytes}
+        options = {
+            "grpc.so_reuseport": 1,
+            "grpc.max_receive_message_length": settings.max_body_bytes,
+            "grpc.max_allowed_incoming_connections": settings.max_connections,
+            # How long a client may take for TLS, and to send its first bytes.
+            "grpc.server_handshake_timeout_ms": _milliseconds(min(settings.patience_seconds, HANDSHAKE_SECONDS)),
+            "grpc.max_connection_idle_ms": _milliseconds(settings.idle_seconds),
+            # Ends who is gone, or takes nothing at all, with all that waits for it.
+            "grpc.keepalive_time_ms": _milliseconds(settings.patience_seconds),
+            "grpc.keepalive_timeout_ms": _milliseconds(settings.patience_seconds),
+        }
         # What comes while so many are under way is answered with RESOURCE_EXHAUSTED.
         self._server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=settings.max_connections)
         self._offer(_SERVING_SERVICE, self._get_online_features, self._get_feast_serving_info)
@@ -136,8 +154,8 @@ class GrpcServer:
                 raise DeadlinePassed("the request's deadline had passed before it could be answered")
             answer = await method(request, context)
         except ShoalError as error:
-            if isinstance(error, DeadlinePassed):
-                self._metrics.count_shed("deadline")
+            if isinstance(error, DeadlinePassed | Overloaded):
+                self._metrics.count_shed(error.reason if isinstance(error, Overloaded) else "deadline")
             code, message = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL), sendable(str(error))
         except Exception:
             log.exception("%s failed", name)
@@ -157,7 +175,30 @@ class GrpcServer:
             _access_log.info("%s %s %s %d bytes, %.6f s", context.peer(), name, code.name, len(answer.content), seconds)
         if code is not grpc.StatusCode.OK:
             await context.abort(code, message)
+        if answer.content:
+            self._hold_until_done(answer.content, context)
         return answer.content
+
+    def _hold_until_done(self, content: bytes, context: grpc.aio.ServicerContext) -> None:
+        """Count an answer among those that wait for their clients, until gRPC is done with it."""
+        size, call = len(content), asyncio.current_task()
+        assert call is not None
+
+        def done(_: object) -> None:
+            self._outgoing.release(size)
+            self._untaken.pop(call, None)
+
+        self._outgoing.hold(size)
+        self._untaken[call] = time.monotonic()
+        context.add_done_callback(done)
+
+    def end_overdue(self) -> None:
+        """While memory is short, end the calls whose client takes too long for its answer."""
+        if not self._outgoing.is_short:
+            return
+        for call, since in list(self._untaken.items()):
+            if time.monotonic() - since > self._settings.patience_seconds and call.cancel():
+                self._metrics.count_shed("slow")
 
     async def _get_online_features(self, request: bytes, context: grpc.aio.ServicerContext) -> Answer:
         asked = parse_request(request)
@@ -165,10 +206,12 @@ class GrpcServer:
         check_keys(entities, self._settings.max_keys)
         # Rows that are too old are served, and marked as such, as Feast's own servers do.
         how: dict[str, Any] = {"stale": "serve", "incomplete": "not_found", "max_values": self._settings.max_values}
+        how["max_bytes"] = self._settings.max_answer_bytes
         how |= {"fetched": NOTHING, "partial": parse_partial(_metadata(context, PARTIAL_HEADER.lower()))}
         if self._tables.are_needed():
             remaining = context.time_remaining()
             how["fetched"] = await self._tables.fetch(asked.wanted, entities, "not_found", remaining)
+        self._outgoing.check()
         # From here on nothing waits: the version that is read is held only until its rows are copied.
         store = self._served.open()
         result = store.lookup(asked.wanted, entities, **how)
@@ -176,13 +219,26 @@ class GrpcServer:
         views = store.version().views
         used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))
         join_keys = {name: data for name, data in asked.entities.items() if name in used}
-        content = feast_protobuf.encode(
-            result, join_keys, full_feature_names=asked.full_feature_names, name_views=asked.name_views
-        )
+
+        def encode(allowance: Allowance) -> bytes:
+            return feast_protobuf.encode(
+                result,
+                join_keys,
+                full_feature_names=asked.full_feature_names,
+                name_views=asked.name_views,
+                allowance=allowance,
+            )
+
+        content = await self._outgoing.encode(result, encode)
         return Answer(content, result.applied, result.partial)
 
     async def _get_feast_serving_info(self, request: bytes, context: grpc.aio.ServicerContext) -> Answer:
         return Answer(feast_protobuf.encode_serving_info(version("shoal")))
+
+
+def _milliseconds(seconds: float) -> int:
+    """A duration as gRPC's options have it."""
+    return min(max(1, round(1e3 * seconds)), 2**31 - 1)
 
 
 def _metadata(context: grpc.aio.ServicerContext, wanted: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Sized
 from contextlib import suppress
 from datetime import timedelta
@@ -13,7 +14,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from engine.durations import parse_duration
-from engine.errors import BodyTooSlow, DeadlinePassed, LookupInvalid, Overloaded, RequestTooLarge
+from engine.errors import (
+    BodyTooSlow,
+    DeadlinePassed,
+    EncodingUnsupported,
+    LookupInvalid,
+    Overloaded,
+    RequestTooLarge,
+)
 from engine.lookup import MAX_FEATURES, Stale
 from engine.settings import ServerSettings
 from engine.showing import shown
@@ -22,6 +30,9 @@ _LARGEST_AT_ONCE = 8
 """So many of the largest bodies may be on their way to a worker at once, or more of smaller ones."""
 _DEADLINE = "deadline"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_ENCODINGS = ("gzip", "deflate", "identity")
+"""Those that aiohttp always unpacks; it takes the body as it is where it does not know the encoding."""
+_SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
 
 
 def _wrong(message: str) -> PydanticCustomError:
@@ -122,12 +133,15 @@ class BodyReader:
         """The body of a request as it came, unpacked.
 
         Raises:
+            EncodingUnsupported: its Content-Encoding is not known here.
             RequestTooLarge: it has more bytes than the settings allow, as sent or unpacked.
             LookupInvalid: it ends early, or cannot be unpacked.
             BodyTooSlow: the client takes too long to send it.
             DeadlinePassed: it takes longer than the client waits.
             Overloaded: there is too much that is on its way.
         """
+        if (encodings := request.headers.getall("Content-Encoding", None)) is not None:
+            check_encoding(", ".join(encodings))
         if request.content_length is not None and request.content_length > self._most:
             raise self._too_large(f"{request.content_length} bytes")
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
@@ -176,6 +190,17 @@ class BodyReader:
         )
 
 
+def check_encoding(encoding: str) -> None:
+    """Raise EncodingUnsupported if a Content-Encoding is none that bodies are unpacked from."""
+    if encoding.strip().lower() not in _ENCODINGS:
+        raise EncodingUnsupported(unsupported(shown(encoding)))
+
+
+def unsupported(encoding: str) -> str:
+    """What is said of a body in an encoding that is not known."""
+    return f"the body's Content-Encoding is {encoding}; send the body as gzip or deflate, or not encoded"
+
+
 def parse_body(data: bytes, model: type[Body]) -> Body:
     """The body in `data`; raises LookupInvalid, also of a member that stands twice, and RequestTooLarge as
     `check_members`."""
@@ -199,7 +224,9 @@ def _may_repeat_members(data: bytes, content: dict[str, Any]) -> bool:
     may have some too. Colons alone, of which a feature's reference has one, are counted in a fraction of the time."""
     members = len(content) + sum(len(member) for member in content.values() if isinstance(member, dict))
     references = sum(len(member) for member in content.values() if isinstance(member, list))
-    return data.count(b":") > members + references and data.count(b'":') + data.count(b'" :') > members
+    if data.count(b":") <= members + references:
+        return False
+    return data.count(b'":') + sum(1 for _ in _SPACED_COLON.finditer(data)) > members
 
 
 def _without_repetition(members: list[tuple[str, Any]]) -> dict[str, Any]:

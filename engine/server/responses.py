@@ -10,8 +10,24 @@ from engine.result import LookupResult, MatrixResult
 VERSION_HEADER = "X-Shoal-Version"
 APPLIED_HEADER = "X-Shoal-Applied"
 """Where the views of a lookup stand in their logs: see `engine.version.StoreVersion.applied`."""
+COLUMNS_HEADER = "X-Shoal-Columns"
+"""The columns of a matrix, where the request names a feature service or `view:*`."""
+_LONGEST_COLUMNS = 3000
+"""Characters. A proxy such as nginx refuses an answer whose head does not fit into 4 KiB."""
+_LARGE_BYTES = 1 << 20
 _LONGEST_MESSAGE = 2000
 """Characters. The end of a message says what to do."""
+
+
+class LargeResponse(web.Response):
+    """A response whose body is written behind its head. aiohttp joins the two: a second copy of the body, which would
+    stay as long as the body is not sent."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """What aiohttp calls to write the body."""
+        if self._payload_writer is not None:
+            self._payload_writer.send_headers()
+        await super().write_eof(data)
 
 
 def answer_bytes(content: bytes, content_type: str, version: int | None = None, status: int = 200) -> web.Response:
@@ -29,7 +45,10 @@ def answer_lookup(content: bytes, content_type: str, result: LookupResult | Matr
         VERSION_HEADER: str(result.version),
         APPLIED_HEADER: result.applied,
     }
-    return web.Response(body=content, headers=headers)
+    if isinstance(result, MatrixResult) and 0 < len(result.column_names) <= _LONGEST_COLUMNS:
+        headers[COLUMNS_HEADER] = result.column_names
+    response = LargeResponse if len(content) >= _LARGE_BYTES else web.Response
+    return response(body=content, headers=headers)
 
 
 def answer_json(document: Any, version: int | None = None, status: int = 200) -> web.Response:

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import gc
 import logging
-import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +26,7 @@ from engine.server.app import Application
 from engine.server.connections import ConnectionServer
 from engine.server.metrics import Metrics
 from engine.server.metrics_files import allocate_metrics
+from engine.server.outgoing import Outgoing
 from engine.server.protection import Protection
 from engine.server.readiness import Readiness
 from engine.server.served_store import ServedStore
@@ -39,8 +40,8 @@ log = logging.getLogger("shoal.worker")
 
 _REFRESH_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.02
-_OTHER_FILES = 1024
 _FAREWELL_SECONDS = 2.0
+_SWITCH_SECONDS = 0.0005
 _SUCCESSION_SECONDS = 15.0
 
 
@@ -85,6 +86,8 @@ class Worker:
         """
         reached("worker.begun")
         keep_freed_memory()
+        # The event loop is not to wait long for the interpreter while a large answer is encoded.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         asyncio.set_event_loop_policy(None)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve(place, beat, on_trial))
@@ -98,9 +101,9 @@ class Worker:
             allocate_metrics(metrics_path(settings.store))
             served = ServedStore(settings.store, Readiness(settings, follows=self._follows))
             metrics = Metrics(settings.store)
-            _allow_files(settings.max_connections)
             tables = ServedTables(settings, served, metrics)
-            application = Application(settings, protection, served, metrics, writer, tables)
+            outgoing = Outgoing(settings)
+            application = Application(settings, protection, served, metrics, writer, tables, outgoing)
             server = application.server(self._counts, place)
             runner = web.ServerRunner(server)
             await runner.setup()
@@ -110,7 +113,7 @@ class Worker:
                 _check_readable(served)
             rpcs = None
             if self._grpc_address is not None:
-                rpcs = await _serve_grpc(settings, protection, served, metrics, tables, self._grpc_address)
+                rpcs = await _serve_grpc(settings, protection, served, metrics, tables, outgoing, self._grpc_address)
             await tables.prepare()
             # Whatever is there by now stays: a full collection that looks through it holds up requests for a tenth of a
             # second.
@@ -138,6 +141,7 @@ class Worker:
             if stopping_rpcs is not None:
                 await stopping_rpcs
             await tables.close()
+            outgoing.close()
             keeping_up.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeping_up
@@ -155,12 +159,13 @@ async def _serve_grpc(
     served: ServedStore,
     metrics: Metrics,
     tables: ServedTables,
+    outgoing: Outgoing,
     address: str,
 ) -> "GrpcServer":
     # Only here: its packages are an extra, and are not to be loaded in a process that forks.
     from engine.server.grpc_server import GrpcServer
 
-    server = GrpcServer(settings, protection, served, metrics, tables)
+    server = GrpcServer(settings, protection, served, metrics, tables, outgoing)
     await server.start(address)
     return server
 
@@ -185,6 +190,7 @@ async def _keep_up(
             await tables.prepare()
             look_after(lag)
             if rpcs is not None:
+                rpcs.end_overdue()
                 await rpcs.show_health()
         except Exception:
             log.exception("the worker cannot keep up with what changed")
@@ -205,14 +211,6 @@ def _look_after(
         metrics.count_shed("waited", refused)
     if ended := server.end_overdue():
         metrics.count_shed("slow", ended)
+    if closed := server.take_closed_idle():
+        metrics.count_shed("idle", closed)
     metrics.set_load(lag, counts[place])
-
-
-def _allow_files(connections: int) -> None:
-    """Let this process have as many files open as its connections and the store may need, if it may say so."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-        )

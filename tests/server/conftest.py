@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from engine.export_root import ExportRoot
+from engine.schema import FeatureService
 from tests import stores
 from tests.every_type import ITEMS, PAIRS, RECENT, SERVICE, USERS, item_rows, pair_rows, recent_rows, user_rows
 from tests.server.serving import Server
 
 # A free one, where gRPC is installed.
 GRPC_PORT = 0 if importlib.util.find_spec("grpc") else None
+
+NUMBERS = FeatureService(name="numbers", features=("items:vector", "recent:*", "items:single"))
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> ExportRoot:
     stores.publish_snapshot(root, USERS, user_rows(10))
     stores.publish_snapshot(root, PAIRS, pair_rows())
     stores.publish_snapshot(root, RECENT, recent_rows())
-    root.publish_services((SERVICE,))
+    root.publish_services((SERVICE, NUMBERS))
     return root
 
 

@@ -1,11 +1,12 @@
 """A real server for tests: `python -m tests.server.serve SETTINGS WRITER`, both JSON.
 
 The writer is null, {"root": DIRECTORY} for the real one, {"root": null} for the real one without a root, or
-{"log": FILE} for one that only notes the signals it gets.
+{"log": FILE} for one that only notes the signals it gets. OPEN_FILES in the environment is its limit of open files.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -42,6 +43,8 @@ def writer_for(store: Path, choice: dict[str, str | None] | None, scrub_hours: f
 
 
 if __name__ == "__main__":
+    if files := os.environ.get("OPEN_FILES"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
     settings: dict[str, Any] = json.loads(sys.argv[1])
     checked = server_settings(**settings)
     choice: dict[str, str | None] | None = json.loads(sys.argv[2])

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import re
+import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -88,6 +90,22 @@ def test_stale_rows_can_fail_a_lookup(server: Server) -> None:
     assert "1 of 2 rows of view 'recent' are older" in answer.error[1]
 
 
+def test_a_matrix_names_the_columns_that_its_request_does_not(server: Server) -> None:
+    entities = {"items_id": ["empties"], "users_id": [1], "recent_id": ["none"]}
+    npy = {"Accept": "application/x-npy"}
+    asked: Any
+    for asked, columns in (
+        ({"service": "numbers"}, "items:vector[3],recent:clicks,recent:rate,items:single"),
+        ({"features": ["items:large", "pairs:*"]}, "items:large,pairs:seen,pairs:times"),
+        ({"features": ["items:large", "items:vector"]}, None),
+    ):
+        answer = server.ask("POST", "/v1/lookup", asked | {"entities": entities}, **npy)
+        assert answer.headers.get("x-shoal-columns") == columns
+    assert (
+        "x-shoal-columns" not in server.ask("POST", "/v1/lookup", {"service": "numbers", "entities": entities}).headers
+    )
+
+
 def test_packed_bodies(server: Server) -> None:
     body = json.dumps({"features": ["users:score"], "entities": {"users_id": [1]}}).encode()
     packed = {"Content-Encoding": "gzip"}
@@ -117,6 +135,15 @@ USER = {"users_id": [1]}
             "LookupInvalid",
             "'doc_id' stands twice in an object of the body; give it once",
         ),
+        *(
+            (
+                b'{"features": ["doc:a"], "entities"%b: {"doc_id"%b: [1]}, "entities"%b:{}}' % (spaces, spaces, spaces),
+                400,
+                "LookupInvalid",
+                "'entities' stands twice in an object of the body; give it once",
+            )
+            for spaces in (b"\t", b"  ", b"\n", b"\r\n\t ")
+        ),
         ([], 400, "LookupInvalid", "the body is []: Input should be a valid dictionary"),
         ({"features": ["users:score"]}, 400, "LookupInvalid", "the field 'entities' is missing"),
         ({"entities": USER}, 400, "LookupInvalid", "give either features, a list of view:feature, or service"),
@@ -137,7 +164,7 @@ USER = {"users_id": [1]}
             "no view 'nope'; it has items, pairs, recent",
         ),
         ({"features": ["users:x"], "entities": USER}, 404, "UnknownFeature", "no feature 'x'; it has score, text"),
-        ({"service": "x", "entities": USER}, 404, "UnknownFeature", "no feature service 'x'; it has ranking"),
+        ({"service": "x", "entities": USER}, 404, "UnknownFeature", "no feature service 'x'; it has numbers, ranking"),
         (
             {"features": ["users:score"], "entities": USER, "feature": 1},
             400,
@@ -207,6 +234,26 @@ def test_a_body_that_cannot_be_unpacked(server: Server) -> None:
     assert (answer.status, answer.error[0]) == (400, "LookupInvalid")
 
 
+@pytest.mark.parametrize("path", ["/v1/lookup", "/v1/push", "/v1/reload", "/get-online-features", "/push"])
+@pytest.mark.parametrize("encoding", ["foo", "x-gzip", "br", "zstd", "gzip, gzip", "identity, foo"])
+def test_a_body_in_an_unknown_encoding(server: Server, path: str, encoding: str) -> None:
+    body = {"features": ["users:score"], "entities": USER}
+    answer = server.ask("POST", path, body, **{"Content-Encoding": encoding})
+    assert answer.status == 415
+    assert b"gzip or deflate" in answer.body
+    assert server.ask("POST", "/v1/lookup", body, **{"Content-Encoding": "Identity"}).status == 200
+
+
+def test_a_client_that_sends_no_more_is_answered(server: Server) -> None:
+    body = json.dumps({"features": ["users:score"], "entities": USER}).encode()
+    request = b"POST /v1/lookup HTTP/1.1\r\nHost: shoal\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    for sent, statuses in ((request, [b"200"]), (3 * request, 3 * [b"200"]), (request + request[:50], [b"200"])):
+        with server.raw_socket() as client:
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
+            assert re.findall(rb"HTTP/1.1 (\d+)", client.makefile("rb").read()) == statuses
+
+
 def test_formats_that_answers_do_not_come_in(server: Server) -> None:
     body = {"features": ["users:text"], "entities": USER}
     answer = server.ask("POST", "/v1/lookup", body, Accept="text/html")
@@ -261,7 +308,10 @@ def test_views(server: Server) -> None:
     assert recent["join_keys"] == [{"name": "recent_id", "type": "string"}]
     assert recent["features"] == [{"name": "clicks", "type": "int64"}, {"name": "rate", "type": "float32"}]
     assert recent["ttl_seconds"] == 3600
-    assert answer.json["services"] == [{"name": "ranking", "features": ["items:single", "users:*"]}]
+    assert answer.json["services"] == [
+        {"name": "numbers", "features": ["items:vector", "recent:*", "items:single"]},
+        {"name": "ranking", "features": ["items:single", "users:*"]},
+    ]
 
 
 def test_status(server: Server) -> None:

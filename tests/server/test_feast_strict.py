@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.allowance import UNLIMITED
 from engine.errors import AmbiguousFeature, LookupInvalid, RequestTooLarge, ShoalError, StoreNotFound, UnknownFeature
 from engine.export_root import ExportRoot
 from engine.feature_store import FeatureStore
@@ -43,8 +44,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 def answered(store: FeatureStore, features: list[str], *, strict: bool = True, **entities: list[Any]) -> dict[str, Any]:
     """The results by name."""
     asked = feast.FeastRequest(features=features, entities=entities)
-    _, content = feast.answer(store, asked, strict=strict)
-    document = json.loads(content)
+    _, encode = feast.look_up(store, asked, strict=strict)
+    document = json.loads(encode(UNLIMITED))
     return dict(zip(document["metadata"]["feature_names"], document["results"], strict=True))
 
 

@@ -24,6 +24,7 @@ from engine.server.admission import TIMEOUT_HEADER
 from engine.server.app import Application
 from engine.server.metrics import Metrics
 from engine.server.openapi import DOCUMENT
+from engine.server.outgoing import Outgoing
 from engine.server.protection import Protection
 from engine.server.served_store import ServedStore
 from engine.server.served_tables import ServedTables
@@ -56,7 +57,8 @@ def test_the_document_has_the_endpoints_that_the_server_has(tmp_path: Path) -> N
     settings = server_settings(store=tmp_path)
     served_store, metrics = ServedStore(tmp_path), Metrics(tmp_path)
     tables = ServedTables(settings, served_store, metrics)
-    application = Application(settings, Protection(settings), served_store, metrics, WriterClient(tmp_path), tables)
+    writer, outgoing = WriterClient(tmp_path), Outgoing(settings)
+    application = Application(settings, Protection(settings), served_store, metrics, writer, tables, outgoing)
     served = {path: {method.lower() for method in methods} for path, methods in application.endpoints.items()}
     assert {path: set(operations) for path, operations in document["paths"].items()} == served
     for path, methods in application.endpoints.items():

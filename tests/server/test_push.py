@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -298,6 +299,21 @@ def test_times_outside_the_range_fail_their_push_and_nothing_else(server: Server
     assert seen(server, *range(5000, 5160))["doc:clicks"] == [
         None if key % 4 == 0 else (key - 5000) % 20 for key in range(5000, 5160)
     ]
+
+
+def test_a_push_is_acknowledged_to_a_client_that_sends_no_more(server: Server) -> None:
+    row = {"trip_id": ["y"], "a": [1], "at": [at(0)], "f": [0.5], "happened": [at(0)]}
+    for path, body in (
+        ("/v1/push", {"view": "doc", "rows": {"doc_id": [77], "clicks": [78]}}),
+        ("/push", {"push_source_name": "trips", "df": row}),
+    ):
+        content = json.dumps(body).encode()
+        with server.raw_socket() as client:
+            head = f"POST {path} HTTP/1.1\r\nHost: shoal\r\nContent-Type: application/json\r\nContent-Length: "
+            client.sendall(f"{head}{len(content)}\r\n\r\n".encode() + content)
+            client.shutdown(socket.SHUT_WR)
+            assert client.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
+    assert seen(server, 77)["doc:clicks"] == [78]
 
 
 def test_an_empty_push_is_no_error(server: Server) -> None:

@@ -41,7 +41,8 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def secured(store: Path, authority: Authority) -> Iterator[Server]:
-    with Server(store, tls=authority.client(), grpc_port=GRPC_PORT, **settings_of(authority.sign("server"))) as server:
+    settings: dict[str, Any] = {"grpc_port": GRPC_PORT} | settings_of(authority.sign("server"))
+    with Server(store, tls=authority.client(), environment={"OPEN_FILES": "512"}, **settings) as server:
         server.await_ready()
         yield server
 
@@ -68,6 +69,15 @@ def test_lookups_over_tls(secured: Server) -> None:
             assert (answer.status, answer.json["features"]) == (200, {"users:score": [0.5]})
         large = connection.ask("POST", "/v1/lookup", body | {"entities": {"users_id": [2] * 5000}})
         assert large.json["keys"] == 5000
+
+
+def test_clients_that_never_speak_tls_lock_nobody_out(secured: Server) -> None:
+    host, _, port = secured.record.address.removeprefix("https://").rpartition(":")
+    with contextlib.ExitStack() as silent:
+        for _ in range(500):  # More than 512 open files of two workers let in.
+            silent.enter_context(socket.create_connection((host, int(port))))
+        assert [secured.ask("GET", path).status for path in ("/health", "/ready", "/metrics")] == [200] * 3
+        eventually(lambda: secured.lookup(*ASKED).status == 200, "a place for a client that asks")
 
 
 def is_refused(server: Server, context: ssl.SSLContext) -> bool:

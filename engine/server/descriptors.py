@@ -1,0 +1,42 @@
+"""How many files each process may have open: raised to what the connections need, or the connections fitted to it.
+
+A worker that has no descriptor left accepts nobody, so that not even /health is answered.
+"""
+
+import logging
+import resource
+
+from engine.server.accepting import EXTRA_CONNECTIONS
+from engine.settings import ServerSettings
+
+log = logging.getLogger("shoal.supervisor")
+
+_OTHER_FILES = 1024
+"""What the store, its tables and everything else of a worker may have open besides connections."""
+
+
+def fit_connections(settings: ServerSettings) -> ServerSettings:
+    """Raise the limit of open files for this process and all that it forks, up to the hard limit. If that is too low
+    for the settings' `max_connections`, return settings with as many as there is room for, and warn."""
+    ports = 1 if settings.grpc_port is None else 2
+    wanted = ports * settings.max_connections + EXTRA_CONNECTIONS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit == wanted:
+        return settings
+    others = min(_OTHER_FILES, limit // 2)
+    fitting = min(settings.max_connections, max(1, (limit - others - EXTRA_CONNECTIONS) // ports))
+    if fitting < settings.max_connections:
+        log.warning(
+            "max_connections is %d, for which a worker needs %d open files, and its limit is %d: each worker keeps %d "
+            "connections%s; raise the hard limit of open files (ulimit -Hn, LimitNOFILE in systemd)",
+            settings.max_connections,
+            wanted,
+            limit,
+            fitting,
+            "" if ports == 1 else " a port",
+        )
+    return settings.model_copy(update={"max_connections": fitting})
