@@ -81,8 +81,6 @@ def serve_command(store: Path, address: str | None, poll: float, shard: Shard | 
     from loaders.writer import check_shard, run_writer
 
     root = ExportRoot(address) if address is not None else None
-    if root is not None:
-        root.check_may_be_root()
     if shard is not None:
         check_shard(store, shard)
     writer = partial(run_writer, store, root, poll_seconds=poll, scrub_hours=settings.scrub_hours, shard=shard)

@@ -32,6 +32,7 @@ from engine.errors import (
     LOAD_AGAIN,
     START_ANEW,
     PathsSwapped,
+    RootUnreadable,
     ShoalError,
     StoreDamaged,
     StoreFull,
@@ -340,8 +341,17 @@ def check_may_be_store(directory: Path) -> None:
 
 
 def check_may_be_root(directory: Path) -> None:
-    """Raise PathsSwapped if a directory that is given as an export root is a store."""
-    if is_store(directory):
+    """Check that a directory which is given as an export root is no store.
+
+    Raises:
+        PathsSwapped: it is one.
+        RootUnreadable: the system does not let that be told now.
+    """
+    try:
+        found = is_store(directory)
+    except StoreUnreadable as error:
+        raise RootUnreadable(f"{error}; see to its file system, and try again") from error
+    if found:
         raise PathsSwapped(
             f"{directory} is a store, not an export root: give the directory that `shoal export` publishes to; are the "
             f"store and the root swapped?"

@@ -84,6 +84,9 @@ def test_a_new_server_says_what_keeps_its_store_empty(tmp_path: Path) -> None:
     root = ExportRoot(tmp_path / "root")
     with following(tmp_path / "store", root) as server:
         await_refusal(server, "nothing was loaded into .* yet: export root .*/root does not exist")
+        root.path.symlink_to(server.store)
+        await_refusal(server, "nothing was loaded into .* yet: .*/root is a store, not an export root")
+        root.path.unlink()
         root.path.mkdir()
         await_refusal(server, "nothing was loaded into .* yet: .*/root has no views yet; `shoal export")
         bad = stores.publish_snapshot(root, VIEW, rows(0))
