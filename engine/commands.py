@@ -2,7 +2,9 @@
 
 import asyncio
 import csv
+import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,12 +29,29 @@ from engine.result import LookupResult
 from engine.scrubbed import describe_scrub
 from engine.standing import read_standing
 from engine.status import describe_low_watermark, describe_version
+from engine.storage import is_address
 from engine.times import to_datetime
 from engine.version import StoreVersion
 
-STORE = click.option(
-    "--store", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The directory of the store."
-)
+
+class LocalPath(click.Path):
+    """A path on this machine; an address such as s3://BUCKET would name a directory `s3:` here."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and is_address(value):
+            self.fail(f"{value!r} is an address; this is to be the path of a directory on this machine", param, ctx)
+        try:
+            os.stat(value)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR):
+                self.fail(f"{value!r} cannot be a directory: {error.strerror}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+STORE = click.option("--store", required=True, type=LocalPath(), metavar="DIR", help="The directory of the store.")
 
 
 def _duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:

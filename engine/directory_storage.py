@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from engine.environment import check_may_be_root
 from engine.errors import FileDamaged, ManifestInvalid, NotPublished, ShoalError
 from engine.failpoints import reached
 from engine.storage import StoredFile
@@ -27,8 +28,14 @@ class DirectoryStorage:
         return str(self.path / name)
 
     def check_exists(self) -> None:
+        self.check_may_be_root()
+        if self.path.exists() and not self.path.is_dir():
+            raise NotPublished(f"export root {self.path} is no directory")
         if not self.path.is_dir():
             raise NotPublished(f"export root {self.path} does not exist; `shoal export --to {self.path}` makes it")
+
+    def check_may_be_root(self) -> None:
+        check_may_be_root(self.path)
 
     def directories(self, directory: str = "") -> list[str]:
         path = self.path / directory
@@ -83,7 +90,8 @@ class DirectoryStorage:
     def _contained(self, name: str, refusal: type[ShoalError]) -> Path:
         """A path that leads to a plain file inside the root, or to nothing."""
         path = self.path / name
-        leads_to = path.resolve()
+        # Unlike Path.resolve, it leaves a link that leads to itself for whoever opens it.
+        leads_to = Path(os.path.realpath(path))
         if not leads_to.is_relative_to(self.path.resolve()):
             raise refusal(f"{path} leads to {leads_to}, out of the export root; publish the file itself")
         if path.exists() and not path.is_file():

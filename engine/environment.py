@@ -31,12 +31,15 @@ from engine.begun import Begun, begun_path, read_begun
 from engine.errors import (
     LOAD_AGAIN,
     START_ANEW,
+    PathsSwapped,
+    RootUnreadable,
     ShoalError,
     StoreDamaged,
     StoreFull,
     StoreLocked,
     StoreMoved,
     StoreNotFound,
+    StoreNotWritable,
     StoreUnreadable,
 )
 from engine.lmdb_file import check_length, check_metas
@@ -55,6 +58,10 @@ _FIRST = "1"
 _READ, _TREES = frozenset((b"catalog", b"segments")), frozenset((b"catalog", b"segments", b"requests"))
 """The trees that every process reads, and those that there are."""
 _TRIES, _RETRY_SECONDS = 100, 0.001
+_PUBLISHED = ("*/deltas/*/manifest.json", "services.json")
+"""What tells an export root from a store, which has no such files. `engine.export_root` writes them."""
+BACKUP = "backup.json"
+"""The file that tells a backup from a store: see `loaders.backup`."""
 DATA = "data.mdb"
 """The file of an environment that holds its pages."""
 
@@ -240,6 +247,8 @@ def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_
             live = None  # Another was put in its place. Readers that have the old one open keep it.
         if live is None:
             is_new = _is_new(path, store, begun)
+            if is_new and is_root(store):
+                raise _is_a_root(store)
             if is_new and not writable:
                 if (path / DATA).exists():
                     raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does")
@@ -309,7 +318,64 @@ def has_generations(store: Path) -> bool:
 
 def is_store(store: Path) -> bool:
     """Whether a directory is a store, though it may have lost all or a part of its data."""
-    return begun_path(store).is_file() or bool(live_paths(store))
+    try:
+        return begun_path(store).is_file() or bool(live_paths(store))
+    except OSError as error:
+        raise StoreUnreadable(f"{store} cannot be read now: {error}") from error
+
+
+def is_root(directory: Path) -> bool:
+    """Whether something was published in a directory, which then is an export root."""
+    return any(any(directory.glob(pattern)) for pattern in _PUBLISHED)
+
+
+def check_may_be_store(directory: Path) -> None:
+    """Raise PathsSwapped if a directory that is to be written to as a store is an export root or a backup."""
+    if is_root(directory):
+        raise _is_a_root(directory)
+    if (directory / BACKUP).is_file():
+        raise PathsSwapped(
+            f"{directory} is a backup, and not written to: `shoal restore --from {directory} --to STORE` makes a store "
+            f"of it"
+        )
+
+
+def check_may_be_root(directory: Path) -> None:
+    """Check that a directory which is given as an export root is no store.
+
+    Raises:
+        PathsSwapped: it is one.
+        RootUnreadable: the system does not let that be told now.
+    """
+    try:
+        found = is_store(directory)
+    except StoreUnreadable as error:
+        raise RootUnreadable(f"{error}; see to its file system, and try again") from error
+    if found:
+        raise PathsSwapped(
+            f"{directory} is a store, not an export root: give the directory that `shoal export` publishes to; are the "
+            f"store and the root swapped?"
+        )
+
+
+def _is_a_root(directory: Path) -> PathsSwapped:
+    return PathsSwapped(
+        f"{directory} is an export root, not a store: give another directory as the store; are the store and the root "
+        f"swapped?"
+    )
+
+
+@contextmanager
+def refusal_named(path: Path) -> Iterator[None]:
+    """Turn what the system says where nothing can be made or written at a path into StoreNotWritable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreNotWritable(
+            f"{path} cannot be written to: {error.strerror}; give the path of a directory that this user may write"
+        ) from error
 
 
 def whole_live(store: Path) -> Path | None:

@@ -196,6 +196,18 @@ class StoreUnreadable(ShoalError):
     http_status = 503
 
 
+class StoreNotWritable(ShoalError):
+    """The system does not let a store, or a backup, be made or written at this path."""
+
+    exit_code = 2
+
+
+class PathsSwapped(ShoalError):
+    """A path was given as one kind of directory and holds another: a store, an export root or a backup."""
+
+    exit_code = 2
+
+
 class StoreIsOtherShard(ShoalError):
     """The store holds another shard than the one that it was to be opened as."""
 

@@ -15,8 +15,10 @@ snapshot that lost a race never gets a manifest. Whatever is read is a plain fil
 can name no other file of the machine, neither by its path nor by a link.
 """
 
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import BinaryIO
@@ -43,6 +45,8 @@ LOG = "deltas"
 MANIFEST = "manifest.json"
 SERVICES = "services.json"
 _READ_BLOCK = 8 << 20
+_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP}
+"""What a file system says of one file that it does not let be read, while its directory can be."""
 
 
 class ExportRoot:
@@ -76,8 +80,12 @@ class ExportRoot:
     # --- reading ---------------------------------------------------------------------------------------------
 
     def check_exists(self) -> None:
-        """Raises NotPublished if there is no such root."""
+        """Raises NotPublished if there is no such root, and PathsSwapped if it is a store."""
         self.storage.check_exists()
+
+    def check_may_be_root(self) -> None:
+        """Raises PathsSwapped if a store is there: nothing is published into it."""
+        self.storage.check_may_be_root()
 
     def views(self) -> list[str]:
         """The views that have a log, by name."""
@@ -158,28 +166,29 @@ class ExportRoot:
         """One file of an entry, unchecked, to be read in parts.
 
         Raises:
-            FileDamaged: it is missing, or what is there is no plain file inside the root.
+            FileDamaged: it is missing, cannot be read, or what is there is no plain file inside the root.
         """
-        try:
+        with self._reading(manifest, file):
             return self.storage.open(f"{entry_directory(manifest)}/{file.path}")
-        except FileNotFoundError:
-            raise self._missing(manifest, file) from None
 
     def checked_file(self, manifest: Manifest, file: PublishedFile) -> BinaryIO:
         """One file of an entry, on this machine, with a descriptor, after its size and checksum were found right.
 
         Raises:
-            FileDamaged: it is missing, no plain file inside the root, or differs from what the manifest says.
+            FileDamaged: it is missing, cannot be read, is no plain file inside the root, or differs from what the
+                manifest says.
         """
         name, where = f"{entry_directory(manifest)}/{file.path}", self.where(manifest, file)
-        try:
+        with self._reading(manifest, file):
             size = self.storage.size(name)
             if size != file.bytes:
                 raise FileDamaged(f"{where} has {size} bytes, its manifest says {file.bytes}")
             stream = self.storage.fetch(name, size)
-        except FileNotFoundError:
-            raise self._missing(manifest, file) from None
-        found = checksum(stream)
+            try:
+                found = checksum(stream)
+            except OSError:
+                stream.close()
+                raise
         if found != file.checksum:
             stream.close()
             raise FileDamaged(f"{where} has the checksum {found}, its manifest says {file.checksum}")
@@ -235,8 +244,21 @@ class ExportRoot:
             raise ManifestInvalid(f"{where} is of view {manifest.view.name!r}, expected {view!r}")
         return manifest
 
-    def _missing(self, manifest: Manifest, file: PublishedFile) -> FileDamaged:
-        return FileDamaged(f"{self.where(manifest, file)} is missing; its manifest lists {file.rows} rows in it")
+    @contextmanager
+    def _reading(self, manifest: Manifest, file: PublishedFile) -> Iterator[None]:
+        """Raise what is wrong with one file, and not with the root, as FileDamaged."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            where = self.where(manifest, file)
+            raise FileDamaged(f"{where} is missing; its manifest lists {file.rows} rows in it") from None
+        except OSError as error:
+            if error.errno not in _OF_ONE_FILE:
+                raise
+            raise FileDamaged(
+                f"{self.where(manifest, file)} cannot be read: {error.strerror}; see to its permissions and its disk, "
+                f"or publish the view again with `shoal export --full`"
+            ) from error
 
 
 def entry_directory(manifest: Manifest) -> str:

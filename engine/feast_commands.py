@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from engine.commands import LocalPath
 from engine.errors import ShoalError
 from engine.feast_diff import Difference, FeastSide, Keys, ServerSide, StoreSide, Summary, Value, compare
 from engine.feast_keys import given_keys, read_keys, sample_keys
@@ -19,7 +20,7 @@ from engine.server_access import access_options, server_access
 
 @click.command("feast-diff", short_help="Look the same keys up in Feast and in Shoal, and show what differs.")
 @click.option("--repo", "repository", required=True, metavar="DIR", help="The Feast repository, as deployed.")
-@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="The store of Shoal to read.")
+@click.option("--store", type=LocalPath(), metavar="DIR", help="The store of Shoal to read.")
 @click.option("--server", metavar="URL", help="The server of Shoal to ask instead.")
 @access_options
 @click.option("--features", metavar="VIEW:FEATURE,…", help="What to compare; VIEW:* is all of a view.")

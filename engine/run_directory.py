@@ -22,8 +22,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from engine.environment import make_directory
-from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid
+from engine.environment import check_may_be_store, make_directory, refusal_named
+from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid, StoreNotWritable
 from engine.failpoints import reached
 
 _LOCK_SECONDS = 5.0
@@ -55,17 +55,23 @@ def make_run_directory(store: Path) -> Path:
 
     Raises:
         RunDirectoryPrivate: it is another user's.
-        OSError: the store cannot be written to.
+        PathsSwapped: the path is that of an export root or a backup.
+        StoreNotWritable: the store cannot be written to.
+        OSError: its disk is full.
     """
     path = run_path(store)
-    make_directory(store)
-    path.mkdir(mode=_MODE, exist_ok=True)
+    with refusal_named(store):
+        check_may_be_store(store)
+        make_directory(store)
+        path.mkdir(mode=_MODE, exist_ok=True)
     try:
         if stat.S_IMODE(path.stat().st_mode) != _MODE:
             path.chmod(_MODE)
     except PermissionError:
         raise _private(path) from None
     if not os.access(path, os.W_OK | os.X_OK):
+        if path.stat().st_uid == os.geteuid():
+            raise StoreNotWritable(f"{path} cannot be written to: see to its mode, and to its file system's")
         raise _private(path)
     return path
 
@@ -79,7 +85,7 @@ def read_server_record(store: Path) -> ServerRecord | None:
     try:
         record = ServerRecord.model_validate_json(_record_path(store).read_bytes())
         alive = started_at(record.pid) == record.started_at
-    except (FileNotFoundError, ProcessLookupError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ProcessLookupError, ValidationError):
         return None
     except PermissionError:
         raise _private(run_path(store)) from None
@@ -109,8 +115,9 @@ def serving(store: Path, inherited: int | None = None) -> Iterator[int]:
 
     Raises:
         RunDirectoryPrivate: another user writes to the store.
+        PathsSwapped, StoreNotWritable: there can be no store at this path.
         ServerRunning: another server has it.
-        SettingsInvalid: the store's directory cannot be written to.
+        SettingsInvalid: the store's disk is full.
     """
     if inherited is not None:
         with os.fdopen(inherited, "w") as lock:

@@ -13,9 +13,16 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+from botocore.parsers import ResponseParserError
 
-from engine.errors import RootUnreadable, ShoalError
+from engine.errors import RootUnreadable, SettingsInvalid, ShoalError
 
 ATTEMPTS = 5
 CONNECTIONS = 16
@@ -25,8 +32,12 @@ _BACKOFF_SECONDS = 0.2
 _BLOCK = 1 << 20
 _ABSENT = {"NoSuchKey", "NotFound", "404"}
 _UNCHANGED = {"304", "NotModified"}
-_BROKEN_OFF = (HTTPClientError, IncompleteReadError)
-"""What boto3 raises of a body that ends early or stalls: its own tries end with the head of an answer."""
+_BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError)
+"""What boto3 raises of a body that ends early, stalls or arrives damaged: its own tries end with the head of an
+answer."""
+_ENDPOINT = "AWS_ENDPOINT_URL (or endpoint_url in the profile)"
+_MAY_PASS = {401, 404, 408, 429}
+"""Statuses below 500 that say nothing about the one object that was asked for."""
 
 
 def s3_client(endpoint: str | None = None, region: str | None = None) -> Any:
@@ -46,6 +57,17 @@ def s3_client(endpoint: str | None = None, region: str | None = None) -> Any:
     )
 
 
+def check_settings() -> None:
+    """Raise SettingsInvalid if the environment or the profile lets no client be made. That one is dropped: a server
+    forks before it makes requests."""
+    try:
+        s3_client()
+    except ValueError as error:
+        raise SettingsInvalid(f"S3: {error}; set {_ENDPOINT} to a URL, as https://HOST:PORT") from error
+    except BotoCoreError as error:
+        raise SettingsInvalid(f"S3: {error}; see to the AWS_ variables and the profile") from error
+
+
 class SharedClient:
     """One client a process, made when it is first needed: a server forks before."""
 
@@ -62,19 +84,21 @@ class SharedClient:
 
 
 @contextmanager
-def failures(address: str, kind: type[ShoalError] = RootUnreadable) -> Iterator[None]:
-    """Raise what S3, or the way to it, says as errors of Shoal; that there is no such object as FileNotFoundError."""
+def failures(address: str, kind: type[ShoalError] = RootUnreadable, *, of_object: bool = False) -> Iterator[None]:
+    """Raise what S3, or the way to it, says as errors of Shoal.
+
+    Args:
+        of_object: the requests read one object; that there is none is raised as FileNotFoundError.
+    """
     try:
         yield
     except ClientError as error:
-        if error_code(error) in _ABSENT:
+        if of_object and error_code(error) in _ABSENT:
             raise FileNotFoundError(f"{address} is missing") from None
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        told = error.response.get("Error", {}).get("Message") or "no more is said"
-        raise kind(
-            f"{address}: S3 answers {status} {error_code(error)}: {told}; {_mend(status, error_code(error))}"
-        ) from error
-    except BotoCoreError as error:
+        raise kind(f"{address}: {said(error)}; {_mend(error_status(error), error_code(error))}") from error
+    except ResponseParserError as error:
+        raise kind(f"{address}: what answers is no S3 ({error}); see to {_ENDPOINT}") from error
+    except (BotoCoreError, ValueError) as error:
         raise kind(
             f"{address}: S3 cannot be asked: {error}; see to its address, the network and credentials"
         ) from error
@@ -83,6 +107,32 @@ def failures(address: str, kind: type[ShoalError] = RootUnreadable) -> Iterator[
 def error_code(error: ClientError) -> str:
     """What S3 calls an error."""
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def error_status(error: ClientError) -> int:
+    """The HTTP status of an error; 0 if it has none."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+
+
+def said(error: ClientError) -> str:
+    """What S3 says, in words."""
+    told = error.response.get("Error", {}).get("Message") or "no more is said"
+    name = "" if error_code(error).isdecimal() else f" {error_code(error)}"
+    return f"S3 answers {error_status(error)}{name}: {told}"
+
+
+def fault_of_object(error: BaseException | None) -> str | None:
+    """What is wrong with an object that S3 has and does not give, and the mend; None if that cannot be told."""
+    if isinstance(error, FlexibleChecksumError):
+        return f"its bytes are not those that were written ({error}); publish it again, or a snapshot with --full"
+    if isinstance(error, ClientError) and error_code(error) == "InvalidObjectState":
+        return f"{said(error)}; restore it from its storage class, and keep rules of the bucket from archiving it"
+    return None
+
+
+def may_be_of_object(error: BaseException | None) -> bool:
+    """Whether S3 refuses a request in a way that may be about the object alone: its owner, key or policy."""
+    return isinstance(error, ClientError) and 400 <= error_status(error) < 500 and error_status(error) not in _MAY_PASS
 
 
 def read_range(client: Any, bucket: str, key: str, start: int, length: int) -> Iterator[bytes]:
@@ -132,9 +182,12 @@ def pause(attempt: int) -> None:
     time.sleep(random.uniform(0, _BACKOFF_SECONDS * 2**attempt))
 
 
-def _mend(status: int | None, code: str) -> str:
+def _mend(status: int, code: str) -> str:
     if status in {401, 403}:
         return "see to the credentials, and what they may do there"
     if code == "NoSuchBucket":
         return "make the bucket, or name another"
+    if code.isdecimal():
+        # An S3 names its errors in words.
+        return f"if that is no S3, correct {_ENDPOINT}; otherwise see to the server, and try again"
     return "see to the server, and try again"

@@ -12,16 +12,36 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
-from engine.errors import NotPublished, RootNotWritable, SettingsInvalid
+from engine.errors import (
+    FileDamaged,
+    ManifestInvalid,
+    NotPublished,
+    RootNotWritable,
+    RootUnreadable,
+    SettingsInvalid,
+    ShoalError,
+)
 from engine.storage import S3_SCHEME, StoredFile
 
 try:
     from boto3.s3.transfer import TransferConfig
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    from engine.s3_client import ATTEMPTS, SharedClient, error_code, failures, pause, read_range, read_whole
+    from engine.s3_client import (
+        ATTEMPTS,
+        SharedClient,
+        check_settings,
+        error_code,
+        failures,
+        fault_of_object,
+        may_be_of_object,
+        pause,
+        read_range,
+        read_whole,
+    )
 except ImportError as error:
     raise SettingsInvalid(f"an export root in S3 needs boto3 ({error}); pip install 'shoal[s3]'") from error
 
@@ -31,6 +51,7 @@ _PARALLEL = 8
 _FOOTER_BYTES = 64 << 10
 _DELETED_AT_ONCE = 1000
 _DOCUMENTS = 256
+_WITNESSES = 3
 _TAKEN = {"PreconditionFailed", "412"}
 _RACED = "ConditionalRequestConflict"
 _TRANSFER = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4)
@@ -46,6 +67,8 @@ class S3Storage:
         bucket, _, prefix = address.removeprefix(S3_SCHEME).partition("/")
         if not _BUCKET.fullmatch(bucket):
             raise SettingsInvalid(f"{address!r} names no bucket of S3; an export root there is s3://BUCKET/PREFIX")
+        if endpoint is None:
+            check_settings()
         self.bucket = bucket
         self.prefix = prefix.strip("/")
         self._shared = SharedClient(endpoint, region)
@@ -86,6 +109,9 @@ class S3Storage:
         if not self._has(""):
             raise NotPublished(f"export root {self} has nothing in it; `shoal export --to {self}` publishes there")
 
+    def check_may_be_root(self) -> None:
+        """There are no stores in S3."""
+
     def directories(self, directory: str = "") -> list[str]:
         below = f"{directory}/" if directory else ""
         pages = self._pages(below, Delimiter="/")
@@ -107,20 +133,23 @@ class S3Storage:
 
     def holds(self, name: str) -> bool:
         try:
-            self.size(name)
+            self._size(name, ManifestInvalid)
         except FileNotFoundError:
             return False
         return True
 
     def size(self, name: str) -> int:
-        with failures(self.where(name)):
+        return self._size(name, FileDamaged)
+
+    def _size(self, name: str, refusal: type[ShoalError]) -> int:
+        with self.reading(name, refusal):
             return int(self.client.head_object(Bucket=self.bucket, Key=self.key(name))["ContentLength"])
 
     def read(self, name: str) -> bytes:
         """As `Storage.read`. A document that was read lately comes again only if its ETag is another."""
         known = self._documents.get(name)
         try:
-            with failures(self.where(name)):
+            with self.reading(name, ManifestInvalid):
                 read = read_whole(self.client, self.bucket, self.key(name), known[0] if known else None)
         except FileNotFoundError:
             self._documents.pop(name, None)
@@ -185,8 +214,34 @@ class S3Storage:
                 for error in answer.get("Errors", ()):
                     raise RootNotWritable(f"{S3_SCHEME}{self.bucket}/{error['Key']} stays: {error.get('Message')}")
 
+    @contextmanager
+    def reading(self, name: str, refusal: type[ShoalError]) -> Iterator[None]:
+        """Raise what fails while one object is read as the root's failure, but as `refusal` where the object alone is
+        at fault: every node that comes to it meets the same."""
+        where = self.where(name)
+        try:
+            with failures(where, of_object=True):
+                yield
+        except RootUnreadable as error:
+            if (fault := fault_of_object(error.__cause__)) is not None:
+                raise refusal(f"{where} cannot be read: {fault}") from error
+            if may_be_of_object(error.__cause__) and self._gives_another(name):
+                raise refusal(f"{error}; other objects of {self} can be read") from error
+            raise
+
+    def _gives_another(self, name: str) -> bool:
+        """Whether a document that was read before can still be read: then credentials and network are as they were."""
+        others = [other for other in reversed(list(self._documents)) if other != name]
+        for other in others[:_WITNESSES]:
+            try:
+                self.client.head_object(Bucket=self.bucket, Key=self.key(other))
+                return True
+            except (ClientError, BotoCoreError):
+                continue
+        return False
+
     def _fill(self, descriptor: int, name: str, start: int, size: int) -> None:
-        with failures(self.where(name)):
+        with self.reading(name, FileDamaged):
             length = min(_PART_BYTES, size - start)
             for block in read_range(self.client, self.bucket, self.key(name), start, length):
                 os.pwrite(descriptor, block, start)
@@ -257,7 +312,7 @@ class _RangedObject(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         storage, length = self._storage, max(0, min(len(buffer), self._size - self._at))
-        with failures(storage.where(self._name)):
+        with storage.reading(self._name, FileDamaged):
             data = b"".join(read_range(storage.client, storage.bucket, storage.key(self._name), self._at, length))
         buffer[:length] = data
         self._at += length

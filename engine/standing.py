@@ -25,7 +25,8 @@ class ViewStanding(BaseModel):
 
     `caught_up` stays true once the view stood at its log's end. `held_by` is the error of an entry that no replica can
     apply, and that is not waited for. A view cannot but fall behind while a snapshot `is_loading`, and up to
-    `excused_until`, when the last was loaded.
+    `excused_until`, when the last was loaded; nor can it be judged from `unreadable_since` on, when the root began to
+    fail while an entry was read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,14 +36,18 @@ class ViewStanding(BaseModel):
     held_by: str | None = None
     is_loading: bool = False
     excused_until: AwareDatetime | None = None
+    unreadable_since: AwareDatetime | None = None
 
 
 class Standing(BaseModel):
-    """A root, when it was last read, and its views by name."""
+    """A root, when it was last read, and its views by name. While it cannot be read, `unreadable` says why, and
+    `unreadable_since` since when."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     root: str
     seen_at: AwareDatetime | None = None
+    unreadable: str | None = None
+    unreadable_since: AwareDatetime | None = None
     views: dict[str, ViewStanding] = {}
 
 

@@ -4,12 +4,16 @@ Files have names relative to the root, with slashes: `doc/deltas/000000000001/ma
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from engine.errors import SettingsInvalid
+
 S3_SCHEME = "s3://"
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,10 @@ class Storage(Protocol):
         """The address of a file, for messages."""
 
     def check_exists(self) -> None:
-        """Raises NotPublished if there is no root."""
+        """Raises NotPublished if there is no root, and PathsSwapped as `check_may_be_root` does."""
+
+    def check_may_be_root(self) -> None:
+        """Raises PathsSwapped if a store is there."""
 
     def directories(self, directory: str = "") -> list[str]:
         """The names of the directories directly in the root, or in one of its directories."""
@@ -85,17 +92,27 @@ class Storage(Protocol):
         """Remove files; those that are gone already are no error."""
 
 
+def is_address(text: str) -> bool:
+    """Whether a text is an address with a scheme, as s3://BUCKET, and not a path."""
+    return _ADDRESS.match(text) is not None
+
+
 def storage_at(address: str | os.PathLike[str]) -> Storage:
     """The place that an address means: `s3://BUCKET/PREFIX`, or the path of a directory.
 
     Raises:
-        SettingsInvalid: an address in S3 that names no bucket, or boto3 is not installed.
+        SettingsInvalid: an address in S3 that names no bucket, or boto3 is not installed; an address of another kind.
     """
     if isinstance(address, str) and address.startswith(S3_SCHEME):
         # It brings half a second of imports that a directory does not need.
         from engine.s3_storage import S3Storage
 
         return S3Storage(address)
+    if isinstance(address, str) and is_address(address):
+        raise SettingsInvalid(
+            f"{address!r} is no export root: one is a directory, or s3://BUCKET/PREFIX in just this spelling; write "
+            f"./{address} if it is the path of a directory"
+        )
     from engine.directory_storage import DirectoryStorage
 
     return DirectoryStorage(Path(address))

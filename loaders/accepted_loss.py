@@ -9,7 +9,15 @@ from pathlib import Path
 
 from engine.begun import NAME, Begun, read_begun
 from engine.directory_storage import sync_directory
-from engine.environment import has_generations, is_store, live_paths, make_directory, open_live, whole_live
+from engine.environment import (
+    check_may_be_store,
+    has_generations,
+    is_store,
+    live_paths,
+    make_directory,
+    open_live,
+    whole_live,
+)
 from engine.errors import START_ANEW, NothingLost, StoreDamaged, StoreNotFound
 from engine.failpoints import reached
 from engine.reading import read_version
@@ -39,6 +47,7 @@ def accept_loss(store: Path) -> AcceptedLoss:
         StoreLocked: it is being written to.
         StoreUnreadable: the operating system cannot read the store now, so its state is unknown.
     """
+    check_may_be_store(store)
     if not is_store(store) and not has_generations(store):
         raise StoreNotFound(f"{store} is not a Shoal store; there is nothing that it could have lost")
     with lock_store(store):

@@ -25,11 +25,13 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Valid
 from engine.begun import begun_path, encode_file, read_begun
 from engine.directory_storage import sync_directory
 from engine.environment import (
+    BACKUP,
     DATA,
     generation_path,
     make_directory,
     make_file,
     open_live,
+    refusal_named,
     seal_copy,
     store_full_named,
 )
@@ -42,7 +44,7 @@ from engine.reading import read_version
 from engine.version import StoreVersion
 from loaders.verify import verify_store
 
-MANIFEST = "backup.json"
+MANIFEST = BACKUP
 _TRIES = 20
 
 
@@ -258,12 +260,14 @@ def _made_aside(target: Path) -> Iterator[Path]:
 
     Raises:
         PathTaken: another process makes one for this target.
+        StoreNotWritable: nothing can be made there.
     """
     target = target.absolute()
     aside = target.with_name(f".{target.name}.making")
     with store_full_named(target):
-        make_directory(aside)
-        lock = os.open(aside, os.O_RDONLY)
+        with refusal_named(target):
+            make_directory(aside)
+            lock = os.open(aside, os.O_RDONLY)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

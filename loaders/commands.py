@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from engine.commands import STORE, size
 from engine.control import WriterClient, first_failure
-from engine.environment import is_store
-from engine.errors import SettingsInvalid, ShoalError, StoreLocked, StoreNotFound
+from engine.environment import check_may_be_store, is_store
+from engine.errors import NotPublished, SettingsInvalid, ShoalError, StoreLocked, StoreNotFound
 from engine.export_root import ExportRoot
 from engine.shards import Shard
 from loaders.compaction import fold, should_fold
@@ -180,6 +180,7 @@ def reload_command(
     other; the command then ends as with its error.
     """
     request = ReloadRequest(view=view, snapshot=snapshot, accept_schema_change=accept_schema_change)
+    check_may_be_store(store)
     if not is_store(store):
         raise StoreNotFound(f"{store} is not a Shoal store; `shoal load --store {store} --from ROOT` makes one")
     try:
@@ -225,6 +226,8 @@ def verify_command(address: str, as_json: bool) -> None:
         if not as_json:
             found = checked.problem or f"{checked.rows:,} rows, {size(checked.bytes)}"
             click.echo(f"{'BAD ' if checked.problem else 'ok  '} {checked.what}: {found}")
+    if not checks:
+        raise NotPublished(f"{address} has nothing that could be checked")
     bad = sum(1 for checked in checks if checked.problem)
     if as_json:
         click.echo(json.dumps({"bad": bad, "checks": [asdict(checked) for checked in checks]}, indent=2))

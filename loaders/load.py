@@ -1,5 +1,6 @@
 """Bring views of a store up to date with an export root."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
 from loaders.remote_views import check_can_be_loaded, register
 from loaders.repair import repair
 from loaders.store_writer import StoreWriter
+
+log = logging.getLogger("shoal.writer")
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def _repair(
 ) -> list[Applied]:
     if view not in writer.version().troubles:
         # Loading may take its time; until then this says why, also to those who have the view open still.
+        log.warning("%s: %s", view, damage)
         with suppress(StoreFull, StoreMoved):
             writer.note_trouble(view, damage)
     started = monotonic()

@@ -44,7 +44,6 @@ def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamage
     Raises:
         StoreDamaged: it stays damaged; the message says why, too.
     """
-    log.warning("%s: %s", view, damage)
     reason = f"its data in the store is damaged: {damage}"
     try:
         root.check_exists()

@@ -10,7 +10,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from engine.errors import FileDamaged, LineageError, ManifestInvalid, NotPublished, SchemaChangeRefused, ShoalError
+from engine.errors import (
+    FileDamaged,
+    LineageError,
+    ManifestInvalid,
+    NotPublished,
+    RootUnreadable,
+    SchemaChangeRefused,
+    ShoalError,
+)
 from engine.export_root import ExportRoot
 from engine.standing import Standing, ViewStanding, read_standing, touch_standing, write_standing
 from loaders.follow import ApplyDelta, LoadSnapshot
@@ -30,6 +38,7 @@ class StandingKeeper:
         self._root = root
         self._lock = threading.Lock()
         self._is_closed = False
+        self._begun_at: dict[str, datetime] = {}
         known = read_standing(writer.store)
         # A writer that follows one that died goes on where that was.
         self._standing = known if known is not None and known.root == str(root) else Standing(root=str(root))
@@ -41,9 +50,17 @@ class StandingKeeper:
         ends = {view: self._newest(view, self._view(view).newest_seq) for view in busy if view in views}
         with self._lock:
             kept = {view: self._view(view) for view in views}
-            self._standing = self._standing.model_copy(update={"seen_at": datetime.now(UTC), "views": kept})
+            seen = {"seen_at": datetime.now(UTC), "unreadable": None, "unreadable_since": None}
+            self._standing = self._standing.model_copy(update=seen | {"views": kept})
             for view, newest in ends.items():
                 self._change(view, newest_seq=max(newest, kept[view].newest_seq))
+            self._write()
+
+    def unreadable(self, why: str) -> None:
+        """The root cannot be read, or has nothing to be read yet."""
+        with self._lock:
+            since = self._standing.unreadable_since or datetime.now(UTC)
+            self._standing = self._standing.model_copy(update={"unreadable": why, "unreadable_since": since})
             self._write()
 
     def tried(self) -> None:
@@ -55,6 +72,7 @@ class StandingKeeper:
         """A view's next entry was found."""
         manifest, is_loading = step.manifest, isinstance(step, LoadSnapshot)
         name = manifest.view.name
+        self._begun_at[name] = datetime.now(UTC)
         known = self._view(name).newest_seq
         newest = known if known > manifest.seq else self._newest(name, manifest.seq)
         self._note(name, newest_seq=newest, pending_since=manifest.published_at, is_loading=is_loading)
@@ -62,7 +80,7 @@ class StandingKeeper:
     def finished(self, view: str, kind: str) -> None:
         """An entry was applied."""
         excuse = {"is_loading": False, "excused_until": datetime.now(UTC)} if kind == "snapshot" else {}
-        self._note(view, held_by=None, **excuse)
+        self._note(view, held_by=None, unreadable_since=None, **excuse)
 
     def settled(self, view: str) -> None:
         """A view stands at the end of its log."""
@@ -74,12 +92,17 @@ class StandingKeeper:
             caught_up=True,
             held_by=None,
             is_loading=False,
+            unreadable_since=None,
         )
 
     def failed(self, view: str, error: ShoalError) -> None:
         """A view cannot go on."""
         known, now = self._view(view), datetime.now(UTC)
-        changes: dict[str, Any] = {"is_loading": False}
+        since = None
+        if isinstance(error, RootUnreadable):
+            # The tries to read what failed may have taken minutes.
+            since = known.unreadable_since or self._begun_at.get(view, now)
+        changes: dict[str, Any] = {"is_loading": False, "unreadable_since": since}
         if known.is_loading:
             changes["excused_until"] = now
         applied = self._writer.version().applied_seq(view)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from engine.commands import STORE, size
+from engine.commands import STORE, LocalPath, size
 from loaders.accepted_loss import accept_loss
 from loaders.backup import BackupManifest, back_up, restore
 
@@ -14,9 +14,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON."
 
 @click.command("backup", short_help="Copy a store, also while a server runs on it.")
 @STORE
-@click.option(
-    "--to", "target", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A directory to be made."
-)
+@click.option("--to", "target", required=True, type=LocalPath(), metavar="DIR", help="A directory to be made.")
 @_JSON
 def backup_command(store: Path, target: Path, as_json: bool) -> None:
     """Copy a store, also while a server runs on it: see docs/backup.md.
@@ -33,12 +31,8 @@ def backup_command(store: Path, target: Path, as_json: bool) -> None:
 
 
 @click.command("restore", short_help="Make a store of a backup.")
-@click.option(
-    "--from", "source", required=True, type=click.Path(path_type=Path), metavar="DIR", help="What `shoal backup` made."
-)
-@click.option(
-    "--to", "store", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The store to be made."
-)
+@click.option("--from", "source", required=True, type=LocalPath(), metavar="DIR", help="What `shoal backup` made.")
+@click.option("--to", "store", required=True, type=LocalPath(), metavar="DIR", help="The store to be made.")
 @_JSON
 def restore_command(source: Path, store: Path, as_json: bool) -> None:
     """Make a store of a backup, which is checked and stays as it is: see docs/backup.md.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from engine.begun import SLOT_OFFSETS, begun_path, decode_slot
 from engine.catalog import SegmentRecord, ViewRecord
-from engine.environment import generations_path, is_store, open_live
-from engine.errors import NotPublished, ShoalError, StoreDamaged
+from engine.environment import generations_path, is_root, is_store, open_live
+from engine.errors import NotPublished, PathsSwapped, ShoalError, StoreDamaged
 from engine.export_root import ExportRoot
 from engine.feature_store import FeatureStore
 from engine.manifest import Manifest
@@ -36,14 +36,21 @@ def verify(address: str | os.PathLike[str]) -> Iterator[Checked]:
     """Check the store or the export root at an address, part by part.
 
     Raises:
-        NotPublished: it is neither a store nor an export root.
+        NotPublished: it is neither a store nor an export root, or nothing was published there.
+        PathsSwapped: it is both.
     """
-    if is_store(Path(address)):
-        return verify_store(Path(address))
+    path = Path(address)
+    if is_store(path):
+        if is_root(path):
+            raise PathsSwapped(
+                f"{path} holds an export root, and the files of a store: stop the server that runs on it, and move the "
+                f"directories `live`, `generations` and `run` and the file `begun` away"
+            )
+        return verify_store(path)
     root = ExportRoot(address)
-    if root.views():
+    if any(root.sequence_numbers(view) for view in root.views()):
         return verify_root(root)
-    raise NotPublished(f"{root} is neither a store nor an export root with views")
+    raise NotPublished(f"{root} is neither a store nor an export root in which something was published")
 
 
 def verify_root(root: ExportRoot) -> Iterator[Checked]:

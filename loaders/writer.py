@@ -25,6 +25,7 @@ from engine.environment import open_live
 from engine.errors import (
     DefinitionError,
     LookupInvalid,
+    NotPublished,
     PushInvalid,
     RootSilent,
     RootUnreadable,
@@ -49,6 +50,7 @@ from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, catch_up
 from loaders.push import Push
 from loaders.push_queue import PushQueue
+from loaders.recurring import RecurringFailures
 from loaders.reload import ReloadRequest, reload_or_tell, views_to_reload
 from loaders.scheduling import leave_room_for_lookups
 from loaders.scrub import Scrub, no_scrub
@@ -68,7 +70,11 @@ _THREADS = 64
 class LogObserver:
     """Tells the log how loading goes, and notes where that leaves each view."""
 
-    def __init__(self, standing: StandingKeeper | None = None) -> None:
+    def __init__(
+        self, failures: RecurringFailures | None = None, root: str = "", standing: StandingKeeper | None = None
+    ) -> None:
+        self._failures = failures if failures is not None else RecurringFailures(log)
+        self._root = root
         self._standing = standing
 
     def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
@@ -93,7 +99,9 @@ class LogObserver:
             self._standing.finished(applied.view, applied.kind)
 
     def failed(self, view: str, error: ShoalError) -> None:
-        log.error("%s: %s: %s", view, type(error).__name__, error)
+        # What is wrong with the root as a whole is told of the root.
+        if not (isinstance(error, RootUnreadable | NotPublished) and self._failures.is_failing(self._root)):
+            self._failures.failed(view, f"{view}: {type(error).__name__}: {error}")
         if self._standing is not None:
             self._standing.failed(view, error)
 
@@ -107,7 +115,8 @@ class WriterProcess:
         self._root = root
         self._poll_seconds = poll_seconds
         self._standing = StandingKeeper(writer, root) if root is not None else None
-        self._observer = LogObserver(self._standing)
+        self._failures = RecurringFailures(log)
+        self._observer = LogObserver(self._failures, str(root), self._standing)
         self._locks: dict[str, asyncio.Lock] = {}
         self._woken = asyncio.Event()
         self._stop = asyncio.Event()
@@ -178,7 +187,8 @@ class WriterProcess:
                 async for _ in awatch(self._root.path, watch_filter=is_news, debounce=_DEBOUNCE_MS, step=_STEP_MS):
                     self._woken.set()
             except OSError as error:
-                log.warning("%s cannot be watched (%s); polling every %g s", self._root, error, self._poll_seconds)
+                told = f"{self._root} cannot be watched ({error}); polling every {self._poll_seconds:g} s"
+                self._failures.failed(f"watching {self._root}", told, logging.WARNING)
             await asyncio.sleep(self._poll_seconds)
 
     async def _follow(self) -> None:
@@ -206,7 +216,9 @@ class WriterProcess:
                 f"{root} has not answered for {_SILENT_SECONDS:g} s: see to its mount; what is in the store is "
                 f"served, and pushes are taken"
             )
-            log.error("%s", error)
+            self._failures.failed(str(root), str(error))
+            if self._standing is not None:
+                self._standing.unreadable(str(error))
             for view in self._writer.version().views:
                 # Not in a thread, all of which may be held up. Where there is no room for the note, the log has it.
                 with suppress(StoreFull, StoreMoved):
@@ -221,17 +233,24 @@ class WriterProcess:
     def _look(self, root: ExportRoot) -> list[str]:
         """Take over the feature services; the views that may have news, or have to be told that the root is gone."""
         try:
+            root.check_exists()
             views = root.views()
-        except (OSError, RootUnreadable) as error:
-            log.error("%s: %s", root, error)
-            views = []
-        if not views:
+            if not views:
+                raise NotPublished(f"{root} has no views yet; `shoal export --to {root}` publishes some")
+        except (OSError, ShoalError) as error:
+            # A server may start before the first export.
+            level = logging.WARNING if isinstance(error, NotPublished) else logging.ERROR
+            self._failures.failed(str(root), f"{type(error).__name__}: {error}", level)
+            if self._standing is not None:
+                self._standing.unreadable(str(error))
             # A mount that is lost leaves an empty directory, which takes no services along.
             return list(self._writer.version().views)
+        self._failures.succeeded(str(root))
         try:
             self._writer.commit_root(str(root), root.services())
-        except ShoalError as error:
-            log.error("%s: %s", root, error)
+            self._failures.succeeded(SERVICES)
+        except (OSError, ShoalError) as error:
+            self._failures.failed(SERVICES, f"{root}: the feature services stay as they are: {error}")
         if self._standing is not None:
             self._standing.looked(views, [*self._catching_up])
         return views
@@ -247,6 +266,7 @@ class WriterProcess:
             try:
                 async with self._lock(view):
                     applied = await asyncio.to_thread(catch_up, self._writer, root, view, self._observer)
+                    self._failures.succeeded(view)
                     if self._standing is not None:
                         await asyncio.to_thread(self._standing.settled, view)
                     if any(step.kind == "snapshot" for step in applied):

@@ -22,6 +22,16 @@ WRITE_FORMAT = click.option(
 )
 
 
+MASTER = click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
+PACKAGES = click.option(
+    "--package",
+    "packages",
+    multiple=True,
+    metavar="G:A:V",
+    help="A package for Spark, as for Kafka, Avro or Delta; may be given again.",
+)
+
+
 @click.command("export")
 @click.option("--views", "views_path", required=True, type=click.Path(path_type=Path), help="The views.yaml to export.")
 @click.option(
@@ -37,7 +47,8 @@ WRITE_FORMAT = click.option(
     "--allow-removals", is_flag=True, help="Publish this once, however many rows or values a view loses by it."
 )
 @WRITE_FORMAT
-@click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
+@MASTER
+@PACKAGES
 @click.option("--json", "as_json", is_flag=True, help="Print the reports as one JSON list.")
 def export_command(
     views_path: Path,
@@ -47,6 +58,7 @@ def export_command(
     allow_removals: bool,
     write_format: FormatVersion,
     master: str | None,
+    packages: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Publish what changed in the views' sources.
@@ -61,16 +73,20 @@ def export_command(
     Started by spark-submit, the export runs in the session that it sets up.
     """
     views_file = load_views(views_path)
+    root = ExportRoot(address, write_format=write_format)
+    root.check_may_be_root()
 
     # Spark is imported only now: no other command needs it, nor an export whose views.yaml is wrong.
     from spark_export.session import spark_session
 
-    spark = spark_session(master)
+    spark = spark_session(master, packages)
 
     from spark_export.exporter import export_each
 
-    root = ExportRoot(address, write_format=write_format)
     reports: list[Report] = []
+    for view in views_file.views:
+        if view.source is None and view.name in (view_names or [view.name]) and not as_json:
+            click.echo(f"{view.name}: only its definition is published; its rows come by `shoal stream`")
     try:
         for report in export_each(
             views_file,

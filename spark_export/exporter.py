@@ -46,6 +46,7 @@ def export(
             services, but all other views were.
         LogTaken: the last to publish a view was a stream.
         PublicationLost: another exporter published the same seq first.
+        PathsSwapped: the root is a store.
         RootNotWritable, SparkFailed: the file system, or Spark, gave up.
     """
     return list(
@@ -63,6 +64,7 @@ def export_each(
     spark: SparkSession,
 ) -> Iterator[Report]:
     """Do as `export` does, and give each report as soon as its view is published, or refused."""
+    root.check_may_be_root()
     with raised_as(SparkFailed, "Spark does not answer"):
         session = export_session(spark)
     refused: list[Report] = []

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from engine.errors import RootNotWritable, RootUnreadable
+from engine.errors import ManifestInvalid, RootNotWritable, RootUnreadable
 from engine.export_root import MANIFEST, ExportRoot, log_directory
 from engine.failpoints import reached
 from engine.manifest import Manifest, PublishedFile
@@ -165,5 +165,5 @@ def _is_in_log(root: ExportRoot, view: str, seq: int, run: str) -> bool:
     """Whether a run published; one that cannot be asked for may have."""
     try:
         return root.has_entry(view, seq) and root.entry(view, seq).id == run
-    except (RootUnreadable, OSError):
+    except (RootUnreadable, ManifestInvalid, OSError):
         return True

@@ -4,9 +4,11 @@ No type is converted in a way that could lose or invent something; a source that
 """
 
 import difflib
+import os
 import re
 from pathlib import Path
 
+import pyspark
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import AtomicType, StringType, StructField, StructType
@@ -39,6 +41,23 @@ _FILES = ("avro", "csv", "json", "orc", "parquet", "text", "xml")
 _GUESSED = ("csv", "json", "xml")
 """The formats in which values are text and Spark guesses their types, of CSV only if `inferSchema` says so."""
 
+_SAME_BUT_CASE = (
+    "Spark does not tell names apart that differ in case alone: rename one, or start the export by spark-submit with "
+    "--conf spark.sql.caseSensitive=true"
+)
+_HINTS = {
+    "AVRO_DATA_SOURCE_NOT_ENABLED": f"give --package org.apache.spark:spark-avro_2.13:{pyspark.__version__}",
+    "Failed to find the data source: delta": "give --package io.delta:delta-spark_2.13:VERSION, in the version that "
+    f"goes with Spark {pyspark.__version__}",
+    "Failed to find data source: kafka": "give --package org.apache.spark:spark-sql-kafka-0-10_2.13:"
+    f"{pyspark.__version__}",
+    "DATA_SOURCE_NOT_FOUND": "correct the format, or name its package: --package GROUP:ARTIFACT:VERSION",
+    "COLUMN_ALREADY_EXISTS": _SAME_BUT_CASE,
+    "Relative path in absolute URI": "Spark reads no file of this machine whose own name has a colon, "
+    "and no path with a colon beside one of *?[]{}\\: rename it",
+}
+"""What Spark says of a source → what to do about it."""
+
 _LISTED = 20
 
 
@@ -55,17 +74,16 @@ def open_source(view: ViewDefinition, spark: SparkSession) -> DataFrame:
     """
     source = view.source
     assert source is not None
-    with raised_as(SourceError, f"view {view.name!r}: its source ({source}) cannot be read"):
+    with raised_as(SourceError, f"view {view.name!r}: its source ({source}) cannot be read", hint_of):
         if source.path is not None:
             return _open_files(view, source, spark)
         return spark.table(source.table) if source.table is not None else spark.sql(source.sql or "")
 
 
 def _open_files(view: ViewDefinition, source: Source, spark: SparkSession) -> DataFrame:
-    # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
-    path = f"file://{source.path}" if (source.path or "").startswith("/") else source.path
-    files = spark.read.format(source.format).options(**source.options).load(path)
     of = source.format.lower()
+    path = file_uri(source.path or "", of)
+    files = spark.read.format(source.format).options(**source.options).load(path)
     if of in _GUESSED:
         schema = _with_texts(view, files.schema)
         if schema != files.schema:
@@ -83,6 +101,19 @@ def _with_texts(view: ViewDefinition, guessed: StructType) -> StructType:
         is_guess = isinstance(field.dataType, AtomicType) and not isinstance(field.dataType, StringType)
         fields.append(StructField(field.name, StringType()) if is_guess and field.name in strings else field)
     return StructType(fields)
+
+
+def file_uri(path: str, of: str) -> str:
+    """Return a path of views.yaml as Spark's reader of a format takes it: as what is there, or else as a pattern."""
+    if not path.startswith("/"):
+        return path
+    # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
+    return literal_uri(Path(path)) if of in _FILES and os.path.lexists(path) else f"file://{path}"
+
+
+def hint_of(said: str) -> str | None:
+    """Return what to do about what Spark says of a source; None where it says so itself."""
+    return next((hint for text, hint in _HINTS.items() if text in said), None)
 
 
 def literal_uri(path: Path) -> str:
@@ -121,13 +152,18 @@ def fit(view: ViewDefinition, source: DataFrame, run_time: int, named: object) -
 def _column(view: ViewDefinition, source: DataFrame, name: str, wanted: str, named: object) -> Column:
     found = [field.dataType for field in source.schema if field.name == name]
     if not found:
-        closest = difflib.get_close_matches(name, source.columns, n=1)
+        same = [column for column in source.columns if column.lower() == name.lower()]
+        closest = same or difflib.get_close_matches(name, source.columns, n=1)
         more = ", …" if len(source.columns) > _LISTED else ""
         raise SourceError(
             f"view {view.name!r}: its source ({named}) has no column {name!r}; it has "
             f"{', '.join(source.columns[:_LISTED])}{more}"
             + (f"; did you mean {closest[0]!r}?" if closest else "; correct views.yaml or the source")
         )
+    alike = [column for column in source.columns if column.lower() == name.lower()]
+    if len(alike) > 1 and source.sparkSession.conf.get("spark.sql.caseSensitive") != "true":
+        names = " and ".join(map(repr, alike))
+        raise SourceError(f"view {view.name!r}: its source ({named}) has the columns {names}; {_SAME_BUT_CASE}")
     fitting = _fitting_types(wanted)
     # A collation says how strings compare, not which they are; hashes are of the string itself.
     found_type = re.sub(r" collate \w+", "", found[0].simpleString())

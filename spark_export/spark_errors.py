@@ -1,7 +1,7 @@
 """What Spark says when something fails, cut down to the sentence that a user can act on."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,14 +49,18 @@ def _causes(exception: Any) -> list[str]:
 
 
 @contextmanager
-def raised_as(kind: type[ShoalError], what: str) -> Iterator[None]:
-    """Raise what Spark raises as an error of Shoal: `what`, and what Spark said. An error of `raise_source_error` is
-    raised as SourceError, as it is."""
+def raised_as(
+    kind: type[ShoalError], what: str, hint_of: Callable[[str], str | None] = lambda said: None
+) -> Iterator[None]:
+    """Raise what Spark raises as an error of Shoal: `what`, what Spark said, and what `hint_of` knows about that. An
+    error of `raise_source_error` is raised as SourceError, as it is."""
     try:
         with source_errors():
             yield
     except SPARK_ERRORS as error:
-        raise kind(f"{what}: {brief(error)}") from error
+        said = brief(error)
+        hint = hint_of(said)
+        raise kind(f"{what}: {said}" + (f"; {hint}" if hint else "")) from error
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from spark_export.yaml_document import Place, YamlDocument
 NUMERIC_TYPES = ("int32", "int64", "float32", "float64")
 DEFAULT_SHARDS = 8
 
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _SHOWN_CHARACTERS = 60
 
 

@@ -3,7 +3,8 @@
 A replica that has fallen behind is taken out of rotation; all replicas at once never are, by what they have in common.
 So what is asked of one that was never at its root's end is strict, and once it was, only its own slowness counts:
 
-- a root that cannot be read leaves readiness as it is, for as long as `ready_unseen_seconds` says;
+- a root that cannot be read leaves readiness as it is, for as long as `ready_unseen_seconds` says: a view is judged as
+  of the moment from which on it could not follow;
 - an entry that no replica can apply is not waited for;
 - nor is a snapshot while it loads, nor the deltas that were published meanwhile, until they have had their time.
 """
@@ -25,6 +26,7 @@ class Readiness:
         self._most = settings.ready_lag_seconds
         self._most_unseen = settings.ready_unseen_seconds
         self._reader = StandingReader(settings.store)
+        self._follows = follows
         self._judges = follows and self._most > 0
 
     def check(self, version: StoreVersion) -> None:
@@ -33,17 +35,28 @@ class Readiness:
             return
         standing, now = self._reader.read(), datetime.now(UTC)
         if standing is None or standing.seen_at is None:
-            raise NotCaughtUp("the export root was not read yet, so that nobody knows how far behind the store is")
-        unseen = (now - standing.seen_at).total_seconds()
+            told = f": {standing.unreadable}" if standing is not None and standing.unreadable else ""
+            raise NotCaughtUp(
+                f"the export root was not read yet, so that nobody knows how far behind the store is{told}"
+            )
+        unread_since = [view.unreadable_since for view in standing.views.values() if view.unreadable_since is not None]
+        unseen = (now - min([standing.seen_at, *unread_since])).total_seconds()
         if self._most_unseen is not None and unseen > self._most_unseen:
             raise NotCaughtUp(
                 f"the export root {standing.root} was last read {unseen:.0f} s ago, and ready_unseen_seconds is "
-                f"{self._most_unseen:g}"
+                f"{self._most_unseen:g}" + (f": {standing.unreadable}" if standing.unreadable else "")
             )
         behind = self._behind(standing, version, now)
         if behind:
             more = f"; and {len(behind) - _NAMED} more views" if len(behind) > _NAMED else ""
             raise NotCaughtUp(f"{'; '.join(behind[:_NAMED])}{more}; ready_lag_seconds is {self._most:g}")
+
+    def why_empty(self) -> str | None:
+        """Why nothing is loaded yet, where a root is followed that was looked at; None elsewhere."""
+        standing = self._reader.read() if self._follows else None
+        if standing is None:
+            return None
+        return standing.unreadable or f"the first snapshot of {standing.root} is still being loaded"
 
     def _behind(self, standing: Standing, version: StoreVersion, now: datetime) -> list[str]:
         found = []
@@ -56,10 +69,11 @@ class Readiness:
                 continue
             if view.caught_up and view.is_loading:
                 continue
-            lag = lag_of(view, version.applied_seq(name), now)
+            as_of = min([now, *filter(None, (standing.unreadable_since, view.unreadable_since))])
+            lag = lag_of(view, version.applied_seq(name), as_of)
             if record is None:
                 found.append(f"{name}: nothing of it is loaded yet, {_entries(lag.entries)} behind")
-            elif lag.entries and (not view.caught_up or min(lag.seconds, _granted(view, now)) > self._most):
+            elif lag.entries and (not view.caught_up or min(lag.seconds, _granted(view, as_of)) > self._most):
                 found.append(f"{name}: {_entries(lag.entries)} behind, the oldest published {lag.seconds:.0f} s ago")
         return found
 

@@ -29,7 +29,8 @@ class ServedStore:
                 log.info("opened %s", self._path)
             self._store.version()
         except ShoalError as error:
-            if str(error) != str(self._failure):
+            # That a store is new is told by its writer, and by /ready.
+            if str(error) != str(self._failure) and not isinstance(error, StoreNotFound):
                 log.warning("%s", error)
             self._failure = error
 
@@ -50,13 +51,22 @@ class ServedStore:
         if not version.views:
             for name in version.damaged:
                 version.view(name)  # Says what is wrong with it.
+            for name, trouble in version.troubles.items():
+                raise StoreNotFound(f"nothing was loaded into {self._path} yet: {name}: {trouble.message}")
             raise StoreNotFound(f"nothing was loaded into {self._path} yet; `shoal load` does")
         return self._store
 
     def ready(self) -> StoreVersion:
         """The newest version, if this server is to be sent requests; raises as `open` does, NotCaughtUp, and StoreMoved
         where what it serves is not what a restart would."""
-        store = self.open()
+        try:
+            store = self.open()
+        except StoreNotFound:
+            version = self.version()
+            is_told = version is not None and version.troubles
+            if not is_told and self._readiness is not None and (why := self._readiness.why_empty()) is not None:
+                raise StoreNotFound(f"nothing was loaded into {self._path} yet: {why}") from None
+            raise
         store.check_in_place()
         version = store.version()
         if self._readiness is not None:

@@ -73,12 +73,14 @@ def sync_dynamodb_command(
     """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     log.setLevel(logging.WARNING if once or dry_run else logging.INFO)
+    root = ExportRoot(address)
+    root.check_may_be_root()
 
     async def run() -> None:
         async with DynamoClient() as client:
             sync = Sync(
                 client,
-                ExportRoot(address),
+                root,
                 units_per_second=units_per_second,
                 lease_seconds=lease_seconds,
                 dry_run=dry_run,
@@ -87,7 +89,7 @@ def sync_dynamodb_command(
             if once or dry_run:
                 await _once(sync, views, as_json, write_price if dry_run else None)
             else:
-                await _follow(sync, views, as_json, poll)
+                await _follow(sync, str(root), views, as_json, poll)
 
     asyncio.run(run())
 
@@ -105,7 +107,7 @@ async def _once(sync: Sync, views: Sequence[str], as_json: bool, price: float | 
             raise outcome
 
 
-async def _follow(sync: Sync, views: Sequence[str], as_json: bool, poll: float) -> None:
+async def _follow(sync: Sync, address: str, views: Sequence[str], as_json: bool, poll: float) -> None:
     """Look for what is new until told to stop; what fails is tried again."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -115,16 +117,18 @@ async def _follow(sync: Sync, views: Sequence[str], as_json: bool, poll: float) 
     async def one(view: str) -> None:
         try:
             _print(await sync.catch_up(view), as_json, None)
+            sync.failures.succeeded(view)
         except ShoalError as error:
-            log.error("%s: %s: %s", view, type(error).__name__, error)
+            sync.failures.failed(view, f"{view}: {type(error).__name__}: {error}")
 
     async def rounds() -> None:
         while True:
             try:
                 wanted = views or await asyncio.to_thread(sync.remote_views)
+                sync.failures.succeeded(address)
                 await asyncio.gather(*(one(view) for view in wanted))
             except (ShoalError, OSError) as error:
-                log.error("%s", error)
+                sync.failures.failed(address, str(error))
             await asyncio.sleep(poll)
 
     stopping = asyncio.create_task(stop.wait())

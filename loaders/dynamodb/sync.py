@@ -26,6 +26,7 @@ from loaders.dynamodb.rows import Row, published_rows
 from loaders.dynamodb.table import Pace, Progress, Spent, Table
 from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
 from loaders.published_rows import EntryReader
+from loaders.recurring import RecurringFailures
 
 log = logging.getLogger("shoal.sync")
 
@@ -109,6 +110,8 @@ class Sync:
         self._lease_seconds = lease_seconds
         self._dry_run = dry_run
         self._create_tables = create_tables
+        self.failures = RecurringFailures(log)
+        """What fails now, by the name of a view or a table."""
 
     def remote_views(self) -> list[str]:
         """The views of the root that are kept in tables."""
@@ -129,7 +132,7 @@ class Sync:
             raise NotPublished(
                 f"view {view!r} in {self._root} is kept on each node; its tier would have to be dynamodb"
             )
-        table = Table(self._client, newest.view.table_name, Pace(self._units_per_second))
+        table = Table(self._client, newest.view.table_name, Pace(self._units_per_second), self.failures)
         if self._dry_run:
             return await self._write_all(table, view)
         if self._create_tables and not await table.exists():
@@ -176,6 +179,7 @@ class Sync:
     def _newest(self, view: str) -> Manifest:
         published = self._root.sequence_numbers(view)
         if not published:
+            self._root.check_exists()
             raise NotPublished(f"{self._root} has no view {view!r}; it has {', '.join(self._root.views()) or 'none'}")
         return self._root.entry(view, published[-1])
 

@@ -6,6 +6,7 @@ chance. All of them may be repeated: whatever is written twice is the same.
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,9 +21,13 @@ from engine.manifest import Manifest
 from engine.schema import ViewSchema
 from loaders.dynamodb.lease import Lease
 from loaders.dynamodb.rows import Row
+from loaders.recurring import RecurringFailures
+
+log = logging.getLogger("shoal.sync")
 
 _SECONDS = 10.0
 _ATTEMPTS = 12
+_TOLD_ATTEMPT = 5
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 10.0
 _IN_FLIGHT = 32
@@ -82,10 +87,12 @@ class Table:
 
     Args:
         pace: how fast it may be written to.
+        failures: told of requests that are made again.
     """
 
-    def __init__(self, client: DynamoClient, name: str, pace: Pace) -> None:
+    def __init__(self, client: DynamoClient, name: str, pace: Pace, failures: RecurringFailures | None = None) -> None:
         self.name = name
+        self._failures = failures if failures is not None else RecurringFailures(log)
         self.spent = Spent()
         self.lease: Lease | None = None
         self._client = client
@@ -316,9 +323,14 @@ class Table:
                 if not error.is_transient or attempt == _ATTEMPTS:
                     raise
                 self.spent.retries += 1
+                if error.code == "Timeout" or attempt == _TOLD_ATTEMPT:
+                    # Throttling passes sooner.
+                    told = f"table {self.name!r}: {error}; it is asked again, up to {_ATTEMPTS} times"
+                    self._failures.failed(f"table {self.name!r}", told, logging.WARNING)
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
+                self._failures.succeeded(f"table {self.name!r}")
                 self._count_capacity(operation, answer.get("ConsumedCapacity"))
                 return answer
         raise AssertionError("the last attempt returns or raises")

@@ -14,7 +14,7 @@ from engine.errors import DefinitionError
 from engine.export_root import ExportRoot
 from engine.manifest import FormatVersion
 from engine.server_access import ServerAccess, access_options, server_access
-from spark_export.command import WRITE_FORMAT
+from spark_export.command import MASTER, PACKAGES, WRITE_FORMAT
 from spark_export.views import ViewDefinition, ViewsFile, load_views
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--take-over", is_flag=True, help="Go on with a log that an export, or another stream, wrote.")
 @WRITE_FORMAT
-@click.option("--master", metavar="URL", help="Where Spark runs; local[*] if not given.")
-@click.option("--package", "packages", multiple=True, metavar="G:A:V", help="A package for Spark, as for Kafka.")
+@MASTER
+@PACKAGES
 @access_options
 @click.option("--json", "as_json", is_flag=True, help="Print each batch as a line of JSON.")
 def stream_command(
@@ -87,6 +87,9 @@ def stream_command(
     views_file = load_views(views_path)
     views = _streaming(views_file, view_names)
     access = server_access(token_file, tls_ca, tls_certificate, tls_key)
+    root = ExportRoot(root_address, write_format=write_format) if root_address is not None else None
+    if root is not None:
+        root.check_may_be_root()
 
     from spark_export.session import spark_session
 
@@ -94,11 +97,15 @@ def stream_command(
 
     from spark_export.stream.running import Streams
 
-    stopped = threading.Event()
+    stopped, stopped_by = threading.Event(), set[int]()
+
+    def stop(number: int, _frame: object) -> None:
+        stopped_by.add(number)
+        stopped.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    if root_address is not None:
-        root = ExportRoot(root_address, write_format=write_format)
+        signal.signal(number, stop)
+    if root is not None:
         _prepare(root, views_file)
         from spark_export.stream.log import StreamLog
 
@@ -108,10 +115,14 @@ def stream_command(
         sinks = _pushes(views, url or "", access, stopped)
     location = checkpoint if ":" in checkpoint else f"file://{Path(checkpoint).absolute()}"
     streams = Streams(spark, location, partial(_print, as_json=as_json))
+    for view in views:
+        often = "until all is read" if once else f"a batch every {every_seconds:g} s"
+        click.echo(f"{view.name}: reading {view.stream} into {root or url}, {often}", err=True)
     try:
         streams.run(sinks, every_seconds=every_seconds, once=once, stopped=stopped)
     finally:
         spark.stop()
+    click.echo("ended: all is read" if once and not stopped_by else "ended, as told", err=True)
 
 
 def _streaming(views_file: ViewsFile, names: tuple[str, ...]) -> list[ViewDefinition]:

@@ -3,14 +3,13 @@
 from datetime import timedelta
 from typing import cast
 
-import pyspark
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from engine.errors import SourceError
 from spark_export.partition_texts import read_as_declared
-from spark_export.source import fit
+from spark_export.source import file_uri, fit, hint_of
 from spark_export.spark_errors import raised_as
 from spark_export.views import Stream, ViewDefinition
 
@@ -34,11 +33,7 @@ def open_stream(view: ViewDefinition, spark: SparkSession) -> DataFrame:
     """
     stream = view.stream
     assert stream is not None
-    hint = ""
-    if stream.format == "kafka":
-        package = f"org.apache.spark:spark-sql-kafka-0-10_2.13:{pyspark.__version__}"
-        hint = f" (reading Kafka takes --package {package}, or that of a version near it)"
-    with raised_as(SourceError, f"view {view.name!r}: its {stream} cannot be read{hint}"):
+    with raised_as(SourceError, f"view {view.name!r}: its {stream} cannot be read", hint_of):
         events = _events(view, stream, spark)
         if stream.event_time is not None and stream.watermark is not None:
             events = events.withWatermark(stream.event_time, f"{stream.watermark // _MILLISECOND} milliseconds")
@@ -60,8 +55,7 @@ def _events(view: ViewDefinition, stream: Stream, spark: SparkSession) -> DataFr
         reader = reader.schema(stream.columns)
     if stream.path is None:
         return reader.load()
-    # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
-    files = reader.load(f"file://{stream.path}" if stream.path.startswith("/") else stream.path)
+    files = reader.load(file_uri(stream.path, stream.format.lower()))
     if stream.columns is None:
         return files
     # Columns that the files do not declare are names of directories.

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import kubernetes_validate
 import pytest
 import yaml
 
 from cli import serve_command
 from engine.export_root import ExportRoot
+from loaders.dynamodb.command import sync_dynamodb_command
+from spark_export.stream.command import stream_command
 from tests import stores
 from tests.deploy.chart import CHART, NEEDED, Manifest, container, helm, of_kind, render, workloads
 from tests.deploy.programs import running
@@ -28,6 +31,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "shards": {"shards": 3, "persistence": {"enabled": True}, "autoscaling": {"enabled": True}},
     "everything": {
         "tls": {"secretName": "shoal-tls"},
+        "networkPolicy": {"enabled": True},
         "protectMetrics": True,
         "readyUnseenSeconds": 3600,
         "extraArgs": ["--access-log", "--max-keys=5000"],
@@ -45,6 +49,12 @@ VALUES: dict[str, dict[str, Any]] = {
         "extraVolumes": [{"name": "root", "persistentVolumeClaim": {"claimName": "exports", "readOnly": True}}],
         "extraVolumeMounts": [{"name": "root", "mountPath": "/exports", "readOnly": True}],
         "root": "/exports/prod",
+    },
+    "client certificates": {
+        "tls": {"secretName": "shoal-tls", "clientCaSecretName": "house", "clientSecretName": "probe"},
+        "networkPolicy": {"enabled": True, "from": [{"namespaceSelector": {"matchLabels": {"team": "ranking"}}}]},
+        "grpcPort": 6566,
+        "monitoring": {"podMonitor": {"enabled": True}},
     },
 }
 OPERATORS = ("PodMonitor", "PrometheusRule")
@@ -80,6 +90,10 @@ def test_helm_finds_no_fault_in_the_chart(values: str, tmp_path: Path) -> None:
         ({"root": ""}, "root is not set: name the export root"),
         ({"root": "features/prod"}, "root"),
         ({"tokens": {"secretName": ""}}, "nobody is told who may ask: set tokens.secretName, or openToAll"),
+        (
+            {"tls": {"clientCaSecretName": "house"}},
+            "the server needs tls.secretName, and the probes",
+        ),
         ({"shards": 0}, "shards"),
         ({"replica": 3}, "replica"),
         ({"readyLagSeconds": "soon"}, "readyLagSeconds"),
@@ -105,8 +119,9 @@ def test_whatever_selects_pods_selects_those_of_its_shard(manifests: list[Manife
     selectors += [one["spec"]["selector"]["matchLabels"] for one in of_kind(manifests, "PodDisruptionBudget")]
     for selector in selectors:
         assert sum(matches(selector, labels) for labels in pods.values()) == 1
-    for monitor in of_kind(manifests, "PodMonitor"):
-        assert all(matches(monitor["spec"]["selector"]["matchLabels"], labels) for labels in pods.values())
+    for kind, member in (("PodMonitor", "selector"), ("NetworkPolicy", "podSelector")):
+        for one in of_kind(manifests, kind):
+            assert all(matches(one["spec"][member]["matchLabels"], labels) for labels in pods.values())
 
 
 def test_objects_name_objects_that_are_there(manifests: list[Manifest]) -> None:
@@ -163,8 +178,12 @@ def test_a_server_knows_each_argument_and_has_all_ports_and_paths(manifests: lis
         assert str(ports.get("grpc", "")) == arguments.get("--grpc-port", "")
         for service in of_kind(manifests, "Service"):
             assert {port["targetPort"] for port in service["spec"]["ports"]} == ports.keys()
+        for policy in of_kind(manifests, "NetworkPolicy"):
+            (rule,) = policy["spec"]["ingress"]
+            assert {port["port"] for port in rule["ports"]} == ports.keys()
+            assert rule["from"]
         mounts = [mount["mountPath"] for mount in serving["volumeMounts"]]
-        for option in ("--store", "--tokens", "--tls-certificate", "--tls-key"):
+        for option in ("--store", "--tokens", "--tls-certificate", "--tls-key", "--tls-client-ca"):
             path = arguments.get(option)
             assert path is None or any(Path(path).is_relative_to(mount) for mount in mounts), option
         writable = [mount["mountPath"] for mount in serving["volumeMounts"] if not mount.get("readOnly")]
@@ -187,12 +206,17 @@ def test_probes_ask_what_there_is_and_wait_long_enough(manifests: list[Manifest]
     for one in workloads(manifests):
         serving, pod = container(one), one["spec"]["template"]["spec"]
         probes = {kind: serving[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
-        paths = {kind: probe["httpGet"]["path"] for kind, probe in probes.items()}
-        assert paths == {"startup": "/health", "readiness": "/ready", "liveness": "/health"}
-        has_tls = any(argument.startswith("--tls-certificate") for argument in serving["args"])
+        expected = {"startup": "/health", "readiness": "/ready", "liveness": "/health"}
+        given = {argument.partition("=")[0] for argument in serving["args"]}
+        if "--tls-client-ca" in given:
+            # The kubelet has no certificate to show.
+            assert {kind: probe["exec"]["command"][-1] for kind, probe in probes.items()} == expected
+        else:
+            assert {kind: probe["httpGet"]["path"] for kind, probe in probes.items()} == expected
         for probe in probes.values():
-            assert probe["httpGet"]["port"] == "http"
-            assert probe["httpGet"].get("scheme", "HTTP") == ("HTTPS" if has_tls else "HTTP")
+            if "httpGet" in probe:
+                assert probe["httpGet"]["port"] == "http"
+                assert probe["httpGet"].get("scheme", "HTTP") == ("HTTPS" if "--tls-certificate" in given else "HTTP")
             assert probe["timeoutSeconds"] <= probe["periodSeconds"]
         # What a slow start may take, and what Shoal itself needs to replace a process that is silent.
         assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 240
@@ -209,7 +233,7 @@ def test_a_pod_may_do_nothing_that_it_need_not(manifests: list[Manifest]) -> Non
         pod = one["spec"]["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for each in (*pod["containers"], *pod["initContainers"]):
+        for each in (*pod["containers"], *pod.get("initContainers", ())):
             context = each["securityContext"]
             assert context["readOnlyRootFilesystem"] is True
             assert context["allowPrivilegeEscalation"] is False
@@ -217,6 +241,65 @@ def test_a_pod_may_do_nothing_that_it_need_not(manifests: list[Manifest]) -> Non
             assert each["resources"]["requests"]["memory"] == each["resources"]["limits"]["memory"]
     for account in of_kind(manifests, "ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
+
+
+def mebibytes(quantity: str) -> float:
+    number, unit = re.fullmatch(r"([0-9.]+)([MGT]i)", quantity or "").groups()  # type: ignore[union-attr]
+    return float(number) * {"Mi": 1, "Gi": 1 << 10, "Ti": 1 << 20}[unit]
+
+
+def test_a_pod_asks_its_node_for_what_it_may_write_there(manifests: list[Manifest], tmp_path: Path) -> None:
+    more = {"storeSizeLimit": "1.5Gi", "temporarySizeLimit": "700Mi", "resources": {"limits": {"memory": "1Gi"}}}
+    more["resources"]["requests"] = {"memory": "1Gi"}  # type: ignore[index]
+    for one in [*workloads(manifests), *workloads(render(tmp_path, **more)), *plain("stream"), *plain("sync-dynamodb")]:
+        pod = one["spec"]["template"]["spec"]
+        limits = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume]
+        assert mebibytes(container(one)["resources"]["requests"]["ephemeral-storage"]) == sum(map(mebibytes, limits))
+
+
+def test_prometheus_knows_whom_it_asks(tmp_path: Path) -> None:
+    def tls_config(**values: Any) -> Any:
+        (monitor,) = of_kind(render(tmp_path, **values), "PodMonitor")
+        return monitor["spec"]["podMetricsEndpoints"][0].get("tlsConfig")
+
+    asked = {"podMonitor": {"enabled": True}}
+    assert tls_config(monitoring=asked) is None
+    known = {"ca": {"secret": {"name": "shoal-tls", "key": "ca.crt"}}, "serverName": "prod-shoal.default.svc"}
+    assert tls_config(monitoring=asked, tls={"secretName": "shoal-tls"}) == known
+    shown = {
+        "cert": {"secret": {"name": "probe", "key": "tls.crt"}},
+        "keySecret": {"name": "probe", "key": "tls.key"},
+    }
+    assert tls_config(**VALUES["client certificates"]) == known | shown
+    own = {"serverName": "features.example"}
+    given = {"podMonitor": {"enabled": True, "tlsConfig": own}}
+    assert tls_config(monitoring=given, tls={"secretName": "shoal-tls"}) == own
+
+
+def plain(name: str) -> list[Manifest]:
+    """The deployments of a manifest beside the chart, which is applied as it is."""
+    manifests = [*yaml.safe_load_all((CHART.parents[1] / "kubernetes" / f"{name}.yaml").read_text())]
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, "1.33", strict=True)
+    return workloads(manifests)
+
+
+@pytest.mark.parametrize(("name", "command"), [("stream", stream_command), ("sync-dynamodb", sync_dynamodb_command)])
+def test_what_writes_runs_once_with_arguments_that_its_command_knows(name: str, command: click.Command) -> None:
+    (one,) = plain(name)
+    running = container(one)
+    assert (one["spec"]["replicas"], one["spec"]["strategy"]["type"]) == (1, "Recreate")
+    assert running["command"] == ["shoal", command.name]
+    given = dict(argument.partition("=")[::2] for argument in running["args"])
+    context = command.make_context(str(command.name), [*running["args"]])
+    assert all(context.get_parameter_source(of.name or "") for of in command.params)
+    pod = one["spec"]["template"]["spec"]
+    assert {mount["name"] for mount in running["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    writable = [mount["mountPath"] for mount in running["volumeMounts"] if not mount.get("readOnly")]
+    places = [each["value"] for each in running["env"] if each["name"] in ("TMPDIR", "NUMBA_CACHE_DIR")]
+    for path in (*places, *filter(None, [given.get("--checkpoint")])):
+        assert any(Path(path).is_relative_to(mount) for mount in writable), path
+    test_a_pod_may_do_nothing_that_it_need_not([one])
 
 
 def test_the_rules_of_alerts_are_those_of_the_file(tmp_path: Path) -> None:

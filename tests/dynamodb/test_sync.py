@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -167,9 +168,18 @@ def test_a_network_that_fails_loses_nothing(twins: Twins, network: FaultyNetwork
 
 
 def test_what_does_not_pass_is_told_and_gone_on_with(
-    twins: Twins, network: FaultyNetwork, monkeypatch: pytest.MonkeyPatch
+    twins: Twins, network: FaultyNetwork, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     twins.snapshot([row(key, 1) for key in range(100)])
+    with monkeypatch.context() as impatient:
+        impatient.setattr("loaders.dynamodb.table._SECONDS", 0.5)
+        impatient.setattr("loaders.dynamodb.table._ATTEMPTS", 2)
+        network.fail(method="POST", text="DescribeTable", times=1e9, hangs=True)
+        with pytest.raises(TableFailed, match=r"has not answered DescribeTable for 0\.5 s"):
+            sync(twins.root)
+        (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert re.fullmatch(r"table '.*': .* has not answered DescribeTable for 0.5 s; it is asked again, up .*", told)
+        network.mend()
     monkeypatch.setattr("loaders.dynamodb.table._ATTEMPTS", 2)
     network.fail(method="POST", text="BatchWriteItem", times=1e9, status=400, code="AccessDeniedException")
     with pytest.raises(TableFailed, match="AccessDeniedException"):

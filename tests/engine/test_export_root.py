@@ -222,8 +222,13 @@ def test_a_file_is_believed_only_if_it_is_the_one_published(root: ExportRoot) ->
     with pytest.raises(FileDamaged, match="has the checksum"):
         root.checked_file(manifest, file)
     path.unlink()
-    with pytest.raises(FileDamaged, match="is missing; its manifest lists 30 rows"):
-        root.checked_file(manifest, file)
+    for read in (root.checked_file, root.open_file):
+        with pytest.raises(FileDamaged, match="is missing; its manifest lists 30 rows"):
+            read(manifest, file)
+    path.symlink_to(path)
+    for read in (root.checked_file, root.open_file):
+        with pytest.raises(FileDamaged, match="cannot be read: Too many levels of symbolic links"):
+            read(manifest, file)
 
 
 def test_a_checksum_covers_files_larger_than_a_block(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ServerRunning, SettingsInvalid
+from engine.errors import ServerRunning, SettingsInvalid, StoreNotWritable
 from engine.run_directory import (
     ServerRecord,
     read_server_record,
@@ -16,6 +16,7 @@ from engine.run_directory import (
     write_server_record,
 )
 from engine.settings import server_settings
+from loaders.store_writer import StoreWriter
 
 
 def test_defaults_serve_this_machine_only() -> None:
@@ -42,8 +43,12 @@ def test_wrong_settings(values: dict[str, Any], message: str) -> None:
 
 def test_a_store_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingsInvalid, match="cannot be written to"), serving(tmp_path / "file" / "store"):
-        pass
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "file", tmp_path / "file" / "store", tmp_path / "loop", Path("/proc/store")):
+        with pytest.raises(StoreNotWritable, match="cannot be written to"), serving(path):
+            pass
+        with pytest.raises(StoreNotWritable, match="cannot be written to"):
+            StoreWriter(path)
 
 
 def test_the_record_of_a_process_that_is_gone_counts_for_nothing(tmp_path: Path) -> None:

@@ -70,7 +70,10 @@ def stream(directory: Path, *arguments: str, die_at: str | None = None) -> None:
     """Run a stream to its end: of all there is, or where it is to die."""
     with streaming(directory, "--once", *arguments, die_at=die_at) as process:
         ended = process.wait(_STREAM_SECONDS)
-    assert ended == (-signal.SIGKILL if die_at else 0), (directory / "stream.log").read_text()
+    told = (directory / "stream.log").read_text()
+    assert ended == (-signal.SIGKILL if die_at else 0), told
+    assert ": reading " in told
+    assert die_at or told.endswith("ended: all is read\n"), told
 
 
 def test_pushes_of_a_stream_that_is_killed(tmp_path: Path) -> None:

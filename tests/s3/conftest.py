@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,13 @@ from tests.s3 import server
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server keeps its objects, as plain files: `objects/BUCKET/KEY`."""
+    return tmp_path_factory.mktemp("s3")
+
+
+@pytest.fixture(scope="module")
+def endpoint(disk: Path) -> Iterator[str]:
     """The URL of a server, which is the environment's, too."""
     program = server.versitygw()
     if program is None:
@@ -19,7 +26,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in server.ACCESS.items():
             environment.setenv(name, value)
-        with server.running(tmp_path_factory.mktemp("s3"), program) as url:
+        with server.running(disk, program) as url:
             environment.setenv("AWS_ENDPOINT_URL", url)
             yield url
 

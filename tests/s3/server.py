@@ -36,6 +36,14 @@ def free_port() -> int:
         return port
 
 
+def turn_a_byte(disk: Path, address: str) -> None:
+    """Damage an object, by its address, on the disk of the server."""
+    path = disk / "objects" / address.removeprefix("s3://")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @contextmanager
 def running(directory: Path, program: str) -> Iterator[str]:
     """A server that keeps its objects in a directory, and has one bucket; yields its URL."""

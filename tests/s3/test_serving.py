@@ -14,6 +14,7 @@ from engine.export_root import ExportRoot
 from engine.schema import FeatureService
 from tests import stores
 from tests.faulty_network import FaultyNetwork
+from tests.s3 import server as server_of_objects
 from tests.s3.mirroring import mirror
 from tests.server.serving import Server, eventually
 
@@ -77,8 +78,9 @@ def test_a_server_follows_a_root_in_s3_and_lists_it_seldom(
 def test_a_root_in_s3_that_fails_or_hangs_holds_up_nothing_but_its_deltas(
     root: ExportRoot, remote: ExportRoot, network: FaultyNetwork, tmp_path: Path
 ) -> None:
-    with Server(tmp_path / "store", {"root": str(remote)}) as server:
+    with Server(tmp_path / "store", {"root": str(remote)}, ready_lag_seconds=0.5) as server:
         server.await_views("doc", "other")
+        server.await_ready()
         before = server.record
         # Opened before the network failed, so that it goes past it.
         for number, (hangs, trouble) in enumerate(((False, "RootUnreadable"), (True, "RootSilent")), 1):
@@ -91,7 +93,52 @@ def test_a_root_in_s3_that_fails_or_hangs_holds_up_nothing_but_its_deltas(
             network.mend()
             eventually(lambda number=number: seen(server, 1) == number, "the delta")  # type: ignore[misc]
             eventually(lambda: troubles(server) == {"none"}, "that the trouble is over")
+            eventually(lambda number=number: told(server, r"s3://\S+: is well again") == number, server.log)  # type: ignore[misc]
+        assert (told(server, "RootUnreadable: "), told(server, r"s3://\S+ has not answered")) == (1, 1), server.log
+        assert told(server, "(doc|other): RootUnreadable: ") <= 2, server.log
         assert server.record == before, server.log
+
+
+def told(server: Server, pattern: str) -> int:
+    """How many lines the writer wrote that begin so."""
+    return len(re.findall(rf"shoal\.writer\[\d+\] {pattern}", server.log))
+
+
+def test_an_entry_whose_objects_cannot_be_read_takes_no_replica_out(
+    root: ExportRoot, remote: ExportRoot, network: FaultyNetwork, disk: Path, tmp_path: Path
+) -> None:
+    with Server(tmp_path / "store", {"root": str(remote)}, workers=1, ready_lag_seconds=5) as server:
+        server.await_views("doc", "other")
+        server.await_ready()
+
+        def doc() -> Any:
+            return next(view for view in server.ask("GET", "/v1/status").json["views"] if view["name"] == "doc")
+
+        def stands_behind(trouble: str, held_by: str | None) -> bool:
+            found = doc()
+            code, behind = (found["trouble"] or {}).get("code"), found["behind"]
+            return code == trouble and behind["held_by"] == held_by and behind["seconds"] > 6
+
+        # Its part alone, for good; it and its manifest, which is one of two; the way to it, for a while.
+        network.fail(text="part-", status=403, code="AccessDenied", times=float("inf"))
+        publish(root, remote, 2001)
+        eventually(lambda: stands_behind("FileDamaged", "FileDamaged"), lambda: f"{doc()} {server.log}")
+        assert server.ask("GET", "/ready").status == 200
+        network.mend()
+        eventually(lambda: seen(server, 1) == 2001, "the delta")
+        network.fail(text="part-", status=503, times=float("inf"))
+        publish(root, remote, 2002)
+        eventually(lambda: stands_behind("RootUnreadable", None), lambda: f"{doc()} {server.log}")
+        eventually(lambda: server.ask("GET", "/ready").status == 200, "that it is ready")
+        network.mend()
+        eventually(lambda: seen(server, 1) == 2002, "the delta")
+        network.fail(text="part-", status=403, code="AccessDenied", times=float("inf"))
+        publish(root, remote, 2003)
+        server_of_objects.turn_a_byte(disk, remote.storage.where(f"doc/deltas/{4:012d}/manifest.json"))
+        network.mend()
+        eventually(lambda: stands_behind("ManifestInvalid", "ManifestInvalid"), lambda: f"{doc()} {server.log}")
+        assert server.ask("GET", "/ready").status == 200
+        assert told(server, "doc: ") < 12, server.log
 
 
 def shoal(*arguments: str) -> subprocess.CompletedProcess[str]:

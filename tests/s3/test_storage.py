@@ -4,16 +4,28 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from engine.errors import FileDamaged, NotPublished, PublicationLost, RootNotWritable, RootUnreadable, SettingsInvalid
+from engine.errors import (
+    FileDamaged,
+    ManifestInvalid,
+    NotPublished,
+    PublicationLost,
+    RootNotWritable,
+    RootUnreadable,
+    SettingsInvalid,
+)
 from engine.export_root import ExportRoot
 from engine.schema import FeatureService
 from engine.storage import storage_at
 from tests import stores
 from tests.faulty_network import FaultyNetwork
+from tests.s3 import server
 from tests.s3.mirroring import bring, mirror, upload_files
 
 VIEW = stores.schema("doc", a="int32")
@@ -175,6 +187,106 @@ def test_a_server_that_only_fails_is_named(local: ExportRoot, address: str, netw
     network.fail(status=503, times=float("inf"))
     with pytest.raises(RootUnreadable, match="S3 answers 503 SlowDown: by the tests"):
         remote.entry("doc", 1)
+
+
+def test_an_object_that_is_damaged_on_the_server_is_the_fault_of_its_entry(
+    local: ExportRoot, remote: ExportRoot, disk: Path
+) -> None:
+    entry = stores.publish_snapshot(local, VIEW, ROWS, files=1)
+    mirror(local, remote)
+    server.turn_a_byte(disk, remote.where(entry, entry.files[0]))
+    server.turn_a_byte(disk, remote.storage.where("doc/deltas/000000000001/manifest.json"))
+    with pytest.raises(FileDamaged, match=r"part-00000.parquet (has the checksum|cannot be read: its bytes are not)"):
+        remote.checked_file(entry, entry.files[0])
+    with pytest.raises(ManifestInvalid, match="cannot be read: its bytes are not those that were written"):
+        remote.entry("doc", 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "AccessDenied"), (403, "InvalidObjectState"), (400, "KMS.DisabledException")]
+)
+def test_an_object_that_s3_does_not_give_is_the_fault_of_its_entry(
+    local: ExportRoot, address: str, network: FaultyNetwork, status: int, code: str
+) -> None:
+    entry = stores.publish_snapshot(local, VIEW, ROWS, files=1)
+    remote = ExportRoot(address)
+    mirror(local, remote)
+    assert remote.entry("doc", 1) == entry
+    parts = [network.fail(method=method, text="part-", status=status, code=code, times=9) for method in ("GET", "HEAD")]
+    for read in (remote.checked_file, remote.open_file):
+        with pytest.raises(FileDamaged, match=f"{status}"):
+            read(entry, entry.files[0])
+    parts[1].times = 0
+    with pytest.raises(FileDamaged, match=code):
+        remote.checked_file(entry, entry.files[0])
+    with pytest.raises(FileDamaged, match=code):
+        remote.open_file(entry, entry.files[0]).read()
+    network.fail(text="snapshots/", status=status, code=code, times=9)
+    with pytest.raises(ManifestInvalid, match=code):
+        remote.newest_snapshot("doc")
+    # Where S3 gives nothing else either, it is the credentials.
+    for method in ("GET", "HEAD"):
+        network.fail(method=method, status=403, code="AccessDenied", times=9)
+    with pytest.raises(RootUnreadable, match="see to the credentials"):
+        remote.entry("doc", 1)
+
+
+class _Page(BaseHTTPRequestHandler):
+    """A server of web pages, which has one for every path."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html><br>welcome")
+
+
+@contextmanager
+def web_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("handler", [SimpleHTTPRequestHandler, _Page])
+def test_a_server_that_is_no_s3_is_told(
+    address: str, monkeypatch: pytest.MonkeyPatch, handler: type[BaseHTTPRequestHandler]
+) -> None:
+    with web_server(handler) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        root = ExportRoot(address)
+        asked: list[Callable[[], object]] = [root.check_exists, root.views, lambda: root.sequence_numbers("doc")]
+        for ask in asked:
+            with pytest.raises(RootUnreadable, match="if that is no S3, correct AWS_ENDPOINT_URL"):
+                ask()
+        with pytest.raises(RootNotWritable, match="if that is no S3, correct AWS_ENDPOINT_URL"):
+            root.storage.replace("services.json", b"")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "Invalid endpoint: localhost:9000; set AWS_ENDPOINT_URL"),
+        ("AWS_ENDPOINT_URL_S3", "http://", "Invalid endpoint: http://; set AWS_ENDPOINT_URL"),
+        ("AWS_PROFILE", "nobody", r"The config profile \(nobody\) could not be found; see to the AWS_ variables"),
+    ],
+)
+def test_settings_that_let_no_client_be_made_are_told_at_once(
+    address: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsInvalid, match=message):
+        ExportRoot(address)
+
+
+@pytest.mark.parametrize("address", ["s3:/b/p", "S3://b/p", "s3a://b/p", "gs://b/p", "file:///b/p", "https://b/p"])
+def test_an_address_that_is_no_root_is_not_taken_for_a_directory(address: str) -> None:
+    with pytest.raises(SettingsInvalid, match=r"one is a directory, or s3://BUCKET/PREFIX"):
+        ExportRoot(address)
+    assert ExportRoot(f"./{address}").path == Path(address).absolute()
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_server_that_was_never_compared_with_its_root_is_not_ready(store: Path
     away = root.path.with_name("away")
     root.path.rename(away)
     with following(store, root) as server:
-        await_refusal(server, "was not read yet")
+        await_refusal(server, "was not read yet.*: export root .* does not exist")
         assert server.lookup(["doc:a"], {"doc_id": [1]}).status == 200
         stores.publish_delta(ExportRoot(away), VIEW, rows(1))
         away.rename(root.path)
@@ -78,6 +78,26 @@ def test_a_server_that_was_never_compared_with_its_root_is_not_ready(store: Path
         assert server.lookup(["doc:a"], {"doc_id": [1]}).json["features"]["doc:a"] == [1]
         assert gauge(server, 'shoal_view_lag_entries{view="doc"}') == 0
         assert behind(server, "doc") == {"entries": 0, "seconds": 0.0, "held_by": None}
+
+
+def test_a_new_server_says_what_keeps_its_store_empty(tmp_path: Path) -> None:
+    root = ExportRoot(tmp_path / "root")
+    with following(tmp_path / "store", root) as server:
+        await_refusal(server, "nothing was loaded into .* yet: export root .*/root does not exist")
+        root.path.symlink_to(server.store)
+        await_refusal(server, "nothing was loaded into .* yet: .*/root is a store, not an export root")
+        root.path.unlink()
+        root.path.mkdir()
+        await_refusal(server, "nothing was loaded into .* yet: .*/root has no views yet; `shoal export")
+        bad = stores.publish_snapshot(root, VIEW, rows(0))
+        (root.directory(bad) / bad.files[0].path).write_bytes(b"bad")
+        await_refusal(server, "nothing was loaded into .* yet: doc: .*part-00000.parquet is not readable as Parquet")
+        stores.publish_snapshot(root, VIEW, rows(1))
+        server.await_ready()
+        told = [line for line in server.log.splitlines() if "WARNING" in line or "ERROR" in line]
+        patterns = ["does not exist", "has no views yet", "doc: FileDamaged"]
+        assert [sum(pattern in line for line in told) for pattern in patterns] == [1, 1, 1], server.log
+        assert not any("shoal.worker" in line for line in told), server.log
 
 
 def test_a_root_that_cannot_be_read_leaves_a_ready_server_ready(store: Path, root: ExportRoot) -> None:
@@ -138,11 +158,19 @@ def test_a_server_whose_writer_applies_nothing_more_is_taken_out_and_comes_back(
 # --- case by case ------------------------------------------------------------------------------------------------
 
 
-def judged(store: Path, view: ViewStanding | None, *, seen: float = 0.0, **settings: Any) -> str | None:
+def judged(
+    store: Path,
+    view: ViewStanding | None,
+    *,
+    seen: float = 0.0,
+    unreadable_since: datetime | None = None,
+    **settings: Any,
+) -> str | None:
     """What keeps a store that holds entry 1 of both views from being ready, if `doc` stands so in its root."""
     now = datetime.now(UTC)
     views = {"other": ViewStanding(newest_seq=1, caught_up=True)} | ({"doc": view} if view is not None else {})
-    write_standing(store, Standing(root="root", seen_at=now - timedelta(seconds=seen), views=views))
+    seen_at = now - timedelta(seconds=seen)
+    write_standing(store, Standing(root="root", seen_at=seen_at, unreadable_since=unreadable_since, views=views))
     readiness = Readiness(server_settings(store=store, **settings), follows=True)
     try:
         readiness.check(FeatureStore.open(store).version())
@@ -163,6 +191,14 @@ def test_what_counts_and_what_does_not(store: Path) -> None:
     assert judged(store, late.model_copy(update={"held_by": "DeltaGap"})) is None
     # One that has just started is to have been at the end once.
     assert judged(store, late.model_copy(update={"pending_since": ago(1), "caught_up": False})) is not None
+    # While the root fails, nothing can be applied: a view stands as it did when that began.
+    for since in (ago(399), ago(1)):
+        frozen = late.model_copy(update={"unreadable_since": since})
+        assert (judged(store, frozen) is None) == (since < ago(2)), since
+        assert (judged(store, late, unreadable_since=since) is None) == (since < ago(2)), since
+    assert "last read 50 s ago" in (
+        judged(store, late.model_copy(update={"unreadable_since": ago(50)}), ready_unseen_seconds=40) or ""
+    )
     # What is applied is not pending, whatever the writer came to note.
     assert judged(store, late.model_copy(update={"newest_seq": 1})) is None
 

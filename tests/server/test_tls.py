@@ -3,6 +3,8 @@
 import contextlib
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from engine.export_root import ExportRoot
 from engine.server.tls import read_tls
 from engine.settings import server_settings
 from tests import stores
+from tests.deploy.chart import CHART
 from tests.server.certificates import Authority, Certificate, openssl
 from tests.server.conftest import GRPC_PORT
 from tests.server.serving import PATIENCE_SECONDS, Connection, Server, eventually
@@ -168,7 +171,18 @@ def test_clients_without_a_certificate_are_sent_away(store: Path, authority: Aut
         assert server.lookup(*ASKED).status == 200
         assert is_refused(server, authority.client())
         assert is_refused(server, authority.client(stranger))
+        assert (probe(server, client).returncode, probe(server, client).stdout[:4]) == (0, "200 ")
+        assert probe(server, stranger).returncode != 0
         eventually(lambda: server.log.count("no TLS with") >= 2, "both in the log")
+
+
+def probe(server: Server, own: Certificate) -> "subprocess.CompletedProcess[str]":
+    """What the chart's probe, which runs in the server's container, finds with a client's certificate."""
+    program = (CHART / "files" / "probe.py").read_text()
+    for mounted, file in (("tls.crt", own.certificate), ("tls.key", own.key)):
+        program = program.replace(f"/etc/shoal/client/{mounted}", str(file))
+    port = server.record.address.rpartition(":")[2]
+    return subprocess.run([sys.executable, "-c", program, port, "/ready"], capture_output=True, text=True, check=False)
 
 
 def test_a_server_with_a_client_ca_may_listen_to_all(store: Path, authority: Authority) -> None:

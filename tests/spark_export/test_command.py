@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.errors import DefinitionError, RemovalRefused, SourceError
+from engine.errors import DefinitionError, RemovalRefused, SourceError, SparkFailed
 from spark_export.command import export_command
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, ago
 
@@ -87,6 +87,24 @@ def test_it_tells_what_it_refuses(lab: Lab) -> None:
     assert values == {"feature": "m", "had": 1500, "lost": 1100, "share": 1100 / 1500, "limit": 0.2}
     assert lab.seqs() == [1]
     assert "docs: delta 2, " in _run(lab, "--allow-removals").output
+
+
+def test_a_view_that_only_streams_is_told(lab: Lab) -> None:
+    stream = {"format": "json", "path": "events", "columns": "doc_id STRING, event_timestamp TIMESTAMP, n BIGINT"}
+    lab.define({"n": "int64"}, source=None, stream=stream)
+    result = _run(lab)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "docs: only its definition is published; its rows come by `shoal stream`\n",
+    )
+    assert _run(lab, "--json").stdout == "[]\n"
+
+
+def test_packages_are_for_the_spark_that_an_export_starts(lab: Lab) -> None:
+    lab.define({"n": "int64"})
+    result = _run(lab, "--package", "org.apache.spark:spark-avro_2.13:4.1.1")
+    assert isinstance(result.exception, SparkFailed)
+    assert "packages come too late" in str(result.exception)
 
 
 def test_a_view_that_is_not_defined(lab: Lab) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from engine.keys import KEY_HASH, KEY_HASH_2
 from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
@@ -137,6 +138,25 @@ def test_a_manifest_says_where_its_rows_come_from(lab: Lab) -> None:
     assert (second.kind, second.seq, second.parent, second.rows, second.tombstones) == ("delta", 2, first.id, 1, 1)
     assert second.watermark == ago(hours=1)
     assert second.published_at > first.published_at
+
+
+@pytest.mark.parametrize("name", ["[1]{a,b}*?\\x", "day:1 %20#z"])
+def test_a_source_is_read_from_the_path_as_it_is_written(lab: Lab, name: str) -> None:
+    lab.define({"n": "int64"}, source={"path": f"{name}/part"})
+    lab.source = lab.directory / name / "part"
+    lab.source.parent.mkdir()
+    lab.put([{KEY: "a", "n": 1, TIMESTAMP: ago(hours=1)}])
+    # What a pattern of this name would match is another source.
+    (lab.directory / "1axyx").mkdir()
+    (lab.directory / "1axyx" / "part").write_text("another source")
+    lab.export()
+    assert [row["n"] for row in lab.served().values()] == [1]
+
+
+def test_a_path_of_which_there_is_none_is_a_pattern(lab: Lab) -> None:
+    lab.define({"n": "int64"}, source={"path": "sour[a-c]e*"})
+    lab.put([{KEY: "a", "n": 1, TIMESTAMP: ago(hours=1)}])
+    assert lab.export().new == 1
 
 
 def test_other_formats_are_read_with_their_options(lab: Lab) -> None:

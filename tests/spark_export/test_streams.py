@@ -67,6 +67,15 @@ def clicks(lab: Lab) -> dict[str, int]:
     return {str(key): row["clicks"] for (key,), row in lab.served().items()}
 
 
+def test_a_stream_is_read_from_the_path_as_it_is_written(lab: Lab) -> None:
+    events = lab.directory / "events [1]{a}"
+    events.mkdir()
+    define(lab, path=events.name)
+    put(events, event("a", 1, minutes=1))
+    assert run(lab) == [1]
+    assert clicks(lab) == {"a": 1}
+
+
 def test_the_newest_event_of_a_key_is_served(lab: Lab, events: Path) -> None:
     define(lab)
     put(events, event("a", 1, minutes=1), event("b", 2, minutes=1), event("a", 3, minutes=2), event("a", 4, minutes=1))

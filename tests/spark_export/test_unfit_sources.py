@@ -64,6 +64,22 @@ COLUMNS: dict[str, tuple[str, pa.DataType, str]] = {
 SOURCES: dict[str, tuple[dict[str, Any], str]] = {
     "no such path": ({"path": "nowhere"}, "nowhere) cannot be read: [PATH_NOT_FOUND] Path does not exist"),
     "no such format": ({"path": "source", "format": "nonsense"}, "Failed to find the data source: nonsense"),
+    "no package, or no such format": (
+        {"path": "source", "format": "nonsense"},
+        "nonsense.DefaultSource); correct the format, or name its package: --package GROUP",
+    ),
+    "no package for Avro": (
+        {"path": "source", "format": "avro"},
+        "; give --package org.apache.spark:spark-avro_2.13:",
+    ),
+    "no package for Delta": (
+        {"path": "source", "format": "delta"},
+        "; give --package io.delta:delta-spark_2.13:VERSION, in the version that goes with Spark 4.",
+    ),
+    "columns that differ in case alone, of a query": (
+        {"sql": "SELECT 'a' AS doc_id, now() AS event_timestamp, 1L AS n, 2L AS N"},
+        "has the columns 'n' and 'N'; Spark does not tell names apart that differ in case alone: rename one, or start",
+    ),
     "no such table": (
         {"table": "nowhere.nothing"},
         "(table nowhere.nothing) cannot be read: [TABLE_OR_VIEW",
@@ -128,6 +144,17 @@ def test_a_column_of_a_type_that_does_not_fit(lab: Lab, case: str) -> None:
     lab.define(FEATURES)
     lab.put([{name: value for name, value in GOOD.items() if name != column}], **{column: of})
     _refuses(lab, message)
+
+
+def test_columns_of_files_that_differ_in_case(lab: Lab) -> None:
+    lab.define({"n": "int64"})
+    lab.put([GOOD | {"N": 1}], N=pa.int64(), n=pa.int64())
+    _refuses(lab, "[COLUMN_ALREADY_EXISTS] The column `n` already exists. Choose another name or rename the existing c")
+    _refuses(lab, "; Spark does not tell names apart that differ in case alone: rename one, or start the export by")
+    lab.define({"N": "int64"})
+    lab.put([GOOD | {"N": 1}])
+    lab.define({"n": "int64"})
+    _refuses(lab, "has no column 'n'; it has event_timestamp, doc_id, N; did you mean 'N'?")
 
 
 def test_a_column_that_is_missing(lab: Lab) -> None:

@@ -62,7 +62,15 @@ def test_a_right_file(tmp_path: Path) -> None:
     assert docs.future == "refuse"
 
 
-@pytest.mark.parametrize("path", ["/data/docs", "s3a://bucket/docs", "hdfs:///docs", "file:///data/docs"])
+@pytest.mark.parametrize("path", ["day:1/docs", "rows:1.csv", "a[1]/{b}"])
+def test_a_path_with_signs_in_it_is_relative_to_the_file(tmp_path: Path, path: str) -> None:
+    (tmp_path / "views.yaml").write_text(GOOD.replace("data/docs", f"'{path}'"))
+    source = load_views(tmp_path / "views.yaml").views[0].source
+    assert source is not None
+    assert source.path == f"{tmp_path}/{path}"
+
+
+@pytest.mark.parametrize("path", ["/data/docs", "s3a://bucket/docs", "hdfs:/docs", "file:///data/docs"])
 def test_a_path_that_is_not_relative_is_left_as_it_is(tmp_path: Path, path: str) -> None:
     (tmp_path / "views.yaml").write_text(GOOD.replace("data/docs", path))
     source = load_views(tmp_path / "views.yaml").views[0].source

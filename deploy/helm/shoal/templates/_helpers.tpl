@@ -47,8 +47,37 @@ shoal/shard: {{ int .shard | quote }}
 {{- end -}}
 
 {{- define "shoal.probe" -}}
+{{- if .root.Values.tls.clientCaSecretName -}}
+exec:
+  command:
+    - python
+    - -c
+    - {{ .root.Files.Get "files/probe.py" | toJson }}
+    - {{ int .root.Values.port | quote }}
+    - {{ .path }}
+{{- else -}}
 httpGet: {path: {{ .path }}, port: http{{ if .root.Values.tls.secretName }}, scheme: HTTPS{{ end }}}
+{{- end }}
 {{ toYaml .settings }}
+{{- end -}}
+
+{{- /* A quantity of bytes in whole MiB. */ -}}
+{{- define "shoal.mebibytes" -}}
+{{- $units := dict "" 9.5367431640625e-07 "Ki" 0.0009765625 "Mi" 1.0 "Gi" 1024.0 "Ti" 1048576.0 -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[A-Za-z]*$" .)) | ceil | int64 -}}
+{{- end -}}
+
+{{- /* What a replica asks of its node; with what it may write to the node's disk, unless that is given. */ -}}
+{{- define "shoal.resources" -}}
+{{- $resources := deepCopy .Values.resources -}}
+{{- $requests := default dict $resources.requests -}}
+{{- if not (hasKey $requests "ephemeral-storage") -}}
+{{- $store := ternary "0" (include "shoal.mebibytes" .Values.storeSizeLimit) .Values.persistence.enabled -}}
+{{- $sum := add 1024 (int64 $store) (int64 (include "shoal.mebibytes" .Values.temporarySizeLimit)) -}}
+{{- $_ := set $requests "ephemeral-storage" (printf "%dMi" $sum) -}}
+{{- end -}}
+{{- $_ := set $resources "requests" $requests -}}
+{{- toYaml $resources -}}
 {{- end -}}
 
 {{- define "shoal.ports" -}}

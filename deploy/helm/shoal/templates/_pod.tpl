@@ -4,6 +4,9 @@
 {{- if not (or $values.tokens.secretName $values.openToAll) -}}
 {{- fail "nobody is told who may ask: set tokens.secretName, or openToAll if the network lets in only who may" -}}
 {{- end -}}
+{{- if and $values.tls.clientCaSecretName (not (and $values.tls.secretName $values.tls.clientSecretName)) -}}
+{{- fail "tls.clientCaSecretName is set: the server needs tls.secretName, and the probes tls.clientSecretName" -}}
+{{- end -}}
 {{- $image := printf "%s:%s" $values.image.repository (default .root.Chart.AppVersion $values.image.tag) -}}
 metadata:
   labels:
@@ -72,6 +75,9 @@ spec:
         - --tls-certificate=/etc/shoal/tls/tls.crt
         - --tls-key=/etc/shoal/tls/tls.key
         {{- end }}
+        {{- if $values.tls.clientCaSecretName }}
+        - --tls-client-ca=/etc/shoal/client-ca/ca.crt
+        {{- end }}
         {{- with $values.extraArgs }}{{ toYaml . | nindent 8 }}{{ end }}
       env:
         - {name: NUMBA_CACHE_DIR, value: /var/cache/shoal}
@@ -94,7 +100,7 @@ spec:
       lifecycle:
         preStop:
           exec: {command: [sleep, {{ int $values.preStopSeconds | quote }}]}
-      resources: {{- toYaml $values.resources | nindent 8 }}
+      resources: {{- include "shoal.resources" .root | nindent 8 }}
       securityContext: {{- toYaml $values.securityContext | nindent 8 }}
       volumeMounts:
         - {name: store, mountPath: /var/lib/shoal}
@@ -105,6 +111,10 @@ spec:
         {{- end }}
         {{- if $values.tls.secretName }}
         - {name: tls, mountPath: /etc/shoal/tls, readOnly: true}
+        {{- end }}
+        {{- if $values.tls.clientCaSecretName }}
+        - {name: client-ca, mountPath: /etc/shoal/client-ca, readOnly: true}
+        - {name: client, mountPath: /etc/shoal/client, readOnly: true}
         {{- end }}
         {{- with $values.extraVolumeMounts }}{{ toYaml . | nindent 8 }}{{ end }}
   volumes:
@@ -118,6 +128,10 @@ spec:
     {{- end }}
     {{- with $values.tls.secretName }}
     - {name: tls, secret: {secretName: {{ . }}, defaultMode: 0440}}
+    {{- end }}
+    {{- with $values.tls.clientCaSecretName }}
+    - {name: client-ca, secret: {secretName: {{ . }}, items: [{key: ca.crt, path: ca.crt}], defaultMode: 0440}}
+    - {name: client, secret: {secretName: {{ $values.tls.clientSecretName }}, defaultMode: 0440}}
     {{- end }}
     {{- with $values.extraVolumes }}{{ toYaml . | nindent 4 }}{{ end }}
   {{- if $values.topologySpread }}
