@@ -18,7 +18,6 @@ serves on as if nothing were, and does so too if its successor's end of the sock
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any, Literal, Self
 from engine.control import unix_address
 from engine.errors import ReplacementFailed
 from engine.run_directory import run_path
+from engine.running_clock import RunningClock
 
 _PROTOCOL = 1
 _MESSAGE_BYTES = 4096
@@ -201,7 +201,7 @@ class Takeover:
         self._predecessor = predecessor
         self._with_writer = with_writer
         self._at: Literal["workers", "old writer", "writer", "old server"] = "workers"
-        self._deadline = time.monotonic() + _TAKEOVER_SECONDS
+        self._clock = RunningClock()
 
     @property
     def may_write(self) -> bool:
@@ -225,7 +225,7 @@ class Takeover:
         elif self._at == "writer" and (not self._with_writer or writer_answers()):
             self._predecessor.order("leave")
             self._at = "old server"
-        if time.monotonic() > self._deadline:
+        if self._clock.now() > _TAKEOVER_SECONDS:
             raise ReplacementFailed(
                 f"waited {_TAKEOVER_SECONDS:g} s for the {self._at}; the server that was to be replaced goes on"
             )

@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -34,10 +33,13 @@ from engine.run_directory import (
     started_at,
     write_server_record,
 )
+from engine.running_clock import RunningClock
+from engine.signals import ReceivedSignals
 
 log = logging.getLogger("shoal.supervisor")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_END = frozenset((signal.SIGTERM, signal.SIGINT))
 _TICK_SECONDS = 0.25
 _HANDOVER_TICK_SECONDS = 0.02
 _QUICK_DEATH_SECONDS = 10.0
@@ -70,7 +72,8 @@ class Supervisor:
         listener: the socket that the workers accept from.
         inheritance: what a server gets that takes the place of this one.
         takeover: how this one takes another's, which serves the store still.
-        silent_seconds: a child that gives no sign of life for so long is killed and replaced.
+        silent_seconds: a child that gives no sign of life for so long is killed and replaced. Time in which the
+            supervisor itself did not run does not count.
         drain_seconds: how long workers may go on once they were told to stop.
         refresh: called several times a second, so that what a new child inherits is not out of date.
         bury: told the process id of every worker that is gone.
@@ -110,6 +113,7 @@ class Supervisor:
         self._refresh = refresh
         self._bury = bury
         self._lifeline = Lifeline()
+        self._clock = RunningClock()
         self._workers = [
             _Child(f"worker {place}", partial(self._work_at, place), is_worker=True) for place in range(workers)
         ]
@@ -121,7 +125,7 @@ class Supervisor:
         Raises:
             ReplacementFailed: the server whose place this one was to take goes on.
         """
-        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._signals = ReceivedSignals(_SIGNALS)
         # What is there now stays for ever: the collector would only make every child copy its pages.
         gc.collect()
         gc.freeze()
@@ -143,7 +147,7 @@ class Supervisor:
                     ties.close()
             self._lifeline.close()
             gc.unfreeze()
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+            self._signals.close()
 
     @property
     def _children(self) -> list[_Child]:
@@ -163,23 +167,21 @@ class Supervisor:
         if self._heed_successor():
             return True
         for child in self._children:
-            if child.pid is None and child.due <= time.monotonic() and (child.is_worker or self._may_write):
+            if child.pid is None and child.due <= self._clock.now() and (child.is_worker or self._may_write):
                 self._start(child)
         if self.serves:
             self._write_record()
         hands_over = self._takeover is not None or (self._succession is not None and self._succession.has_successor)
-        received = signal.sigtimedwait(_SIGNALS, _HANDOVER_TICK_SECONDS if hands_over else _TICK_SECONDS)
-        if received is None or received.si_signo == signal.SIGCHLD:
-            return False
-        if received.si_signo == signal.SIGHUP:
+        received = self._signals.wait(_HANDOVER_TICK_SECONDS if hands_over else _TICK_SECONDS)
+        if signal.SIGHUP in received:
             self._forward_reload()
-            return False
-        log.info("%s: draining for up to %g s", signal.Signals(received.si_signo).name, self._drain_seconds)
-        return True
+        for number in received & _END:
+            log.info("%s: draining for up to %g s", number.name, self._drain_seconds)
+        return bool(received & _END)
 
     def _start(self, child: _Child) -> None:
         child.answers = False
-        child.started = child.last_sign = time.monotonic()
+        child.started = child.last_sign = self._clock.now()
         try:
             child.pid = self._fork(child)
             reached("server.forked")
@@ -210,7 +212,7 @@ class Supervisor:
                     f"{child.name} of the new server {_manner_of_death(status)}; the server that was to be replaced "
                     f"goes on"
                 )
-            now = time.monotonic()
+            now = self._clock.now()
             quick = now - child.started < _QUICK_DEATH_SECONDS
             child.delay = min(max(2 * child.delay, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS) if quick else 0.0
             child.due = now + child.delay
@@ -218,7 +220,7 @@ class Supervisor:
             log.error("%s, pid %d, %s; it is replaced in %.1f s", child.name, pid, manner, child.delay)
 
     def _kill_silent(self) -> None:
-        signs, now = self._lifeline.signs(), time.monotonic()
+        signs, now = self._lifeline.signs(), self._clock.now()
         for child in self._children:
             if child.pid in signs:
                 child.answers, child.last_sign = True, now
@@ -285,7 +287,7 @@ class Supervisor:
             self.serves = False
             return True
         if order == "writer":
-            self._gave_up_writing = time.monotonic()
+            self._gave_up_writing = self._clock.now()
             if self._writer is not None and self._writer.pid is not None:
                 self._signal(self._writer, signal.SIGTERM)
         if self._gave_up_writing is None:
@@ -295,7 +297,7 @@ class Supervisor:
             self._gave_up_writing = None
         elif self._writer is None or self._writer.pid is None:
             self._succession.confirm_writer()
-        elif time.monotonic() > self._gave_up_writing + _WRITER_STOP_SECONDS:
+        elif self._clock.now() > self._gave_up_writing + _WRITER_STOP_SECONDS:
             self._kill([self._writer])
         return False
 
@@ -317,17 +319,16 @@ class Supervisor:
         children = [child for child in children if child.pid is not None]
         for child in children:
             self._signal(child, signal.SIGTERM)
-        deadline = time.monotonic() + seconds
+        deadline = self._clock.now() + seconds
         while any(child.pid for child in children):
-            left = deadline - time.monotonic()
+            left = deadline - self._clock.now()
             if left <= 0:
                 names = ", ".join(child.name for child in children if child.pid)
                 log.error("%s did not stop in %g s", names, seconds)
                 self._kill(children)
                 break
-            received = signal.sigtimedwait(_SIGNALS, min(left, _TICK_SECONDS))
-            if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):
-                log.warning("%s again: ending at once", signal.Signals(received.si_signo).name)
+            for number in self._signals.wait(min(left, _TICK_SECONDS)) & _END:
+                log.warning("%s again: ending at once", number.name)
                 return False
             self._reap(replace=False)
         return True
@@ -349,7 +350,7 @@ class Supervisor:
     def _fork(self, child: _Child) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        pid = self._signals.fork()
         if pid:
             return pid
         code = 1
@@ -369,11 +370,7 @@ class Supervisor:
 
     def _become(self, child: _Child) -> None:
         # A terminal sends SIGINT to the whole group; whether and when to stop is for the supervisor to say.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        self._signals.reset(ignored=(signal.SIGINT, signal.SIGHUP))
         if self._succession is not None:
             self._succession.close()
         if self._takeover is not None:
