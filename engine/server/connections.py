@@ -34,7 +34,7 @@ class Connection(web.RequestHandler):
     that there are too many. `patience` is how many seconds a client may take to send the head of a request.
     """
 
-    __slots__ = ("_admission", "_ahead", "_began", "_came", "_patience", "_socket", "is_extra")
+    __slots__ = ("_admission", "_ahead", "_arrived", "_began", "_came", "_patience", "_socket", "is_extra")
 
     def __init__(
         self,
@@ -52,7 +52,8 @@ class Connection(web.RequestHandler):
         # How many requests are to be answered before the one that was read; None where none waits.
         self._ahead: int | None = None
         self._patience = _EXTRA_SECONDS if is_extra else patience
-        self._came = time.perf_counter()
+        # When the last bytes were read, and when they reached this machine, as far as the kernel tells.
+        self._came = self._arrived = time.perf_counter()
         # When a head began to come: 0 between requests, and never during one, whose body has a limit of its own. Who is
         # one too many is not to stay without asking something either.
         self._began = self._came if is_extra else 0.0
@@ -64,7 +65,9 @@ class Connection(web.RequestHandler):
             super().data_received(data)
             return
         self._came = time.perf_counter()
+        self._arrived = self._came - self._waited_in_socket()
         if not self._began:
+            self._admission.meet()
             if self._refuses(data):
                 return
             self._began = self._came
@@ -81,7 +84,7 @@ class Connection(web.RequestHandler):
 
     def _refuses(self, data: bytes) -> bool:
         """Whether this is a request for which there is no time, which so is answered already."""
-        waited = self._waited_in_socket()
+        waited = self._came - self._arrived
         if not self._admission.is_late_when_read(waited, self._admission.timeout):
             return False
         if self.transport is None or self.transport.get_write_buffer_size() or not self._is_idle():
@@ -129,19 +132,21 @@ class Connection(web.RequestHandler):
         """A head is complete, and its turn has come."""
         self._began = math.inf
         if self._ahead is not None:
-            self._admission.begin(self._ahead, time.perf_counter() - self._came)
+            self._admission.begin(self._ahead, self._came, self._arrived, time.perf_counter())
             self._ahead = None
 
     def end_request(self) -> None:
         """It is answered."""
         self._began = 0.0
+        # By then the event loop has looked at all sockets once more.
+        self._loop.call_soon(self._admission.note_idle, self._admission.met)
 
     def waited(self) -> float:
         """For how many seconds the last that came of the client has been here."""
-        # The kernel counts in steps of some milliseconds.
-        return max(time.perf_counter() - self._came, self._waited_in_socket())
+        return time.perf_counter() - self._arrived
 
     def _waited_in_socket(self) -> float:
+        # The kernel counts in steps of some milliseconds.
         if self._socket is None or _TCP_INFO is None:
             return 0.0
         try:
