@@ -41,12 +41,12 @@ from engine.errors import (
 )
 from engine.lmdb_file import check_length, check_metas
 from engine.lmdb_trees import check_trees
+from engine.reader_slots import SLOT_BYTES, claim_process_id, process_id_taken
 from engine.seal import begin_sealing, read_seal, seal_commit
 
 LIVE_MAP_SIZE = 256 << 30
 """Address space, not disk: a map that never has to grow never has to move."""
 MAX_READERS = 2048
-_READER_BYTES = 64
 _FULL = 1 << 20
 _DIRECTORY_MODE, _FILE_MODE, _LOCK_MODE = 0o750, 0o640, 0o660
 """Of what a store is made of: nothing in it is for everybody, whatever the umask, which decides about the group. LMDB's
@@ -57,6 +57,8 @@ _READ, _TREES = frozenset((b"catalog", b"segments")), frozenset((b"catalog", b"s
 _TRIES, _RETRY_SECONDS = 100, 0.001
 DATA = "data.mdb"
 """The file of an environment that holds its pages."""
+LOCK = "lock.mdb"
+"""The file of an environment that holds its locks and its table of readers."""
 
 
 def live_paths(store: Path) -> list[Path]:
@@ -214,6 +216,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         StoreLocked: this process has it open for reading, and wants to write.
         StoreDamaged: LMDB did not write its pages so, or it has less than the store had.
         StoreUnreadable: the system does not let it be opened now.
+        ProcessIdTaken: a process of another PID namespace has it open under this process's id.
     """
     while True:
         # First of all: from here on a writer only adds to what it has recorded.
@@ -248,6 +251,7 @@ def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_
                 make_directory(path)
             if writable:
                 allocate_lock(path)
+            claim_process_id(path / LOCK)
             env = _open_live(path, writable=writable)
             try:
                 with damage_named(path):
@@ -258,6 +262,8 @@ def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_
             except BaseException as error:
                 # Whoever keeps the error would keep the environment open, and LMDB opens none twice in a process.
                 env.close()
+                if isinstance(error, lmdb.Error) and os.strerror(errno.EAGAIN) in str(error):
+                    raise process_id_taken(path / LOCK) from None  # It was taken just now.
                 if isinstance(error, lmdb.NotFoundError | FileNotFoundError):
                     raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does") from None
                 raise
@@ -438,7 +444,7 @@ def allocate(path: Path, size: int) -> None:
 
 def allocate_lock(path: Path) -> None:
     """Give an environment its table of readers, as `allocate` does."""
-    allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
+    allocate(path / LOCK, MAX_READERS * SLOT_BYTES)
 
 
 def map_generation(path: Path) -> memoryview:

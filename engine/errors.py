@@ -196,6 +196,10 @@ class StoreUnreadable(ShoalError):
     http_status = 503
 
 
+class ProcessIdTaken(StoreUnreadable):
+    """A process of another PID namespace reads the store under the process id that this one has."""
+
+
 class StoreIsOtherShard(ShoalError):
     """The store holds another shard than the one that it was to be opened as."""
 

@@ -16,13 +16,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from engine.control import writer_answers
-from engine.errors import ReplacementFailed, ShoalError
+from engine.errors import ProcessIdTaken, ReplacementFailed, ShoalError
 from engine.failpoints import reached
 from engine.handover import Inheritance, Succession, Takeover
 from engine.lifeline import Beat, Lifeline
@@ -46,6 +47,8 @@ _QUICK_DEATH_SECONDS = 10.0
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 30.0
 _WRITER_STOP_SECONDS = 10.0
+_ANOTHER_ID = 75
+"""The exit code of a child that is to be started again under another process id."""
 
 
 @dataclass
@@ -193,11 +196,10 @@ class Supervisor:
 
     def _reap(self, *, replace: bool) -> None:
         """Notice which children are gone, and when their successors are due."""
-        for child in self._children:
-            if child.pid is None:
-                continue
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if not pid:
+        running = {child.pid: child for child in self._children if child.pid is not None}
+        for pid, status in _ended():
+            child = running.get(pid)
+            if child is None:
                 continue
             child.pid = None
             if child.is_worker:
@@ -207,17 +209,19 @@ class Supervisor:
             if child is self._writer and self._gave_up_writing is not None:
                 log.info("%s, pid %d, has stopped for the next server's", child.name, pid)
                 continue
+            now, code = self._clock.now(), os.waitstatus_to_exitcode(status)
+            if code == _ANOTHER_ID:
+                child.due = now
+                continue
             if self._takeover is not None:
                 raise ReplacementFailed(
-                    f"{child.name} of the new server {_manner_of_death(status)}; the server that was to be replaced "
+                    f"{child.name} of the new server {_manner_of_death(code)}; the server that was to be replaced "
                     f"goes on"
                 )
-            now = self._clock.now()
             quick = now - child.started < _QUICK_DEATH_SECONDS
             child.delay = min(max(2 * child.delay, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS) if quick else 0.0
             child.due = now + child.delay
-            manner = _manner_of_death(status)
-            log.error("%s, pid %d, %s; it is replaced in %.1f s", child.name, pid, manner, child.delay)
+            log.error("%s, pid %d, %s; it is replaced in %.1f s", child.name, pid, _manner_of_death(code), child.delay)
 
     def _kill_silent(self) -> None:
         signs, now = self._lifeline.signs(), self._clock.now()
@@ -359,6 +363,9 @@ class Supervisor:
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except ProcessIdTaken as error:
+            log.warning("%s is started again under another process id: %s", child.name, error)
+            code = _ANOTHER_ID
         except ShoalError as error:
             log.error("%s cannot go on: %s: %s", child.name, type(error).__name__, error)
         except BaseException:
@@ -385,6 +392,13 @@ class Supervisor:
         self._work(place, self._lifeline.beat, self._takeover is not None)
 
 
-def _manner_of_death(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
+def _ended() -> Iterator[tuple[int, int]]:
+    """Reap each process that ended, and yield its id and status: children, and as process 1 of a container also orphans
+    of whatever runs in it."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
+
+
+def _manner_of_death(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

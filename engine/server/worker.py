@@ -16,7 +16,7 @@ import uvloop
 from aiohttp import web
 
 from engine.control import WriterClient
-from engine.errors import StoreNotFound
+from engine.errors import ProcessIdTaken, StoreNotFound
 from engine.failpoints import reached
 from engine.malloc import keep_freed_memory
 from engine.run_directory import metrics_path
@@ -186,6 +186,9 @@ async def _keep_up(
             look_after(lag)
             if rpcs is not None:
                 await rpcs.show_health()
+        except ProcessIdTaken as error:
+            log.warning("the worker ends, for one with another process id to take its place: %s", error)
+            signal.raise_signal(signal.SIGTERM)
         except Exception:
             log.exception("the worker cannot keep up with what changed")
         due = loop.time() + _REFRESH_SECONDS
