@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 
 from engine.control import unix_address
 from engine.errors import ReplacementFailed
-from engine.run_directory import run_path
+from engine.run_directory import is_same_file, run_path
 from engine.running_clock import RunningClock
 
 _PROTOCOL = 1
@@ -72,6 +72,7 @@ class Succession:
         os.fchmod(self._listener.fileno(), 0o600)
         with unix_address(self._path) as address:
             self._listener.bind(address)
+        self._is_own = is_same_file(self._path)
         self._listener.listen()
         self._listener.setblocking(False)
         self._successor: socket.socket | None = None
@@ -81,6 +82,10 @@ class Succession:
     def has_successor(self) -> bool:
         """Whether there is one, that may still fail."""
         return self._successor is not None
+
+    def is_in_place(self) -> bool:
+        """Whether a successor finds this server at the socket's path; True too if there is no directory for it now."""
+        return self._is_own(self._path) or not self._path.parent.is_dir()
 
     def poll(self) -> Order | None:
         """The next order of a successor, if one has come."""

@@ -7,17 +7,18 @@
     <store>/run/writer.sock    see `engine.control`
     <store>/run/supervisor.sock    see `engine.handover`
 
-None of it is part of the data: without a running server it may go. It is its user's alone, since who reaches the
-writer's socket can give orders.
+None of it is part of the data: without a running server it may go. What goes under a running server, it makes again:
+each process looks after what it made. It is its user's alone, since who reaches the writer's socket can give orders.
 """
 
 import fcntl
+import logging
 import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
@@ -25,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from engine.environment import make_directory
 from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid
 from engine.failpoints import reached
+
+log = logging.getLogger("shoal.supervisor")
 
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
@@ -96,6 +99,11 @@ def write_server_record(store: Path, record: ServerRecord) -> None:
     reached("server.recorded")
 
 
+def has_server_record(store: Path) -> bool:
+    """Whether there is a record, of whichever server."""
+    return _record_path(store).exists()
+
+
 def remove_server_record(store: Path) -> None:
     """The server ends."""
     _record_path(store).unlink(missing_ok=True)
@@ -117,7 +125,8 @@ def serving(store: Path, inherited: int | None = None) -> Iterator[int]:
             yield lock.fileno()
         return
     try:
-        lock_file = (make_run_directory(store) / "server.lock").open("w")
+        make_run_directory(store)
+        lock_file = _lock_path(store).open("w")
     except OSError as error:
         raise SettingsInvalid(f"store is {str(store)!r}, which cannot be written to: {error}") from error
     with lock_file as lock:
@@ -156,6 +165,72 @@ def _private(path: Path) -> RunDirectoryPrivate:
     return RunDirectoryPrivate(
         f"{path} belongs to the user {owner} alone, and this is {os.geteuid()}; run it as {owner}"
     )
+
+
+class RunDirectoryKeeper:
+    """Makes again what was removed under a running server and what no process makes alone: the directory, the server's
+    lock, and the directory of counters. A store that was itself moved or deleted is left alone.
+
+    Args:
+        lock: the descriptor of the server's lock, which goes over to a new lock file if that is necessary.
+    """
+
+    def __init__(self, store: Path, lock: int) -> None:
+        self._store = store
+        self._lock = lock
+        self._identity = is_same_file(store)
+        self._told: str | None = None
+
+    def mend(self) -> None:
+        """Look after all of it; what cannot be made now is tried again at the next call."""
+        try:
+            if not self._identity(self._store):
+                return
+            make_run_directory(self._store)
+            metrics_path(self._store).mkdir(exist_ok=True)
+            mend_lock(_lock_path(self._store), self._lock)
+        except (OSError, RunDirectoryPrivate) as error:
+            if str(error) != self._told:
+                log.error("%s cannot be made again: %s", run_path(self._store), error)
+            self._told = str(error)
+        else:
+            self._told = None
+
+
+def is_same_file(path: Path) -> Callable[[Path], bool]:
+    """A test whether a path leads to the file that this one leads to now."""
+    known = path.stat()
+
+    def is_same(other: Path) -> bool:
+        try:
+            return os.path.samestat(other.stat(), known)
+        except FileNotFoundError:
+            return False
+
+    return is_same
+
+
+def mend_lock(path: Path, held: int) -> bool:
+    """Lock the file at a path again if it is not the one that a descriptor has locked. The descriptor goes over to it.
+
+    Returns:
+        Whether that was necessary.
+
+    Raises:
+        BlockingIOError: another process locked it meanwhile.
+        OSError: it cannot be made.
+    """
+    with suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), os.fstat(held)):
+            return False
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.dup2(lock.fileno(), held, inheritable=os.get_inheritable(held))
+    return True
+
+
+def _lock_path(store: Path) -> Path:
+    return run_path(store) / "server.lock"
 
 
 def _record_path(store: Path) -> Path:

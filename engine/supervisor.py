@@ -30,6 +30,7 @@ from engine.lifeline import Beat, Lifeline
 from engine.notify import notify
 from engine.run_directory import (
     ServerRecord,
+    has_server_record,
     remove_server_record,
     started_at,
     write_server_record,
@@ -78,7 +79,8 @@ class Supervisor:
         silent_seconds: a child that gives no sign of life for so long is killed and replaced. Time in which the
             supervisor itself did not run does not count.
         drain_seconds: how long workers may go on once they were told to stop.
-        refresh: called several times a second, so that what a new child inherits is not out of date.
+        refresh: called several times a second, so that what a new child inherits is not out of date, and what the
+            run directory is to have is there.
         bury: told the process id of every worker that is gone.
     """
 
@@ -94,7 +96,7 @@ class Supervisor:
         takeover: Takeover | None,
         silent_seconds: float,
         drain_seconds: float,
-        refresh: Callable[[], None],
+        refresh: Iterable[Callable[[], None]],
         bury: Callable[[int], None],
     ) -> None:
         self._store = store
@@ -113,7 +115,7 @@ class Supervisor:
         self._record_is_stale = False
         self._silent_seconds = silent_seconds
         self._drain_seconds = drain_seconds
-        self._refresh = refresh
+        self._refresh = tuple(refresh)
         self._bury = bury
         self._lifeline = Lifeline()
         self._clock = RunningClock()
@@ -165,7 +167,8 @@ class Supervisor:
         if not self._announced and all(child.answers for child in self._workers):
             self._announced = True
             notify("READY=1")
-        self._refresh()
+        for refresh in self._refresh:
+            refresh()
         self._take_over()
         if self._heed_successor():
             return True
@@ -245,7 +248,7 @@ class Supervisor:
                 "writer": self._writer.pid if self._writer else None,
             }
         )
-        if record == self._written:
+        if record == self._written and has_server_record(self._store):
             return
         try:
             write_server_record(self._store, record)
@@ -265,6 +268,10 @@ class Supervisor:
 
     def _begin_to_serve(self) -> None:
         self.serves = True
+        self._await_successor()
+
+    def _await_successor(self) -> None:
+        self._succession = None
         try:
             self._succession = Succession(self._store, self._inheritance)
         except OSError as error:
@@ -285,6 +292,9 @@ class Supervisor:
         """Do as a successor orders; returns whether it has taken over."""
         if self._succession is None:
             return False
+        if not self._succession.has_successor and not self._succession.is_in_place():
+            self._succession.close()
+            self._await_successor()
         order = self._succession.poll()
         if order == "leave":
             log.info("another server has taken over: draining for up to %g s", self._drain_seconds)

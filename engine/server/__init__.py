@@ -10,7 +10,7 @@ from functools import partial
 from engine.failpoints import reached
 from engine.handover import Inheritance, Predecessor, Takeover
 from engine.kernels import warm
-from engine.run_directory import clear_metrics, metrics_path, serving
+from engine.run_directory import RunDirectoryKeeper, clear_metrics, metrics_path, serving
 from engine.server import grpc_port
 from engine.server.listening import address_of, listen
 from engine.server.protection import Protection, warn_of_gaps
@@ -60,9 +60,8 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
         directory = clear_metrics(settings.store) if predecessor is None else metrics_path(settings.store)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
         # Only now, since prometheus_client decides at its import whether counters are shared between processes.
-        from prometheus_client.multiprocess import mark_process_dead
-
         from engine.server.accepting import ConnectionCounts
+        from engine.server.metrics_files import forget_process
         from engine.server.worker import Worker
 
         warm()
@@ -85,8 +84,8 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
             takeover=Takeover(predecessor, with_writer=writer is not None) if predecessor is not None else None,
             silent_seconds=settings.silent_seconds,
             drain_seconds=settings.drain_seconds,
-            refresh=protection.refresh,
-            bury=partial(mark_process_dead, path=str(directory)),
+            refresh=(protection.refresh, RunDirectoryKeeper(settings.store, lock).mend),
+            bury=partial(forget_process, directory),
         )
         log.info("listening on %s", address)
         if grpc_address is not None:

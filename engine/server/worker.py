@@ -25,7 +25,7 @@ from engine.server.admission import Admission
 from engine.server.app import Application
 from engine.server.connections import ConnectionServer
 from engine.server.metrics import Metrics
-from engine.server.metrics_files import allocate_metrics
+from engine.server.metrics_files import MetricsFiles
 from engine.server.protection import Protection
 from engine.server.readiness import Readiness
 from engine.server.served_store import ServedStore
@@ -95,9 +95,9 @@ class Worker:
         async with WriterClient(settings.store, patience=patience) as writer:
             stop = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-            allocate_metrics(metrics_path(settings.store))
+            metrics_files = MetricsFiles(metrics_path(settings.store))
             served = ServedStore(settings.store, Readiness(settings, follows=self._follows))
-            metrics = Metrics(settings.store)
+            metrics = Metrics(settings.store, metrics_files)
             _allow_files(settings.max_connections)
             tables = ServedTables(settings, served, metrics)
             application = Application(settings, protection, served, metrics, writer, tables)
@@ -181,6 +181,7 @@ async def _keep_up(
         try:
             protection.refresh()
             served.refresh()
+            metrics.mend_files()
             metrics.set_version(served.version())
             await tables.prepare()
             look_after(lag)
