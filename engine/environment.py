@@ -16,6 +16,7 @@ record of how far it got (`begun`): a store that has less than it had is damaged
 import errno
 import mmap
 import os
+import resource
 import shutil
 import threading
 import time
@@ -31,6 +32,7 @@ from engine.begun import Begun, begun_path, read_begun
 from engine.errors import (
     LOAD_AGAIN,
     START_ANEW,
+    SettingsInvalid,
     ShoalError,
     StoreDamaged,
     StoreFull,
@@ -44,7 +46,8 @@ from engine.lmdb_trees import check_trees
 from engine.reader_slots import SLOT_BYTES, claim_process_id, process_id_taken
 from engine.seal import begin_sealing, read_seal, seal_commit
 
-LIVE_MAP_SIZE = 256 << 30
+LIVE_MAP_VARIABLE = "SHOAL_LIVE_MAP_GIB"
+_LIVE_MAP_GIB = 256
 """Address space, not disk: a map that never has to grow never has to move."""
 MAX_READERS = 2048
 _FULL = 1 << 20
@@ -59,6 +62,29 @@ DATA = "data.mdb"
 """The file of an environment that holds its pages."""
 LOCK = "lock.mdb"
 """The file of an environment that holds its locks and its table of readers."""
+
+
+def live_map_bytes() -> int:
+    """The address space that a process reserves for a live environment, which is also the most that it may hold.
+
+    Raises:
+        SettingsInvalid: the environment variable for it is not a number of GiB.
+    """
+    text = os.environ.get(LIVE_MAP_VARIABLE, str(_LIVE_MAP_GIB))
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1 << 16):
+        raise SettingsInvalid(f"{LIVE_MAP_VARIABLE} is {text!r}; give a whole number of GiB, 1 to 65536")
+    return int(text) << 30
+
+
+def check_address_space() -> None:
+    """Raise SettingsInvalid if the system does not let a process have the address space of a live environment."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit <= live_map_bytes():
+        raise SettingsInvalid(
+            f"a process may have {limit >> 20} MiB of address space (`ulimit -v`), and a store's map takes "
+            f"{live_map_bytes() >> 30} GiB, which are neither memory nor disk: raise the limit, or set "
+            f"{LIVE_MAP_VARIABLE} to fewer for all processes that open the store, but to more than `live` may ever hold"
+        )
 
 
 def live_paths(store: Path) -> list[Path]:
@@ -216,6 +242,7 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         StoreLocked: this process has it open for reading, and wants to write.
         StoreDamaged: LMDB did not write its pages so, or it has less than the store had.
         StoreUnreadable: the system does not let it be opened now.
+        SettingsInvalid: its map is larger than the address space that this process may have.
         ProcessIdTaken: a process of another PID namespace has it open under this process's id.
     """
     while True:
@@ -480,19 +507,31 @@ def store_full_named(path: Path) -> Iterator[None]:
     except lmdb.MapFullError as error:
         raise StoreFull(f"{path}: the map is full: {error}") from error
     except (lmdb.Error, OSError) as error:
-        free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.exists())).free
+        free = shutil.disk_usage(_existing(path)).free
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)) or (
             # A write that was cut short, as the last one on a disk that fills up is, is an I/O error to LMDB.
             os.strerror(errno.EIO) in str(error) and free < _FULL
         ):
+            if _lacks_inodes(path):
+                raise StoreFull(f"{path}: the disk has no inodes left; remove files from it and load again") from error
             raise StoreFull(
                 f"{path}: the disk is full ({free >> 20} MiB free); free some room and load again"
             ) from error
         raise
 
 
+def _existing(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def _lacks_inodes(path: Path) -> bool:
+    found = os.statvfs(_existing(path))
+    return found.f_files > 0 and found.f_favail == 0
+
+
 def _open_live(path: Path, *, writable: bool) -> lmdb.Environment:
-    return _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=3, max_readers=MAX_READERS)
+    check_address_space()
+    return _open(path, readonly=not writable, map_size=live_map_bytes(), max_dbs=3, max_readers=MAX_READERS)
 
 
 def _open(path: Path, **options: Any) -> lmdb.Environment:

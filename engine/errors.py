@@ -223,6 +223,10 @@ class RunDirectoryPrivate(ShoalError):
     """The store is served, or written to, by another user."""
 
 
+class StoreUnwritable(ShoalError):
+    """The store lies on a file system that cannot be written to."""
+
+
 class StoreFull(ShoalError):
     """The disk, or the store's map, has no room for what had to be written."""
 
@@ -287,6 +291,10 @@ class RowsUnavailable(ShoalError):
 
 
 # --- while the server starts -----------------------------------------------------------------------------------
+
+
+class OutputUnwritable(ShoalError):
+    """The standard output of a command is closed, or its disk is full."""
 
 
 class SettingsInvalid(ShoalError):

@@ -84,8 +84,8 @@ class Succession:
         return self._successor is not None
 
     def is_in_place(self) -> bool:
-        """Whether a successor finds this server at the socket's path; True too if there is no directory for it now."""
-        return self._is_own(self._path) or not self._path.parent.is_dir()
+        """Whether a successor finds this server at the socket's path."""
+        return self._is_own(self._path)
 
     def poll(self) -> Order | None:
         """The next order of a successor, if one has come."""

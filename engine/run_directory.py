@@ -11,6 +11,7 @@ None of it is part of the data: without a running server it may go. What goes un
 each process looks after what it made. It is its user's alone, since who reaches the writer's socket can give orders.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -24,13 +25,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from engine.environment import make_directory
-from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid
+from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid, StoreUnwritable
 from engine.failpoints import reached
 
 log = logging.getLogger("shoal.supervisor")
 
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
+_SETTLED_SECONDS = 0.5
 
 
 _MODE = 0o700
@@ -58,11 +60,21 @@ def make_run_directory(store: Path) -> Path:
 
     Raises:
         RunDirectoryPrivate: it is another user's.
+        StoreUnwritable: it is on a read-only file system.
         OSError: the store cannot be written to.
     """
     path = run_path(store)
-    make_directory(store)
-    path.mkdir(mode=_MODE, exist_ok=True)
+    try:
+        make_directory(store)
+        path.mkdir(mode=_MODE, exist_ok=True)
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        raise StoreUnwritable(
+            f"{store} is on a file system that is mounted read-only: mount it for writing, or give another --store"
+        ) from None
     try:
         if stat.S_IMODE(path.stat().st_mode) != _MODE:
             path.chmod(_MODE)
@@ -178,23 +190,40 @@ class RunDirectoryKeeper:
     def __init__(self, store: Path, lock: int) -> None:
         self._store = store
         self._lock = lock
-        self._identity = is_same_file(store)
+        self._is_store = is_same_file(store)
+        self._seen: list[str] | None = []
+        self._seen_at = 0.0
         self._told: str | None = None
 
-    def mend(self) -> None:
-        """Look after all of it; what cannot be made now is tried again at the next call."""
+    def mend(self) -> bool:
+        """Look after all of it; what cannot be made now is tried again at the next call.
+
+        Returns:
+            Whether files may be made in the directory. They may not while files come and go in it: it may be that all
+            of the store is being deleted.
+        """
+        if not self._is_store(self._store) or not self._is_settled():
+            return False
         try:
-            if not self._identity(self._store):
-                return
             make_run_directory(self._store)
             metrics_path(self._store).mkdir(exist_ok=True)
             mend_lock(_lock_path(self._store), self._lock)
-        except (OSError, RunDirectoryPrivate) as error:
+        except (OSError, RunDirectoryPrivate, StoreUnwritable) as error:
             if str(error) != self._told:
                 log.error("%s cannot be made again: %s", run_path(self._store), error)
             self._told = str(error)
-        else:
-            self._told = None
+            return False
+        self._told = None
+        return True
+
+    def _is_settled(self) -> bool:
+        try:
+            found = sorted(os.listdir(run_path(self._store)))
+        except OSError:
+            found = None
+        if found != self._seen:
+            self._seen, self._seen_at = found, time.monotonic()
+        return time.monotonic() > self._seen_at + _SETTLED_SECONDS
 
 
 def is_same_file(path: Path) -> Callable[[Path], bool]:

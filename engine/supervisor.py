@@ -29,6 +29,7 @@ from engine.handover import Inheritance, Succession, Takeover
 from engine.lifeline import Beat, Lifeline
 from engine.notify import notify
 from engine.run_directory import (
+    RunDirectoryKeeper,
     ServerRecord,
     has_server_record,
     remove_server_record,
@@ -79,8 +80,8 @@ class Supervisor:
         silent_seconds: a child that gives no sign of life for so long is killed and replaced. Time in which the
             supervisor itself did not run does not count.
         drain_seconds: how long workers may go on once they were told to stop.
-        refresh: called several times a second, so that what a new child inherits is not out of date, and what the
-            run directory is to have is there.
+        keeper: looks after the store's run directory.
+        refresh: called several times a second, so that what a new child inherits is not out of date.
         bury: told the process id of every worker that is gone.
     """
 
@@ -96,7 +97,8 @@ class Supervisor:
         takeover: Takeover | None,
         silent_seconds: float,
         drain_seconds: float,
-        refresh: Iterable[Callable[[], None]],
+        keeper: RunDirectoryKeeper,
+        refresh: Callable[[], None],
         bury: Callable[[int], None],
     ) -> None:
         self._store = store
@@ -115,7 +117,9 @@ class Supervisor:
         self._record_is_stale = False
         self._silent_seconds = silent_seconds
         self._drain_seconds = drain_seconds
-        self._refresh = tuple(refresh)
+        self._keeper = keeper
+        self._may_mend = False
+        self._refresh = refresh
         self._bury = bury
         self._lifeline = Lifeline()
         self._clock = RunningClock()
@@ -167,8 +171,8 @@ class Supervisor:
         if not self._announced and all(child.answers for child in self._workers):
             self._announced = True
             notify("READY=1")
-        for refresh in self._refresh:
-            refresh()
+        self._refresh()
+        self._may_mend = self._keeper.mend()
         self._take_over()
         if self._heed_successor():
             return True
@@ -248,7 +252,7 @@ class Supervisor:
                 "writer": self._writer.pid if self._writer else None,
             }
         )
-        if record == self._written and has_server_record(self._store):
+        if record == self._written and (has_server_record(self._store) or not self._may_mend):
             return
         try:
             write_server_record(self._store, record)
@@ -292,7 +296,7 @@ class Supervisor:
         """Do as a successor orders; returns whether it has taken over."""
         if self._succession is None:
             return False
-        if not self._succession.has_successor and not self._succession.is_in_place():
+        if self._may_mend and not self._succession.has_successor and not self._succession.is_in_place():
             self._succession.close()
             self._await_successor()
         order = self._succession.poll()
@@ -362,8 +366,7 @@ class Supervisor:
     # --- in the child ----------------------------------------------------------------------------------------
 
     def _fork(self, child: _Child) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         pid = self._signals.fork()
         if pid:
             return pid
@@ -381,7 +384,7 @@ class Supervisor:
         except BaseException:
             log.exception("%s cannot go on", child.name)
         finally:
-            sys.stderr.flush()
+            _flush()
             # What else the supervisor would do at its exit is none of the child's business.
             os._exit(code)
 
@@ -400,6 +403,13 @@ class Supervisor:
 
     def _work_at(self, place: int) -> None:
         self._work(place, self._lifeline.beat, self._takeover is not None)
+
+
+def _flush() -> None:
+    """Write what was printed and logged, if whoever takes it still does."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def _ended() -> Iterator[tuple[int, int]]:

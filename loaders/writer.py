@@ -37,6 +37,7 @@ from engine.errors import (
     StoreMoved,
     StoreNotFound,
     StoreUnreadable,
+    StoreUnwritable,
 )
 from engine.export_root import LOG, MANIFEST, SERVICES, ExportRoot
 from engine.failpoints import reached
@@ -168,19 +169,24 @@ class WriterProcess:
         Raises:
             StoreLocked: another process writes to the store by now.
         """
+        path, was_missing = writer_socket_path(self._writer.store), False
         while True:
             await asyncio.sleep(_MEND_SECONDS)
             try:
                 self._writer.check_in_place()
+                if not path.parent.is_dir():
+                    continue  # The supervisor makes it, unless all of the store is being deleted.
                 self._writer.mend_lock()
-                if not self._is_own_socket(writer_socket_path(self._writer.store)):
+                is_missing = not self._is_own_socket(path)
+                if is_missing and was_missing:
                     before = self._site
                     await self._listen(runner)
                     await before.stop()
-                    log.warning("%s was removed; it is there again", writer_socket_path(self._writer.store))
+                    log.warning("%s was removed; it is there again", path)
+                was_missing = is_missing
             except StoreMoved:
                 continue  # What is at the store's path now is not this process's to change.
-            except (OSError, AddressUnusable, RunDirectoryPrivate) as error:
+            except (OSError, AddressUnusable, RunDirectoryPrivate, StoreUnwritable) as error:
                 log.error("the writer cannot make again what was removed: %s", error)
 
     def _start_scrub(self) -> Scrub | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
+from engine.environment import check_address_space
 from engine.failpoints import reached
 from engine.handover import Inheritance, Predecessor, Takeover
 from engine.kernels import warm
@@ -41,6 +42,7 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
     )
+    check_address_space()
     protection = Protection(settings)
     warn_of_gaps(settings)
     with ExitStack() as closing:
@@ -84,7 +86,8 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
             takeover=Takeover(predecessor, with_writer=writer is not None) if predecessor is not None else None,
             silent_seconds=settings.silent_seconds,
             drain_seconds=settings.drain_seconds,
-            refresh=(protection.refresh, RunDirectoryKeeper(settings.store, lock).mend),
+            keeper=RunDirectoryKeeper(settings.store, lock),
+            refresh=protection.refresh,
             bury=partial(forget_process, directory),
         )
         log.info("listening on %s", address)

@@ -180,7 +180,6 @@ class Metrics:
     def exposition(self, version: StoreVersion | None, accept: str) -> tuple[bytes, str]:
         """All workers' metrics in the format that an Accept header prefers, and its content type."""
         registry = CollectorRegistry()
-        self.mend_files()
         if self._files.directory.is_dir():
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         registry.register(_StoreCollector(self._store, version))

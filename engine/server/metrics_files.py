@@ -26,6 +26,7 @@ class MetricsFiles:
         self.directory = directory
         self._name = str(os.getpid())
         self._times_lost = 0
+        self._is_missing = False
         self._told: str | None = None
         if self._allocate(self._name):
             values.ValueClass = values.MultiProcessValue(lambda: self._name)  # type: ignore[no-untyped-call]
@@ -33,8 +34,9 @@ class MetricsFiles:
             values.ValueClass = values.MutexValue
 
     def mend(self) -> None:
-        """Count from zero in new files if some were removed: nobody finds what the old ones have."""
-        if values.ValueClass is values.MutexValue or all(file.exists() for file in self._files(self._name)):
+        """Count from zero in new files if some are missing for the second time: nobody finds what the old ones have."""
+        was_missing, self._is_missing = self._is_missing, any(not file.exists() for file in self._files(self._name))
+        if values.ValueClass is values.MutexValue or not (was_missing and self._is_missing):
             return
         name = f"{os.getpid()}.{self._times_lost + 1}"
         if self.directory.is_dir() and self._allocate(name):
