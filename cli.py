@@ -1,14 +1,18 @@
 """The command `shoal`: each subcommand is defined where its work is done, and gathered here."""
 
+import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import click
 
 from engine.commands import STORE, lookup_command, status_command
-from engine.errors import ShoalError
+from engine.errors import OutputUnwritable, ShoalError
 from engine.export_root import ExportRoot
 from engine.feast_commands import feast_diff_command
 from engine.settings import ServerSettings, server_settings
@@ -109,16 +113,67 @@ for command in (
     shoal.add_command(command)
 
 
+def _open_streams() -> None:
+    """Open the standard streams that are closed: otherwise the next files that are opened, a store's say, would take
+    their place. What is written to a closed output fails, and what is logged to a closed stderr is lost."""
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+class _Output(io.TextIOWrapper):
+    """The standard output of a command, whose failures are foreseen errors, but for that of a reader who has gone."""
+
+    def write(self, text: str, /) -> int:
+        with _failures_named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _failures_named():
+            super().flush()
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputUnwritable(
+            f"the command's output cannot be written: {error.strerror}; give it another one"
+        ) from error
+
+
+def _drop_output() -> None:
+    """Python would complain of what is left to print once more when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main() -> None:
     """Run the command line; an error that Shoal foresaw is one line on stderr and its exit code."""
+    _open_streams()
+    stdout = cast(io.TextIOWrapper, sys.stdout)
+    encoding, errors, is_terminal = stdout.encoding, stdout.errors, stdout.isatty()
+    sys.stdout = _Output(stdout.detach(), encoding, errors, line_buffering=is_terminal)
     try:
-        shoal(prog_name="shoal")
+        try:
+            shoal(prog_name="shoal")
+        finally:
+            sys.stdout.flush()
     except ShoalError as error:
+        if isinstance(error, OutputUnwritable):
+            _drop_output()
         click.echo(f"shoal: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # Whoever read the output has had enough; Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # Whoever read the output has had enough.
         sys.exit(1)
 
 

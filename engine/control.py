@@ -88,17 +88,19 @@ def first_failure(views: list[dict[str, Any]]) -> ShoalError | None:
 
 
 @contextmanager
-def unix_address(path: Path) -> Iterator[str]:
+def unix_address(path: Path, within: Path | None = None) -> Iterator[str]:
     """An address for binding or connecting to a Unix socket at a path of any length; it holds inside the `with`.
 
-    Linux takes at most 107 bytes. A longer path is reached through an open descriptor of its directory.
+    Linux takes at most 107 bytes. A longer path is reached through an open descriptor of its directory, or of the
+    directory `within` which it is, if the one that has it may be removed and made again meanwhile.
     """
     if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
         yield str(path)
         return
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    start = within if within is not None else path.parent
+    directory = os.open(start, os.O_PATH | os.O_DIRECTORY)
     try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
+        yield f"/proc/self/fd/{directory}/{path.relative_to(start)}"
     finally:
         os.close(directory)
 
@@ -155,7 +157,8 @@ class WriterClient:
     def __init__(self, store: str | os.PathLike[str], *, patience: float = 0.0) -> None:
         self._patience = patience
         self._waiting_bytes = 0
-        self._socket = writer_socket_path(Path(store))
+        self._store = Path(store)
+        self._socket = writer_socket_path(self._store)
         self._kept: aiohttp.ClientSession | None = None
         self._closing = AsyncExitStack()
 
@@ -247,7 +250,7 @@ class WriterClient:
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[aiohttp.ClientSession]:
-        with unix_address(self._socket) as address:
+        with unix_address(self._socket, self._store) as address:
             async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(address, limit=_CONNECTIONS)) as session:
                 yield session
 

@@ -16,6 +16,7 @@ record of how far it got (`begun`): a store that has less than it had is damaged
 import errno
 import mmap
 import os
+import resource
 import shutil
 import threading
 import time
@@ -33,6 +34,7 @@ from engine.errors import (
     START_ANEW,
     PathsSwapped,
     RootUnreadable,
+    SettingsInvalid,
     ShoalError,
     StoreDamaged,
     StoreFull,
@@ -44,12 +46,13 @@ from engine.errors import (
 )
 from engine.lmdb_file import check_length, check_metas
 from engine.lmdb_trees import check_trees
+from engine.reader_slots import SLOT_BYTES, claim_process_id, process_id_taken
 from engine.seal import begin_sealing, read_seal, seal_commit
 
-LIVE_MAP_SIZE = 256 << 30
+LIVE_MAP_VARIABLE = "SHOAL_LIVE_MAP_GIB"
+_LIVE_MAP_GIB = 256
 """Address space, not disk: a map that never has to grow never has to move."""
 MAX_READERS = 2048
-_READER_BYTES = 64
 _FULL = 1 << 20
 _DIRECTORY_MODE, _FILE_MODE, _LOCK_MODE = 0o750, 0o640, 0o660
 """Of what a store is made of: nothing in it is for everybody, whatever the umask, which decides about the group. LMDB's
@@ -64,6 +67,31 @@ BACKUP = "backup.json"
 """The file that tells a backup from a store: see `loaders.backup`."""
 DATA = "data.mdb"
 """The file of an environment that holds its pages."""
+LOCK = "lock.mdb"
+"""The file of an environment that holds its locks and its table of readers."""
+
+
+def live_map_bytes() -> int:
+    """The address space that a process reserves for a live environment, which is also the most that it may hold.
+
+    Raises:
+        SettingsInvalid: the environment variable for it is not a number of GiB.
+    """
+    text = os.environ.get(LIVE_MAP_VARIABLE, str(_LIVE_MAP_GIB))
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1 << 16):
+        raise SettingsInvalid(f"{LIVE_MAP_VARIABLE} is {text!r}; give a whole number of GiB, 1 to 65536")
+    return int(text) << 30
+
+
+def check_address_space() -> None:
+    """Raise SettingsInvalid if the system does not let a process have the address space of a live environment."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit <= live_map_bytes():
+        raise SettingsInvalid(
+            f"a process may have {limit >> 20} MiB of address space (`ulimit -v`), and a store's map takes "
+            f"{live_map_bytes() >> 30} GiB, which are neither memory nor disk: raise the limit, or set "
+            f"{LIVE_MAP_VARIABLE} to fewer for all processes that open the store, but to more than `live` may ever hold"
+        )
 
 
 def live_paths(store: Path) -> list[Path]:
@@ -221,6 +249,8 @@ def open_live(store: Path, *, writable: bool = False) -> LiveEnvironment:
         StoreLocked: this process has it open for reading, and wants to write.
         StoreDamaged: LMDB did not write its pages so, or it has less than the store had.
         StoreUnreadable: the system does not let it be opened now.
+        SettingsInvalid: its map is larger than the address space that this process may have.
+        ProcessIdTaken: a process of another PID namespace has it open under this process's id.
     """
     while True:
         # First of all: from here on a writer only adds to what it has recorded.
@@ -257,6 +287,7 @@ def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_
                 make_directory(path)
             if writable:
                 allocate_lock(path)
+            claim_process_id(path / LOCK)
             env = _open_live(path, writable=writable)
             try:
                 with damage_named(path):
@@ -267,6 +298,8 @@ def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_
             except BaseException as error:
                 # Whoever keeps the error would keep the environment open, and LMDB opens none twice in a process.
                 env.close()
+                if isinstance(error, lmdb.Error) and os.strerror(errno.EAGAIN) in str(error):
+                    raise process_id_taken(path / LOCK) from None  # It was taken just now.
                 if isinstance(error, lmdb.NotFoundError | FileNotFoundError):
                     raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does") from None
                 raise
@@ -504,7 +537,7 @@ def allocate(path: Path, size: int) -> None:
 
 def allocate_lock(path: Path) -> None:
     """Give an environment its table of readers, as `allocate` does."""
-    allocate(path / "lock.mdb", MAX_READERS * _READER_BYTES)
+    allocate(path / LOCK, MAX_READERS * SLOT_BYTES)
 
 
 def map_generation(path: Path) -> memoryview:
@@ -540,19 +573,31 @@ def store_full_named(path: Path) -> Iterator[None]:
     except lmdb.MapFullError as error:
         raise StoreFull(f"{path}: the map is full: {error}") from error
     except (lmdb.Error, OSError) as error:
-        free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.exists())).free
+        free = shutil.disk_usage(_existing(path)).free
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)) or (
             # A write that was cut short, as the last one on a disk that fills up is, is an I/O error to LMDB.
             os.strerror(errno.EIO) in str(error) and free < _FULL
         ):
+            if _lacks_inodes(path):
+                raise StoreFull(f"{path}: the disk has no inodes left; remove files from it and load again") from error
             raise StoreFull(
                 f"{path}: the disk is full ({free >> 20} MiB free); free some room and load again"
             ) from error
         raise
 
 
+def _existing(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def _lacks_inodes(path: Path) -> bool:
+    found = os.statvfs(_existing(path))
+    return found.f_files > 0 and found.f_favail == 0
+
+
 def _open_live(path: Path, *, writable: bool) -> lmdb.Environment:
-    return _open(path, readonly=not writable, map_size=LIVE_MAP_SIZE, max_dbs=3, max_readers=MAX_READERS)
+    check_address_space()
+    return _open(path, readonly=not writable, map_size=live_map_bytes(), max_dbs=3, max_readers=MAX_READERS)
 
 
 def _open(path: Path, **options: Any) -> lmdb.Environment:

@@ -208,6 +208,10 @@ class PathsSwapped(ShoalError):
     exit_code = 2
 
 
+class ProcessIdTaken(StoreUnreadable):
+    """A process of another PID namespace reads the store under the process id that this one has."""
+
+
 class StoreIsOtherShard(ShoalError):
     """The store holds another shard than the one that it was to be opened as."""
 
@@ -295,6 +299,10 @@ class RowsUnavailable(ShoalError):
 
 
 # --- while the server starts -----------------------------------------------------------------------------------
+
+
+class OutputUnwritable(ShoalError):
+    """The standard output of a command is closed, or its disk is full."""
 
 
 class SettingsInvalid(ShoalError):

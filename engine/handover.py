@@ -18,7 +18,6 @@ serves on as if nothing were, and does so too if its successor's end of the sock
 import json
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from typing import Any, Literal, Self
 
 from engine.control import unix_address
 from engine.errors import ReplacementFailed
-from engine.run_directory import run_path
+from engine.run_directory import is_same_file, run_path
+from engine.running_clock import RunningClock
 
 _PROTOCOL = 1
 _MESSAGE_BYTES = 4096
@@ -72,6 +72,7 @@ class Succession:
         os.fchmod(self._listener.fileno(), 0o600)
         with unix_address(self._path) as address:
             self._listener.bind(address)
+        self._is_own = is_same_file(self._path)
         self._listener.listen()
         self._listener.setblocking(False)
         self._successor: socket.socket | None = None
@@ -81,6 +82,10 @@ class Succession:
     def has_successor(self) -> bool:
         """Whether there is one, that may still fail."""
         return self._successor is not None
+
+    def is_in_place(self) -> bool:
+        """Whether a successor finds this server at the socket's path."""
+        return self._is_own(self._path)
 
     def poll(self) -> Order | None:
         """The next order of a successor, if one has come."""
@@ -201,7 +206,7 @@ class Takeover:
         self._predecessor = predecessor
         self._with_writer = with_writer
         self._at: Literal["workers", "old writer", "writer", "old server"] = "workers"
-        self._deadline = time.monotonic() + _TAKEOVER_SECONDS
+        self._clock = RunningClock()
 
     @property
     def may_write(self) -> bool:
@@ -225,7 +230,7 @@ class Takeover:
         elif self._at == "writer" and (not self._with_writer or writer_answers()):
             self._predecessor.order("leave")
             self._at = "old server"
-        if time.monotonic() > self._deadline:
+        if self._clock.now() > _TAKEOVER_SECONDS:
             raise ReplacementFailed(
                 f"waited {_TAKEOVER_SECONDS:g} s for the {self._at}; the server that was to be replaced goes on"
             )

@@ -7,17 +7,19 @@
     <store>/run/writer.sock    see `engine.control`
     <store>/run/supervisor.sock    see `engine.handover`
 
-None of it is part of the data: without a running server it may go. It is its user's alone, since who reaches the
-writer's socket can give orders.
+None of it is part of the data: without a running server it may go. What goes under a running server, it makes again:
+each process looks after what it made. It is its user's alone, since who reaches the writer's socket can give orders.
 """
 
+import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
@@ -26,8 +28,11 @@ from engine.environment import check_may_be_store, make_directory, refusal_named
 from engine.errors import RunDirectoryPrivate, ServerRunning, SettingsInvalid, StoreNotWritable
 from engine.failpoints import reached
 
+log = logging.getLogger("shoal.supervisor")
+
 _LOCK_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
+_SETTLED_SECONDS = 0.5
 
 
 _MODE = 0o700
@@ -64,6 +69,8 @@ def make_run_directory(store: Path) -> Path:
         check_may_be_store(store)
         make_directory(store)
         path.mkdir(mode=_MODE, exist_ok=True)
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     try:
         if stat.S_IMODE(path.stat().st_mode) != _MODE:
             path.chmod(_MODE)
@@ -102,6 +109,11 @@ def write_server_record(store: Path, record: ServerRecord) -> None:
     reached("server.recorded")
 
 
+def has_server_record(store: Path) -> bool:
+    """Whether there is a record, of whichever server."""
+    return _record_path(store).exists()
+
+
 def remove_server_record(store: Path) -> None:
     """The server ends."""
     _record_path(store).unlink(missing_ok=True)
@@ -124,7 +136,8 @@ def serving(store: Path, inherited: int | None = None) -> Iterator[int]:
             yield lock.fileno()
         return
     try:
-        lock_file = (make_run_directory(store) / "server.lock").open("w")
+        make_run_directory(store)
+        lock_file = _lock_path(store).open("w")
     except OSError as error:
         raise SettingsInvalid(f"store is {str(store)!r}, which cannot be written to: {error}") from error
     with lock_file as lock:
@@ -163,6 +176,89 @@ def _private(path: Path) -> RunDirectoryPrivate:
     return RunDirectoryPrivate(
         f"{path} belongs to the user {owner} alone, and this is {os.geteuid()}; run it as {owner}"
     )
+
+
+class RunDirectoryKeeper:
+    """Makes again what was removed under a running server and what no process makes alone: the directory, the server's
+    lock, and the directory of counters. A store that was itself moved or deleted is left alone.
+
+    Args:
+        lock: the descriptor of the server's lock, which goes over to a new lock file if that is necessary.
+    """
+
+    def __init__(self, store: Path, lock: int) -> None:
+        self._store = store
+        self._lock = lock
+        self._is_store = is_same_file(store)
+        self._seen: list[str] | None = []
+        self._seen_at = 0.0
+        self._told: str | None = None
+
+    def mend(self) -> bool:
+        """Look after all of it; what cannot be made now is tried again at the next call.
+
+        Returns:
+            Whether files may be made in the directory. They may not while files come and go in it: it may be that all
+            of the store is being deleted.
+        """
+        if not self._is_store(self._store) or not self._is_settled():
+            return False
+        try:
+            make_run_directory(self._store)
+            metrics_path(self._store).mkdir(exist_ok=True)
+            mend_lock(_lock_path(self._store), self._lock)
+        except (OSError, RunDirectoryPrivate, StoreNotWritable) as error:
+            if str(error) != self._told:
+                log.error("%s cannot be made again: %s", run_path(self._store), error)
+            self._told = str(error)
+            return False
+        self._told = None
+        return True
+
+    def _is_settled(self) -> bool:
+        try:
+            found = sorted(os.listdir(run_path(self._store)))
+        except OSError:
+            found = None
+        if found != self._seen:
+            self._seen, self._seen_at = found, time.monotonic()
+        return time.monotonic() > self._seen_at + _SETTLED_SECONDS
+
+
+def is_same_file(path: Path) -> Callable[[Path], bool]:
+    """A test whether a path leads to the file that this one leads to now."""
+    known = path.stat()
+
+    def is_same(other: Path) -> bool:
+        try:
+            return os.path.samestat(other.stat(), known)
+        except FileNotFoundError:
+            return False
+
+    return is_same
+
+
+def mend_lock(path: Path, held: int) -> bool:
+    """Lock the file at a path again if it is not the one that a descriptor has locked. The descriptor goes over to it.
+
+    Returns:
+        Whether that was necessary.
+
+    Raises:
+        BlockingIOError: another process locked it meanwhile.
+        OSError: it cannot be made.
+    """
+    with suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), os.fstat(held)):
+            return False
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.dup2(lock.fileno(), held, inheritable=os.get_inheritable(held))
+    return True
+
+
+def _lock_path(store: Path) -> Path:
+    return run_path(store) / "server.lock"
 
 
 def _record_path(store: Path) -> Path:

@@ -60,7 +60,8 @@ class ServerSettings(BaseModel):
     request_timeout_ms: int = Field(
         default=100,
         ge=1,
-        description="how long an answer may take whose client sets no X-Request-Timeout-Ms; see docs/overload.md",
+        description="how long an answer may take while requests queue up, unless its client sets "
+        "X-Request-Timeout-Ms; see docs/overload.md",
     )
     max_connections: int = Field(default=1000, ge=1, description="the most connections that one worker keeps")
     patience_seconds: float = Field(

@@ -111,11 +111,11 @@ class StandingReader:
         self._standing: Standing | None = None
 
     def read(self) -> Standing | None:
-        """As `read_standing`."""
+        """As `read_standing`; of a file that was removed, what it had."""
         try:
             status = standing_path(self._store).stat()
         except OSError:
-            return None
+            return self._standing
         # A touch alone changes no content, and every replacement is another inode or a later time.
         found = (status.st_ino, status.st_mtime_ns)
         if found != self._known:

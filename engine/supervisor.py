@@ -16,34 +16,41 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from engine.control import writer_answers
-from engine.errors import ReplacementFailed, ShoalError
+from engine.errors import ProcessIdTaken, ReplacementFailed, ShoalError
 from engine.failpoints import reached
 from engine.handover import Inheritance, Succession, Takeover
 from engine.lifeline import Beat, Lifeline
 from engine.notify import notify
 from engine.run_directory import (
+    RunDirectoryKeeper,
     ServerRecord,
+    has_server_record,
     remove_server_record,
     started_at,
     write_server_record,
 )
+from engine.running_clock import RunningClock
+from engine.signals import ReceivedSignals
 
 log = logging.getLogger("shoal.supervisor")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_END = frozenset((signal.SIGTERM, signal.SIGINT))
 _TICK_SECONDS = 0.25
 _HANDOVER_TICK_SECONDS = 0.02
 _QUICK_DEATH_SECONDS = 10.0
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 30.0
 _WRITER_STOP_SECONDS = 10.0
+_ANOTHER_ID = 75
+"""The exit code of a child that is to be started again under another process id."""
 
 
 @dataclass
@@ -70,8 +77,10 @@ class Supervisor:
         listener: the socket that the workers accept from.
         inheritance: what a server gets that takes the place of this one.
         takeover: how this one takes another's, which serves the store still.
-        silent_seconds: a child that gives no sign of life for so long is killed and replaced.
+        silent_seconds: a child that gives no sign of life for so long is killed and replaced. Time in which the
+            supervisor itself did not run does not count.
         drain_seconds: how long workers may go on once they were told to stop.
+        keeper: looks after the store's run directory.
         refresh: called several times a second, so that what a new child inherits is not out of date.
         bury: told the process id of every worker that is gone.
     """
@@ -88,6 +97,7 @@ class Supervisor:
         takeover: Takeover | None,
         silent_seconds: float,
         drain_seconds: float,
+        keeper: RunDirectoryKeeper,
         refresh: Callable[[], None],
         bury: Callable[[int], None],
     ) -> None:
@@ -107,9 +117,12 @@ class Supervisor:
         self._record_is_stale = False
         self._silent_seconds = silent_seconds
         self._drain_seconds = drain_seconds
+        self._keeper = keeper
+        self._may_mend = False
         self._refresh = refresh
         self._bury = bury
         self._lifeline = Lifeline()
+        self._clock = RunningClock()
         self._workers = [
             _Child(f"worker {place}", partial(self._work_at, place), is_worker=True) for place in range(workers)
         ]
@@ -121,7 +134,7 @@ class Supervisor:
         Raises:
             ReplacementFailed: the server whose place this one was to take goes on.
         """
-        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._signals = ReceivedSignals(_SIGNALS)
         # What is there now stays for ever: the collector would only make every child copy its pages.
         gc.collect()
         gc.freeze()
@@ -143,7 +156,7 @@ class Supervisor:
                     ties.close()
             self._lifeline.close()
             gc.unfreeze()
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+            self._signals.close()
 
     @property
     def _children(self) -> list[_Child]:
@@ -159,27 +172,26 @@ class Supervisor:
             self._announced = True
             notify("READY=1")
         self._refresh()
+        self._may_mend = self._keeper.mend()
         self._take_over()
         if self._heed_successor():
             return True
         for child in self._children:
-            if child.pid is None and child.due <= time.monotonic() and (child.is_worker or self._may_write):
+            if child.pid is None and child.due <= self._clock.now() and (child.is_worker or self._may_write):
                 self._start(child)
         if self.serves:
             self._write_record()
         hands_over = self._takeover is not None or (self._succession is not None and self._succession.has_successor)
-        received = signal.sigtimedwait(_SIGNALS, _HANDOVER_TICK_SECONDS if hands_over else _TICK_SECONDS)
-        if received is None or received.si_signo == signal.SIGCHLD:
-            return False
-        if received.si_signo == signal.SIGHUP:
+        received = self._signals.wait(_HANDOVER_TICK_SECONDS if hands_over else _TICK_SECONDS)
+        if signal.SIGHUP in received:
             self._forward_reload()
-            return False
-        log.info("%s: draining for up to %g s", signal.Signals(received.si_signo).name, self._drain_seconds)
-        return True
+        for number in received & _END:
+            log.info("%s: draining for up to %g s", number.name, self._drain_seconds)
+        return bool(received & _END)
 
     def _start(self, child: _Child) -> None:
         child.answers = False
-        child.started = child.last_sign = time.monotonic()
+        child.started = child.last_sign = self._clock.now()
         try:
             child.pid = self._fork(child)
             reached("server.forked")
@@ -191,11 +203,10 @@ class Supervisor:
 
     def _reap(self, *, replace: bool) -> None:
         """Notice which children are gone, and when their successors are due."""
-        for child in self._children:
-            if child.pid is None:
-                continue
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if not pid:
+        running = {child.pid: child for child in self._children if child.pid is not None}
+        for pid, status in _ended():
+            child = running.get(pid)
+            if child is None:
                 continue
             child.pid = None
             if child.is_worker:
@@ -205,20 +216,22 @@ class Supervisor:
             if child is self._writer and self._gave_up_writing is not None:
                 log.info("%s, pid %d, has stopped for the next server's", child.name, pid)
                 continue
+            now, code = self._clock.now(), os.waitstatus_to_exitcode(status)
+            if code == _ANOTHER_ID:
+                child.due = now
+                continue
             if self._takeover is not None:
                 raise ReplacementFailed(
-                    f"{child.name} of the new server {_manner_of_death(status)}; the server that was to be replaced "
+                    f"{child.name} of the new server {_manner_of_death(code)}; the server that was to be replaced "
                     f"goes on"
                 )
-            now = time.monotonic()
             quick = now - child.started < _QUICK_DEATH_SECONDS
             child.delay = min(max(2 * child.delay, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS) if quick else 0.0
             child.due = now + child.delay
-            manner = _manner_of_death(status)
-            log.error("%s, pid %d, %s; it is replaced in %.1f s", child.name, pid, manner, child.delay)
+            log.error("%s, pid %d, %s; it is replaced in %.1f s", child.name, pid, _manner_of_death(code), child.delay)
 
     def _kill_silent(self) -> None:
-        signs, now = self._lifeline.signs(), time.monotonic()
+        signs, now = self._lifeline.signs(), self._clock.now()
         for child in self._children:
             if child.pid in signs:
                 child.answers, child.last_sign = True, now
@@ -239,7 +252,7 @@ class Supervisor:
                 "writer": self._writer.pid if self._writer else None,
             }
         )
-        if record == self._written:
+        if record == self._written and (has_server_record(self._store) or not self._may_mend):
             return
         try:
             write_server_record(self._store, record)
@@ -259,6 +272,10 @@ class Supervisor:
 
     def _begin_to_serve(self) -> None:
         self.serves = True
+        self._await_successor()
+
+    def _await_successor(self) -> None:
+        self._succession = None
         try:
             self._succession = Succession(self._store, self._inheritance)
         except OSError as error:
@@ -279,13 +296,16 @@ class Supervisor:
         """Do as a successor orders; returns whether it has taken over."""
         if self._succession is None:
             return False
+        if self._may_mend and not self._succession.has_successor and not self._succession.is_in_place():
+            self._succession.close()
+            self._await_successor()
         order = self._succession.poll()
         if order == "leave":
             log.info("another server has taken over: draining for up to %g s", self._drain_seconds)
             self.serves = False
             return True
         if order == "writer":
-            self._gave_up_writing = time.monotonic()
+            self._gave_up_writing = self._clock.now()
             if self._writer is not None and self._writer.pid is not None:
                 self._signal(self._writer, signal.SIGTERM)
         if self._gave_up_writing is None:
@@ -295,7 +315,7 @@ class Supervisor:
             self._gave_up_writing = None
         elif self._writer is None or self._writer.pid is None:
             self._succession.confirm_writer()
-        elif time.monotonic() > self._gave_up_writing + _WRITER_STOP_SECONDS:
+        elif self._clock.now() > self._gave_up_writing + _WRITER_STOP_SECONDS:
             self._kill([self._writer])
         return False
 
@@ -317,17 +337,16 @@ class Supervisor:
         children = [child for child in children if child.pid is not None]
         for child in children:
             self._signal(child, signal.SIGTERM)
-        deadline = time.monotonic() + seconds
+        deadline = self._clock.now() + seconds
         while any(child.pid for child in children):
-            left = deadline - time.monotonic()
+            left = deadline - self._clock.now()
             if left <= 0:
                 names = ", ".join(child.name for child in children if child.pid)
                 log.error("%s did not stop in %g s", names, seconds)
                 self._kill(children)
                 break
-            received = signal.sigtimedwait(_SIGNALS, min(left, _TICK_SECONDS))
-            if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):
-                log.warning("%s again: ending at once", signal.Signals(received.si_signo).name)
+            for number in self._signals.wait(min(left, _TICK_SECONDS)) & _END:
+                log.warning("%s again: ending at once", number.name)
                 return False
             self._reap(replace=False)
         return True
@@ -347,9 +366,8 @@ class Supervisor:
     # --- in the child ----------------------------------------------------------------------------------------
 
     def _fork(self, child: _Child) -> int:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
+        _flush()
+        pid = self._signals.fork()
         if pid:
             return pid
         code = 1
@@ -358,22 +376,21 @@ class Supervisor:
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except ProcessIdTaken as error:
+            log.warning("%s is started again under another process id: %s", child.name, error)
+            code = _ANOTHER_ID
         except ShoalError as error:
             log.error("%s cannot go on: %s: %s", child.name, type(error).__name__, error)
         except BaseException:
             log.exception("%s cannot go on", child.name)
         finally:
-            sys.stderr.flush()
+            _flush()
             # What else the supervisor would do at its exit is none of the child's business.
             os._exit(code)
 
     def _become(self, child: _Child) -> None:
         # A terminal sends SIGINT to the whole group; whether and when to stop is for the supervisor to say.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        self._signals.reset(ignored=(signal.SIGINT, signal.SIGHUP))
         if self._succession is not None:
             self._succession.close()
         if self._takeover is not None:
@@ -388,6 +405,20 @@ class Supervisor:
         self._work(place, self._lifeline.beat, self._takeover is not None)
 
 
-def _manner_of_death(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
+def _flush() -> None:
+    """Write what was printed and logged, if whoever takes it still does."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    """Reap each process that ended, and yield its id and status: children, and as process 1 of a container also orphans
+    of whatever runs in it."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
+
+
+def _manner_of_death(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

@@ -22,7 +22,7 @@ from engine.catalog import SegmentRecord
 from engine.environment import DATA, generation_path
 from engine.errors import ShoalError, StoreDamaged, StoreFull, StoreUnreadable
 from engine.reading import read_generation
-from engine.scrubbed import Scrubbed, forget_scrubbed, read_scrubbed, write_scrubbed
+from engine.scrubbed import Scrubbed, forget_scrubbed, read_scrubbed, scrubbed_path, write_scrubbed
 from loaders.rereading import ChunkGone, Rereader
 from loaders.scheduling import let_others_read_first
 from loaders.scrub_pace import Unit, pause_seconds, plan
@@ -111,7 +111,14 @@ class Scrub:
             except Exception:
                 log.exception("the scrub met something unexpected; it goes on in %g s", _RETRY_SECONDS)
                 wait = _RETRY_SECONDS
-            self._stopped.wait(wait)
+            self._rest(wait)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, and note the progress again if its file was removed: without it, the next writer verifies all."""
+        until, noted = time.monotonic() + seconds, scrubbed_path(self._writer.store)
+        while (left := until - time.monotonic()) > 0 and not self._stopped.wait(min(left, _WRITE_SECONDS)):
+            if noted.parent.is_dir() and not noted.exists():
+                self._write(durable=False)
 
     def _step(self) -> float:
         """Verify the next chunk if it is due; returns after how many seconds to look again."""

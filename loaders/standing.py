@@ -65,8 +65,13 @@ class StandingKeeper:
 
     def tried(self) -> None:
         """The root was looked at, with or without success."""
-        with suppress(OSError):
+        try:
             touch_standing(self._writer.store)
+        except FileNotFoundError:
+            with self._lock:
+                self._write()
+        except OSError as error:
+            log.error("that the root was looked at cannot be noted: %s", error)
 
     def started(self, step: LoadSnapshot | ApplyDelta) -> None:
         """A view's next entry was found."""

@@ -35,7 +35,7 @@ from engine.errors import (
 )
 from engine.failpoints import reached
 from engine.reading import read_generation, read_overlay, read_version
-from engine.run_directory import make_run_directory
+from engine.run_directory import make_run_directory, mend_lock
 from engine.schema import FeatureService, ViewSchema
 from engine.segment import Chunk, Segment
 from engine.shards import Shard
@@ -140,6 +140,20 @@ class StoreWriter:
             StoreMoved: the store was moved, deleted or replaced under this process. Nothing is to be acknowledged.
         """
         self._writable.check_in_place()
+
+    def mend_lock(self) -> None:
+        """Lock the store again if its lock file was removed.
+
+        Raises:
+            StoreLocked: another process writes to it by now.
+            OSError: the file cannot be made.
+        """
+        path = make_run_directory(self.store) / LOCK
+        try:
+            if mend_lock(path, self._lock_file.fileno()):
+                _note_holder(self._lock_file)
+        except BlockingIOError:
+            raise StoreLocked(f"{path} was removed, and another process has written to the store since") from None
 
     @property
     def _live(self) -> LiveEnvironment:
@@ -522,10 +536,14 @@ def lock_store(store: Path) -> TextIO:
             f"itself, and `shoal reload` asks it to do so now"
         ) from None
     try:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        _note_holder(file)
     except OSError:
         file.close()
         raise
     return file
+
+
+def _note_holder(lock_file: TextIO) -> None:
+    lock_file.truncate(0)
+    lock_file.write(str(os.getpid()))
+    lock_file.flush()

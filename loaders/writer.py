@@ -23,18 +23,21 @@ from watchfiles import Change, awatch
 from engine.control import CONTENT_HEADER, REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
 from engine.environment import open_live
 from engine.errors import (
+    AddressUnusable,
     DefinitionError,
     LookupInvalid,
     NotPublished,
     PushInvalid,
     RootSilent,
     RootUnreadable,
+    RunDirectoryPrivate,
     ShoalError,
     StoreDamaged,
     StoreFull,
     StoreIsOtherShard,
     StoreMoved,
     StoreNotFound,
+    StoreNotWritable,
     StoreUnreadable,
 )
 from engine.export_root import LOG, MANIFEST, SERVICES, ExportRoot
@@ -42,6 +45,7 @@ from engine.failpoints import reached
 from engine.malloc import hold_little, return_freed_memory
 from engine.pushed_rows import decode_rows
 from engine.reading import read_version
+from engine.run_directory import is_same_file
 from engine.schema import ViewSchema
 from engine.shards import Shard
 from loaders.compaction import fold, should_fold
@@ -65,6 +69,7 @@ _GATHER_SECONDS = 0.05
 _LARGEST_ORDER = 1 << 30
 _SILENT_SECONDS = 15.0
 _THREADS = 64
+_MEND_SECONDS = 1.0
 
 
 class LogObserver:
@@ -141,16 +146,18 @@ class WriterProcess:
         loop.add_signal_handler(signal.SIGHUP, self._woken.set)
         runner = web.AppRunner(self._control(), handle_signals=False, access_log=None)
         await runner.setup()
-        await web.SockSite(runner, listen_unix(writer_socket_path(self._writer.store), private=True)).start()
+        await self._listen(runner)
         reached("writer.listening")
         scrub = self._start_scrub()
         watch = asyncio.create_task(self._watch())
         follow = asyncio.create_task(self._follow())
+        stay = asyncio.create_task(self._stay_reachable(runner))
         stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({stop, follow}, return_when=asyncio.FIRST_COMPLETED)
-        if follow.done():
-            follow.result()
-        for task in (watch, follow):
+        await asyncio.wait({stop, follow, stay}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (follow, stay):
+            if task.done():
+                task.result()
+        for task in (watch, follow, stay):
             task.cancel()
         await runner.cleanup()
         if scrub is not None:
@@ -158,6 +165,38 @@ class WriterProcess:
         self._writer.sync()
         if self._standing is not None:
             self._standing.close()
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        path = writer_socket_path(self._writer.store)
+        self._site = web.SockSite(runner, listen_unix(path, private=True))
+        await self._site.start()
+        self._is_own_socket = is_same_file(path)
+
+    async def _stay_reachable(self, runner: web.AppRunner) -> None:
+        """Make the control socket and the store's lock again if they are removed.
+
+        Raises:
+            StoreLocked: another process writes to the store by now.
+        """
+        path, was_missing = writer_socket_path(self._writer.store), False
+        while True:
+            await asyncio.sleep(_MEND_SECONDS)
+            try:
+                self._writer.check_in_place()
+                if not path.parent.is_dir():
+                    continue  # The supervisor makes it, unless all of the store is being deleted.
+                self._writer.mend_lock()
+                is_missing = not self._is_own_socket(path)
+                if is_missing and was_missing:
+                    before = self._site
+                    await self._listen(runner)
+                    await before.stop()
+                    log.warning("%s was removed; it is there again", path)
+                was_missing = is_missing
+            except StoreMoved:
+                continue  # What is at the store's path now is not this process's to change.
+            except (OSError, AddressUnusable, RunDirectoryPrivate, StoreNotWritable) as error:
+                log.error("the writer cannot make again what was removed: %s", error)
 
     def _start_scrub(self) -> Scrub | None:
         """Begin to verify the store in the background, unless that is turned off."""

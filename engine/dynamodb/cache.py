@@ -18,7 +18,8 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
-from engine.environment import make_directory
+from engine.environment import LOCK, make_directory
+from engine.reader_slots import claim_process_id
 
 _DIRECTORY = "remote-cache"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -39,10 +40,13 @@ class RowCache:
         for other in path.parent.iterdir():
             if other.name != path.name:
                 shutil.rmtree(other, ignore_errors=True)
+        claim_process_id(path / LOCK)
         self._env = lmdb.open(
             str(path), map_size=size, max_readers=_MAX_READERS, sync=False, metasync=False, readahead=False, mode=0o640
         )
         self._env.reader_check()
+        with self._env.begin():
+            pass  # From now on it is known that a process with this id is alive.
 
     @classmethod
     def open(cls, store: Path, size: int) -> "RowCache":
@@ -50,6 +54,7 @@ class RowCache:
 
         Raises:
             lmdb.Error, OSError: it cannot be opened.
+            ProcessIdTaken: a process of another PID namespace has it open under this process's id.
         """
         path = store.resolve() / _DIRECTORY / _BOOT.read_text().strip()
         with cls._opening:

@@ -27,7 +27,7 @@ from engine.dynamodb.cache import NO_ROW, RowCache
 from engine.dynamodb.client import DynamoClient, binary, binary_of
 from engine.dynamodb.items import KEY, VALUE, fingerprint, read_item, schema_in, schema_key
 from engine.dynamodb.segments import segments_of, warm
-from engine.errors import ShoalError, TableFailed, TableInvalid
+from engine.errors import ProcessIdTaken, ShoalError, TableFailed, TableInvalid
 from engine.key_columns import Entities, Hashes, Incomplete, KeyColumns
 from engine.remote_rows import Fetched, FetchedRows
 from engine.schema import ViewSchema
@@ -129,7 +129,7 @@ class RemoteTier:
         if self._cache_seconds > 0 and self._cache is None:
             try:
                 self._cache = await asyncio.to_thread(RowCache.open, self._store, self._cache_bytes)
-            except (lmdb.Error, OSError) as error:
+            except (lmdb.Error, OSError, ProcessIdTaken) as error:
                 log.warning("rows of tables are not cached: %s", error)
 
     async def close(self) -> None:

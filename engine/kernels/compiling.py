@@ -11,6 +11,8 @@ import hashlib
 import logging
 import os
 import pickle  # nosec B403
+import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -103,13 +105,27 @@ class _KernelCache(_Cache):
 
 
 def _directories() -> Iterator[Path]:
-    """Yield where machine code may be kept: the places that Numba would use, in its order."""
+    """Yield where machine code may be kept: the places that Numba would use, in its order, and one for users without a
+    home directory, such as those of containers."""
     if _config.CACHE_DIR:
         yield Path(_config.CACHE_DIR) / "shoal"
     yield Path(__file__).parent / "__pycache__"
     of_user = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     if of_user.is_absolute():
         yield of_user / "shoal" / "kernels"
+    temporary = Path(tempfile.gettempdir()) / f"shoal-kernels-{os.geteuid()}"
+    if _is_private(temporary):
+        yield temporary
+
+
+def _is_private(path: Path) -> bool:
+    """Whether a directory, which is made if it is not there, is this user's alone: what is read from it is run."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
 
 
 def _read(path: Path) -> bytes | None:

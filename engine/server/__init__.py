@@ -7,10 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
+from engine.environment import check_address_space
 from engine.failpoints import reached
 from engine.handover import Inheritance, Predecessor, Takeover
 from engine.kernels import warm
-from engine.run_directory import clear_metrics, metrics_path, serving
+from engine.run_directory import RunDirectoryKeeper, clear_metrics, metrics_path, serving
 from engine.server import grpc_port
 from engine.server.descriptors import fit_connections
 from engine.server.listening import address_of, listen
@@ -42,6 +43,7 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s[%(process)d] %(message)s",
     )
+    check_address_space()
     protection = Protection(settings)
     warn_of_gaps(settings)
     settings = fit_connections(settings)
@@ -62,9 +64,8 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
         directory = clear_metrics(settings.store) if predecessor is None else metrics_path(settings.store)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
         # Only now, since prometheus_client decides at its import whether counters are shared between processes.
-        from prometheus_client.multiprocess import mark_process_dead
-
         from engine.server.accepting import ConnectionCounts
+        from engine.server.metrics_files import forget_process
         from engine.server.worker import Worker
 
         warm()
@@ -87,8 +88,9 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
             takeover=Takeover(predecessor, with_writer=writer is not None) if predecessor is not None else None,
             silent_seconds=settings.silent_seconds,
             drain_seconds=settings.drain_seconds,
+            keeper=RunDirectoryKeeper(settings.store, lock),
             refresh=protection.refresh,
-            bury=partial(mark_process_dead, path=str(directory)),
+            bury=partial(forget_process, directory),
         )
         log.info("listening on %s", address)
         if grpc_address is not None:

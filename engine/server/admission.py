@@ -2,13 +2,19 @@
 
 A worker answers one request after the other, in the order in which it read them. So when a request is read, its answer
 can be foreseen: it comes after what the request has waited already, most of that in its socket, and after all that were
-read before it. One whose answer would come too late is refused there and then, which must cost next to nothing: what
-it costs to refuse nine of ten requests is missing for the tenth. A refusal therefore is made from the bytes that came,
-where they are one whole request of the ordinary kind, without parsing, task or handler: a twentieth of the time of a
-small lookup.
+read before it. A request whose answer would come too late is refused there and then, in one of two cases:
+
+- Its client said how long it waits.
+- The worker has a standing queue, as CoDel defines it: over a whole interval the shortest wait stayed above a target. A
+  pause of the machine, or a burst, is over by itself, and to refuse what waited for it would help nobody.
+
+A refusal must cost next to nothing: what it costs to refuse nine of ten requests is missing for the tenth. It therefore
+is made from the bytes that came, where they are one whole request of the ordinary kind, without parsing, task or
+handler: a twentieth of the time of a small lookup.
 """
 
 import re
+import time
 from collections.abc import Iterable
 
 import orjson
@@ -24,6 +30,12 @@ _SHARE_WHEN_READ = 0.75
 """What of its time a request may be foreseen to take. The rest is for what cannot be foreseen: other processes' turns
 at the core, larger requests among those ahead, and the network."""
 _SHARE_WHEN_BEGUN = 0.9
+
+_INTERVAL_SECONDS = 0.25
+"""A queue stands once the worker has worked for so long, by its own CPU time, and nothing told that the queue had
+ended. A worker that gets no turn at a core cannot be said to have had too much to do."""
+_TARGET_SHARE = 0.25
+"""The target is this share of the timeout. While a queue stands, the waits are just below the timeout."""
 
 _WHOLE = re.compile(rb"POST (\S+) HTTP/1\.1\r\n")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+) *\r\n", re.IGNORECASE)
@@ -47,10 +59,10 @@ def timeout_seconds(text: str) -> float:
 
 
 class Admission:
-    """One worker's. Times are in seconds.
+    """One worker's. Times are in seconds, by one clock.
 
     Args:
-        timeout: how long an answer may take whose client does not say.
+        timeout: how long an answer may take while a queue stands, if its client does not say how long it waits.
         paths: where requests may be refused, those of Feast's endpoints apart: their errors look different.
     """
 
@@ -60,23 +72,48 @@ class Admission:
         self._waiting = 0
         self._seconds_each = _FIRST_GUESS_SECONDS
         self._refused = 0
+        self.met = 0
+        """How many requests were read."""
+        self._was_idle = True
+        self._queued_since: float | None = None
         message = "the worker has more to do than it can do in time; try again later"
         error = {"error": {"code": Overloaded.__name__, "message": message}}
         self._refusals = {path.encode(): _refusal(error) for path in paths}
         self._refusals |= {path.encode(): _refusal({"detail": message}) for path in feast_paths}
+
+    def meet(self) -> None:
+        """Note that a request was read, before it is decided whether to take it."""
+        self.met += 1
+        if self._was_idle:
+            # Nothing was ahead of it. What it has waited for, if it has, was no queue.
+            self._was_idle, self._queued_since = False, None
+
+    def note_idle(self, met: int) -> None:
+        """Note what the event loop found when it next looked at all sockets after an answer, before which it had met so
+        many requests: if it has met no other one, there is no queue."""
+        self._was_idle = self._was_idle or (met == self.met and not self._waiting)
 
     def take(self) -> int:
         """A request was read whose turn will come; returns how many are to be answered before it."""
         self._waiting += 1
         return self._waiting - 1
 
-    def begin(self, ahead: int, waited: float) -> None:
-        """Its turn has come, after so long: what tells how long each takes."""
+    def begin(self, ahead: int, read: float, arrived: float, now: float) -> None:
+        """The turn of a request has come. Learn how long each takes, and whether requests wait for long."""
         self._waiting -= 1
         if ahead:
             # A pause that has nothing to do with requests must not look like the price of one for long.
-            each = min(waited / ahead, 2 * self._seconds_each)
+            each = min((now - read) / ahead, 2 * self._seconds_each)
             self._seconds_each += _WEIGHT * (each - self._seconds_each)
+        if not self._waiting and now - arrived <= _TARGET_SHARE * self.timeout:
+            self._queued_since = None
+
+    def has_standing_queue(self) -> bool:
+        """Whether requests have waited for longer than the target for a whole interval, which begins with the first
+        late one that this is asked for."""
+        if self._queued_since is None:
+            self._queued_since = time.thread_time()
+        return time.thread_time() - self._queued_since > _INTERVAL_SECONDS
 
     def drop(self) -> None:
         """It has gone before its turn came."""
@@ -106,6 +143,8 @@ class Admission:
                 return None
             if not self.is_late_when_read(waited, timeout):
                 return None
+        elif not self.has_standing_queue():
+            return None
         self._refused += 1
         return answer
 

@@ -206,12 +206,16 @@ class Application:
         if asked is not None:
             timeout = timeout_seconds(asked)
             set_deadline(request, timeout - waited)
-        if self.admission.is_late_when_begun(waited, timeout):
-            raise Overloaded(
-                f"the request has waited for {1e3 * waited:.0f} ms of the {1e3 * timeout:.0f} ms in which it is to be "
-                f"answered; try again later",
-                "waited",
-            )
+        if not self.admission.is_late_when_begun(waited, timeout) or (
+            asked is None and not self.admission.has_standing_queue()
+        ):
+            return
+        who = "the request" if asked is not None else "requests have queued up, and this one"
+        raise Overloaded(
+            f"{who} has waited for {1e3 * waited:.0f} ms of the {1e3 * timeout:.0f} ms in which it is to be answered; "
+            f"try again later",
+            "waited",
+        )
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request: errors become answers, and every answer is counted and gets its headers."""

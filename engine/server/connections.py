@@ -43,6 +43,7 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_admission",
         "_ahead",
+        "_arrived",
         "_began",
         "_came",
         "_ended",
@@ -77,7 +78,8 @@ class Connection(web.RequestHandler):
         # How many requests are to be answered before the one that was read; None where none waits.
         self._ahead: int | None = None
         self._patience = _EXTRA_SECONDS if is_extra else patience
-        self._came = self._ended = time.perf_counter()
+        # When the last bytes were read, and when they reached this machine, as far as the kernel tells.
+        self._came = self._arrived = self._ended = time.perf_counter()
         # When a head began to come: 0 between requests, and never during one, whose body has a limit of its own.
         self._began = 0.0
         self._has_asked = self._has_finished = False
@@ -89,7 +91,9 @@ class Connection(web.RequestHandler):
             super().data_received(data)
             return
         self._came = time.perf_counter()
+        self._arrived = self._came - self._waited_in_socket()
         if not self._began:
+            self._admission.meet()
             if self._refuses(data):
                 return
             self._began = self._came
@@ -106,7 +110,7 @@ class Connection(web.RequestHandler):
 
     def _refuses(self, data: bytes) -> bool:
         """Whether this is a request for which there is no time, which so is answered already."""
-        waited = self._waited_in_socket()
+        waited = self._came - self._arrived
         if not self._admission.is_late_when_read(waited, self._admission.timeout):
             return False
         if self.transport is None or self.transport.get_write_buffer_size() or not self._is_idle():
@@ -189,7 +193,7 @@ class Connection(web.RequestHandler):
         """A head is complete, and its turn has come."""
         self._has_asked, self._began = True, math.inf
         if self._ahead is not None:
-            self._admission.begin(self._ahead, time.perf_counter() - self._came)
+            self._admission.begin(self._ahead, self._came, self._arrived, time.perf_counter())
             self._ahead = None
 
     def end_request(self) -> None:
@@ -197,15 +201,17 @@ class Connection(web.RequestHandler):
         self._ended = time.perf_counter()
         # The next one may have come already.
         self._began = self._ended if self._messages else 0.0
+        # By then the event loop has looked at all sockets once more.
+        self._loop.call_soon(self._admission.note_idle, self._admission.met)
         if self._has_finished and not self._messages:
             self.close()
 
     def waited(self) -> float:
         """For how many seconds the last that came of the client has been here."""
-        # The kernel counts in steps of some milliseconds.
-        return max(time.perf_counter() - self._came, self._waited_in_socket())
+        return time.perf_counter() - self._arrived
 
     def _waited_in_socket(self) -> float:
+        # The kernel counts in steps of some milliseconds.
         if self._socket is None or _TCP_INFO is None:
             return 0.0
         try:

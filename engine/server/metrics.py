@@ -21,6 +21,7 @@ from engine.live_status import describe_live
 from engine.manifest import NEWEST_FORMAT
 from engine.result import LookupResult, MatrixResult
 from engine.scrubbed import describe_scrub
+from engine.server.metrics_files import MetricsFiles
 from engine.standing import Standing, lag_of, read_standing
 from engine.status import freshness_seconds
 from engine.version import StoreVersion
@@ -56,8 +57,9 @@ _VIEW_GAUGES: tuple[tuple[str, str, Callable[[ViewRecord], float | None]], ...] 
 class Metrics:
     """The counters of this worker, and the exposition of all."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, files: MetricsFiles) -> None:
         self._store = store
+        self._files = files
         self._requests = Histogram(
             "shoal_request_duration_seconds",
             "Time from a request's head, or a gRPC request's message, to its answer, without sending that",
@@ -171,10 +173,15 @@ class Metrics:
         """This worker is at a version."""
         self._version.set(version.id if version else 0)
 
+    def mend_files(self) -> None:
+        """Have files to count in if they were removed."""
+        self._files.mend()
+
     def exposition(self, version: StoreVersion | None, accept: str) -> tuple[bytes, str]:
         """All workers' metrics in the format that an Accept header prefers, and its content type."""
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        if self._files.directory.is_dir():
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         registry.register(_StoreCollector(self._store, version))
         encode, content_type = choose_encoder(accept)
         return encode(registry), content_type

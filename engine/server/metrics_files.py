@@ -1,4 +1,4 @@
-"""Room on the disk for the files in which prometheus_client keeps a process's counters.
+"""The files in which prometheus_client keeps a process's counters, and room on the disk for them.
 
 They are maps with holes, and where a process first touches a page of one for which there is no room, it dies of SIGBUS.
 So they are given their room before that; a process that gets none counts for itself alone, and lives.
@@ -19,14 +19,51 @@ _KINDS = ("counter", "histogram", "gauge_liveall")
 _BYTES = 256 << 10
 
 
-def allocate_metrics(directory: Path) -> None:
-    """Make this process's files, before it makes its metrics."""
-    files = [directory / f"{kind}_{os.getpid()}.db" for kind in _KINDS]
-    try:
-        for file in files:
-            allocate(file, _BYTES)
-    except OSError as error:
-        for file in files:
-            file.unlink(missing_ok=True)
-        log.error("what this worker counts will be missing from /metrics: %s: %s", directory, error)
-        values.ValueClass = values.MutexValue
+class MetricsFiles:
+    """This process's files in the directory of all workers' counters; to be made before its metrics are."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._name = str(os.getpid())
+        self._times_lost = 0
+        self._is_missing = False
+        self._told: str | None = None
+        if self._allocate(self._name):
+            values.ValueClass = values.MultiProcessValue(lambda: self._name)  # type: ignore[no-untyped-call]
+        else:
+            values.ValueClass = values.MutexValue
+
+    def mend(self) -> None:
+        """Count from zero in new files if some are missing for the second time: nobody finds what the old ones have."""
+        was_missing, self._is_missing = self._is_missing, any(not file.exists() for file in self._files(self._name))
+        if values.ValueClass is values.MutexValue or not (was_missing and self._is_missing):
+            return
+        name = f"{os.getpid()}.{self._times_lost + 1}"
+        if self.directory.is_dir() and self._allocate(name):
+            self._times_lost += 1
+            # By this prometheus_client takes it for another process, for which it opens files of its own.
+            self._name = name
+
+    def _files(self, name: str) -> list[Path]:
+        return [self.directory / f"{kind}_{name}.db" for kind in _KINDS]
+
+    def _allocate(self, name: str) -> bool:
+        """Make files under a name; returns whether there was room for them."""
+        files = self._files(name)
+        try:
+            for file in files:
+                allocate(file, _BYTES)
+        except OSError as error:
+            for file in files:
+                file.unlink(missing_ok=True)
+            if str(error) != self._told:
+                log.error("what this worker counts will be missing from /metrics: %s: %s", self.directory, error)
+            self._told = str(error)
+            return False
+        return True
+
+
+def forget_process(directory: Path, pid: int) -> None:
+    """Remove the gauges of a worker that is gone; its counters go on to count."""
+    for file in (*directory.glob(f"gauge_live*_{pid}.db"), *directory.glob(f"gauge_live*_{pid}.*.db")):
+        file.unlink(missing_ok=True)

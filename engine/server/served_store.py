@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from engine.errors import ShoalError, StoreNotFound
+from engine.errors import ProcessIdTaken, ShoalError, StoreNotFound
 from engine.feature_store import FeatureStore
 from engine.server.readiness import Readiness
 from engine.version import StoreVersion
@@ -22,12 +22,18 @@ class ServedStore:
         self._failure: ShoalError = StoreNotFound(f"{path} is not open yet; try again in a second")
 
     def refresh(self) -> None:
-        """Open the store if that was not possible yet, and move on to its newest version."""
+        """Open the store if that was not possible yet, and move on to its newest version.
+
+        Raises:
+            ProcessIdTaken: only a process with another id can.
+        """
         try:
             if self._store is None:
                 self._store = FeatureStore.open(self._path)
                 log.info("opened %s", self._path)
             self._store.version()
+        except ProcessIdTaken:
+            raise
         except ShoalError as error:
             # That a store is new is told by its writer, and by /ready.
             if str(error) != str(self._failure) and not isinstance(error, StoreNotFound):

@@ -16,7 +16,7 @@ import uvloop
 from aiohttp import web
 
 from engine.control import WriterClient
-from engine.errors import StoreNotFound
+from engine.errors import ProcessIdTaken, StoreNotFound
 from engine.failpoints import reached
 from engine.malloc import keep_freed_memory
 from engine.run_directory import metrics_path
@@ -25,7 +25,7 @@ from engine.server.admission import Admission
 from engine.server.app import Application
 from engine.server.connections import ConnectionServer
 from engine.server.metrics import Metrics
-from engine.server.metrics_files import allocate_metrics
+from engine.server.metrics_files import MetricsFiles
 from engine.server.outgoing import Outgoing
 from engine.server.protection import Protection
 from engine.server.readiness import Readiness
@@ -98,9 +98,9 @@ class Worker:
         async with WriterClient(settings.store, patience=patience) as writer:
             stop = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-            allocate_metrics(metrics_path(settings.store))
+            metrics_files = MetricsFiles(metrics_path(settings.store))
             served = ServedStore(settings.store, Readiness(settings, follows=self._follows))
-            metrics = Metrics(settings.store)
+            metrics = Metrics(settings.store, metrics_files)
             tables = ServedTables(settings, served, metrics)
             outgoing = Outgoing(settings)
             application = Application(settings, protection, served, metrics, writer, tables, outgoing)
@@ -186,12 +186,16 @@ async def _keep_up(
         try:
             protection.refresh()
             served.refresh()
+            metrics.mend_files()
             metrics.set_version(served.version())
             await tables.prepare()
             look_after(lag)
             if rpcs is not None:
                 rpcs.end_overdue()
                 await rpcs.show_health()
+        except ProcessIdTaken as error:
+            log.warning("the worker ends, for one with another process id to take its place: %s", error)
+            signal.raise_signal(signal.SIGTERM)
         except Exception:
             log.exception("the worker cannot keep up with what changed")
         due = loop.time() + _REFRESH_SECONDS

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
@@ -228,8 +229,18 @@ def test_kernels_work_where_nothing_can_be_written_and_say_so_once(
         monkeypatch.setattr(config, "CACHE_DIR", str(file / place))
     monkeypatch.setattr(compiling, "__file__", str(file / "compiling.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    # One that others can write to is not read from: what lies there would be run.
+    own = tmp_path / f"shoal-kernels-{os.geteuid()}"
+    own.mkdir()
+    own.chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with caplog.at_level(logging.WARNING):
         assert answer_of(SOURCES)(2) == answer_of(SOURCES)(2)
+    assert not list(own.iterdir())
+    own.rmdir()
+    answer_of(SOURCES)(2)
+    assert list(own.iterdir())
+    assert own.stat().st_mode & 0o777 == 0o700
     (record,) = caplog.records
     assert str(file) in record.getMessage()
     assert "NUMBA_CACHE_DIR" in record.getMessage()

@@ -23,6 +23,7 @@ from engine.export_root import ExportRoot
 from engine.server.admission import TIMEOUT_HEADER
 from engine.server.app import Application
 from engine.server.metrics import Metrics
+from engine.server.metrics_files import MetricsFiles
 from engine.server.openapi import DOCUMENT
 from engine.server.outgoing import Outgoing
 from engine.server.protection import Protection
@@ -55,7 +56,7 @@ def test_the_document_is_valid_and_of_this_version() -> None:
 
 def test_the_document_has_the_endpoints_that_the_server_has(tmp_path: Path) -> None:
     settings = server_settings(store=tmp_path)
-    served_store, metrics = ServedStore(tmp_path), Metrics(tmp_path)
+    served_store, metrics = ServedStore(tmp_path), Metrics(tmp_path, MetricsFiles(tmp_path / "missing"))
     tables = ServedTables(settings, served_store, metrics)
     writer, outgoing = WriterClient(tmp_path), Outgoing(settings)
     application = Application(settings, Protection(settings), served_store, metrics, writer, tables, outgoing)

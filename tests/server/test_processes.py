@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from engine.export_root import ExportRoot
 from engine.run_directory import read_server_record
 from tests import stores
 from tests.every_type import USERS, user_rows
-from tests.server.serving import Connection, Server, eventually, is_gone
+from tests.server.serving import Connection, Server, eventually, is_gone, standing_still
 
 LOOKUP: dict[str, Any] = {"features": ["users:score"], "entities": {"users_id": [1, 2]}}
 
@@ -133,6 +134,27 @@ def test_a_worker_that_hangs_is_replaced(store: Path) -> None:
         eventually(lambda: hanging not in server.record.workers and len(server.record.workers) == 2, "a new worker")
         assert is_gone(hanging)
         assert f"pid {hanging}, gave no sign of life" in server.log
+
+
+def test_processes_that_were_frozen_together_go_on(store: Path) -> None:
+    log = store.parent / "frozen.log"
+    with Server(store, {"log": str(log)}, silent_seconds=4.0) as server:
+        server.await_ready()
+        writer = eventually(lambda: server.record.writer, "the writer")
+        before = server.record
+        supervisor, (first, second) = server.process.pid, before.workers
+        # As a debugger does, as `docker pause` does, and as a machine does that stops some of them for long.
+        for frozen in ([supervisor], [supervisor, first, second, writer], [supervisor, second]):
+            with ExitStack() as stopped:
+                for pid in frozen:
+                    stopped.enter_context(standing_still(pid))
+                time.sleep(1.0 if frozen == [supervisor] else 4.5)
+            for _ in range(3):
+                reloads = noted(log).count("SIGHUP")
+                server.process.send_signal(signal.SIGHUP)
+                eventually(lambda count=reloads: noted(log).count("SIGHUP") > count, "the supervisor's next turn")  # type: ignore[misc]
+            assert server.lookup(**LOOKUP).status == 200
+            assert server.record == before, server.log
 
 
 def test_a_writer_that_hangs_is_replaced_and_one_that_is_busy_is_not(store: Path) -> None:

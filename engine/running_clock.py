@@ -1,0 +1,25 @@
+"""A clock that stands still while its process does."""
+
+import time
+
+_LONGEST_STEP_SECONDS = 0.5
+
+
+class RunningClock:
+    """Counts the seconds in which this process ran, provided that `now` is called several times a second.
+
+    A process that was stopped (SIGSTOP, a debugger, a frozen cgroup) or got no turn at a core cannot judge what other
+    processes did meanwhile: they may have been stopped with it. So a longer pause between two calls counts as half a
+    second.
+    """
+
+    def __init__(self) -> None:
+        self._looked = time.monotonic()
+        self._now = 0.0
+
+    def now(self) -> float:
+        """The seconds counted so far."""
+        looked = time.monotonic()
+        self._now += min(looked - self._looked, _LONGEST_STEP_SECONDS)
+        self._looked = looked
+        return self._now

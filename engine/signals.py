@@ -1,0 +1,75 @@
+"""The signals that a process receives, as items to read from a pipe.
+
+`signal.sigtimedwait` is not used: when a stop and a continuation (SIGSTOP and SIGCONT, a debugger, a frozen cgroup)
+interrupt it until its time is over, CPython returns memory that it never wrote, and the number in it may be any. A pipe
+has the numbers that the handlers wrote, and nothing else.
+"""
+
+import os
+import select
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+_READ_BYTES = 4096
+
+
+class ReceivedSignals:
+    """Receives signals from its creation until `close`. Only the main thread may make one.
+
+    Args:
+        numbers: the signals. Their handlers are replaced until `close`.
+    """
+
+    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
+        self._numbers = frozenset(numbers)
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._handlers_before: dict[signal.Signals, Any] = {
+            number: signal.signal(number, _do_nothing) for number in self._numbers
+        }
+        self._mask_before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+
+    def wait(self, seconds: float) -> frozenset[signal.Signals]:
+        """Return the signals received since the last call; wait up to `seconds` for one if there are none."""
+        select.select([self._pipe[0]], [], [], max(0.0, seconds))
+        with suppress(BlockingIOError):
+            return self._numbers & {signal.Signals(number) for number in os.read(self._pipe[0], _READ_BYTES)}
+        return frozenset()
+
+    def fork(self) -> int:
+        """Fork. The child receives no signal before it has called `reset`."""
+        pid = -1
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        try:
+            pid = os.fork()
+        finally:
+            if pid:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        return pid
+
+    def reset(self, ignored: Iterable[signal.Signals]) -> None:
+        """In a child: ignore some of the signals, and let the others do what they do by default."""
+        signal.set_wakeup_fd(-1)
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+        for end in self._pipe:
+            os.close(end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+
+    def close(self) -> None:
+        """Give the signals back to the handlers that they had."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        for end in self._pipe:
+            os.close(end)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """The pipe tells of the signal."""
