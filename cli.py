@@ -1,5 +1,6 @@
 """The command `shoal`: each subcommand is defined where its work is done, and gathered here."""
 
+import io
 import os
 import sys
 from functools import partial
@@ -7,13 +8,16 @@ from pathlib import Path
 
 import click
 
-from engine.commands import STORE, lookup_command, status_command
+from engine.commands import STORE, status_command
 from engine.errors import ShoalError
 from engine.export_root import ExportRoot
 from engine.feast_commands import feast_diff_command
+from engine.lookup_command import lookup_command
 from engine.settings import ServerSettings, server_settings
 from engine.shards import Shard
+from engine.terminal import say
 from loaders.commands import SHARD, load_command, reload_command, verify_command
+from loaders.drop_command import drop_view_command
 from loaders.dynamodb.command import sync_dynamodb_command
 from loaders.store_commands import backup_command, restore_command, store_command
 from spark_export.command import export_command, feast_views_command
@@ -90,6 +94,7 @@ def serve_command(store: Path, address: str | None, poll: float, shard: Shard | 
 shoal.add_command(serve_command)
 for command in (
     backup_command,
+    drop_view_command,
     export_command,
     feast_diff_command,
     feast_views_command,
@@ -108,10 +113,23 @@ for command in (
 
 def main() -> None:
     """Run the command line; an error that Shoal foresaw is one line on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal's encoding has not is printed as an escape; it would be an error.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        shoal(prog_name="shoal")
+        sys.exit(shoal(prog_name="shoal", standalone_mode=False))
+    except click.ClickException as error:
+        # The message repeats what was typed, or stood in a file.
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip("\n"), err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        say("Aborted!", err=True)
+        sys.exit(1)
     except ShoalError as error:
-        click.echo(f"shoal: {error}", err=True)
+        say(f"shoal: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # Whoever read the output has had enough; Python would complain once more when it flushes at its end.

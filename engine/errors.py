@@ -150,8 +150,6 @@ class ViewInUse(ShoalError):
 class StoreClosed(ShoalError):
     """This process closed the store before it looked something up."""
 
-    http_status = 503
-
 
 LOAD_AGAIN = "`shoal load` loads the view again, and a server that follows an export root does so by itself"
 """The mend of a view whose data is damaged."""

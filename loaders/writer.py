@@ -25,6 +25,7 @@ from engine.environment import open_live
 from engine.errors import (
     DefinitionError,
     LookupInvalid,
+    ManifestInvalid,
     PushInvalid,
     RootSilent,
     RootUnreadable,
@@ -44,7 +45,7 @@ from engine.reading import read_version
 from engine.schema import ViewSchema
 from engine.shards import Shard
 from loaders.compaction import fold, should_fold
-from loaders.definition import define_view, drop_view
+from loaders.definition import define_view, drop_view, follow_drops
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, catch_up
 from loaders.push import Push
@@ -221,6 +222,7 @@ class WriterProcess:
     def _look(self, root: ExportRoot) -> list[str]:
         """Take over the feature services; the views that may have news, or have to be told that the root is gone."""
         try:
+            self._follow_drops(root)
             views = root.views()
         except (OSError, RootUnreadable) as error:
             log.error("%s: %s", root, error)
@@ -235,6 +237,13 @@ class WriterProcess:
         if self._standing is not None:
             self._standing.looked(views, [*self._catching_up])
         return views
+
+    def _follow_drops(self, root: ExportRoot) -> None:
+        try:
+            for view, seq in follow_drops(self._writer, root).items():
+                log.warning("%s: removed, as the root dropped it at seq %d", view, seq)
+        except (ManifestInvalid, StoreFull, StoreMoved) as error:
+            log.error("%s: %s", root, error)
 
     def _note_try(self) -> None:
         if self._standing is not None:

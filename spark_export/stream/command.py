@@ -1,6 +1,5 @@
 """The command `shoal stream`."""
 
-import json
 import signal
 import threading
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from engine.errors import DefinitionError
 from engine.export_root import ExportRoot
 from engine.manifest import FormatVersion
 from engine.server_access import ServerAccess, access_options, server_access
+from engine.terminal import say, say_json
 from spark_export.command import WRITE_FORMAT
 from spark_export.views import ViewDefinition, ViewsFile, load_views
 
@@ -141,16 +141,16 @@ def _pushes(
     from spark_export.stream.pushing import StreamPushes
 
     def tell(sentence: str) -> None:
-        click.echo(sentence, err=True)
+        say(sentence, err=True)
 
     return [(view, StreamPushes(view, url, access, tell, stopped.is_set)) for view in views]
 
 
 def _print(report: "BatchReport", *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        say_json(asdict(report), indent=None)
     else:
-        click.echo(
+        say(
             f"{report.view}: batch {report.batch}: {report.rows:,} rows, the newest {report.newest_seconds_ago:.1f} s "
             f"old; {report.seconds:.1f} s"
         )
