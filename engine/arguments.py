@@ -42,12 +42,28 @@ def check_max_age(max_age: object) -> None:
         raise LookupInvalid(f"max_age is {max_age}; give one that is not negative")
 
 
-def check_features(features: object) -> None:
-    """Raises LookupInvalid if features are neither a feature service's name nor a list of references."""
-    if isinstance(features, str):
-        return
-    if not isinstance(features, Sequence) or not all(isinstance(reference, str) for reference in features):
-        raise LookupInvalid(
-            f"the features are {shown(features)}; give a list such as ['docs:ctr', 'docs:*'], or the name of a feature "
-            f"service"
-        )
+def as_features(given: Any) -> str | tuple[str, ...]:
+    """The features of a lookup: a feature service's name, or references, which `engine.lookup.resolve_features` checks
+    one by one when it first meets them.
+
+    Raises:
+        LookupInvalid: it is neither a text nor a list.
+    """
+    if isinstance(given, str):
+        return given
+    if isinstance(given, Sequence):
+        features = tuple(given)
+        try:
+            hash(features)
+        except TypeError:
+            pass
+        else:
+            return features
+    raise not_features(given)
+
+
+def not_features(given: object) -> LookupInvalid:
+    """The error of what is given in place of features."""
+    return LookupInvalid(
+        f"the features are {shown(given)}; give a list such as ['docs:ctr', 'docs:*'], or the name of a feature service"
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from engine import lookup as _lookup
 from engine import matrix_lookup as _matrix_lookup
-from engine.arguments import as_entities, check_features, check_max_age
+from engine.arguments import as_entities, check_max_age
 from engine.environment import LiveEnvironment, open_live
 from engine.errors import StoreClosed, StoreMoved
 from engine.keeping_up import keep_up, leave_alone
@@ -123,7 +123,9 @@ class FeatureStore:
             TableFailed, TableClientMissing: there is no way to ask for tables at all.
             StoreClosed: `close` was called.
         """
-        entities = _checked(features, entities, max_age)
+        entities = as_entities(entities)
+        if max_age is not None:
+            check_max_age(max_age)
         now = time.time_ns() // 1000
         version = self.version()
         if fetched is None and version.has_remote_views:
@@ -159,7 +161,9 @@ class FeatureStore:
         Arguments and errors are those of `lookup`; LookupInvalid also where a feature is no number. It is float32
         if that holds all the types asked for exactly, and float64 otherwise.
         """
-        entities = _checked(features, entities, max_age)
+        entities = as_entities(entities)
+        if max_age is not None:
+            check_max_age(max_age)
         now = time.time_ns() // 1000
         version = self.version()
         if fetched is None and version.has_remote_views:
@@ -233,11 +237,3 @@ class FeatureStore:
             if not version.damaged or version.is_newest:
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
                 return version
-
-
-def _checked(features: str | Sequence[str], entities: Entities, max_age: timedelta | None) -> Entities:
-    """The entities of a request, if all of it is of the types that it is to have; raises LookupInvalid."""
-    check_features(features)
-    if max_age is not None:
-        check_max_age(max_age)
-    return as_entities(entities)

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import numpy as np
 
+from engine.arguments import as_features
 from engine.column import ViewRows
 from engine.errors import LookupInvalid
 from engine.kernels import answering
@@ -81,7 +82,7 @@ def lookup_matrix(
 
 def _matrix_plan(version: StoreVersion, features: str | Sequence[str]) -> MatrixPlan:
     """The plan of a request, made once per version for all requests that ask for the same."""
-    asked = features if isinstance(features, str) else tuple(features)
+    asked = as_features(features)
     return remembered(
         version.matrix_plans, asked, lambda: _make_matrix_plan(version, resolve_features(version, features))
     )
