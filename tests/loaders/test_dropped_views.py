@@ -25,6 +25,7 @@ OLD = stores.schema("old", key="int64", a="int64")
 AGAIN = stores.schema("old", key="string", a="string")
 STAYS = stores.schema("stays", key="int64", a="int64")
 OWN = stores.schema("own", key="int64", a="int64")
+POINTS = ("root.view-dropped",)
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_a_node_that_slept_through_a_drop_and_a_new_export_starts_over(root: Exp
 
 
 def test_a_drop_that_is_killed_is_completed_by_another(root: ExportRoot, store: Path, tmp_path: Path) -> None:
-    killed(ExportRoot.drop_view, root, "old", at="root.view-dropped", log=tmp_path / "log")  # type: ignore[arg-type]
+    killed(ExportRoot.drop_view, root, "old", at=POINTS[0], log=tmp_path / "log")  # type: ignore[arg-type]
     assert (root.path / "old" / "deltas").exists()
     # For readers it is gone already.
     assert root.views() == ["stays"]
