@@ -11,13 +11,16 @@ from typing import cast
 
 import click
 
-from engine.commands import STORE, lookup_command, status_command
+from engine.commands import STORE, status_command
 from engine.errors import OutputUnwritable, ShoalError
 from engine.export_root import ExportRoot
 from engine.feast_commands import feast_diff_command
+from engine.lookup_command import lookup_command
 from engine.settings import ServerSettings, server_settings
 from engine.shards import Shard
+from engine.terminal import say
 from loaders.commands import SHARD, load_command, reload_command, verify_command
+from loaders.drop_command import drop_view_command
 from loaders.dynamodb.command import sync_dynamodb_command
 from loaders.store_commands import backup_command, restore_command, store_command
 from spark_export.command import export_command, feast_views_command
@@ -97,6 +100,7 @@ def serve_command(store: Path, address: str | None, poll: float, shard: Shard | 
 shoal.add_command(serve_command)
 for command in (
     backup_command,
+    drop_view_command,
     export_command,
     feast_diff_command,
     feast_views_command,
@@ -160,17 +164,30 @@ def main() -> None:
     """Run the command line; an error that Shoal foresaw is one line on stderr and its exit code."""
     _open_streams()
     stdout = cast(io.TextIOWrapper, sys.stdout)
-    encoding, errors, is_terminal = stdout.encoding, stdout.errors, stdout.isatty()
-    sys.stdout = _Output(stdout.detach(), encoding, errors, line_buffering=is_terminal)
+    encoding, is_terminal = stdout.encoding, stdout.isatty()
+    # What a terminal's encoding has not is printed as an escape; it would be an error.
+    sys.stdout = _Output(stdout.detach(), encoding, "backslashreplace", line_buffering=is_terminal)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
     try:
         try:
-            shoal(prog_name="shoal")
+            status = shoal(prog_name="shoal", standalone_mode=False)
         finally:
             sys.stdout.flush()
+        sys.exit(status)
+    except click.ClickException as error:
+        # The message repeats what was typed, or stood in a file.
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip("\n"), err=True)
+        sys.exit(error.exit_code)
+    except click.Abort:
+        say("Aborted!", err=True)
+        sys.exit(1)
     except ShoalError as error:
         if isinstance(error, OutputUnwritable):
             _drop_output()
-        click.echo(f"shoal: {error}", err=True)
+        say(f"shoal: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         _drop_output()  # Whoever read the output has had enough.

@@ -23,7 +23,7 @@ _NUMPY_TYPES: dict[str, npt.DTypeLike] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ViewRows:
     """What was found of one view: `status`, uint8[keys] of Status, and `event_time`, int64[keys] microseconds since
     1970, NaT (the least int64) where there is no row."""
@@ -31,6 +31,9 @@ class ViewRows:
     view: str
     status: npt.NDArray[np.uint8]
     event_time: npt.NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return f"<ViewRows of {self.view}: {self.status.size} keys>"
 
     @property
     def event_timestamps(self) -> npt.NDArray[np.datetime64]:
@@ -62,6 +65,9 @@ class Column:
         self.nulls = nulls
         self._memory = memory
         self._offsets = offsets
+
+    def __repr__(self) -> str:
+        return f"<Column {self.reference}: {self.valid.size} keys of {self.feature.type}, {self.nulls} null>"
 
     @property
     def values(self) -> npt.NDArray[Any]:
@@ -110,8 +116,11 @@ class Column:
         data = np.packbits(self._memory, bitorder="little") if self.feature.type == "bool" else self._memory
         return pa.Array.from_buffers(target, keys, [validity, pa.py_buffer(data)], self.nulls)
 
-    def to_pylist(self) -> list[Any]:
+    def to_pylist(self, *, shortest: bool = False) -> list[Any]:
         """The values as Python objects, None where there is none.
+
+        Args:
+            shortest: give a float32 as the float with the fewest digits that is rounded to it, not as its exact value.
 
         Raises:
             ViewDamaged: a stored text is not UTF-8, as whatever is loaded is.
@@ -120,7 +129,7 @@ class Column:
             values: list[Any] = self.to_arrow().to_pylist()
         except UnicodeDecodeError as error:
             raise ViewDamaged(f"{self.reference} holds a text that is not UTF-8 ({error}); {LOAD_AGAIN}") from None
-        return values
+        return list(map(_shortest, values)) if shortest and "float32" in self.feature.type else values
 
     def _null_mask(self) -> pa.Array | None:
         return pa.array(self.valid == 0) if self.nulls else None
@@ -146,3 +155,9 @@ class Column:
             items = pa.Array.from_buffers(target.value_type, int(list_offsets[-1]), [None, data])
         buffers = [validity, pa.py_buffer(list_offsets)]
         return pa.Array.from_buffers(target, keys, buffers, self.nulls, children=[items])
+
+
+def _shortest(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shortest(item) for item in value]
+    return None if value is None else float(str(np.float32(value)))

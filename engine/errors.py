@@ -141,6 +141,16 @@ class StoreNotFound(ShoalError):
     http_status = 503
 
 
+class ViewInUse(ShoalError):
+    """A view was to be dropped that a feature service names, or that would be loaded again."""
+
+    exit_code = 2
+
+
+class StoreClosed(ShoalError):
+    """This process closed the store before it looked something up."""
+
+
 LOAD_AGAIN = "`shoal load` loads the view again, and a server that follows an export root does so by itself"
 """The mend of a view whose data is damaged."""
 
@@ -469,6 +479,10 @@ class BodyTooSlow(LookupInvalid):
     """The body of a request took longer to arrive than the server waits."""
 
     http_status = 408
+
+
+class PandasMissing(ShoalError):
+    """A DataFrame was asked for, and pandas is not installed."""
 
 
 class StaleFeatures(ShoalError):

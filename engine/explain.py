@@ -93,4 +93,4 @@ def _origin(segment: Segment, chunk: Chunk, row: int) -> Origin:
 def _values(view: ViewVersion, hashes: Hashes) -> dict[str, list[Any]]:
     names = tuple(feature.name for feature in view.record.view_schema.features)
     columns = read_columns(view, names, hashes, oldest=gathering.NO_EVENT_TIME, stale="serve").columns
-    return {name: column.to_pylist() for name, column in zip(names, columns, strict=True)}
+    return {name: column.to_pylist(shortest=True) for name, column in zip(names, columns, strict=True)}

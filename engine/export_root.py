@@ -3,6 +3,7 @@
 It lies in a directory or in S3: `engine.storage` is what both can do.
 
     <root>/services.json                            all feature services
+    <root>/dropped.json                             the views that were dropped, and the last seq of each
     <root>/<view>/deltas/<seq, 12 digits>/          the view's log, one directory per published entry
         manifest.json                               written last, exclusively: who creates it owns the seq
         part-*.parquet                              a delta's rows (a snapshot's lie in its own directory)
@@ -19,6 +20,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import BinaryIO
@@ -26,10 +28,12 @@ from typing import BinaryIO
 import xxhash
 
 from engine.directory_storage import DirectoryStorage
-from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost
+from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost, RootNotWritable
 from engine.failpoints import reached
 from engine.manifest import (
     NEWEST_FORMAT,
+    DroppedView,
+    DroppedViews,
     FeatureServices,
     FormatVersion,
     Manifest,
@@ -44,6 +48,7 @@ LOG = "deltas"
 """The directory of a view's log, which has one directory per entry."""
 MANIFEST = "manifest.json"
 SERVICES = "services.json"
+DROPPED = "dropped.json"
 _READ_BLOCK = 8 << 20
 _OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP}
 """What a file system says of one file that it does not let be read, while its directory can be."""
@@ -88,9 +93,34 @@ class ExportRoot:
         self.storage.check_may_be_root()
 
     def views(self) -> list[str]:
-        """The views that have a log, by name."""
-        named = (name for name in self.storage.directories() if is_name(name))
-        return sorted(name for name in named if self.storage.has_directory(f"{name}/{LOG}"))
+        """The views that have a log, by name. Of a view that was dropped the log may still lie there."""
+        named = [name for name in self.storage.directories() if is_name(name)]
+        views = [name for name in sorted(named) if self.storage.has_directory(f"{name}/{LOG}")]
+        dropped: dict[str, int] = {}
+        # Where the list is damaged, views that are there move on all the same.
+        with suppress(ManifestInvalid):
+            dropped = self.dropped()
+        return [name for name in views if name not in dropped or self._ends_behind(name, dropped[name])]
+
+    def _ends_behind(self, view: str, seq: int) -> bool:
+        return bool(self.storage.published(f"{view}/{LOG}", MANIFEST, since=f"{seq + 1:012d}"))
+
+    def dropped(self) -> dict[str, int]:
+        """The views that were dropped, and the last seq of each; raises ManifestInvalid."""
+        return {view.name: view.seq for view in self._dropped()}
+
+    def first_seq(self, view: str) -> int:
+        """The seq of the first entry of a view that has no log: behind those that a view of its name had."""
+        return self.dropped().get(view, 0) + 1
+
+    def _dropped(self) -> tuple[DroppedView, ...]:
+        where = self.storage.where(DROPPED)
+        try:
+            return unseal(self.storage.read(DROPPED), DroppedViews, where).views
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise ManifestInvalid(f"{where} cannot be read: {error}") from error
 
     def sequence_numbers(self, view: str, *, since: int = 0) -> list[int]:
         """The seqs of a view's log that are published, from `since` on, ascending."""
@@ -228,6 +258,36 @@ class ExportRoot:
     def publish_services(self, services: tuple[FeatureService, ...]) -> None:
         """Replace the list of feature services."""
         self.storage.replace(SERVICES, seal(FeatureServices(format_version=self.write_format, services=services)))
+
+    def drop_view(self, view: str) -> int:
+        """Remove a view, so that nodes remove it too. A drop that was cut off is completed by another.
+
+        Returns:
+            The last seq that the view had.
+
+        Raises:
+            NotPublished: the root has no such view, and none was dropped of which something is left.
+            RootNotWritable: the root refuses it.
+        """
+        while True:
+            newest, dropped = max(self.sequence_numbers(view), default=0), self._dropped()
+            known = max((entry.seq for entry in dropped if entry.name == view), default=0)
+            if not newest and not known:
+                raise NotPublished(f"{self} has no view {view!r}; it has {', '.join(self.views()) or 'none'}")
+            if newest > known:
+                others = (entry for entry in dropped if entry.name != view)
+                entry = DroppedView(name=view, seq=newest, dropped_at=datetime.now(UTC))
+                content = DroppedViews(format_version=self.write_format, views=(*others, entry))
+                self.storage.replace(DROPPED, seal(content))
+                reached("root.view-dropped")
+                # Another drop may have replaced the list at the same time, or an exporter published meanwhile.
+                continue
+            self.storage.remove_directory(view)
+            left = max(self.sequence_numbers(view), default=0)
+            if not left:
+                return known
+            if left <= known:
+                raise RootNotWritable(f"{self.storage.where(view)} cannot be removed; see to its permissions")
 
     def _manifest(self, view: str, directory: str) -> Manifest:
         name = f"{directory}/{MANIFEST}"

@@ -49,6 +49,7 @@ Failpoint = Literal[
     "export.manifest-aside",
     "export.log-linked",
     "export.published",
+    "root.view-dropped",
     # A micro-batch of a stream, which Spark notes as done behind the last of these.
     "stream.part-pushed",
     "stream.pushed",

@@ -1,10 +1,7 @@
 """The command `shoal feast-diff`."""
 
-import base64
-import json
 import sys
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,11 @@ import click
 from engine.commands import LocalPath
 from engine.errors import ShoalError
 from engine.feast_diff import Difference, FeastSide, Keys, ServerSide, StoreSide, Summary, Value, compare
-from engine.feast_keys import given_keys, read_keys, sample_keys
+from engine.feast_keys import read_keys, sample_keys
 from engine.feast_repository import open_repository
+from engine.given_keys import given_keys
 from engine.server_access import access_options, server_access
+from engine.terminal import cell, say, say_json
 
 
 @click.command("feast-diff", short_help="Look the same keys up in Feast and in Shoal, and show what differs.")
@@ -93,10 +92,10 @@ def feast_diff_command(
             if number < shown:
                 kept.append(difference)
                 if not as_json and form == "text":
-                    click.echo(_line(difference))
+                    say(_line(difference))
     except ShoalError as error:
         # 1 is said of answers that differ, and of nothing else.
-        click.echo(f"shoal: {error}", err=True)
+        say(f"shoal: {error}", err=True)
         sys.exit(2)
     if as_json or form == "json":
         document = {
@@ -105,13 +104,13 @@ def feast_diff_command(
             "only_in_shoal": only_in_shoal,
             "differences": [asdict(difference) for difference in kept],
         }
-        click.echo(json.dumps(document, indent=2, default=_text))
+        say_json(document)
     else:
         for side, others in (("Feast", only_in_feast), ("Shoal", only_in_shoal)):
             for reference in others:
-                click.echo(f"feature service {service}: only {side} has {reference}")
+                say(f"feature service {service}: only {side} has {reference}")
         for line in _summary_lines(summary, len(kept)):
-            click.echo(line)
+            say(line)
     sys.exit(0 if summary.agrees and not only_in_feast and not only_in_shoal else 1)
 
 
@@ -122,19 +121,13 @@ def _check_one(options: dict[str, Any]) -> None:
 
 
 def _line(difference: Difference) -> str:
-    key = " ".join(f"{name}={value}" for name, value in difference.key.items())
+    key = " ".join(f"{name}={cell(value)}" for name, value in difference.key.items())
     return f"{key} {difference.feature}: Feast {_side(difference.feast)}, Shoal {_side(difference.shoal)}"
 
 
 def _side(value: Value) -> str:
-    told = [value.status, *([_text(value.event_time)] if value.event_time else [])]
-    return f"{'-' if value.value is None else _text(value.value)} ({', '.join(told)})"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+    told = [value.status, *([cell(value.event_time)] if value.event_time else [])]
+    return f"{cell(value.value)} ({', '.join(told)})"
 
 
 def _summary_lines(summary: Summary, shown: int) -> list[str]:

@@ -25,6 +25,7 @@ import numpy as np
 from engine.errors import FeastFailed, LookupInvalid, RequestTooLarge, ServerFailed, UnknownFeature
 from engine.feast_repository import failing
 from engine.feature_store import FeatureStore
+from engine.given_keys import join_key_types
 from engine.kernels.gathering import Status
 from engine.schema import FeatureService, ViewSchema
 from engine.server_access import ServerAccess
@@ -119,9 +120,8 @@ class Description:
         return schema.features[schema.feature_index[name]].type
 
     def join_keys(self, references: Sequence[str]) -> dict[str, str]:
-        """The join keys of the views that are asked, and their types."""
-        views = dict.fromkeys(reference.partition(":")[0] for reference in references)
-        return {key.name: key.type for view in views for key in self.views[view].join_keys}
+        """The join keys of the views that are asked, and their types; raises LookupInvalid where those differ."""
+        return join_key_types(self.views[view] for view in dict.fromkeys(each.partition(":")[0] for each in references))
 
 
 class Side(Protocol):

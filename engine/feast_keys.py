@@ -1,4 +1,4 @@
-"""The keys by which Feast and Shoal are compared: given one by one, read from a file, or sampled from a store."""
+"""The keys by which Feast and Shoal are compared: read from a file, or sampled from a store."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -15,36 +15,6 @@ from engine.schema import JoinKey, arrow_type
 from engine.version import StoreVersion, ViewVersion
 
 
-def given_keys(items: Sequence[str], types: Mapping[str, str]) -> dict[str, list[Any]]:
-    """The keys that `join_key=value` items mean: a name given several times is a column, one given once holds for
-    every row.
-
-    Raises:
-        LookupInvalid: an item is malformed, names no join key, or the lists are of different lengths.
-    """
-    columns: dict[str, list[Any]] = {}
-    for item in items:
-        name, separator, text = item.partition("=")
-        if not separator:
-            raise LookupInvalid(f"--key {item!r} has no value; write it as join_key=value")
-        if name not in types:
-            raise LookupInvalid(
-                f"--key {item!r}: {name!r} is no join key of what is asked; those are {', '.join(types)}"
-            )
-        try:
-            columns.setdefault(name, []).append(int(text) if types[name] == "int64" else text)
-        except ValueError:
-            raise LookupInvalid(f"--key {item!r}: {name} is int64, {text!r} is no whole number") from None
-    _check_names(columns, types, "--key")
-    rows = max(len(values) for values in columns.values())
-    for name, values in columns.items():
-        if len(values) not in (1, rows):
-            raise LookupInvalid(
-                f"--key {name} is given {len(values)} times, another {rows} times; give it as often, or once"
-            )
-    return {name: values * (rows // len(values)) for name, values in columns.items()}
-
-
 def read_keys(path: Path, types: Mapping[str, str]) -> dict[str, list[Any]]:
     """The distinct keys of a Parquet or CSV file, from its columns of the join keys' names.
 
@@ -55,7 +25,8 @@ def read_keys(path: Path, types: Mapping[str, str]) -> dict[str, list[Any]]:
         table = _read_table(path, types)
     except (OSError, pa.ArrowInvalid) as error:
         raise LookupInvalid(f"cannot read keys from {path}: {error}; give Parquet, or .csv with a header") from None
-    _check_names(table.column_names, types, f"{path}")
+    if missing := [name for name in types if name not in table.column_names]:
+        raise LookupInvalid(f"{path} lacks the join key {missing[0]!r}; what is asked needs {', '.join(types)}")
     columns = {}
     for name, of in types.items():
         column = table[name]
@@ -98,11 +69,6 @@ def _read_table(path: Path, types: Mapping[str, str]) -> pa.Table:
         options = pyarrow.csv.ConvertOptions(column_types={name: arrow_type(of) for name, of in types.items()})
         return pyarrow.csv.read_csv(path, convert_options=options)
     return pq.read_table(path)
-
-
-def _check_names(found: Sequence[str] | Mapping[str, Any], types: Mapping[str, str], where: str) -> None:
-    if missing := [name for name in types if name not in found]:
-        raise LookupInvalid(f"{where} lacks the join key {missing[0]!r}; what is asked needs {', '.join(types)}")
 
 
 def _sample(view: ViewVersion, count: int) -> list[tuple[str | int, ...]]:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from engine import lookup as _lookup
 from engine import matrix_lookup as _matrix_lookup
+from engine.arguments import as_entities, check_max_age
 from engine.environment import LiveEnvironment, open_live
-from engine.errors import StoreMoved
-from engine.keeping_up import keep_up
+from engine.errors import StoreClosed, StoreMoved
+from engine.keeping_up import keep_up, leave_alone
 from engine.key_columns import Entities, Incomplete
 from engine.lookup import Stale
 from engine.reading import read_version
 from engine.remote_rows import Fetched, Partial
 from engine.result import LookupResult, MatrixResult
+from engine.schema import ViewSchema
 from engine.version import StoreVersion
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class FeatureStore:
         self.remote_options: dict[str, Any] = {}
         self._remote: BlockingTier | None = None
         self._refreshing = threading.Lock()
-        self._version = self._read(live, None)
+        self._version: StoreVersion | None = self._read(live, None)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], **remote_options: Any) -> Self:
@@ -62,6 +64,26 @@ class FeatureStore:
         keep_up(opened)
         return opened
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.open({str(self.path)!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the store; a lookup then raises StoreClosed. Answers stay, and lookups under way in other threads
+        finish. Closing twice does nothing more."""
+        leave_alone(self)
+        with self._refreshing:
+            self._version = self._remote = None
+
+    def views(self) -> dict[str, ViewSchema]:
+        """What the views look like that can be looked up now, by name: their join keys and features, with types."""
+        return {name: view.record.view_schema for name, view in sorted(self.version().views.items())}
+
     def lookup(
         self,
         features: str | Sequence[str],
@@ -80,7 +102,8 @@ class FeatureStore:
 
         Args:
             features: a list of `view:feature` (`view:*` for all of a view), or the name of a feature service.
-            entities: join key → list of values, or a scalar that holds for every row.
+            entities: join key → list of values, or a scalar that holds for every row; or a DataFrame, or a table of
+                Arrow, with a column for each join key.
             max_age: the age of a row that is accepted, instead of each view's TTL.
             stale: what becomes of older rows: "serve" them, "null" their values, or "fail" the lookup.
             incomplete: what becomes of keys of which a part is null or not given: the lookup is to "fail", or they are
@@ -100,7 +123,11 @@ class FeatureStore:
             StaleFeatures: rows are older than accepted, and `stale` is "fail".
             RowsUnavailable: rows did not come in time, and `partial` is "fail".
             TableFailed, TableClientMissing: there is no way to ask for tables at all.
+            StoreClosed: `close` was called.
         """
+        entities = as_entities(entities)
+        if max_age is not None:
+            check_max_age(max_age)
         now = time.time_ns() // 1000
         version = self.version()
         if fetched is None and version.has_remote_views:
@@ -138,6 +165,9 @@ class FeatureStore:
         Arguments and errors are those of `lookup`; LookupInvalid also where a feature is no number. It is float32
         if that holds all the types asked for exactly, and float64 otherwise.
         """
+        entities = as_entities(entities)
+        if max_age is not None:
+            check_max_age(max_age)
         now = time.time_ns() // 1000
         version = self.version()
         if fetched is None and version.has_remote_views:
@@ -178,11 +208,13 @@ class FeatureStore:
         return self._remote.fetch(views, entities, incomplete, seconds)
 
     def version(self) -> StoreVersion:
-        """The newest committed version."""
+        """The newest committed version; raises StoreClosed."""
         version = self._version
-        if self._is_newest(version):
+        if version is not None and self._is_newest(version):
             return version
         with self._refreshing:
+            if self._version is None:
+                raise StoreClosed(f"the store at {self.path} was closed here; open it again, or close it later")
             if not self._is_newest(self._version):
                 self._version = self._read(self._version.live, self._version)
             return self._version

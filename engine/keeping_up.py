@@ -35,6 +35,12 @@ def keep_up(store: Moving) -> None:
             _thread.start()
 
 
+def leave_alone(store: Moving) -> None:
+    """Have a store no longer move on: it was closed."""
+    with _starting:
+        _stores.discard(store)
+
+
 def _run() -> None:
     while True:
         time.sleep(_SECONDS)

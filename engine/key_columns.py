@@ -25,6 +25,7 @@ Incomplete = Literal["fail", "not_found"]
 _NOWHERE = 0
 """Both hashes of a key that no row has; that one has them is as likely as that any two keys' hashes are the same."""
 
+_UNORDERED = (set, frozenset, dict)
 _SCALARS = (str, int, float, bytes, np.generic)
 _SEPARATOR = chr(hashing.SEPARATOR)
 
@@ -121,7 +122,9 @@ def _is_scalar(values: Any) -> bool:
 
 def _length(name: str, values: Any) -> int:
     try:
-        return len(values)
+        if not isinstance(values, _UNORDERED):
+            return len(values)
+        raise TypeError("the rows of the answer are in the order of the values")
     except TypeError:
         raise LookupInvalid(
             f"entity {name!r} is of type {type(values).__name__}; give a scalar, a list, or a NumPy or Arrow array"

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.allowance import UNLIMITED, Allowance
+from engine.arguments import as_features, not_features
 from engine.column import ViewRows
 from engine.errors import LOAD_AGAIN, LookupInvalid, RequestTooLarge, StaleFeatures, UnknownFeature, ViewDamaged
 from engine.kernels import answering, finding, gathering
@@ -63,6 +64,8 @@ def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> li
     if len(features) > MAX_FEATURES:
         raise _too_many_features(len(features))
     for reference in features:
+        if not isinstance(reference, str):
+            raise not_features(features)
         view, separator, name = reference.partition(":")
         if not separator or not view or not name:
             raise LookupInvalid(f"{reference!r} is no feature reference; write view:feature, or view:* for all")
@@ -175,7 +178,7 @@ def remote_views(version: StoreVersion, features: str | Sequence[str]) -> list[V
 
 def _plan(version: StoreVersion, features: str | Sequence[str]) -> LookupPlan:
     """The plan of a request, made once per version for all requests that ask for the same."""
-    asked = features if isinstance(features, str) else tuple(features)
+    asked = as_features(features)
     return remembered(version.plans, asked, lambda: _make_plan(version, resolve_features(version, features)))
 
 

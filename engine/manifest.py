@@ -15,7 +15,7 @@ import xxhash
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from engine.errors import FormatNotUnderstood, ManifestInvalid
-from engine.schema import FeatureService, ViewSchema
+from engine.schema import FeatureService, Name, ViewSchema
 
 FormatVersion = Literal[1, 2]
 FORMATS: tuple[FormatVersion, ...] = get_args(FormatVersion)
@@ -123,6 +123,25 @@ class FeatureServices(BaseModel):
     services: tuple[FeatureService, ...]
 
 
+class DroppedView(BaseModel):
+    """A view that was dropped: the root has none of its entries up to `seq`, and a view of its name that is published
+    later goes on behind it. So a node knows of what it holds whether that was dropped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Name
+    seq: int = Field(ge=1, lt=10**12)
+    dropped_at: AwareDatetime
+
+
+class DroppedViews(BaseModel):
+    """All views of an export root that were dropped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: FormatVersion = 1
+    must_understand: tuple[str, ...] = ()
+    views: tuple[DroppedView, ...]
+
+
 _SINCE_FORMAT_2: Any = {
     "must_understand": True,
     "live_rows": True,
@@ -131,10 +150,10 @@ _SINCE_FORMAT_2: Any = {
     "recent_runs": True,
     "view": {"future": True, "features": {"__all__": {"feast_member"}}},
 }
-Document = TypeVar("Document", Manifest, FeatureServices)
+Document = TypeVar("Document", Manifest, FeatureServices, DroppedViews)
 
 
-def seal(document: Manifest | FeatureServices) -> bytes:
+def seal(document: Manifest | FeatureServices | DroppedViews) -> bytes:
     """The document as it is published: JSON with its checksum. Members that its format does not have are left out, as
     are those that have their default."""
     since_format_2 = _SINCE_FORMAT_2 if document.format_version == 1 else None

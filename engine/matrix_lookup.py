@@ -6,6 +6,7 @@ from datetime import timedelta
 import numpy as np
 
 from engine.allowance import Allowance
+from engine.arguments import as_features
 from engine.column import ViewRows
 from engine.errors import LookupInvalid
 from engine.kernels import answering
@@ -84,7 +85,7 @@ def lookup_matrix(
 
 def _matrix_plan(version: StoreVersion, features: str | Sequence[str]) -> MatrixPlan:
     """The plan of a request, made once per version for all requests that ask for the same."""
-    asked = features if isinstance(features, str) else tuple(features)
+    asked = as_features(features)
     return remembered(
         version.matrix_plans, asked, lambda: _make_matrix_plan(version, asked, resolve_features(version, features))
     )

@@ -6,6 +6,7 @@ be left out: such rows keep what the store has of it.
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import NoneType
@@ -46,6 +47,8 @@ _PLAIN_KINDS: Mapping[str, set[type]] = {
     "string": {str, NoneType},
 }
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
+_YEAR = re.compile(r"([+-]?[0-9]{4,12})-[0-9]{2}-[0-9]{2}")
+"""How a date in ISO 8601 begins, of any year."""
 
 
 def check_takes_pushes(view: ViewVersion) -> None:
@@ -202,7 +205,7 @@ def _event_times(values: Any, now: datetime, count: int) -> pa.Array:
 def _timestamps(name: str, values: Any) -> pa.Array:
     """Timestamps given as ISO 8601 texts, datetimes, or an array of any timestamps; UTC where they say no zone."""
     if isinstance(values, Sequence):
-        values = [_parsed(name, value) for value in values]
+        values = [_parsed(name, row, value) for row, value in enumerate(values)]
     values = _inferred(name, values)
     if pa.types.is_timestamp(values.type):
         check_range(name, values)
@@ -218,12 +221,18 @@ def check_range(name: str, times: pa.Array) -> None:
         raise PushInvalid(f"column {name!r} holds {shown_time(time)} in row {row}; give times in {ALLOWED_YEARS}")
 
 
-def _parsed(name: str, value: Any) -> Any:
+def _parsed(name: str, row: int, value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise PushInvalid(f"column {name!r} holds {shown(value)}; give timestamps in ISO 8601") from None
+            if (year := _YEAR.match(value)) and not 1 <= int(year[1]) <= 9999:
+                raise PushInvalid(
+                    f"column {name!r} holds {shown(value)} in row {row}; give times in {ALLOWED_YEARS}"
+                ) from None
+            raise PushInvalid(
+                f"column {name!r} holds {shown(value)} in row {row}; give timestamps in ISO 8601"
+            ) from None
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 

@@ -7,18 +7,24 @@ Python objects.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from engine.column import Column, ViewRows
-from engine.errors import LookupInvalid
+from engine.errors import LookupInvalid, PandasMissing
 from engine.kernels import gathering
 from engine.kernels.gathering import Status
 from engine.schema import arrow_type, embedding_size
 from engine.version import LookupPlan, Program
+
+if TYPE_CHECKING:
+    import pandas
+
+_NAMED = 5
+"""How many features an answer names where it is shown."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class HeapValues:
     offsets: npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ViewColumns:
     """The features of one view, as they were gathered.
 
@@ -52,6 +58,10 @@ class ViewColumns:
         """The bytes that the values take."""
         return self.arena.nbytes + self.valid.nbytes + sum(values.data.nbytes for values in self.heap.values())
 
+    def __repr__(self) -> str:
+        features, keys = self.valid.shape
+        return f"<ViewColumns of {self.rows.view}: {keys} keys × {features} features>"
+
     @cached_property
     def columns(self) -> list[Column]:
         """The features one by one."""
@@ -67,7 +77,7 @@ class ViewColumns:
         return columns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MatrixResult:
     """The answer to a lookup of numbers: `matrix` [keys, columns] in the order asked, NaN where a value is absent, all
     read from the store's version `version`, in which the views stand at `applied` (see `StoreVersion.applied`).
@@ -87,6 +97,10 @@ class MatrixResult:
         """The bytes that the values take."""
         return self.matrix.nbytes
 
+    def __repr__(self) -> str:
+        keys, columns = self.matrix.shape
+        return f"<MatrixResult of version {self.version}: {keys} keys × {columns} columns of {self.matrix.dtype}>"
+
     @property
     def partial(self) -> list[str]:
         """The views of which rows did not come in time."""
@@ -98,7 +112,7 @@ def partial_views(value_counts: Mapping[str, npt.NDArray[np.int64]]) -> list[str
     return [view for view, counts in value_counts.items() if counts[Status.UNAVAILABLE]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LookupResult:
     """The answer to a lookup, of `keys` rows, all read from the store's version `version`.
 
@@ -114,6 +128,12 @@ class LookupResult:
     def nbytes(self) -> int:
         """The bytes that the values take."""
         return sum(part.nbytes for part in self.parts)
+
+    def __repr__(self) -> str:
+        references = self.plan.references
+        more = f", … ({len(references)} in all)" if len(references) > _NAMED else ""
+        named = ", ".join(references[:_NAMED]) + more
+        return f"<LookupResult of version {self.version}: {self.keys} keys × {named}>"
 
     @cached_property
     def columns(self) -> list[Column]:
@@ -179,6 +199,26 @@ class LookupResult:
                 target[column.valid == 0] = np.nan
             position += width
         return matrix
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A DataFrame with a row a key, in the order asked, and a column a feature, named `view:feature`.
+
+        No value changes: integers and bools are Int32, Int64 and boolean, nullable or not, and null there is `<NA>`. A
+        float that is null is NaN, a timestamp NaT, all else None. A column's `status` tells null from a stored NaN.
+
+        Raises:
+            PandasMissing: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise PandasMissing("to_pandas needs pandas, which is not installed: pip install pandas") from None
+        nullable = {
+            pa.int32(): pandas.Int32Dtype(),
+            pa.int64(): pandas.Int64Dtype(),
+            pa.bool_(): pandas.BooleanDtype(),
+        }
+        return self.to_arrow().to_pandas(types_mapper=nullable.get)
 
     def to_pydict(self) -> dict[str, list[Any]]:
         """The values as Python objects, a list a feature, None where absent."""

@@ -37,6 +37,9 @@ def describe_version(version: StoreVersion, standing: Standing | None = None) ->
     cannot be read, has no more than its trouble.
 
     `rows` and `bytes` are those stored, so they count a row once in the base and once in each overlay that has it.
+    `lag_entries` and `lag_seconds` are those of the metrics of the same names, and None if no server follows a root;
+    `in_root` is False of a view that the root had and has no more. `held_by` is the error of an entry that no replica
+    can apply. `apply_seconds` is how long after its publication the newest entry was applied.
     """
     names = sorted({*version.names, *(standing.views if standing is not None else ())})
     return {
@@ -44,7 +47,7 @@ def describe_version(version: StoreVersion, standing: Standing | None = None) ->
         "root": version.store.root,
         "root_formats": list(FORMATS),
         "shard": version.store.shard,
-        "views": [_describe_view(name, version) | {"behind": _behind(name, version, standing)} for name in names],
+        "views": [_describe_view(name, version) | _lag(name, version, standing) for name in names],
     }
 
 
@@ -77,7 +80,7 @@ def _describe_view(name: str, version: StoreVersion) -> dict[str, Any]:
         "watermark": _instant(record.watermark),
         "low_watermark": describe_low_watermark(record),
         "freshness_seconds": freshness_seconds(record.watermark),
-        "lag_seconds": (record.applied_at - record.published_at).total_seconds(),
+        "apply_seconds": (record.applied_at - record.published_at).total_seconds(),
         "published_at": _instant(record.published_at),
         "applied_at": _instant(record.applied_at),
         "pinned": record.pinned,
@@ -90,13 +93,14 @@ def describe_low_watermark(record: ViewRecord) -> dict[str, Any] | None:
     return {"at": _instant(found.at), "set_by": found.set_by.model_dump()} if found is not None else None
 
 
-def _behind(name: str, version: StoreVersion, standing: Standing | None) -> dict[str, Any] | None:
-    """How far a view is behind the export root, and the error of an entry that no replica can apply."""
+def _lag(name: str, version: StoreVersion, standing: Standing | None) -> dict[str, Any]:
+    """How far a view is behind the export root."""
     view = standing.views.get(name) if standing is not None else None
     if view is None:
-        return None
+        in_root = None if standing is None or standing.seen_at is None or not version.applied_seq(name) else False
+        return {"lag_entries": None, "lag_seconds": None, "held_by": None, "in_root": in_root}
     lag = lag_of(view, version.applied_seq(name), datetime.now(UTC))
-    return {"entries": lag.entries, "seconds": lag.seconds, "held_by": view.held_by}
+    return {"lag_entries": lag.entries, "lag_seconds": lag.seconds, "held_by": view.held_by, "in_root": True}
 
 
 def _table(schema: ViewSchema) -> str | None:

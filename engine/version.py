@@ -147,6 +147,9 @@ class ViewVersion:
         self._matrix_programs: dict[tuple[tuple[Feature, ...], tuple[int, ...], bool], MatrixProgram] = {}
         self._programs_over: dict[tuple[ViewSchema, ...], tuple[dict[Any, Program], dict[Any, MatrixProgram]]] = {}
 
+    def __repr__(self) -> str:
+        return f"<ViewVersion of {self.name}: seq {self.record.applied_seq}, {len(self.segments)} segments>"
+
     def over(self, segments: Sequence[Segment]) -> "ViewVersion":
         """The view with the rows of other segments, which hold what their chunks are made of."""
         other = copy.copy(self)
@@ -244,7 +247,7 @@ class Damage:
     record: catalog.ViewRecord | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoreVersion:
     """All views of a store as of one committed transaction; `id` rises with every commit.
 
@@ -262,6 +265,9 @@ class StoreVersion:
     """Segments that the writer found damaged when it read them again, by view."""
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict, repr=False)
     matrix_plans: dict[str | tuple[str, ...], MatrixPlan] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<StoreVersion {self.id} of {', '.join(self.names) or 'no views'}>"
 
     @property
     def is_newest(self) -> bool:

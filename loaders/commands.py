@@ -1,7 +1,6 @@
 """The commands `shoal load`, `shoal reload` and `shoal verify`."""
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,12 +12,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from engine.commands import STORE, size
+from engine.commands import STORE
 from engine.control import WriterClient, first_failure
 from engine.environment import check_may_be_store, is_store
 from engine.errors import NotPublished, SettingsInvalid, ShoalError, StoreLocked, StoreNotFound
 from engine.export_root import ExportRoot
 from engine.shards import Shard
+from engine.terminal import say, say_json, size, visible
 from loaders.compaction import fold, should_fold
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, load
@@ -51,9 +51,9 @@ class TerminalObserver:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("rows"),
@@ -82,14 +82,16 @@ class TerminalObserver:
     def finished(self, applied: Applied) -> None:
         if self._task is not None:
             self._bars.remove_task(self._task)
-        if not self._quiet:
+        if not self._quiet and applied.kind == "drop":
+            self._console.print(f"{applied.view}: removed, as the root dropped it at seq {applied.seq}")
+        elif not self._quiet:
             changes = f"{applied.rows:,} rows" + (f", {applied.tombstones:,} tombstones" if applied.tombstones else "")
             self._console.print(f"{applied.view}: {applied.kind} {applied.seq}: {changes} in {applied.seconds:.2f} s")
 
     def failed(self, view: str, error: ShoalError) -> None:
         # The error itself ends the command; here it is told for the views before the last.
         if not self._quiet:
-            self._console.print(f"{view}: {error}", style="red")
+            self._console.print(visible(f"{view}: {error}"), style="red")
 
 
 @click.command("load", short_help="Bring a store up to date with an export root.")
@@ -135,11 +137,11 @@ def load_command(
                     fold(writer, view)
         version_id = writer.version().id
     if as_json:
-        click.echo(json.dumps({"version": version_id, "applied": [asdict(entry) for entry in applied]}, indent=2))
+        say_json({"version": version_id, "applied": [asdict(entry) for entry in applied]})
     elif not applied:
-        click.echo(f"{store} has everything that {root} has (version {version_id})")
+        say(f"{store} has everything that {root} has (version {version_id})")
     else:
-        click.echo(f"{store} is at version {version_id}: {len(applied)} entries applied")
+        say(f"{store} is at version {version_id}: {len(applied)} entries applied")
 
 
 def _load_table(store: Path, table: str, as_json: bool) -> None:
@@ -152,11 +154,9 @@ def _load_table(store: Path, table: str, as_json: bool) -> None:
     view, seconds = progress.view.name, monotonic() - started
     if as_json:
         applied = Applied(view, "snapshot", progress.seq, rows, 0, seconds, f"it was loaded from table {table!r}")
-        click.echo(json.dumps({"version": version_id, "applied": [asdict(applied)]}, indent=2))
+        say_json({"version": version_id, "applied": [asdict(applied)]})
     else:
-        click.echo(
-            f"{store} is at version {version_id}: {view} has {rows:,} rows of table {table}, at seq {progress.seq}"
-        )
+        say(f"{store} is at version {version_id}: {view} has {rows:,} rows of table {table}, at seq {progress.seq}")
 
 
 @click.command("reload", short_help="Look for news at once, or go back to a kept generation.")
@@ -194,10 +194,10 @@ def reload_command(
         answer = asyncio.run(client.reload(view, snapshot=snapshot, accept_schema_change=accept_schema_change))
         answers = answer["views"]
     if as_json:
-        click.echo(json.dumps({"views": answers}, indent=2))
+        say_json({"views": answers})
     else:
         for answer in answers:
-            click.echo(_where(answer))
+            say(_where(answer))
     if (error := first_failure(answers)) is not None:
         raise error
 
@@ -225,13 +225,13 @@ def verify_command(address: str, as_json: bool) -> None:
         checks.append(checked)
         if not as_json:
             found = checked.problem or f"{checked.rows:,} rows, {size(checked.bytes)}"
-            click.echo(f"{'BAD ' if checked.problem else 'ok  '} {checked.what}: {found}")
+            say(f"{'BAD ' if checked.problem else 'ok  '} {checked.what}: {found}")
     if not checks:
         raise NotPublished(f"{address} has nothing that could be checked")
     bad = sum(1 for checked in checks if checked.problem)
     if as_json:
-        click.echo(json.dumps({"bad": bad, "checks": [asdict(checked) for checked in checks]}, indent=2))
+        say_json({"bad": bad, "checks": [asdict(checked) for checked in checks]})
     else:
-        click.echo(f"{len(checks)} checks, {bad} bad")
+        say(f"{len(checks)} checks, {bad} bad")
     if bad:
         sys.exit(1)

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from engine.catalog import ViewRecord
 from engine.errors import UnknownFeature
+from engine.export_root import ExportRoot
 from engine.schema import ViewSchema
 from loaders.generation import GenerationBuilder, fold_id
 from loaders.store_writer import StoreWriter
@@ -56,10 +57,32 @@ def drop_view(writer: StoreWriter, name: str) -> None:
 
     Raises:
         UnknownFeature: the store has no such view.
+        StoreFull: there is no room to note it; the view stands.
     """
     with writer.changing(name):
-        record = writer.record(name)
-        if record is None:
-            known = ", ".join(sorted(writer.version().views)) or "none"
+        if name not in writer.version().names:
+            known = ", ".join(writer.version().names) or "none"
             raise UnknownFeature(f"the store has no view {name!r}; it has {known}", "view", name)
         writer.remove_view(name)
+
+
+def follow_drops(writer: StoreWriter, root: ExportRoot) -> dict[str, int]:
+    """Remove the views that a root dropped, with rows that were pushed to them.
+
+    Returns:
+        The views that were removed, and the last seq that each had in the root.
+
+    Raises:
+        ManifestInvalid: the root's list of them is damaged.
+        StoreFull: there is no room to note it.
+    """
+    removed = {}
+    for view, seq in root.dropped().items():
+        version = writer.version()
+        applied = version.applied_seq(view)
+        # Whoever looked for the view at the same time may have noted that it is gone, as a trouble.
+        is_noted = version.record(view) is None and view in version.troubles and view not in root.views()
+        if 0 < applied <= seq or is_noted:
+            drop_view(writer, view)
+            removed[view] = seq
+    return removed

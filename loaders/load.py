@@ -23,6 +23,7 @@ from engine.errors import (
 from engine.export_root import ExportRoot
 from loaders.apply import apply_delta, load_snapshot
 from loaders.compaction import merge_overlays
+from loaders.definition import follow_drops
 from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
 from loaders.remote_views import check_can_be_loaded, register
 from loaders.repair import repair
@@ -33,8 +34,8 @@ log = logging.getLogger("shoal.writer")
 
 @dataclass(frozen=True)
 class Applied:
-    """One entry that was applied: `rows` of them changed, counting what the store holds, in `seconds`; `reason` says
-    why a snapshot was loaded."""
+    """One entry that was applied, or a view that the root dropped (kind `drop`): `rows` of them changed, counting
+    what the store holds, in `seconds`; `reason` says why a snapshot was loaded, or the view removed."""
 
     view: str
     kind: str
@@ -124,10 +125,13 @@ def load(
         if view not in published:
             known = ", ".join(published) or "none"
             raise NotPublished(f"{root} has no view {view!r}; it has {known}")
-    if not published:
+    applied, failures = list[Applied](), list[ShoalError]()
+    try:
+        applied += _drop(writer, root, observer)
+    except ManifestInvalid as error:
+        failures.append(error)
+    if not published and not applied:
         raise NotPublished(f"{root} has no views; `shoal export --to {root}` publishes some")
-    applied: list[Applied] = []
-    failures: list[ShoalError] = []
     try:
         writer.commit_root(str(root), root.services())
     except ShoalError as error:
@@ -139,6 +143,18 @@ def load(
             failures.append(error)
     if failures:
         raise failures[0]
+    return applied
+
+
+def _drop(writer: StoreWriter, root: ExportRoot, observer: Observer) -> list[Applied]:
+    """Remove what the root dropped."""
+    started = monotonic()
+    with _failures_named(root):
+        removed = follow_drops(writer, root)
+    reason = "the root dropped the view"
+    applied = [Applied(view, "drop", seq, 0, 0, monotonic() - started, reason) for view, seq in removed.items()]
+    for entry in applied:
+        observer.finished(entry)
     return applied
 
 

@@ -1,11 +1,12 @@
 """The commands `shoal backup`, `shoal restore` and `shoal store`."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from engine.commands import STORE, LocalPath, size
+from engine.commands import STORE, LocalPath
+from engine.terminal import say, say_json, size
 from loaders.accepted_loss import accept_loss
 from loaders.backup import BackupManifest, back_up, restore
 
@@ -23,9 +24,9 @@ def backup_command(store: Path, target: Path, as_json: bool) -> None:
     """
     manifest = back_up(store, target)
     if as_json:
-        click.echo(_as_json(manifest))
+        say_json(_document(manifest))
     else:
-        click.echo(
+        say(
             f"{target} holds version {manifest.version} of {store}: {len(manifest.views)} views, {size(manifest.bytes)}"
         )
 
@@ -42,14 +43,14 @@ def restore_command(source: Path, store: Path, as_json: bool) -> None:
     """
     manifest = restore(source, store)
     if as_json:
-        click.echo(_as_json(manifest))
+        say_json(_document(manifest))
     else:
         made = manifest.created_at.isoformat(timespec="seconds")
-        click.echo(f"{store} is at version {manifest.version}, as it was backed up at {made}")
+        say(f"{store} is at version {manifest.version}, as it was backed up at {made}")
 
 
-def _as_json(manifest: BackupManifest) -> str:
-    return json.dumps({"version": manifest.version, "bytes": manifest.bytes, "views": manifest.views}, indent=2)
+def _document(manifest: BackupManifest) -> dict[str, Any]:
+    return {"version": manifest.version, "bytes": manifest.bytes, "views": manifest.views}
 
 
 @click.group("store", short_help="What only the owner of a store may decide.")
@@ -71,7 +72,7 @@ def accept_loss_command(store: Path, as_json: bool) -> None:
     recorded = str(loss.recorded) if loss.recorded is not None else "nothing: it was last written by an earlier release"
     if as_json:
         document = {"recorded": recorded, "found": loss.found, "moved_to": str(loss.moved_to)}
-        click.echo(json.dumps(document, indent=2))
+        say_json(document)
     else:
-        click.echo(f"recorded: {recorded}\nfound: {loss.found}\nmoved to: {loss.moved_to}")
-        click.echo(f"{store} begins anew with the next `shoal load` or `shoal serve`")
+        say(f"recorded: {recorded}\nfound: {loss.found}\nmoved to: {loss.moved_to}")
+        say(f"{store} begins anew with the next `shoal load` or `shoal serve`")

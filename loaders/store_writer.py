@@ -47,6 +47,10 @@ from loaders.request_log import RequestLog
 from loaders.segment_writer import ChunkBuilder
 
 LOCK = "writer.lock"
+_MEND_OF_LOCKED = (
+    "stop it first. If it is a server, it applies what its root publishes by itself, `shoal reload` asks it to do so "
+    "now, and it takes pushes over HTTP"
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,14 @@ class StoreWriter:
     """
 
     def __init__(
-        self, store: Path, *, kept_generations: int = 2, shard: Shard | None = None, gather_seconds: float = 0.0
+        self,
+        store: str | os.PathLike[str],
+        *,
+        kept_generations: int = 2,
+        shard: Shard | None = None,
+        gather_seconds: float = 0.0,
     ) -> None:
-        self.store = store
+        self.store = store = Path(store)
         self._heartbeats = GroupCommit(gather_seconds)
         self.kept_generations = kept_generations
         self.folding: dict[str, str] = {}
@@ -344,7 +353,7 @@ class StoreWriter:
                         key = chunk_key(overlay.record.id, number)
                         transaction.put(key, chunk.data, db=self._live.segments)
                 if is_lost:
-                    self._remove_overlays(transaction, view, but=new)
+                    self._remove_overlays(transaction, view, but=new.overlays)
                 self._delete_overlays(transaction, set(old.overlays if old else ()) - set(new.overlays))
                 self._write_record(transaction, view, new)
                 if also is not None:
@@ -399,9 +408,12 @@ class StoreWriter:
             StoreFull: there is no room to note it; the view stands.
         """
         with self._committing:
-            old = self.version().view(view).record
+            record = self.record(view)
             with self._writable.transaction() as transaction:
-                self._delete_overlays(transaction, old.overlays)
+                if record is not None:
+                    self._delete_overlays(transaction, record.overlays)
+                else:
+                    self._remove_overlays(transaction, view, but=())
                 catalog.delete_view(transaction, self._live.catalog, view)
                 catalog.write_damage(transaction, self._live.catalog, view, ())
                 catalog.write_trouble(transaction, self._live.catalog, view, None)
@@ -465,9 +477,9 @@ class StoreWriter:
                 with suppress(OSError):
                     directory.rmdir()
 
-    def _remove_overlays(self, transaction: lmdb.Transaction, view: str, *, but: ViewRecord) -> None:
-        """Remove a view's overlays that its new record does not name, where the old one cannot say which there were."""
-        named = {overlay.id for overlay in but.overlays}
+    def _remove_overlays(self, transaction: lmdb.Transaction, view: str, *, but: Sequence[SegmentRecord]) -> None:
+        """Remove a view's overlays but some, where its record cannot say which there were."""
+        named = {overlay.id for overlay in but}
         prefix = f"{view}.".encode()
         keys = [bytes(key) for key, _ in transaction.cursor(db=self._live.segments)]
         for key in keys:
@@ -516,8 +528,11 @@ def seal_overlay(
     return NewOverlay(record, sealed)
 
 
-def lock_store(store: Path) -> TextIO:
+def lock_store(store: Path, mend: str = _MEND_OF_LOCKED) -> TextIO:
     """The right to write to a store, until the file is closed.
+
+    Args:
+        mend: what to do if another process has it, for the message.
 
     Raises:
         StoreLocked: another process has it.
@@ -531,10 +546,7 @@ def lock_store(store: Path) -> TextIO:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise StoreLocked(
-            f"{path.parent.parent} is being written by process {holder}; if that is a server, it applies what comes by "
-            f"itself, and `shoal reload` asks it to do so now"
-        ) from None
+        raise StoreLocked(f"{path.parent.parent} is being written by process {holder}; {mend}") from None
     try:
         _note_holder(file)
     except OSError:

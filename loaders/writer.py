@@ -26,6 +26,7 @@ from engine.errors import (
     AddressUnusable,
     DefinitionError,
     LookupInvalid,
+    ManifestInvalid,
     NotPublished,
     PushInvalid,
     RootSilent,
@@ -49,7 +50,7 @@ from engine.run_directory import is_same_file
 from engine.schema import ViewSchema
 from engine.shards import Shard
 from loaders.compaction import fold, should_fold
-from loaders.definition import define_view, drop_view
+from loaders.definition import define_view, drop_view, follow_drops
 from loaders.follow import ApplyDelta, LoadSnapshot
 from loaders.load import Applied, catch_up
 from loaders.push import Push
@@ -273,6 +274,7 @@ class WriterProcess:
         """Take over the feature services; the views that may have news, or have to be told that the root is gone."""
         try:
             root.check_exists()
+            self._follow_drops(root)
             views = root.views()
             if not views:
                 raise NotPublished(f"{root} has no views yet; `shoal export --to {root}` publishes some")
@@ -293,6 +295,13 @@ class WriterProcess:
         if self._standing is not None:
             self._standing.looked(views, [*self._catching_up])
         return views
+
+    def _follow_drops(self, root: ExportRoot) -> None:
+        try:
+            for view, seq in follow_drops(self._writer, root).items():
+                log.warning("%s: removed, as the root dropped it at seq %d", view, seq)
+        except (ManifestInvalid, StoreFull, StoreMoved) as error:
+            log.error("%s: %s", root, error)
 
     def _note_try(self) -> None:
         if self._standing is not None:

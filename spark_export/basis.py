@@ -16,17 +16,14 @@ class Basis:
     """What a run continues.
 
     Either there is a `state` to compare with, or a `reason` to publish a snapshot. `superseded` are the states that
-    nobody needs any more once this run has published.
+    nobody needs any more once this run has published `next_seq`.
     """
 
     previous: Manifest | None
     state: str | None
     reason: str | None
     superseded: tuple[str, ...]
-
-    @property
-    def next_seq(self) -> int:
-        return self.previous.seq + 1 if self.previous else 1
+    next_seq: int
 
 
 def find_basis(root: ExportRoot, view: ViewDefinition, *, full: bool) -> Basis:
@@ -42,7 +39,7 @@ def find_basis(root: ExportRoot, view: ViewDefinition, *, full: bool) -> Basis:
     states = state_directories(root, view.name)
     published = root.sequence_numbers(view.name)
     if not published:
-        return Basis(None, None, "first export", tuple(states))
+        return Basis(None, None, "first export", tuple(states), root.first_seq(view.name))
     previous = root.entry(view.name, published[-1])
     view.schema.check_succeeds(previous.view)
     if previous.stream is not None and not full:
@@ -54,7 +51,7 @@ def find_basis(root: ExportRoot, view: ViewDefinition, *, full: bool) -> Basis:
     state = state_directory(previous)
     reason = _reason_for_snapshot(root, view, previous, state, full=full)
     superseded = tuple(path for path in states if path != state)
-    return Basis(previous, None if reason else state, reason, superseded)
+    return Basis(previous, None if reason else state, reason, superseded, previous.seq + 1)
 
 
 def _reason_for_snapshot(

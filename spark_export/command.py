@@ -1,6 +1,5 @@
 """The commands `shoal export` and `shoal feast-views`."""
 
-import json
 from pathlib import Path
 
 import click
@@ -8,6 +7,7 @@ import click
 from engine.export_root import ExportRoot
 from engine.feast_repository import open_repository
 from engine.manifest import FORMATS, NEWEST_FORMAT, FormatVersion
+from engine.terminal import say, say_json
 from spark_export.feast_views import feast_views, write_views
 from spark_export.report import Report
 from spark_export.views import load_views
@@ -70,6 +70,9 @@ def export_command(
     and ends with exit code 1. The view's max_removed in views.yaml sets another share, and --allow-removals lifts the
     limit once. Of fewer than 1,000 rows any may be removed, but not all. Other views are exported.
 
+    Views of the root that views.yaml does not name, because they were renamed or removed there, are listed on stderr:
+    nodes go on serving them until `shoal drop-view` removes them.
+
     Started by spark-submit, the export runs in the session that it sets up.
     """
     views_file = load_views(views_path)
@@ -81,12 +84,12 @@ def export_command(
 
     spark = spark_session(master, packages)
 
-    from spark_export.exporter import export_each
+    from spark_export.exporter import export_each, unnamed_views
 
     reports: list[Report] = []
     for view in views_file.views:
         if view.source is None and view.name in (view_names or [view.name]) and not as_json:
-            click.echo(f"{view.name}: only its definition is published; its rows come by `shoal stream`")
+            say(f"{view.name}: only its definition is published; its rows come by `shoal stream`")
     try:
         for report in export_each(
             views_file,
@@ -98,10 +101,16 @@ def export_command(
         ):
             reports.append(report)
             if not as_json:
-                click.echo(_sentence(report))
+                say(_sentence(report))
     finally:
         if as_json:
-            click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
+            say_json([report.to_dict() for report in reports])
+    for name in unnamed_views(views_file, root):
+        say(
+            f"{root} has view {name}, which {views_path} does not name: nodes serve it as it was published last. Put "
+            f"it back, or remove it: `shoal drop-view {name} --root {root}`",
+            err=True,
+        )
 
 
 @click.command("feast-views", short_help="Make a views.yaml of what a Feast repository defines.")
@@ -139,10 +148,10 @@ def feast_views_command(
         except OSError as error:
             raise click.UsageError(f"cannot write {output}: {error.strerror}") from None
     for loss in made.losses:
-        click.echo(f"left out: {loss}", err=True)
+        say(f"left out: {loss}", err=True)
     for name in dict.fromkeys(accepted):
         if name not in [loss.name for loss in made.losses]:
-            click.echo(f"--skip {name}: nothing of that name had to be left out", err=True)
+            say(f"--skip {name}: nothing of that name had to be left out", err=True)
 
 
 def _sentence(report: Report) -> str:
@@ -155,7 +164,8 @@ def _sentence(report: Report) -> str:
         "unchanged": report.unchanged,
         "duplicates": report.duplicates,
     }
-    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "no rows"
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    told = told or (f"{report.rows_read:,} rows read" if report.refused else "no rows")
     if report.refused:
         more = f" and {len(report.refused) - 1} more" if len(report.refused) > 1 else ""
         outcome = f"refused, still at seq {report.seq}: {report.refused[0]}{more}"

@@ -103,6 +103,11 @@ def chosen(views_file: ViewsFile, names: Iterable[str] | None) -> list[ViewDefin
     return [view for view in views_file.views if view.name in wanted]
 
 
+def unnamed_views(views_file: ViewsFile, root: ExportRoot) -> list[str]:
+    """The views of a root that the file does not name: renamed or removed there, and served by nodes all the same."""
+    return sorted(set(root.views()) - {view.name for view in views_file.views})
+
+
 def publish_services(views_file: ViewsFile, root: ExportRoot) -> None:
     """Publish the feature services, unless the root has them."""
     published: tuple[FeatureService, ...] | None = None

@@ -6,7 +6,7 @@ only the share tells them apart. This module compares numbers and reads manifest
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.errors import ManifestInvalid, NotPublished
 from engine.export_root import ExportRoot
@@ -52,10 +52,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The losses over the limit, and what of `rows` and `values` could not be compared."""
+    """The losses over the limit, what of `rows` and `values` could not be compared, and by how many rows the view would
+    grow; None if that is not known."""
 
     losses: tuple[Loss, ...] = ()
     not_compared: tuple[str, ...] = ()
+    growth: int | None = field(default=None, compare=False)
 
 
 def compare(before: Numbers | None, after: Numbers, removed: Numbers | None, max_removed: float | None) -> Comparison:
@@ -71,10 +73,11 @@ def compare(before: Numbers | None, after: Numbers, removed: Numbers | None, max
     """
     if before is None:
         return Comparison(not_compared=("rows", "values"))
+    growth = after.rows - before.rows
     gone = removed.rows if removed is not None else max(0, before.rows - after.rows)
     losses = [_loss(None, before.rows, gone, before.rows, max_removed)]
     if before.values is None or after.values is None:
-        return Comparison(tuple(loss for loss in losses if loss), ("values",))
+        return Comparison(tuple(loss for loss in losses if loss), ("values",), growth)
     for feature in before.values.keys() & after.values.keys():
         had = before.values[feature]
         if had < SMALL and had < SPARSE * before.rows:
@@ -85,7 +88,8 @@ def compare(before: Numbers | None, after: Numbers, removed: Numbers | None, max
             explained = math.ceil(had * gone / before.rows) if before.rows else 0
         losses.append(_loss(feature, had, had - explained - after.values[feature], had - explained, max_removed))
     found = [loss for loss in losses if loss is not None]
-    return Comparison(tuple(sorted(found, key=lambda loss: (loss.feature is not None, -loss.share, loss.feature))))
+    found.sort(key=lambda loss: (loss.feature is not None, -loss.share, loss.feature))
+    return Comparison(tuple(found), growth=growth)
 
 
 def published_numbers(root: ExportRoot, newest: Manifest) -> Numbers | None:

@@ -89,6 +89,10 @@ def export_view(
                 )
             )
             remove_states(root, basis.superseded)
+    new, removed = found.counts[Verdict.NEW], found.counts[Verdict.REMOVED]
+    if compared.losses and compared.growth is not None and basis.state is None:
+        # Without a state each row counts as new, and a refusal for the rows that are gone would say the opposite.
+        new, removed = max(0, compared.growth), max(0, -compared.growth)
     return Report(
         view=view.name,
         seq=basis.next_seq if kind else basis.next_seq - 1,
@@ -96,10 +100,10 @@ def export_view(
         reason=reason,
         rows_read=sum(found.counts[verdict] for verdict in _IN_SOURCE),
         duplicates=found.counts[Verdict.DUPLICATE],
-        new=found.counts[Verdict.NEW],
+        new=new,
         changed=found.counts[Verdict.CHANGED],
         refreshed=found.counts[Verdict.REFRESHED],
-        removed=found.counts[Verdict.REMOVED],
+        removed=removed,
         late=found.counts[Verdict.LATE],
         unchanged=found.counts[Verdict.UNCHANGED],
         bytes=sum(file.bytes for file in files),

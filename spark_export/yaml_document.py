@@ -1,5 +1,6 @@
 """A YAML file that remembers its lines, so that an error found later can name the one it is about."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ Place = tuple[str | int, ...]
 
 _MOST_VALUES = 1_000_000
 """A file may hold so many values, each counted as often as aliases repeat it: ten lines can stand for billions."""
+
+
+_LAST_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
+_BRACKETS = re.compile(r"\[[^][{}\0]{0,40}\]")
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,7 +62,9 @@ class YamlDocument:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
-            raise DefinitionError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
+            raise DefinitionError(
+                f"{path}:{line}: not valid YAML: {error.problem or error.context}{_mend(mark)}"
+            ) from None
         except yaml.YAMLError as error:
             raise DefinitionError(f"{path} is not valid YAML: {error}") from None
         except RecursionError:
@@ -123,3 +130,16 @@ class YamlDocument:
                         f"{first_lines[key.value]}; remove one"
                     )
                 first_lines[key.value] = line
+
+
+def _mend(mark: yaml.Mark | None) -> str:
+    """What to do about a text that is no YAML, where that can be seen."""
+    if mark is None or mark.buffer is None:
+        return ""
+    before, after = mark.buffer[: mark.pointer].rpartition("\n")[2], mark.buffer[mark.pointer :].partition("\n")[0]
+    if after.startswith("\t"):
+        return "; indent with spaces: YAML takes no tabs"
+    word, rest = _LAST_WORD.search(before), _BRACKETS.match(after)
+    if word and rest:
+        return f'; inside braces a text with brackets needs quotes: "{word[0]}{rest[0]}"'
+    return ""

@@ -123,7 +123,7 @@ def _publish(
         format_version=root.write_format,
         kind="delta" if kind == "delta" else "snapshot",
         id=uuid.uuid4().hex,
-        seq=parent.seq + 1 if parent else 1,
+        seq=parent.seq + 1 if parent else root.first_seq(view.name),
         parent=parent.id if parent else None,
         view=view,
         rows=0,

@@ -1,7 +1,6 @@
 """The command `shoal sync-dynamodb`."""
 
 import asyncio
-import json
 import logging
 import signal
 import sys
@@ -16,6 +15,7 @@ import click
 from engine.dynamodb.client import DynamoClient
 from engine.errors import NotPublished, ShoalError
 from engine.export_root import ExportRoot
+from engine.terminal import say, say_json
 from loaders.dynamodb.sync import Sync, Written
 
 log = logging.getLogger("shoal.sync")
@@ -148,10 +148,10 @@ def _print(entries: Sequence[Written], as_json: bool, price: float | None) -> No
         if price is not None:
             document |= {"dry_run": True, "dollars": entry.estimated_units * price / 1e6}
         if as_json:
-            click.echo(json.dumps(document))
+            say_json(document, indent=None)
             continue
         would = "would take" if price is not None else "took"
-        click.echo(
+        say(
             f"{entry.view}: {entry.kind} {entry.seq} to table {entry.table}: {entry.puts:,} puts, {entry.deletes:,} "
             f"deletes, {entry.unchanged:,} unchanged, {entry.superseded:,} superseded; it {would} "
             f"{entry.estimated_units:,} write units"
@@ -159,4 +159,4 @@ def _print(entries: Sequence[Written], as_json: bool, price: float | None) -> No
         )
     if price is not None and not as_json:
         total = sum(entry.estimated_units for entry in entries)
-        click.echo(f"in all {total:,} write units, {total * price / 1e6:.4f} dollars; nothing was written")
+        say(f"in all {total:,} write units, {total * price / 1e6:.4f} dollars; nothing was written")

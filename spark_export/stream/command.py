@@ -1,6 +1,5 @@
 """The command `shoal stream`."""
 
-import json
 import signal
 import threading
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from engine.errors import DefinitionError
 from engine.export_root import ExportRoot
 from engine.manifest import FormatVersion
 from engine.server_access import ServerAccess, access_options, server_access
+from engine.terminal import say, say_json
 from spark_export.command import MASTER, PACKAGES, WRITE_FORMAT
 from spark_export.views import ViewDefinition, ViewsFile, load_views
 
@@ -117,12 +117,12 @@ def stream_command(
     streams = Streams(spark, location, partial(_print, as_json=as_json))
     for view in views:
         often = "until all is read" if once else f"a batch every {every_seconds:g} s"
-        click.echo(f"{view.name}: reading {view.stream} into {root or url}, {often}", err=True)
+        say(f"{view.name}: reading {view.stream} into {root or url}, {often}", err=True)
     try:
         streams.run(sinks, every_seconds=every_seconds, once=once, stopped=stopped)
     finally:
         spark.stop()
-    click.echo("ended: all is read" if once and not stopped_by else "ended, as told", err=True)
+    say("ended: all is read" if once and not stopped_by else "ended, as told", err=True)
 
 
 def _streaming(views_file: ViewsFile, names: tuple[str, ...]) -> list[ViewDefinition]:
@@ -152,16 +152,16 @@ def _pushes(
     from spark_export.stream.pushing import StreamPushes
 
     def tell(sentence: str) -> None:
-        click.echo(sentence, err=True)
+        say(sentence, err=True)
 
     return [(view, StreamPushes(view, url, access, tell, stopped.is_set)) for view in views]
 
 
 def _print(report: "BatchReport", *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(report)))
+        say_json(asdict(report), indent=None)
     else:
-        click.echo(
+        say(
             f"{report.view}: batch {report.batch}: {report.rows:,} rows, the newest {report.newest_seconds_ago:.1f} s "
             f"old; {report.seconds:.1f} s"
         )

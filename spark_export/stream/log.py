@@ -123,7 +123,7 @@ def _batch_of(manifest: Manifest, query: str) -> int:
 
 
 def _is_definition(manifest: Manifest) -> bool:
-    return manifest.seq == 1 and not manifest.rows and manifest.stream is None
+    return manifest.parent is None and not manifest.rows and manifest.stream is None
 
 
 def _publish(
@@ -139,7 +139,8 @@ def _publish(
     newest = pc.max(table[EVENT_TIMESTAMP]).as_py() if table.num_rows else None
     if kind == "delta":
         table = table.append_column(TOMBSTONE, pa.array(np.zeros(table.num_rows, np.bool_)))
-    with staging(root, view.name, uuid.uuid4().hex, previous.seq + 1 if previous else 1) as stage:
+    seq = previous.seq + 1 if previous else root.first_seq(view.name)
+    with staging(root, view.name, uuid.uuid4().hex, seq) as stage:
         with writing(root):
             files = stage.write_table(kind, table)
         numbers = numbers_of(view, table) if kind == "snapshot" else None
@@ -165,7 +166,7 @@ def _publish_files(
         format_version=root.write_format,
         kind=kind,
         id=stage.run,
-        seq=previous.seq + 1 if previous else 1,
+        seq=previous.seq + 1 if previous else root.first_seq(view.name),
         parent=previous.id if previous else None,
         view=view.schema,
         rows=sum(file.rows for file in files),

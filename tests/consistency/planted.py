@@ -76,7 +76,7 @@ def workers_lag_behind() -> None:
     newest, looked = FeatureStore.version, {"at": 0.0}
 
     def seldom(store: FeatureStore) -> StoreVersion:
-        if time.monotonic() - looked["at"] < 0.3:
+        if store._version is not None and time.monotonic() - looked["at"] < 0.3:
             return store._version
         looked["at"] = time.monotonic()
         return newest(store)

@@ -9,9 +9,14 @@ from pathlib import Path
 import generate
 from click.testing import CliRunner
 
+from engine import FeatureStore
+from engine.export_root import ExportRoot
+from engine.schema import JoinKey
 from perf import capacity
+from tests import stores
 
 DOCS = Path(generate.__file__).parent
+DOC_ID = JoinKey(name="doc_id", type="string")
 
 
 def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
@@ -47,3 +52,17 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_the_page_of_capacity_has_what_its_program_prints() -> None:
     printed = CliRunner().invoke(capacity.main).output
     assert printed in (DOCS / "capacity.md").read_text(), "run `python -m perf.capacity --into docs/capacity.md`"
+
+
+def test_the_example_of_pushes_in_process_runs(tmp_path: Path) -> None:
+    view = stores.schema("docs", clicks_7d="int64").model_copy(update={"join_keys": (DOC_ID,)})
+    root = ExportRoot(tmp_path / "root")
+    stores.publish_snapshot(root, view, [{"doc_id": "d1", "clicks_7d": 1}])
+    stores.load(tmp_path / "store", root)
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "push.md").read_text(), re.DOTALL)
+    assert '"/var/lib/shoal"' in example
+    # By a process of its own, as whoever copies the example runs it.
+    program = example.replace('"/var/lib/shoal"', repr(str(tmp_path / "store")))
+    subprocess.run([sys.executable, "-c", program], cwd=DOCS.parent, check=True)
+    with FeatureStore.open(tmp_path / "store") as store:
+        assert store.lookup(["docs:clicks_7d"], {"doc_id": ["d1"]}).to_pydict() == {"docs:clicks_7d": [18]}

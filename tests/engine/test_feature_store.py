@@ -7,16 +7,20 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
+import pandas
+import pyarrow as pa
 import pytest
 
 from engine import FeatureStore, reading
 from engine.catalog import SegmentRecord
 from engine.environment import generation_path, live_path, map_generation, open_live
-from engine.errors import StoreDamaged, StoreLocked, StoreNotFound, UnknownFeature
+from engine.errors import LookupInvalid, StoreClosed, StoreDamaged, StoreLocked, StoreNotFound, UnknownFeature
 from engine.export_root import ExportRoot
 from engine.reading import read_generation
 from engine.segment import Segment
@@ -353,3 +357,101 @@ def _read_from_disk() -> int:
     """Bytes that this process had to have read from a disk so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["read_bytes"])
+
+
+# --- what a notebook does ------------------------------------------------------------------------------------------
+
+NOT_REQUESTS: list[tuple[Any, Any, dict[str, Any], str]] = [
+    (["doc:a"], [1, 2], {}, r"the entities are \[1, 2\]; give a DataFrame, or the values by join key"),
+    (["doc:a"], [{"doc_id": 1}], {}, r"the entities are \[\{'doc_id': 1\}\]; give a DataFrame"),
+    (["doc:a"], "doc_id", {}, "the entities are 'doc_id'; give"),
+    (["doc:a"], None, {}, "the entities are None; give"),
+    (["doc:a"], {"doc_id": {1, 2}}, {}, "entity 'doc_id' is of type set; give a scalar, a list"),
+    (["doc:a"], {"doc_id": object()}, {}, "entity 'doc_id' is of type object"),
+    (["doc:a"], {"doc_id": [[1]]}, {}, "entity 'doc_id' must be int64, but holds list"),
+    (["doc:a"], pandas.DataFrame({"doc_id": [1.5]}), {}, "entity 'doc_id' must be int64, but holds double"),
+    (["doc:a"], pandas.DataFrame([[1, 2]], columns=["doc_id", "doc_id"]), {}, "two columns 'doc_id'"),
+    (None, {"doc_id": 1}, {}, "the features are None; give a list"),
+    ({"doc:a"}, {"doc_id": 1}, {}, r"the features are \{'doc:a'\}; give a list"),
+    ([1], {"doc_id": 1}, {}, r"the features are \[1\]; give a list"),
+    (
+        ["doc:a"],
+        {"doc_id": 1},
+        {"max_age": 3600},
+        r"max_age is 3600; give a timedelta, such as timedelta\(seconds=3600",
+    ),
+    (["doc:a"], {"doc_id": 1}, {"max_age": "1h"}, "max_age is '1h'; give a timedelta"),
+    (["doc:a"], {"doc_id": 1}, {"max_age": timedelta(-1)}, "max_age is -1 day, 0:00:00; give one that is not negative"),
+    (["doc:a"], {"doc_id": 1}, {"stale": None}, "stale is None; it is one of"),
+]
+
+
+def test_what_is_no_request_gets_an_error_that_helps(store: Path) -> None:
+    with FeatureStore.open(store) as opened:
+        for features, entities, options, message in NOT_REQUESTS:
+            for look_up in (opened.lookup, opened.lookup_matrix):
+                with pytest.raises(LookupInvalid, match=message):
+                    look_up(features, entities, **options)
+
+
+def test_entities_may_be_tables(store: Path) -> None:
+    tables: list[Any] = [
+        pandas.DataFrame({"doc_id": [30, 0], "note": ["x", "y"]}),
+        pa.table({"doc_id": [30, 0]}),
+        pa.record_batch({"doc_id": [30, 0]}),
+    ]
+    with FeatureStore.open(store) as opened:
+        for table in tables:
+            assert opened.lookup(["doc:a"], table).to_pydict() == {"doc:a": [1, 2]}
+            assert opened.lookup_matrix(["doc:a"], table).matrix.tolist() == [[1], [2]]
+
+
+def test_a_store_that_is_closed_says_so_and_its_answers_stay(store: Path) -> None:
+    with FeatureStore.open(store) as opened:
+        views = opened.views()
+        answer = opened.lookup(["doc:a"], {"doc_id": [0]})
+        assert repr(opened) == f"FeatureStore.open('{store}')"
+    assert {name: [feature.name for feature in view.features] for name, view in views.items()} == {
+        "doc": ["a", "text"],
+        "other": ["a"],
+    }
+    for use in (opened.views, opened.version, lambda: opened.lookup(["doc:a"], {"doc_id": [0]})):
+        with pytest.raises(StoreClosed, match=f"the store at {store} was closed here"):
+            use()
+    opened.close()
+    assert answer.to_pydict() == {"doc:a": [2]}
+    # Nothing of it is open any more, so that this process may write.
+    del answer
+    gc.collect()
+    StoreWriter(store).close()
+
+
+def test_a_data_frame_has_the_very_values(tmp_path: Path, root: ExportRoot) -> None:
+    view = stores.schema("all", key="int64", i="int64", n="int32", ok="bool", f="float32", s="string", t="timestamp")
+    largest = {"i": 2**63 - 1, "n": -(2**31), "ok": True, "f": 0.1, "s": "", "t": stores.NOW}
+    stores.publish_snapshot(root, view, [{"all_id": 1, **largest}, {"all_id": 2}])
+    stores.load(tmp_path / "store", root)
+    with FeatureStore.open(tmp_path / "store") as opened:
+        frame = opened.lookup(["all:*"], {"all_id": [1, 2, 3]}).to_pandas()
+        whole = opened.lookup(["all:i", "all:ok"], {"all_id": [1]}).to_pandas()
+    types = {"i": "Int64", "n": "Int32", "ok": "boolean", "f": "float32", "s": "object", "t": "datetime64[us, UTC]"}
+    assert {name.removeprefix("all:"): str(of) for name, of in frame.dtypes.items()} == types
+    assert frame.iloc[0].to_dict() == {
+        f"all:{name}": (np.float32(0.1) if name == "f" else value) for name, value in largest.items()
+    }
+    assert bool(frame.iloc[1:].isna().all(axis=None))
+    # A column without nulls is of the same type: code that reads it does not depend on the keys.
+    assert [str(of) for of in whole.dtypes] == ["Int64", "boolean"]
+
+
+def test_what_is_shown_of_answers_is_short(store: Path) -> None:
+    with FeatureStore.open(store) as opened:
+        answer = opened.lookup(["doc:*", "other:a"], KEYS)
+        many = opened.lookup(["doc:a"] * 50, KEYS)
+        version = opened.version()
+        matrix = opened.lookup_matrix(["doc:a"], KEYS)
+    assert repr(answer) == f"<LookupResult of version {version.id}: 40 keys × doc:a, doc:text, other:a>"
+    assert repr(many).endswith("doc:a, doc:a, … (50 in all)>")
+    assert repr(matrix) == f"<MatrixResult of version {version.id}: 40 keys × 1 columns of float64>"
+    shown = [answer.columns, answer.views, answer.parts, version, version.views]
+    assert all(len(repr(thing)) < 200 for thing in shown), shown

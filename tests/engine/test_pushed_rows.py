@@ -125,6 +125,9 @@ def test_values_that_do_not_fit_are_refused(view: ViewVersion, wanted: str, give
 
 
 OUTSIDE = [
+    ("0000-12-31T23:59:59Z", "'0000-12-31T23:59:59Z'"),
+    ("10000-01-01", "'10000-01-01'"),
+    ("+12026-01-01T00:00:00Z", r"'\+12026"),
     ("0001-01-01T00:00:00+14:00", "0000-12-31T10:00:00"),
     (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-2))), "10000-01-01T01:00:00"),
     (pa.array([None, 10**15], pa.timestamp("s")), "1000000000000000000000 microseconds"),

@@ -21,6 +21,7 @@ from tests import stores
 from tests.dynamodb import test_sync
 from tests.failpoints import test_backup, test_server, test_store, test_stream
 from tests.failpoints.processes import running
+from tests.loaders import test_dropped_views
 
 VIEW = stores.schema("doc", key="int64", a="int64")
 POINTS = (
@@ -146,5 +147,5 @@ def test_there_is_a_case_for_every_failpoint() -> None:
     """A point that no case reaches fails it; one without a case fails here."""
     points = {point for _, point in test_store.CASES} | {*POINTS}
     points |= {*test_server.OF_THE_SERVER, *test_server.OF_WORKERS, *test_server.OF_THE_WRITER}
-    points |= {*test_stream.POINTS, *test_sync.DEATHS, *test_backup.POINTS}
+    points |= {*test_stream.POINTS, *test_sync.DEATHS, *test_backup.POINTS, *test_dropped_views.POINTS}
     assert {point.partition(":")[0] for point in points} == {*FAILPOINTS}

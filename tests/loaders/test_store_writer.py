@@ -18,6 +18,7 @@ from engine.environment import generations_path, live_path
 from engine.errors import DeltaGap, StoreDamaged, StoreLocked
 from engine.export_root import ExportRoot
 from engine.schema import FeatureService
+from loaders.accepted_loss import accept_loss
 from loaders.generation import GenerationBuilder, fold_id
 from loaders.load import catch_up
 from loaders.store_writer import LOCK, StoreWriter
@@ -56,8 +57,10 @@ def test_a_store_has_one_writer_among_processes(store: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "holds\n"
-        with pytest.raises(StoreLocked, match=f"is being written by process {process.pid}; if that is a server"):
+        with pytest.raises(StoreLocked, match=f"is being written by process {process.pid}; stop it first. If it"):
             StoreWriter(store)
+        with pytest.raises(StoreLocked, match=f"by process {process.pid}; stop it first: what it holds or writes"):
+            accept_loss(store)
         reader = FeatureStore.open(store)
         assert reader.lookup(["doc:a"], {"doc_id": 1}).to_pydict() == {"doc:a": [0]}
         process.kill()

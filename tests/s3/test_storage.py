@@ -160,6 +160,19 @@ def test_a_busy_server_is_asked_again(local: ExportRoot, address: str, network: 
     assert [fault.met for fault in faults] == [2, 2, 2]
 
 
+def test_a_view_is_dropped_as_from_a_directory(local: ExportRoot, remote: ExportRoot) -> None:
+    stores.publish_snapshot(local, VIEW, ROWS)
+    stores.publish_delta(local, VIEW, ROWS[:3])
+    mirror(local, remote)
+    for root in (local, remote):
+        assert root.drop_view("doc") == 2
+        assert (root.views(), root.dropped(), root.first_seq("doc")) == ([], {"doc": 2}, 3)
+        assert list(root.storage.files("doc")) == []
+    assert stores.publish_snapshot(local, VIEW, ROWS).seq == 3
+    mirror(local, remote)
+    assert (remote.views(), remote.sequence_numbers("doc")) == (["doc"], [3])
+
+
 def test_bodies_that_are_cut_or_slow_are_read_on(address: str, network: FaultyNetwork) -> None:
     storage = storage_at(address)
     content = os.urandom(1 << 20) * 20

@@ -59,7 +59,7 @@ def gauge(server: Server, name: str) -> float:
 
 def behind(server: Server, view: str) -> Any:
     (found,) = (one for one in server.ask("GET", "/v1/status").json["views"] if one["name"] == view)
-    return found["behind"]
+    return {"entries": found["lag_entries"], "seconds": found["lag_seconds"], "held_by": found["held_by"]}
 
 
 # --- as a whole --------------------------------------------------------------------------------------------------

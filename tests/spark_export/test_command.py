@@ -55,7 +55,26 @@ def test_it_tells_a_person_what_it_did(two_views: Lab) -> None:
     two_views.put([ROWS[0] | {"n": 7}, *ROWS[2:]])
     assert "MB: 1 changed, 1 removed, 1,498 unchanged; " in _run(two_views, "--view", VIEW).output
     assert "docs: nothing to publish, still at seq 2: 1,499 unchanged; " in _run(two_views, "--view", VIEW).output
-    assert "docs: snapshot 3 (asked for), " in _run(two_views, "--view", VIEW, "--full").output
+    full = _run(two_views, "--view", VIEW, "--full")
+    assert "docs: snapshot 3 (asked for), " in full.output
+    assert full.stderr == ""
+
+
+def test_a_view_that_was_renamed_is_told_of_and_its_name_can_be_used_again_once_it_is_dropped(lab: Lab) -> None:
+    lab.define({"n": "int64"})
+    lab.put(ROWS)
+    lab.export()
+    definition = lab.views_path.read_text()
+    lab.views_path.write_text(definition.replace(f"name: {VIEW}", "name: papers"))
+    result = _run(lab, "--json")
+    assert [report["view"] for report in json.loads(result.stdout)] == ["papers"]
+    assert f"{lab.root} has view {VIEW}, which {lab.views_path} does not name" in result.stderr
+    assert f"`shoal drop-view {VIEW} --root {lab.root}`" in result.stderr
+    lab.root.drop_view(VIEW)
+    assert _run(lab).stderr == ""
+    # Nodes tell it by its seq from the view that was dropped.
+    lab.views_path.write_text(definition)
+    assert f"{VIEW}: snapshot 2 (first export), " in _run(lab, "--view", VIEW).output
 
 
 def test_a_view_that_fails_does_not_hide_those_published_before_it(two_views: Lab) -> None:

@@ -154,7 +154,7 @@ WRONG: list[tuple[str, str, int, str]] = [
         22,
         "service 'ranker_v1' is defined twice",
     ),
-    ("services:\n", "services: 3\nx:\n", 20, "services: expected a list, found 3 (and 1 more)"),
+    ("services:\n", "services: 3\nx:\n", 20, "services: expected a list, found 3"),
     (GOOD, "views: []", 1, "views: expected at least one entry, found none"),
     (GOOD, "- 1", 1, "the file: expected a mapping of names to values, found [1]"),
     (GOOD, "views: &all [*all]", 1, ""),
@@ -168,9 +168,116 @@ def test_a_wrong_file(tmp_path: Path, old: str, new: str, line: int, message: st
     path.write_text(GOOD.replace(old, new, 1))
     with pytest.raises(DefinitionError) as raised:
         load_views(path)
-    assert str(raised.value).startswith(f"{path}:{line}: ")
+    first = str(raised.value).partition("\n")[0]
+    assert first.startswith(f"{path}:{line}: ")
+    assert message in first
+
+
+MISTAKES: list[tuple[str, str, str]] = [
+    (
+        'type: "float32[64]"}',
+        "type: float32[64]}",
+        "7: not valid YAML: expected ',' or '}', but got '['; inside braces a text with brackets needs quotes: "
+        '"float32[64]"',
+    ),
+    ("type: int64}\n      - {name: ctr", "type: list[string]}\n      - {name: ctr", 'quotes: "list[string]"'),
+    ("    ttl: 7d", "\tttl: 7d", "that cannot start any token; indent with spaces: YAML takes no tabs"),
+    (
+        "join_keys: [{name: doc_id, type: string}]",
+        "join_key: doc_id",
+        "3: unknown key 'join_key'; did you mean 'join_keys'? write join_keys: [{name: doc_id, type: string}]",
+    ),
+    ("join_keys: [", "entities: [", "3: unknown key 'entities'; did you mean 'join_keys'? write join_keys: [{name: "),
+    (
+        "join_keys: [{name: doc_id, type: string}]",
+        "join_keys: doc_id",
+        "3: join_keys: expected a list, found 'doc_id'; write join_keys: [{name: doc_id, type: string}]",
+    ),
+    (
+        "join_keys: [{name: doc_id, type: string}]",
+        "join_keys: [doc_id]",
+        "found 'doc_id'; write join_keys: [{name: doc_id, type: string}]",
+    ),
+    ("source: {path: data", "batch_source: {path: data", "10: unknown key 'batch_source'; did you mean 'source'?"),
+    (
+        "timestamp_field:",
+        "event_timestamp_column:",
+        "8: unknown key 'event_timestamp_column'; did you mean 'timesta",
+    ),
+    (
+        "{name: clicks_7d, type",
+        "{name:clicks_7d, type",
+        "5: unknown key 'name:clicks_7d'; a colon needs a space behind it: name: clicks_7d",
+    ),
+    ("clicks_7d, type: int64", "clicks_7d, dtype: int64", "5: unknown key 'dtype'; did you mean 'type'?"),
+    ("clicks_7d, type: int64", "clicks_7d, type: Int", "did you mean 'int64'?"),
+    ("clicks_7d, type: int64", "clicks_7d, type: double", "did you mean 'float64'?"),
+    ("clicks_7d, type: int64", 'clicks_7d, type: "list[str]"', "did you mean 'list<string>'?"),
+    ("doc_id, type: string", "doc_id, type: varchar", "but it is 'varchar'; did you mean 'string'?"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), MISTAKES, ids=[mistake[1][:30] for mistake in MISTAKES])
+def test_a_mistake_that_newcomers_make_gets_one_message_with_the_fix(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = tmp_path / "views.yaml"
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new, 1).replace(', "users:*"', "").replace("docs:clicks_7d", "docs:ctr"))
+    with pytest.raises(DefinitionError) as raised:
+        load_views(path)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_all_that_is_wrong_is_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "views.yaml"
+    path.write_text("""\
+views:
+  - name: docs
+    join_key: doc_id
+    features:
+      - {name: clicks, type: int}
+      - {name: clicks, type: string, tolerance: 1}
+    ttl: 7 days
+    tabel: docs
+  - name: docs
+    join_keys: [{name: user_id, type: int64}]
+    features: []
+    stream: {format: json, event_time: at}
+    source: {table: a, sql: b}
+services:
+  - {name: ranker, features: ["docs:clicsk", "dogs:*", docs]}
+  - {name: ranker}
+""")
+    with pytest.raises(DefinitionError) as raised:
+        load_views(path)
+    told = [line.removeprefix(f"{path}:") for line in str(raised.value).split("\n")]
+    expected = [
+        "2: a view needs a source, a stream, or both",
+        "3: unknown key 'join_key'; did you mean 'join_keys'?",
+        "5: type: unknown type 'int'",
+        "6: the view has two columns 'clicks'",
+        "6: a tolerance needs one of the types",
+        "7: ttl: '7 days' is no duration",
+        "8: unknown key 'tabel'",
+        "9: view 'docs' is defined twice",
+        "11: features: expected at least one entry",
+        "12: a view with a stream needs a timestamp_field",
+        "12: a stream of json files needs 'path'",
+        "12: a stream of json files needs 'columns'",
+        "12: event_time and watermark go together",
+        "13: a source is one of path, table and sql",
+        "15: 'docs:clicsk' names no feature",
+        "15: 'dogs:*' names no view",
+        "15: 'docs' names no feature",
+        "16: service 'ranker' is defined twice",
+        "16: 'features' is missing",
+    ]
+    assert [line for line in expected if not any(found.startswith(line) for found in told)] == [], told
+    assert len(told) == len(expected), told
+    lines = [int(line.partition(":")[0]) for line in told]
+    assert lines == sorted(lines)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""What a caller in this process gives to a lookup, checked: it need not be what the types say."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from engine.errors import LookupInvalid
+from engine.key_columns import Entities
+from engine.showing import shown
+
+
+def as_entities(given: Any) -> Entities:
+    """The entities of a lookup: a mapping as it is, and the columns of a DataFrame, or of a table of Arrow, by name.
+
+    Raises:
+        LookupInvalid: it is neither, or two columns have one name.
+    """
+    if isinstance(given, Mapping):
+        return given
+    # A table of Arrow names its columns so, DataFrames in the other way.
+    names = getattr(given, "column_names", None)
+    if names is None and hasattr(given, "__getitem__"):
+        names = getattr(given, "columns", None)
+    if names is None:
+        raise LookupInvalid(
+            f"the entities are {shown(given)}; give a DataFrame, or the values by join key: "
+            f'{{"user_id": [1, 2], "country": "de"}}'
+        )
+    entities: dict[str, Any] = {}
+    for name in names:
+        if str(name) in entities:
+            raise LookupInvalid(f"the entities have two columns {str(name)!r}; remove one")
+        entities[str(name)] = None
+    return {str(name): given[name] for name in names}
+
+
+def check_max_age(max_age: object) -> None:
+    """Raises LookupInvalid if an age is no timedelta, or negative."""
+    if not isinstance(max_age, timedelta):
+        raise LookupInvalid(f"max_age is {shown(max_age)}; give a timedelta, such as timedelta(seconds=3600)")
+    if max_age < timedelta(0):
+        raise LookupInvalid(f"max_age is {max_age}; give one that is not negative")
+
+
+def as_features(given: Any) -> str | tuple[str, ...]:
+    """The features of a lookup: a feature service's name, or references, which `engine.lookup.resolve_features` checks
+    one by one when it first meets them.
+
+    Raises:
+        LookupInvalid: it is neither a text nor a list.
+    """
+    if isinstance(given, str):
+        return given
+    if isinstance(given, Sequence):
+        features = tuple(given)
+        try:
+            hash(features)
+        except TypeError:
+            pass
+        else:
+            return features
+    raise not_features(given)
+
+
+def not_features(given: object) -> LookupInvalid:
+    """The error of what is given in place of features."""
+    return LookupInvalid(
+        f"the features are {shown(given)}; give a list such as ['docs:ctr', 'docs:*'], or the name of a feature service"
+    )

@@ -1,0 +1,65 @@
+"""The keys that somebody writes on a command line, as the entities of a lookup."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from engine.errors import LookupInvalid
+from engine.schema import ViewSchema
+
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,19}")
+
+
+def join_key_types(schemas: Iterable[ViewSchema]) -> dict[str, str]:
+    """The join keys of the views that are asked, and their types.
+
+    Raises:
+        LookupInvalid: two of the views have a join key of one name and of different types, so no value fits both.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for schema in schemas:
+        for key in schema.join_keys:
+            view, of = first.setdefault(key.name, (schema.name, key.type))
+            if of != key.type:
+                raise LookupInvalid(
+                    f"join key {key.name!r} is {of} in view {view!r} and {key.type} in view {schema.name!r}; look the "
+                    f"two views up one after the other"
+                )
+    return {name: of for name, (_, of) in first.items()}
+
+
+def given_keys(items: Sequence[str], types: Mapping[str, str]) -> dict[str, list[Any]]:
+    """The keys that `join_key=value` items mean: a name given several times is a column, one given once holds for
+    every row.
+
+    Raises:
+        LookupInvalid: an item is malformed, names no join key, or the lists are of different lengths.
+    """
+    columns: dict[str, list[Any]] = {}
+    for item in items:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise LookupInvalid(f"--key {item!r} has no value; write it as join_key=value")
+        if name not in types:
+            raise LookupInvalid(
+                f"--key {item!r}: {name!r} is no join key of what is asked; those are {', '.join(types)}"
+            )
+        columns.setdefault(name, []).append(_whole_number(item, name, text) if types[name] == "int64" else text)
+    if missing := [name for name in types if name not in columns]:
+        raise LookupInvalid(f"--key lacks the join key {missing[0]!r}; what is asked needs {', '.join(types)}")
+    rows = max(len(values) for values in columns.values())
+    for name, values in columns.items():
+        if len(values) not in (1, rows):
+            raise LookupInvalid(
+                f"--key {name} is given {len(values)} times, another {rows} times; give it as often, or once"
+            )
+    return {name: values * (rows // len(values)) for name, values in columns.items()}
+
+
+def _whole_number(item: str, name: str, text: str) -> int:
+    # int() alone takes 1_000, and digits of every script.
+    if _WHOLE_NUMBER.fullmatch(text) and -(2**63) <= (number := int(text)) < 2**63:
+        return number
+    raise LookupInvalid(
+        f"--key {item!r}: {name} is int64, {text!r} is no whole number from -9223372036854775808 to 9223372036854775807"
+    )

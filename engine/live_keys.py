@@ -1,0 +1,52 @@
+"""How many keys of a view have a row: exactly, where the counts of its segments count a key once in each that has it.
+
+For people at a terminal: it goes through all overlays, which `loaders.compaction` keeps smaller than the base.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.kernels import finding
+from engine.layout import ROW_PRESENCE, TOMBSTONE
+from engine.lookup import find_rows
+from engine.segment import Chunk
+from engine.version import ViewVersion
+
+
+def live_keys(view: ViewVersion) -> int | None:
+    """The number of keys whose newest row is no tombstone, whatever its age; None of a view that is kept in a table."""
+    if view.is_remote:
+        return None
+    *overlays, base = view.segments
+    changed = [chunk for overlay in overlays for chunk in overlay.chunks]
+    if not changed:
+        return base.record.rows
+    hashes = np.concatenate([_hashes(chunk) for chunk in changed], axis=1)
+    is_live = np.concatenate([_is_live(chunk, np.arange(chunk.header.rows)) for chunk in changed])
+    # Newest first, and the sort is stable: of equal keys the newest row stands first.
+    order = np.lexsort((hashes[1], hashes[0]))
+    hashes, is_live = hashes[:, order], is_live[order]
+    is_newest = np.concatenate([[True], (hashes[:, 1:] != hashes[:, :-1]).any(axis=0)])
+    in_base = _live_in_base(view.over([base]), np.ascontiguousarray(hashes[:, is_newest]))
+    return base.record.rows - in_base + int(np.count_nonzero(is_live[is_newest]))
+
+
+def _live_in_base(base: ViewVersion, hashes: npt.NDArray[np.int64]) -> int:
+    """How many of some keys have a row in the base alone."""
+    found = find_rows(base, hashes)
+    (segment,), is_found, live = base.segments, found.address != finding.NOT_FOUND, 0
+    for number in np.unique(found.chunk[is_found]).tolist():
+        chunk = segment.chunks[number]
+        addresses = found.address[is_found & (found.chunk == number)]
+        rows = (addresses - chunk.address - chunk.header.row_data) // chunk.header.stride
+        live += int(np.count_nonzero(_is_live(chunk, rows)))
+    return live
+
+
+def _hashes(chunk: Chunk) -> npt.NDArray[np.int64]:
+    return np.stack([chunk.hashes, chunk.rows[:, :8].copy().view(np.int64)[:, 0]])
+
+
+def _is_live(chunk: Chunk, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    live: npt.NDArray[np.bool_] = (chunk.rows[rows, ROW_PRESENCE] & TOMBSTONE) == 0
+    return live

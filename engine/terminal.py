@@ -1,0 +1,124 @@
+"""What commands print: text that no data can turn into orders to the terminal, tables, and JSON."""
+
+import base64
+import json
+import math
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def visible(text: str) -> str:
+    """A text in which whatever Python takes for unprintable stands as its escape: control characters, which a terminal
+    obeys, characters that change the direction of writing or have no width, and halves of surrogate pairs."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escaped(character) for character in text)
+
+
+def visible_lines(text: str) -> str:
+    """As `visible`, line by line, for a text that has lines of its own."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a text that may hold data, names or paths, on stdout or stderr."""
+    click.echo(visible_lines(text), err=err)
+
+
+def say_json(document: Any, *, indent: int | None = 2) -> None:
+    """Print a document as strict JSON: NaN and infinities as null, bytes in base64, times in RFC 3339."""
+    click.echo(json.dumps(json_form(document), indent=indent, allow_nan=False))
+
+
+def json_form(value: Any) -> Any:
+    """A value as `say_json` prints it, which is how the server's JSON has it."""
+    if isinstance(value, dict):
+        return {name: json_form(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_form(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime | bytes):
+        return plain(value)
+    return value
+
+
+def plain(value: Any) -> str:
+    """One value as text: times in RFC 3339, bytes in base64, a list as JSON but for NaN and infinities, which have the
+    names that text sources may use; nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def cell(value: Any) -> str:
+    """One value in a table or a sentence, `-` for None."""
+    return "-" if value is None else visible(plain(value))
+
+
+def table(columns: Iterable[tuple[str, bool]], rows: Iterable[Iterable[str]], *, title: str | None = None) -> None:
+    """Print a table without lines.
+
+    Args:
+        columns: name, and whether it is aligned to the right.
+    """
+    made = Table(title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False)
+    for name, is_number in columns:
+        made.add_column(Text(visible(name)), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        # A str would be read as markup: `[bold]` in a value would be gone.
+        made.add_row(*(Text(visible(text)) for text in row))
+    # Output that goes to a file or a pipe is not folded to a terminal's width, nor filled up to it.
+    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+    with console.capture() as captured:
+        console.print(made)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def age(seconds: float | None) -> str:
+    """A duration as people read it: two units at most."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.3g}s"
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    parts, rest = [], int(seconds)
+    for unit, length in units:
+        if rest >= length:
+            parts.append(f"{rest // length}{unit}")
+            rest %= length
+    return " ".join(parts[:2])
+
+
+def size(count: int) -> str:
+    """A number of bytes as people read it."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    if character in "\n\r\t":
+        return {"\n": r"\n", "\r": r"\r", "\t": r"\t"}[character]
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

@@ -1,0 +1,73 @@
+"""The command `shoal drop-view`."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from engine.control import WriterClient
+from engine.environment import is_store
+from engine.errors import NotPublished, RootUnreadable, StoreLocked, StoreNotFound, ViewInUse
+from engine.export_root import ExportRoot
+from engine.terminal import say
+from loaders.definition import drop_view
+from loaders.store_writer import StoreWriter
+
+
+@click.command("drop-view", short_help="Remove a view from an export root, or from one store.")
+@click.argument("view")
+@click.option("--root", "address", metavar="ROOT", help="The export root: a directory, or s3://BUCKET/PREFIX.")
+@click.option("--store", type=click.Path(path_type=Path), metavar="DIR", help="Instead, a store, served or not.")
+def drop_view_command(view: str, address: str | None, store: Path | None) -> None:
+    """Remove a view from an export root, or from one store.
+
+    Take the view out of views.yaml and export that first: a view whose features a service of the root names is not
+    dropped. Each node that follows the root then removes the view, with all rows that were pushed to it, at its next
+    look or load. A drop that is cut off is completed by the same command. A view of this name may be exported again
+    later.
+
+    From a store only a view is dropped that its root does not have: the store would load it again.
+    """
+    if (address is None) == (store is None):
+        raise click.UsageError("give either --root or --store")
+    if address is not None:
+        _drop_from_root(ExportRoot(address), view)
+    elif store is not None:
+        _drop_from_store(store, view)
+
+
+def _drop_from_root(root: ExportRoot, view: str) -> None:
+    root.check_exists()
+    references = {service.name: service.features for service in root.services()}
+    naming = [name for name, features in references.items() if any(each.startswith(f"{view}:") for each in features)]
+    if naming:
+        raise ViewInUse(
+            f"view {view!r} is named by the feature services {', '.join(naming)} of {root}; take it out of them in "
+            f"views.yaml, export that, and drop the view then"
+        )
+    seq = root.drop_view(view)
+    say(f"{root} has no view {view} any more, which ended at seq {seq}; nodes remove it when they look next")
+
+
+def _drop_from_store(store: Path, view: str) -> None:
+    if not is_store(store):
+        raise StoreNotFound(f"{store} is not a Shoal store; give the directory of one")
+    try:
+        with StoreWriter(store) as writer:
+            _check_is_not_published(store, view, writer.version().store.root)
+            drop_view(writer, view)
+    except StoreLocked:
+        client = WriterClient(store)
+        _check_is_not_published(store, view, asyncio.run(client.status())["root"])
+        asyncio.run(client.drop_view(view))
+    say(f"{store} has no view {view} any more")
+
+
+def _check_is_not_published(store: Path, view: str, followed: str | None) -> None:
+    with suppress(NotPublished, RootUnreadable, OSError):
+        if followed is not None and view in ExportRoot(followed).views():
+            raise ViewInUse(
+                f"view {view!r} is published by {followed}, from which {store} would load it again; drop it there: "
+                f"`shoal drop-view {view} --root {followed}`"
+            )

@@ -1,0 +1,210 @@
+"""What is wrong with a views.yaml: all of it at once, in the words of the file, each with its line and its mend."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from engine.errors import DefinitionError
+from engine.schema import is_name
+from spark_export.yaml_document import Place, YamlDocument
+
+_SHOWN_CHARACTERS = 60
+_MOST_ERRORS = 100
+
+_MEANT_KEYS = {
+    **dict.fromkeys(("entity", "entities", "key", "keys", "join_keys", "join_key", "primary_key"), "join_keys"),
+    **dict.fromkeys(("columns", "fields", "schema"), "features"),
+    **dict.fromkeys(("timestamp", "timestamp_column", "event_timestamp", "event_timestamp_column"), "timestamp_field"),
+    **dict.fromkeys(("dtype", "data_type", "value_type"), "type"),
+    "batch_source": "source",
+}
+"""What others call the keys of a views.yaml."""
+
+_MEANT_TYPES = {
+    **dict.fromkeys(("int", "integer", "long", "bigint", "number"), "int64"),
+    **dict.fromkeys(("float", "real"), "float32"),
+    "double": "float64",
+    **dict.fromkeys(("str", "text", "varchar"), "string"),
+    "boolean": "bool",
+    **dict.fromkeys(("binary", "bytea"), "bytes"),
+    **dict.fromkeys(("datetime", "date"), "timestamp"),
+}
+"""What others call the types."""
+
+_EXAMPLES = {
+    "join_keys": "join_keys: [{{name: {}, type: string}}]",
+    "features": "features: [{{name: {}, type: int64}}]",
+    "source": "source: {{path: data/docs, format: parquet}}",
+}
+"""How the keys are written that hold more than one value; with a name in it."""
+
+
+class Finding(NamedTuple):
+    """Something wrong with the value that `at` leads to, from the model that says so."""
+
+    message: str
+    at: Place = ()
+
+
+def wrong(message: str, *at: str | int) -> PydanticCustomError:
+    """A finding as the error of a validator."""
+    return PydanticCustomError("definition", "{message}", {"message": message, "at": at})
+
+
+class Definition(BaseModel):
+    """A part of a views.yaml. What `findings` says of it is reported together with all else that is wrong in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def findings(cls, data: dict[str, Any]) -> Iterator[Finding]:
+        """What is wrong with members taken together. Each may be anything still, as it stands in the file."""
+        yield from ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        found = cls.findings(data) if isinstance(data, dict) else ()
+        errors = [InitErrorDetails(type=wrong(message, *at), loc=(), input=data) for message, at in found]
+        try:
+            made = handler(data)
+        except ValidationError as error:
+            errors += [_again(details) for details in error.errors(include_url=False)]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return made
+
+
+def _again(details: ErrorDetails) -> InitErrorDetails:
+    """An error that was met already, as a part of another."""
+    context = {"message": details["msg"], "at": details.get("ctx", {}).get("at", ())}
+    kind = PydanticCustomError(details["type"], "{message}", context)
+    return InitErrorDetails(type=kind, loc=details["loc"], input=details["input"])
+
+
+def member(thing: Any, name: str) -> Any:
+    """A member of what stands in the file, or of a model; None if it has none."""
+    return thing.get(name) if isinstance(thing, dict) else getattr(thing, name, None)
+
+
+def listed(thing: Any) -> list[Any]:
+    """The items of what ought to be a list, where it is one."""
+    return list(thing) if isinstance(thing, list | tuple) else []
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is unknown."""
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else "; remove it"
+
+
+def definition_error(document: YamlDocument, error: ValidationError, known_keys: set[str]) -> DefinitionError:
+    """One error that lists all that is wrong, a line each, in the order of the file."""
+    found = [(_place(details), details) for details in error.errors()]
+    places = [place for place, details in found if details["type"] != "definition"]
+    lines: list[tuple[int, str]] = []
+    for place, details in found:
+        # What is wrong inside a list makes the list too short.
+        if details["type"] == "too_short" and any(len(other) > len(place) == _shared(place, other) for other in places):
+            continue
+        if details["type"] == "missing" and _is_misspelt(place, found, known_keys):
+            continue
+        lines.append((document.line(place), _explain(details, known_keys)))
+    lines.sort(key=lambda entry: entry[0])
+    told = [f"{document.path}:{line}: {message}" for line, message in dict.fromkeys(lines)]
+    more = [f"{document.path}: and {len(told) - _MOST_ERRORS} more"] if len(told) > _MOST_ERRORS else []
+    return DefinitionError("\n".join(told[:_MOST_ERRORS] + more))
+
+
+def _shared(place: Place, other: Place) -> int:
+    return len(place) if other[: len(place)] == place else -1
+
+
+def _place(details: ErrorDetails) -> Place:
+    return (*details["loc"], *details.get("ctx", {}).get("at", ()))
+
+
+def _is_misspelt(missing: Place, found: list[tuple[Place, ErrorDetails]], known: set[str]) -> bool:
+    """Whether a key is only missing because it was written in another way, which is told."""
+    return any(
+        details["type"] == "extra_forbidden"
+        and place[:-1] == missing[:-1]
+        and (_meant(str(place[-1]), known) == missing[-1] or str(place[-1]).startswith(f"{missing[-1]}:"))
+        for place, details in found
+    )
+
+
+def _meant(name: str, known: set[str]) -> str | None:
+    """The key that was meant by one that is unknown."""
+    meant = _MEANT_KEYS.get(name.lower())
+    return meant or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+def _explain(details: ErrorDetails, known_keys: set[str]) -> str:
+    """What is wrong, in the words of the file rather than of the library that found it."""
+    name = next((step for step in reversed(details["loc"]) if isinstance(step, str)), "the file")
+    match details["type"]:
+        case "definition":
+            return details["msg"]
+        case "value_error":
+            return f"{name}: {details['msg'].removeprefix('Value error, ')}{_meant_type(name, details)}"
+        case "missing":
+            return f"{name!r} is missing; add it{_example(name)}"
+        case "tuple_type":
+            return f"{name}: expected a list, found {_shown(details)}{_example(name, details['input'])}"
+        case "model_type" | "dict_type":
+            item = isinstance(details["loc"][-1], int) if details["loc"] else False
+            example = _example(name, details["input"]) if item or name == "source" else ""
+            return f"{name}: expected a mapping of names to values, found {_shown(details)}{example}"
+        case "too_short":
+            return f"{name}: expected at least one entry, found none{_example(name)}"
+        case "extra_forbidden":
+            return _unknown_key(name, details, known_keys)
+        case "string_pattern_mismatch" if name == "table":
+            return f"{_shown(details)} is no name of a table; use 3 to 255 letters, digits and any of _ . -"
+        case "string_pattern_mismatch" if name == "name":
+            return f"{_shown(details)} is no name; use a letter, then letters, digits and underscores (at most 128)"
+        case "string_pattern_mismatch":
+            return f"{_shown(details)} names no feature; write view:feature, or view:* for all of a view's features"
+        case _:
+            message = f"{details['msg'][:1].lower()}{details['msg'][1:]}"
+            return f"{name}: {message}, but it is {_shown(details)}{_meant_type(name, details)}"
+
+
+def _unknown_key(name: str, details: ErrorDetails, known_keys: set[str]) -> str:
+    key, colon, value = name.partition(":")
+    if colon and key in known_keys and details["input"] is None:
+        return f"unknown key {name!r}; a colon needs a space behind it: {key}: {value}"
+    meant = _meant(name, known_keys)
+    if meant is None:
+        return f"unknown key {name!r}; remove it"
+    return f"unknown key {name!r}; did you mean {meant!r}?{_example(meant, details['input']).replace(';', '', 1)}"
+
+
+def _meant_type(name: str, details: ErrorDetails) -> str:
+    """The type that was meant by one that is unknown."""
+    given = details["input"]
+    if name != "type" or not isinstance(given, str):
+        return ""
+    plain = given.lower().removeprefix("pa.").removesuffix("()")
+    meant = _MEANT_TYPES.get(plain)
+    items = plain.partition("[")[2].removesuffix("]")
+    if plain.startswith(("list[", "array[")) and not items.isdigit():
+        meant = f"list<{_MEANT_TYPES.get(items, items)}>"
+    return f"; did you mean {meant!r}?" if meant is not None else ""
+
+
+def _example(name: str, given: object = None) -> str:
+    """How a key is written, with a name that was given for it."""
+    if name not in _EXAMPLES:
+        return ""
+    named = given if isinstance(given, str) and is_name(given) else "user_id" if name == "join_keys" else "clicks"
+    return f"; write {_EXAMPLES[name].format(named)}"
+
+
+def _shown(details: ErrorDetails) -> str:
+    text = repr(details["input"])
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
