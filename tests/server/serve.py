@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,17 @@ from loaders.writer import run_writer
 
 def note_signals(log: Path) -> None:
     """Append a line for the start and for every signal, until SIGTERM."""
-    numbers = {signal.SIGHUP, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    received = None
-    while received != signal.SIGTERM:
+    received = ["started"]
+    # Handlers, as another thread of the process may be given the signals, and has them not blocked.
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))
+    noted = 0
+    while "SIGTERM" not in received:
+        new = received[noted:]
+        noted += len(new)
         with log.open("a") as file:
-            file.write(f"{os.getpid()} {signal.Signals(received).name if received else 'started'}\n")
-        received = signal.sigwait(numbers)
+            file.writelines(f"{os.getpid()} {what}\n" for what in new)
+        time.sleep(0.02)
 
 
 def writer_for(store: Path, choice: dict[str, str | None] | None, scrub_hours: float) -> Callable[[], None] | None:
