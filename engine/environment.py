@@ -406,6 +406,10 @@ def refusal_named(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if error.errno == errno.EROFS:
+            raise StoreNotWritable(
+                f"{path} is on a file system that is mounted read-only: mount it for writing, or give another path"
+            ) from error
         raise StoreNotWritable(
             f"{path} cannot be written to: {error.strerror}; give the path of a directory that this user may write"
         ) from error

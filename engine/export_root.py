@@ -117,7 +117,7 @@ class ExportRoot:
         where = self.storage.where(DROPPED)
         try:
             return unseal(self.storage.read(DROPPED), DroppedViews, where).views
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ()
         except OSError as error:
             raise ManifestInvalid(f"{where} cannot be read: {error}") from error

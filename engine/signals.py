@@ -8,6 +8,7 @@ has the numbers that the handlers wrote, and nothing else.
 import os
 import select
 import signal
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType
@@ -25,6 +26,7 @@ class ReceivedSignals:
 
     def __init__(self, numbers: Iterable[signal.Signals]) -> None:
         self._numbers = frozenset(numbers)
+        self._received: deque[signal.Signals] = deque()
         self._pipe = os.pipe()
         for end in self._pipe:
             os.set_blocking(end, False)
@@ -34,12 +36,14 @@ class ReceivedSignals:
         }
         self._mask_before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
 
-    def wait(self, seconds: float) -> frozenset[signal.Signals]:
-        """Return the signals received since the last call; wait up to `seconds` for one if there are none."""
-        select.select([self._pipe[0]], [], [], max(0.0, seconds))
-        with suppress(BlockingIOError):
-            return self._numbers & {signal.Signals(number) for number in os.read(self._pipe[0], _READ_BYTES)}
-        return frozenset()
+    def wait(self, seconds: float) -> signal.Signals | None:
+        """Return the next signal; wait up to `seconds` for one. None if none was received."""
+        if not self._received:
+            select.select([self._pipe[0]], [], [], max(0.0, seconds))
+            with suppress(BlockingIOError):
+                found = os.read(self._pipe[0], _READ_BYTES)
+                self._received.extend(number for number in self._numbers if number in found)
+        return self._received.popleft() if self._received else None
 
     def fork(self) -> int:
         """Fork. The child receives no signal before it has called `reset`."""

@@ -183,11 +183,12 @@ class Supervisor:
             self._write_record()
         hands_over = self._takeover is not None or (self._succession is not None and self._succession.has_successor)
         received = self._signals.wait(_HANDOVER_TICK_SECONDS if hands_over else _TICK_SECONDS)
-        if signal.SIGHUP in received:
+        if received == signal.SIGHUP:
             self._forward_reload()
-        for number in received & _END:
-            log.info("%s: draining for up to %g s", number.name, self._drain_seconds)
-        return bool(received & _END)
+        if received not in _END:
+            return False
+        log.info("%s: draining for up to %g s", received.name, self._drain_seconds)
+        return True
 
     def _start(self, child: _Child) -> None:
         child.answers = False
@@ -345,8 +346,9 @@ class Supervisor:
                 log.error("%s did not stop in %g s", names, seconds)
                 self._kill(children)
                 break
-            for number in self._signals.wait(min(left, _TICK_SECONDS)) & _END:
-                log.warning("%s again: ending at once", number.name)
+            received = self._signals.wait(min(left, _TICK_SECONDS))
+            if received in _END:
+                log.warning("%s again: ending at once", received.name)
                 return False
             self._reap(replace=False)
         return True

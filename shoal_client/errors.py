@@ -129,6 +129,10 @@ class RequestTooLarge(LookupInvalid):
     """The request is over one of the server's limits."""
 
 
+class EncodingUnsupported(LookupInvalid):
+    """The request's body is packed in a way that the server cannot unpack."""
+
+
 class NotAcceptable(LookupInvalid):
     """The server offers none of the formats that the client accepts."""
 
@@ -216,6 +220,7 @@ BY_CODE: Mapping[str, type[ServerError]] = {
         PushElsewhere,
         IdempotencyKeyReused,
         RequestTooLarge,
+        EncodingUnsupported,
         NotAcceptable,
         DeadlineInvalid,
         BodyTooSlow,

@@ -178,7 +178,7 @@ def test_every_error_that_requests_can_meet_has_its_class() -> None:
     elsewhere = {
         *("DefinitionError", "NotPublished", "LineageError", "DeltaGap", "ForeignDelta", "SchemaChangeRefused"),
         *("GenerationNotKept", "Unmappable", "PushSourceUnknown", "FeastBodyInvalid", "MaterializeElsewhere"),
-        *("AmbiguousFeature", "NotCaughtUp", "FeastVersionInactive"),
+        *("AmbiguousFeature", "NotCaughtUp", "FeastVersionInactive", "ProcessIdTaken"),
     }
     answered = {
         name: kind

@@ -128,3 +128,8 @@ class Counts:
     def add(self, name: str) -> None:
         with self._lock:
             self.by_name[name] = self.by_name.get(name, 0) + 1
+
+    def have(self, names: Sequence[str], least: int) -> bool:
+        """Whether each of some things happened at least so often."""
+        with self._lock:
+            return all(self.by_name.get(name, 0) >= least for name in names)

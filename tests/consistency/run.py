@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,8 @@ WORKERS = 3
 READERS = 3
 DISTURBED_EVERY_SECONDS = 2.5
 PLANTED_PATIENCE_SECONDS = 10.0
+LEAST = 6
+MOST_SECONDS_MORE = 300.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,11 @@ class Cluster:
         self.server.__exit__()
 
 
-def run(directory: Path, seconds: float, *, planted: str | None = None, kill: bool = True) -> Report:
-    """Have it all run for a while in an empty directory, and check it."""
+def run(
+    directory: Path, seconds: float, *, planted: str | None = None, kill: bool = True, least: Sequence[str] = ()
+) -> Report:
+    """Have it all run for a while in an empty directory, and check it; on a slow machine for longer, until what `least`
+    names was counted a few times."""
     store, root, counts, stop = directory / "store", ExportRoot(directory / "root"), Counts(), threading.Event()
     paths = [directory / "history", directory / "history-in-process"]
     with History(paths[0]) as history:
@@ -98,7 +103,8 @@ def run(directory: Path, seconds: float, *, planted: str | None = None, kill: bo
             pushers = [Pusher(n, store, history, counts, stop) for n in range(PUSHERS)]
             with _in_process(store, paths[1]) as follower:
                 disturb = partial(cluster.disturb, follower) if kill else lambda: None
-                _work([publisher, *readers, *pushers], seconds, disturb)
+                enough = partial(counts.have, least, LEAST)
+                _work([publisher, *readers, *pushers], seconds, disturb, enough)
                 follower.send_signal(signal.SIGCONT)
                 cluster.server.await_ready()
             unseen = _await_all(cluster.server, root, PLANTED_PATIENCE_SECONDS if planted else PATIENCE_SECONDS)
@@ -129,16 +135,17 @@ def _in_process(store: Path, history: Path) -> Iterator["subprocess.Popen[bytes]
     assert process.returncode == 0
 
 
-def _work(clients: list[Client], seconds: float, disturb: Callable[[], None]) -> None:
-    """Let clients work for a while, and disturb them now and then; when this returns they have finished."""
+def _work(clients: list[Client], seconds: float, disturb: Callable[[], None], enough: Callable[[], bool]) -> None:
+    """Let clients work for a while, until they have done enough, and disturb them now and then; when this returns they
+    have finished."""
     end = time.monotonic() + seconds
+    at_last = end + MOST_SECONDS_MORE
     for client in clients:
         client.start()
     try:
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, random.uniform(0, 2 * DISTURBED_EVERY_SECONDS)))
-            if time.monotonic() < end:
-                disturb()
+        while time.monotonic() < end or not (enough() or time.monotonic() > at_last):
+            time.sleep(random.uniform(0, 2 * DISTURBED_EVERY_SECONDS))
+            disturb()
     finally:
         for client in clients:
             client.stop.set()

@@ -10,12 +10,12 @@ import pytest
 from tests.consistency.planted import PLANTED
 from tests.consistency.run import run
 
-SECONDS = float(os.environ.get("SHOAL_CONSISTENCY_SECONDS", "60"))
+SECONDS = float(os.environ.get("SHOAL_CONSISTENCY_SECONDS", "30"))
 PLANTED_SECONDS = float(os.environ.get("SHOAL_CONSISTENCY_PLANTED_SECONDS", "0"))
 
 
 def test_a_history_of_clients_keeps_all_promises_though_processes_are_killed(tmp_path: Path) -> None:
-    report = run(tmp_path, SECONDS)
+    report = run(tmp_path, SECONDS, least=("pushes acknowledged", "pushes repeated after their answer", "deltas"))
     print(report)
     assert report.wrongs == [], report
     for seen in ("pushes acknowledged", "pushes repeated after their answer", "reads", "deltas", "versions seen"):

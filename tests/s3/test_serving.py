@@ -116,8 +116,8 @@ def test_an_entry_whose_objects_cannot_be_read_takes_no_replica_out(
 
         def stands_behind(trouble: str, held_by: str | None) -> bool:
             found = doc()
-            code, behind = (found["trouble"] or {}).get("code"), found["behind"]
-            return code == trouble and behind["held_by"] == held_by and behind["seconds"] > 6
+            code = (found["trouble"] or {}).get("code")
+            return code == trouble and found["held_by"] == held_by and found["lag_seconds"] > 6
 
         # Its part alone, for good; it and its manifest, which is one of two; the way to it, for a while.
         network.fail(text="part-", status=403, code="AccessDenied", times=float("inf"))
