@@ -151,7 +151,7 @@ def _failures_named() -> Iterator[None]:
         raise
     except OSError as error:
         raise OutputUnwritable(
-            f"the command's output cannot be written: {error.strerror}; give it another one"
+            f"the command's output cannot be written: {error.strerror}; redirect it elsewhere"
         ) from error
 
 

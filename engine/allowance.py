@@ -19,7 +19,7 @@ class Allowance:
         """Raise RequestTooLarge if an answer of so many bytes is too large."""
         if self._most is not None and size > self._most:
             raise RequestTooLarge(
-                f"the answer takes {size} bytes or more, an answer may take {self._most}; ask for fewer keys or "
+                f"the answer takes at least {size} bytes, more than the limit of {self._most}; request fewer keys or "
                 f"features at a time, or raise the server's max_answer_bytes"
             )
 

@@ -39,7 +39,7 @@ def check_max_age(max_age: object) -> None:
     if not isinstance(max_age, timedelta):
         raise LookupInvalid(f"max_age is {shown(max_age)}; give a timedelta, such as timedelta(seconds=3600)")
     if max_age < timedelta(0):
-        raise LookupInvalid(f"max_age is {max_age}; give one that is not negative")
+        raise LookupInvalid(f"max_age is {max_age}; give a timedelta that is not negative")
 
 
 def as_features(given: Any) -> str | tuple[str, ...]:

@@ -32,7 +32,7 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and is_address(value):
-            self.fail(f"{value!r} is an address; this is to be the path of a directory on this machine", param, ctx)
+            self.fail(f"{value!r} is an address; give the path of a directory on this machine", param, ctx)
         try:
             os.stat(value)
         except OSError as error:
@@ -85,8 +85,8 @@ def _version(store: Path, *, is_served: bool) -> StoreVersion:
         if store.exists():
             raise
         raise StoreNotFound(
-            f"there is nothing at {store}; if a server of this store runs, the store was moved or deleted under it: "
-            f"bring it back. If there never was one, `shoal load --store {store} --from ROOT` makes it"
+            f"{store} does not exist; if a server of this store runs, the store was moved or deleted while it ran: "
+            f"move it back. To create a new store, run `shoal load --store {store} --from ROOT`"
         ) from None
 
 

@@ -30,7 +30,7 @@ class DirectoryStorage:
     def check_exists(self) -> None:
         self.check_may_be_root()
         if self.path.exists() and not self.path.is_dir():
-            raise NotPublished(f"export root {self.path} is no directory")
+            raise NotPublished(f"export root {self.path} is not a directory")
         if not self.path.is_dir():
             raise NotPublished(f"export root {self.path} does not exist; `shoal export --to {self.path}` makes it")
 

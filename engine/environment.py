@@ -88,9 +88,9 @@ def check_address_space() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit <= live_map_bytes():
         raise SettingsInvalid(
-            f"a process may have {limit >> 20} MiB of address space (`ulimit -v`), and a store's map takes "
-            f"{live_map_bytes() >> 30} GiB, which are neither memory nor disk: raise the limit, or set "
-            f"{LIVE_MAP_VARIABLE} to fewer for all processes that open the store, but to more than `live` may ever hold"
+            f"a process may have {limit >> 20} MiB of address space (`ulimit -v`), but a store's map needs "
+            f"{live_map_bytes() >> 30} GiB of it (neither memory nor disk): raise the limit, or set "
+            f"{LIVE_MAP_VARIABLE} lower for all processes that open the store, but higher than `live` can ever be"
         )
 
 
@@ -368,8 +368,7 @@ def check_may_be_store(directory: Path) -> None:
         raise _is_a_root(directory)
     if (directory / BACKUP).is_file():
         raise PathsSwapped(
-            f"{directory} is a backup, and not written to: `shoal restore --from {directory} --to STORE` makes a store "
-            f"of it"
+            f"{directory} is a backup, not a store: `shoal restore --from {directory} --to STORE` makes a store from it"
         )
 
 
@@ -383,7 +382,7 @@ def check_may_be_root(directory: Path) -> None:
     try:
         found = is_store(directory)
     except StoreUnreadable as error:
-        raise RootUnreadable(f"{error}; see to its file system, and try again") from error
+        raise RootUnreadable(f"{error}; check its file system, and try again") from error
     if found:
         raise PathsSwapped(
             f"{directory} is a store, not an export root: give the directory that `shoal export` publishes to; are the "

@@ -287,7 +287,7 @@ class ExportRoot:
             if not left:
                 return known
             if left <= known:
-                raise RootNotWritable(f"{self.storage.where(view)} cannot be removed; see to its permissions")
+                raise RootNotWritable(f"{self.storage.where(view)} cannot be removed; check its permissions")
 
     def _manifest(self, view: str, directory: str) -> Manifest:
         name = f"{directory}/{MANIFEST}"
@@ -316,7 +316,7 @@ class ExportRoot:
             if error.errno not in _OF_ONE_FILE:
                 raise
             raise FileDamaged(
-                f"{self.where(manifest, file)} cannot be read: {error.strerror}; see to its permissions and its disk, "
+                f"{self.where(manifest, file)} cannot be read: {error.strerror}; check its permissions and its disk, "
                 f"or publish the view again with `shoal export --full`"
             ) from error
 

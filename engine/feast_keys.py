@@ -26,7 +26,7 @@ def read_keys(path: Path, types: Mapping[str, str]) -> dict[str, list[Any]]:
     except (OSError, pa.ArrowInvalid) as error:
         raise LookupInvalid(f"cannot read keys from {path}: {error}; give Parquet, or .csv with a header") from None
     if missing := [name for name in types if name not in table.column_names]:
-        raise LookupInvalid(f"{path} lacks the join key {missing[0]!r}; what is asked needs {', '.join(types)}")
+        raise LookupInvalid(f"{path} lacks the join key {missing[0]!r}; the requested features need {', '.join(types)}")
     columns = {}
     for name, of in types.items():
         column = table[name]

@@ -42,16 +42,17 @@ def given_keys(items: Sequence[str], types: Mapping[str, str]) -> dict[str, list
             raise LookupInvalid(f"--key {item!r} has no value; write it as join_key=value")
         if name not in types:
             raise LookupInvalid(
-                f"--key {item!r}: {name!r} is no join key of what is asked; those are {', '.join(types)}"
+                f"--key {item!r}: {name!r} is not a join key of the requested views; they have {', '.join(types)}"
             )
         columns.setdefault(name, []).append(_whole_number(item, name, text) if types[name] == "int64" else text)
     if missing := [name for name in types if name not in columns]:
-        raise LookupInvalid(f"--key lacks the join key {missing[0]!r}; what is asked needs {', '.join(types)}")
+        raise LookupInvalid(f"--key lacks the join key {missing[0]!r}; the requested features need {', '.join(types)}")
     rows = max(len(values) for values in columns.values())
     for name, values in columns.items():
         if len(values) not in (1, rows):
             raise LookupInvalid(
-                f"--key {name} is given {len(values)} times, another {rows} times; give it as often, or once"
+                f"--key {name} is given {len(values)} times, but another key {rows} times; give both equally "
+                f"often, or one of them once"
             )
     return {name: values * (rows // len(values)) for name, values in columns.items()}
 

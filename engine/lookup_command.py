@@ -64,7 +64,7 @@ def lookup_command(
     if (features is None) == (service is None):
         raise click.UsageError("give either --features or --service")
     if explained and form == "csv":
-        raise click.UsageError("--explain has no place in CSV; take --format table or json")
+        raise click.UsageError("--explain does not work with CSV; use --format table or json")
     opened = FeatureStore.open(store)
     version = opened.version()
     asked = service if service is not None else [part.strip() for part in (features or "").split(",") if part.strip()]
@@ -137,7 +137,7 @@ def _print_histories(
         if found is not None:
             say(
                 f"\n{view}: low watermark {cell(found.at)}, set by {found.set_by.kind} {found.set_by.seq} "
-                f"({found.set_by.id[:8]}): the source of all rows without an age of their own is at least so new"
+                f"({found.set_by.id[:8]}): all rows without an age of their own are at least this new"
             )
         names = [key.name for key in version.view(view).record.view_schema.join_keys]
         by_key = {

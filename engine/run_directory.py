@@ -78,7 +78,9 @@ def make_run_directory(store: Path) -> Path:
         raise _private(path) from None
     if not os.access(path, os.W_OK | os.X_OK):
         if path.stat().st_uid == os.geteuid():
-            raise StoreNotWritable(f"{path} cannot be written to: see to its mode, and to its file system's")
+            raise StoreNotWritable(
+                f"{path} cannot be written to: check its permissions, and whether its disk is read-only"
+            )
         raise _private(path)
     return path
 
@@ -209,7 +211,7 @@ class RunDirectoryKeeper:
             mend_lock(_lock_path(self._store), self._lock)
         except (OSError, RunDirectoryPrivate, StoreNotWritable) as error:
             if str(error) != self._told:
-                log.error("%s cannot be made again: %s", run_path(self._store), error)
+                log.error("%s cannot be created again: %s", run_path(self._store), error)
             self._told = str(error)
             return False
         self._told = None

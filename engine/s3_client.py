@@ -65,7 +65,7 @@ def check_settings() -> None:
     except ValueError as error:
         raise SettingsInvalid(f"S3: {error}; set {_ENDPOINT} to a URL, as https://HOST:PORT") from error
     except BotoCoreError as error:
-        raise SettingsInvalid(f"S3: {error}; see to the AWS_ variables and the profile") from error
+        raise SettingsInvalid(f"S3: {error}; check the AWS_ variables and the profile") from error
 
 
 class SharedClient:
@@ -97,10 +97,10 @@ def failures(address: str, kind: type[ShoalError] = RootUnreadable, *, of_object
             raise FileNotFoundError(f"{address} is missing") from None
         raise kind(f"{address}: {said(error)}; {_mend(error_status(error), error_code(error))}") from error
     except ResponseParserError as error:
-        raise kind(f"{address}: what answers is no S3 ({error}); see to {_ENDPOINT}") from error
+        raise kind(f"{address}: the server that answers is not S3 ({error}); check {_ENDPOINT}") from error
     except (BotoCoreError, ValueError) as error:
         raise kind(
-            f"{address}: S3 cannot be asked: {error}; see to its address, the network and credentials"
+            f"{address}: S3 cannot be asked: {error}; check its address, the network and the credentials"
         ) from error
 
 
@@ -116,7 +116,7 @@ def error_status(error: ClientError) -> int:
 
 def said(error: ClientError) -> str:
     """What S3 says, in words."""
-    told = error.response.get("Error", {}).get("Message") or "no more is said"
+    told = error.response.get("Error", {}).get("Message") or "no message"
     name = "" if error_code(error).isdecimal() else f" {error_code(error)}"
     return f"S3 answers {error_status(error)}{name}: {told}"
 
@@ -126,7 +126,7 @@ def fault_of_object(error: BaseException | None) -> str | None:
     if isinstance(error, FlexibleChecksumError):
         return f"its bytes are not those that were written ({error}); publish it again, or a snapshot with --full"
     if isinstance(error, ClientError) and error_code(error) == "InvalidObjectState":
-        return f"{said(error)}; restore it from its storage class, and keep rules of the bucket from archiving it"
+        return f"{said(error)}; restore it from the archive, and correct the bucket's lifecycle rules"
     return None
 
 
@@ -184,10 +184,10 @@ def pause(attempt: int) -> None:
 
 def _mend(status: int, code: str) -> str:
     if status in {401, 403}:
-        return "see to the credentials, and what they may do there"
+        return "check the credentials, and their permissions there"
     if code == "NoSuchBucket":
         return "make the bucket, or name another"
     if code.isdecimal():
         # An S3 names its errors in words.
-        return f"if that is no S3, correct {_ENDPOINT}; otherwise see to the server, and try again"
-    return "see to the server, and try again"
+        return f"if the server is not S3, correct {_ENDPOINT}; otherwise check the server, and try again"
+    return "check the server, and try again"

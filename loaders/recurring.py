@@ -47,7 +47,7 @@ class RecurringFailures:
         with self._lock:
             known = self._failing.pop(subject, None)
         if known is not None:
-            self._log.info("%s: is well again, after %.0f s", subject, monotonic() - known.since)
+            self._log.info("%s: recovered after %.0f s", subject, monotonic() - known.since)
 
     def is_failing(self, subject: str) -> bool:
         """Whether the last that was heard of a subject is a failure."""

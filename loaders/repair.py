@@ -80,7 +80,7 @@ def _taken_from_disk(writer: StoreWriter, view: str, record: ViewRecord) -> bool
             os.replace(copy, directory / DATA)
             sync_directory(directory)
     except (ChunkGone, FileNotFoundError, StoreDamaged) as error:
-        log.warning("%s: the base cannot be taken from the disk: %s", view, error)
+        log.warning("%s: the base cannot be copied from the disk: %s", view, error)
         return False
     finally:
         copy.unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def _taken_from_disk(writer: StoreWriter, view: str, record: ViewRecord) -> bool
         return current.model_copy(update={"base": base.model_copy(update={"created_at": datetime.now(UTC)})})
 
     writer.commit_view(view, swap)
-    log.warning("%s: only memory had its base wrong: it is taken from the disk, and nothing is lost", view)
+    log.warning("%s: its base was damaged only in memory, and was copied from the disk; no row is lost", view)
     return True
 
 

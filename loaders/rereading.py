@@ -88,7 +88,7 @@ class Rereader:
             for start in range(0, file.size, BLOCK_BYTES):
                 block = file.read_directly(start, self._block[: min(BLOCK_BYTES, file.size - start)])
                 if block is None:
-                    raise StoreDamaged(f"{origin} is in a file system that does not read past its cache")
+                    raise StoreDamaged(f"{origin} is on a file system that cannot be read past its cache")
                 target.write(block.data)
             target.flush()
             os.fsync(target.fileno())

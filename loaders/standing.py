@@ -71,7 +71,7 @@ class StandingKeeper:
             with self._lock:
                 self._write()
         except OSError as error:
-            log.error("that the root was looked at cannot be noted: %s", error)
+            log.error("cannot record that the export root was read: %s", error)
 
     def started(self, step: LoadSnapshot | ApplyDelta) -> None:
         """A view's next entry was found."""

@@ -192,12 +192,12 @@ class WriterProcess:
                     before = self._site
                     await self._listen(runner)
                     await before.stop()
-                    log.warning("%s was removed; it is there again", path)
+                    log.warning("%s was removed, and was created again", path)
                 was_missing = is_missing
             except StoreMoved:
                 continue  # What is at the store's path now is not this process's to change.
             except (OSError, AddressUnusable, RunDirectoryPrivate, StoreNotWritable) as error:
-                log.error("the writer cannot make again what was removed: %s", error)
+                log.error("the writer cannot create again what was removed: %s", error)
 
     def _start_scrub(self) -> Scrub | None:
         """Begin to verify the store in the background, unless that is turned off."""

@@ -117,7 +117,7 @@ class ArrowAnswer(Answer):
         try:
             return self.batch.to_pydict()  # type: ignore[no-any-return]
         except (pa.ArrowException, ArithmeticError, ValueError, LookupError) as error:
-            raise AnswerInvalid(f"a server sent a value that is none of Python's: {error}") from error
+            raise AnswerInvalid(f"a server sent a value that Python cannot represent: {error}") from error
 
 
 @dataclass(frozen=True)

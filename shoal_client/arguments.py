@@ -46,7 +46,7 @@ def check_header(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise RequestInvalid(f"the {name} is a {type(value).__name__}; give a str")
     if not value or not value.isascii() or not value.isprintable():
-        raise RequestInvalid(f"the {name} is empty or has characters that no header may have; give printable ASCII")
+        raise RequestInvalid(f"the {name} is empty or has characters that a header cannot have; give printable ASCII")
 
 
 def check_how(stale: Any, partial: Any, form: Any) -> None:
@@ -69,7 +69,7 @@ def _duration(age: timedelta) -> str:
     """A duration as the server reads it."""
     seconds = age.total_seconds()
     if seconds < 1 or seconds != int(seconds):
-        raise RequestInvalid(f"max_age is {age}; the server takes whole seconds, and one at least")
+        raise RequestInvalid(f"max_age is {age}; the server takes whole seconds, at least 1")
     unit = next(unit for unit in _UNITS if seconds % _UNITS[unit] == 0)
     if seconds // _UNITS[unit] < _TOO_LONG:
         return f"{int(seconds) // _UNITS[unit]}{unit}"

@@ -310,7 +310,9 @@ def _check_push(view: Any, rows: Any, deletes: Any) -> None:
         raise RequestInvalid("the push has neither rows nor deletes; give one of them at least")
     if isinstance(rows, pa.Table | pa.RecordBatch):
         if deletes is not None:
-            raise RequestInvalid("rows in Arrow go without deletes; push those by themselves, or give rows as columns")
+            raise RequestInvalid(
+                "a push of Arrow rows cannot have deletes; push those separately, or give rows as columns"
+            )
     elif rows is not None:
         check_columns("rows", rows, scalars=False)
     if deletes is not None:

@@ -120,7 +120,7 @@ class Learning:
         if found != expected:
             raise ShardMisplaced(
                 f"{address} holds {f'shard {found}' if found else 'all rows'}, the client takes it for "
-                f"{f'shard {expected}' if expected else 'a server of all rows'}; mend the client's shards"
+                f"{f'shard {expected}' if expected else 'a server of all rows'}; correct the client's shards"
             )
 
 

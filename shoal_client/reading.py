@@ -63,7 +63,7 @@ def read_answer(response: Response, form: str, keys: int, references: Sequence[s
                     _compare("features", list(document["features"]), list(dict.fromkeys(references)))
                 return JsonAnswer(version, applied, partial, document)
     except _UNREADABLE as error:
-        raise AnswerInvalid(f"{response.address} sent what is no answer: {type(error).__name__}: {error}") from error
+        raise AnswerInvalid(f"{response.address} sent an invalid answer: {type(error).__name__}: {error}") from error
 
 
 def _compare(what: str, found: Any, asked: Any) -> None:
@@ -84,12 +84,12 @@ def _read_batch(body: bytes) -> pa.RecordBatch:
 def read_npy(data: bytes) -> npt.NDArray[Any]:
     """The matrix of a .npy file of version 1.0, as a view of its bytes; raises ValueError or struct.error."""
     if not data.startswith(_NPY):
-        raise ValueError("it is no .npy file of version 1.0")
+        raise ValueError("it is not a .npy file of version 1.0")
     (length,) = struct.unpack_from("<H", data, len(_NPY))
     start = len(_NPY) + 2 + length
     dtype, shape = _read_head(data[len(_NPY) + 2 : start])
     if shape[0] * shape[1] * dtype.itemsize != len(data) - start:
-        raise ValueError(f"it has {len(data) - start} bytes of numbers, where its head says {shape} of {dtype}")
+        raise ValueError(f"it has {len(data) - start} bytes of numbers, but its head says {shape} of {dtype}")
     return np.ndarray(shape, dtype, data, start)
 
 
@@ -105,12 +105,12 @@ def _read_head(data: bytes) -> tuple[np.dtype[Any], tuple[int, int]]:
 def _read_features(document: Any, keys: int) -> dict[str, Any]:
     features, statuses, times = members = [document[name] for name in ("features", "status", "event_timestamps")]
     if not all(isinstance(member, dict) for member in members):
-        raise TypeError("features, status or event_timestamps is no object")
+        raise TypeError("features, status or event_timestamps is not an object")
     if not {reference.partition(":")[0] for reference in features} <= statuses.keys() & times.keys():
         raise ValueError("a view with features has no statuses or no event times")
     for column in (*features.values(), *statuses.values(), *times.values()):
         if not isinstance(column, list):
-            raise TypeError("a column is no list")
+            raise TypeError("a column is not a list")
         _compare("rows", len(column), keys)
     return dict(document)
 
@@ -122,7 +122,7 @@ def parse_applied(text: str) -> dict[str, Position]:
     for part in text.split(", ") if text else ():
         found = _POSITION.fullmatch(part)
         if found is None:
-            raise ValueError(f"{part!r} is no position in a log")
+            raise ValueError(f"{part!r} is not a position in a log")
         positions[found[1]] = Position(int(found[2]), found[3])
     return positions
 
@@ -145,7 +145,7 @@ def read_pushed(response: Response, sent: int) -> tuple[int, int, int]:
             raise AnswerInvalid(f"{response.address} confirms {rows} rows of a push, {sent} were sent")
     except _UNREADABLE as error:
         shown = response.body[:_SHOWN_BYTES]
-        raise AnswerInvalid(f"{response.address} sent what is no answer to a push: {shown!r}") from error
+        raise AnswerInvalid(f"{response.address} sent an invalid answer to a push: {shown!r}") from error
     return rows, superseded, version
 
 
@@ -154,8 +154,8 @@ def read_document(response: Response, members: Sequence[str] = ()) -> dict[str, 
     try:
         document = response.document
     except ValueError as error:
-        raise AnswerInvalid(f"{response.address} sent what is no JSON: {error}") from None
+        raise AnswerInvalid(f"{response.address} sent invalid JSON: {error}") from None
     if not isinstance(document, dict) or not document.keys() >= set(members):
         wanted = f"an object with {', '.join(members)}" if members else "an object"
-        raise AnswerInvalid(f"{response.address} sent {response.body[:_SHOWN_BYTES]!r}, where {wanted} was expected")
+        raise AnswerInvalid(f"{response.address} sent {response.body[:_SHOWN_BYTES]!r}, but {wanted} was expected")
     return document

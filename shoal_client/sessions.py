@@ -112,7 +112,7 @@ async def _in_turns(connecting: Coroutine[Any, Any, ResponseHandler], seconds: f
             await asyncio.wait((task,), timeout=seconds / _TURNS)
             if task.done():
                 return task.result()
-        raise Unreached(f"no connection came about in {seconds:g} s")
+        raise Unreached(f"no connection was made in {seconds:g} s")
     except BaseException:
         if not task.cancel() and not task.cancelled() and task.exception() is None:
             task.result().close()

@@ -164,9 +164,9 @@ def _explain(details: ErrorDetails, known_keys: set[str]) -> str:
         case "extra_forbidden":
             return _unknown_key(name, details, known_keys)
         case "string_pattern_mismatch" if name == "table":
-            return f"{_shown(details)} is no name of a table; use 3 to 255 letters, digits and any of _ . -"
+            return f"{_shown(details)} is not a table name; use 3 to 255 letters, digits and any of _ . -"
         case "string_pattern_mismatch" if name == "name":
-            return f"{_shown(details)} is no name; use a letter, then letters, digits and underscores (at most 128)"
+            return f"{_shown(details)} is not a name; use a letter, then letters, digits and underscores (at most 128)"
         case "string_pattern_mismatch":
             return f"{_shown(details)} names no feature; write view:feature, or view:* for all of a view's features"
         case _:

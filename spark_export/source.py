@@ -53,8 +53,8 @@ _HINTS = {
     f"{pyspark.__version__}",
     "DATA_SOURCE_NOT_FOUND": "correct the format, or name its package: --package GROUP:ARTIFACT:VERSION",
     "COLUMN_ALREADY_EXISTS": _SAME_BUT_CASE,
-    "Relative path in absolute URI": "Spark reads no file of this machine whose own name has a colon, "
-    "and no path with a colon beside one of *?[]{}\\: rename it",
+    "Relative path in absolute URI": "Spark cannot read a local file whose own name has a colon, nor "
+    "a path that has both a colon and one of *?[]{}\\: rename it",
 }
 """What Spark says of a source → what to do about it."""
 

@@ -144,7 +144,7 @@ class Connection(web.RequestHandler):
             # An encoding that aiohttp knows, and unpacks where a package for it is installed.
             answer = answer_error("EncodingUnsupported", unsupported("one that the server cannot unpack"), 415)
         else:
-            answer = answer_error("HTTPBadRequest", message or "the request is no HTTP", status)
+            answer = answer_error("HTTPBadRequest", message or "the request is not valid HTTP", status)
         answer.force_close()
         return answer
 

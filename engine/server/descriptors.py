@@ -31,12 +31,12 @@ def fit_connections(settings: ServerSettings) -> ServerSettings:
     fitting = min(settings.max_connections, max(1, (limit - others - EXTRA_CONNECTIONS) // ports))
     if fitting < settings.max_connections:
         log.warning(
-            "max_connections is %d, for which a worker needs %d open files, and its limit is %d: each worker keeps %d "
+            "max_connections is %d and needs %d open files in each worker, but the limit is %d: each worker keeps %d "
             "connections%s; raise the hard limit of open files (ulimit -Hn, LimitNOFILE in systemd)",
             settings.max_connections,
             wanted,
             limit,
             fitting,
-            "" if ports == 1 else " a port",
+            "" if ports == 1 else " on each port",
         )
     return settings.model_copy(update={"max_connections": fitting})

@@ -57,7 +57,7 @@ class MetricsFiles:
             for file in files:
                 file.unlink(missing_ok=True)
             if str(error) != self._told:
-                log.error("what this worker counts will be missing from /metrics: %s: %s", self.directory, error)
+                log.error("the counts of this worker will be missing from /metrics: %s: %s", self.directory, error)
             self._told = str(error)
             return False
         return True

@@ -38,8 +38,8 @@ class Outgoing:
         """Raise Overloaded while too much is held. To be called before a lookup."""
         if self._held > self._most:
             raise Overloaded(
-                f"{self._held} bytes of answers wait for clients to take them, the worker holds {self._most}, its "
-                f"max_unsent_bytes; try again later",
+                f"{self._held} bytes of answers wait for clients to read them, more than the worker's "
+                f"max_unsent_bytes, {self._most}; try again later",
                 "unsent",
             )
 

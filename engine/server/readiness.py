@@ -36,9 +36,7 @@ class Readiness:
         standing, now = self._reader.read(), datetime.now(UTC)
         if standing is None or standing.seen_at is None:
             told = f": {standing.unreadable}" if standing is not None and standing.unreadable else ""
-            raise NotCaughtUp(
-                f"the export root was not read yet, so that nobody knows how far behind the store is{told}"
-            )
+            raise NotCaughtUp(f"the export root was not read yet, so it is unknown how far behind the store is{told}")
         unread_since = [view.unreadable_since for view in standing.views.values() if view.unreadable_since is not None]
         unseen = (now - min([standing.seen_at, *unread_since])).total_seconds()
         if self._most_unseen is not None and unseen > self._most_unseen:

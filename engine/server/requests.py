@@ -198,7 +198,7 @@ def check_encoding(encoding: str) -> None:
 
 def unsupported(encoding: str) -> str:
     """What is said of a body in an encoding that is not known."""
-    return f"the body's Content-Encoding is {encoding}; send the body as gzip or deflate, or not encoded"
+    return f"the body's Content-Encoding is {encoding}; send the body in gzip or deflate, or not encoded"
 
 
 def parse_body(data: bytes, model: type[Body]) -> Body:

@@ -194,7 +194,7 @@ async def _keep_up(
                 rpcs.end_overdue()
                 await rpcs.show_health()
         except ProcessIdTaken as error:
-            log.warning("the worker ends, for one with another process id to take its place: %s", error)
+            log.warning("the worker ends, and starts again under another process id: %s", error)
             signal.raise_signal(signal.SIGTERM)
         except Exception:
             log.exception("the worker cannot keep up with what changed")

@@ -325,7 +325,7 @@ class Table:
                 self.spent.retries += 1
                 if error.code == "Timeout" or attempt == _TOLD_ATTEMPT:
                     # Throttling passes sooner.
-                    told = f"table {self.name!r}: {error}; it is asked again, up to {_ATTEMPTS} times"
+                    told = f"table {self.name!r}: {error}; the request is retried, up to {_ATTEMPTS} times"
                     self._failures.failed(f"table {self.name!r}", told, logging.WARNING)
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, _LONGEST_PAUSE)
