@@ -1,4 +1,4 @@
-"""The keys by which Feast and Shoal are compared: read from a file, or sampled from a store."""
+"""The keys for comparing Feast and Shoal: read from a file, or sampled from a store."""
 
 import struct
 from collections.abc import Mapping, Sequence
