@@ -33,11 +33,10 @@ _BLOCK = 1 << 20
 _ABSENT = {"NoSuchKey", "NotFound", "404"}
 _UNCHANGED = {"304", "NotModified"}
 _BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError)
-"""What boto3 raises of a body that ends early, stalls or arrives damaged: its own tries end with the head of an
-answer."""
+"""What boto3 raises if a body ends early, stalls or is damaged: its own retries cover only the response's headers."""
 _ENDPOINT = "AWS_ENDPOINT_URL (or endpoint_url in the profile)"
 _MAY_PASS = {401, 404, 408, 429}
-"""Statuses below 500 that say nothing about the one object that was asked for."""
+"""Statuses below 500 that are not about the requested object."""
 
 
 def s3_client(endpoint: str | None = None, region: str | None = None) -> Any:
@@ -58,8 +57,8 @@ def s3_client(endpoint: str | None = None, region: str | None = None) -> Any:
 
 
 def check_settings() -> None:
-    """Raise SettingsInvalid if the environment or the profile lets no client be made. That one is dropped: a server
-    forks before it makes requests."""
+    """Raise SettingsInvalid if no client can be made from the environment and the profile. The client made here is
+    discarded, because a server forks before it makes requests."""
     try:
         s3_client()
     except ValueError as error:
@@ -85,10 +84,10 @@ class SharedClient:
 
 @contextmanager
 def failures(address: str, kind: type[ShoalError] = RootUnreadable, *, of_object: bool = False) -> Iterator[None]:
-    """Raise what S3, or the way to it, says as errors of Shoal.
+    """Raise errors of S3, or of the connection to it, as errors of Shoal.
 
     Args:
-        of_object: the requests read one object; that there is none is raised as FileNotFoundError.
+        of_object: the requests read one object; if it does not exist, FileNotFoundError is raised.
     """
     try:
         yield
@@ -115,14 +114,14 @@ def error_status(error: ClientError) -> int:
 
 
 def said(error: ClientError) -> str:
-    """What S3 says, in words."""
+    """Describe an error that S3 returned."""
     told = error.response.get("Error", {}).get("Message") or "no message"
     name = "" if error_code(error).isdecimal() else f" {error_code(error)}"
     return f"S3 answers {error_status(error)}{name}: {told}"
 
 
 def fault_of_object(error: BaseException | None) -> str | None:
-    """What is wrong with an object that S3 has and does not give, and the mend; None if that cannot be told."""
+    """Return why S3 does not return an object that it has, and the fix; None if the error does not say so."""
     if isinstance(error, FlexibleChecksumError):
         return f"its bytes are not those that were written ({error}); publish it again, or a snapshot with --full"
     if isinstance(error, ClientError) and error_code(error) == "InvalidObjectState":
@@ -131,7 +130,7 @@ def fault_of_object(error: BaseException | None) -> str | None:
 
 
 def may_be_of_object(error: BaseException | None) -> bool:
-    """Whether S3 refuses a request in a way that may be about the object alone: its owner, key or policy."""
+    """Whether an error may concern only this object: its owner, KMS key or policy."""
     return isinstance(error, ClientError) and 400 <= error_status(error) < 500 and error_status(error) not in _MAY_PASS
 
 
@@ -188,6 +187,6 @@ def _mend(status: int, code: str) -> str:
     if code == "NoSuchBucket":
         return "make the bucket, or name another"
     if code.isdecimal():
-        # An S3 names its errors in words.
+        # S3's error codes are words, never numbers.
         return f"if the server is not S3, correct {_ENDPOINT}; otherwise check the server, and try again"
     return "check the server, and try again"

@@ -1,10 +1,10 @@
-"""Whether a server may be sent requests: it stands where its export root does, or nearly.
+"""Whether a server is ready for requests: its replication lag behind the export root is small.
 
-A replica that has fallen behind is taken out of rotation; all replicas at once never are, by what they have in common.
-So what is asked of one that was never at its root's end is strict, and once it was, only its own slowness counts:
+A replica that has fallen behind is taken out of rotation, but a shared cause must never take out all replicas at once.
+So the check is strict until a replica has caught up for the first time. After that, only its own slowness counts:
 
-- a root that cannot be read leaves readiness as it is, for as long as `ready_unseen_seconds` says: a view is judged as
-  of the moment from which on it could not follow;
+- a root that cannot be read leaves readiness unchanged for `ready_unseen_seconds`: a view is judged as of the moment
+  when it could no longer follow;
 - an entry that no replica can apply is not waited for;
 - nor is a snapshot while it loads, nor the deltas that were published meanwhile, until they have had their time.
 """
@@ -50,7 +50,7 @@ class Readiness:
             raise NotCaughtUp(f"{'; '.join(behind[:_NAMED])}{more}; ready_lag_seconds is {self._most:g}")
 
     def why_empty(self) -> str | None:
-        """Why nothing is loaded yet, where a root is followed that was looked at; None elsewhere."""
+        """Return why nothing is loaded yet; None if no root is followed, or it was not read yet."""
         standing = self._reader.read() if self._follows else None
         if standing is None:
             return None

@@ -86,7 +86,7 @@ class Worker:
         """
         reached("worker.begun")
         keep_freed_memory()
-        # The event loop is not to wait long for the interpreter while a large answer is encoded.
+        # The event loop must not wait long for the interpreter's lock while a large answer is encoded.
         sys.setswitchinterval(_SWITCH_SECONDS)
         asyncio.set_event_loop_policy(None)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
