@@ -40,8 +40,8 @@ class ViewStanding(BaseModel):
 
 
 class Standing(BaseModel):
-    """A root, when it was last read, and its views by name. While it cannot be read, `unreadable` says why, and
-    `unreadable_since` since when."""
+    """A root, the time when it was last read, and its views by name. While it cannot be read, `unreadable` says why,
+    and `unreadable_since` since when."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     root: str

@@ -22,12 +22,12 @@ from loaders.store_writer import StoreWriter
 def drop_view_command(view: str, address: str | None, store: Path | None) -> None:
     """Remove a view from an export root, or from one store.
 
-    Take the view out of views.yaml and export that first: a view whose features a service of the root names is not
-    dropped. Each node that follows the root then removes the view, with all rows that were pushed to it, at its next
-    look or load. A drop that is cut off is completed by the same command. A view of this name may be exported again
+    Remove the view from views.yaml, and run `shoal export`, first: a view that a feature service of the root names is
+    not dropped. Each node that follows the root then removes the view, with all rows that were pushed to it, at its
+    next look or load. If a drop is interrupted, run the same command again. A view of this name may be exported again
     later.
 
-    From a store only a view is dropped that its root does not have: the store would load it again.
+    With --store, the root of the store must not have the view: the store would load it again.
     """
     if (address is None) == (store is None):
         raise click.UsageError("give either --root or --store")

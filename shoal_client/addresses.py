@@ -32,7 +32,7 @@ class Address:
 
 
 def read_addresses(addresses: Any, shards: Any) -> Sequence[Sequence[str]]:
-    """The addresses of each shard's replicas; a client that knows of no shards has one. Raises AddressInvalid."""
+    """Return the addresses of each shard's replicas, one list if there are no shards; raise AddressInvalid."""
     if (addresses is None) == (shards is None):
         raise AddressInvalid("give either the addresses of servers, or shards, a list of such addresses a shard")
     listed = [addresses] if shards is None else shards
@@ -54,7 +54,7 @@ def parse_address(text: str) -> Address:
     """The address in a text; raises AddressInvalid."""
     if text.startswith("unix:") and len(text) > len("unix:") and "\0" not in text:
         return Address(text, "localhost", 0, path=text.removeprefix("unix:"))
-    # `urlsplit` drops line breaks and tabs.
+    # `urlsplit` silently removes line breaks and tabs.
     if not text.isascii() or not text.isprintable() or " " in text:
         raise AddressInvalid(f"{text!r} has characters that an address cannot have; {_MEND}, with a host name in ASCII")
     try:

@@ -1,6 +1,6 @@
-"""Answers of servers, read and checked: nothing that a server sends is believed before it fits what was asked.
+"""Parse and validate servers' responses: a response must match the request before it is used.
 
-What does not fit is AnswerInvalid, whatever the bytes are, and nothing else.
+Any other bytes raise AnswerInvalid, and no other exception.
 """
 
 import re
@@ -18,26 +18,26 @@ from shoal_client.errors import AnswerInvalid
 from shoal_client.wire import APPLIED_HEADER, PARTIAL_HEADER, VERSION_HEADER, Response
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, StopIteration, struct.error, MemoryError)
-"""What bytes that are no answer can raise when they are read as one."""
+"""The exceptions that parsing invalid bytes can raise."""
 _NPY = b"\x93NUMPY\x01\x00"
 _NPY_HEAD = re.compile(
     rb"\{'descr': '(<f4|<f8)', 'fortran_order': False, 'shape': \(([0-9]{1,18}), ([0-9]{1,18})\), \} *\n"
 )
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _POSITION = re.compile(r"([^=,@ ]+)=(-?[0-9]{1,18})@([^=,@ ]*)")
-"""A view that stands before its log, as one that no root publishes does, has no entry."""
+"""The id is empty for a view that has no entry of a log, such as a view that no root publishes."""
 _SHOWN_BYTES = 100
 
 
 def read_answer(response: Response, form: str, keys: int, references: Sequence[str] | None) -> Answer:
-    """The answer to a lookup of so many keys.
+    """Return the answer to a lookup of some number of keys.
 
     Args:
         form: the format that was asked for.
         references: the features that were asked for, in order; None if only the server knows them.
 
     Raises:
-        AnswerInvalid: it is none, or has other rows or features than were asked for.
+        AnswerInvalid: it cannot be parsed, or has other rows or features than were requested.
     """
     try:
         version = _number(response.headers.get(VERSION_HEADER, ""))
@@ -46,7 +46,7 @@ def read_answer(response: Response, form: str, keys: int, references: Sequence[s
         match form:
             case "arrow":
                 batch = _read_batch(response.body)
-                names = batch.schema.names  # Those that are no UTF-8 raise.
+                names = batch.schema.names  # Names that are not UTF-8 raise.
                 _compare("rows", batch.num_rows, keys)
                 if references is not None:
                     _compare("features", names, list(references))
@@ -76,13 +76,13 @@ def _read_batch(body: bytes) -> pa.RecordBatch:
         batch = stream.read_next_batch()
         if any(True for _ in stream):
             raise ValueError("it has more than one record batch")
-    # Offsets that lead out of a buffer would have Arrow read other memory.
+    # With offsets outside of a buffer, Arrow would read other memory.
     batch.validate(full=True)
     return batch
 
 
 def read_npy(data: bytes) -> npt.NDArray[Any]:
-    """The matrix of a .npy file of version 1.0, as a view of its bytes; raises ValueError or struct.error."""
+    """Return the matrix of a .npy file of version 1.0, as a view of its bytes; raise ValueError or struct.error."""
     if not data.startswith(_NPY):
         raise ValueError("it is not a .npy file of version 1.0")
     (length,) = struct.unpack_from("<H", data, len(_NPY))
@@ -95,7 +95,8 @@ def read_npy(data: bytes) -> npt.NDArray[Any]:
 
 @lru_cache(maxsize=256)
 def _read_head(data: bytes) -> tuple[np.dtype[Any], tuple[int, int]]:
-    """The type and shape in the head of a .npy file, which is alike for all answers of a size."""
+    """Return the type and shape in the head of a .npy file, cached because answers of the same size have the same
+    head."""
     head = _NPY_HEAD.fullmatch(data)
     if head is None:
         raise ValueError(f"its head is {data[:_SHOWN_BYTES]!r}")
@@ -117,7 +118,7 @@ def _read_features(document: Any, keys: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def parse_applied(text: str) -> dict[str, Position]:
-    """View → position, of the header X-Shoal-Applied; raises ValueError."""
+    """Return view → position, from the header X-Shoal-Applied; raise ValueError."""
     positions = {}
     for part in text.split(", ") if text else ():
         found = _POSITION.fullmatch(part)
@@ -134,8 +135,8 @@ def _number(text: str) -> int:
 
 
 def read_pushed(response: Response, sent: int) -> tuple[int, int, int]:
-    """What the answer to a push of so many rows says: its rows, those of them that were superseded, and the version
-    that shows the others; raises AnswerInvalid."""
+    """Return the content of the answer to a push: its rows, how many of them were superseded, and the version that
+    shows the others. Raise AnswerInvalid."""
     try:
         answer = response.document
         rows, superseded, version = (answer[member] for member in ("rows", "superseded", "version"))
@@ -150,7 +151,7 @@ def read_pushed(response: Response, sent: int) -> tuple[int, int, int]:
 
 
 def read_document(response: Response, members: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON object in an answer; raises AnswerInvalid if it is none, or lacks one of some members."""
+    """Return the JSON object in an answer; raise AnswerInvalid if it is not an object, or lacks one of the members."""
     try:
         document = response.document
     except ValueError as error:
