@@ -118,8 +118,8 @@ for command in (
 
 
 def _open_streams() -> None:
-    """Open the standard streams that are closed: otherwise the next files that are opened, a store's say, would take
-    their place. What is written to a closed output fails, and what is logged to a closed stderr is lost."""
+    """Open /dev/null for each standard stream that is closed. Otherwise the next file that is opened, such as one of a
+    store, would get its descriptor. Writing to a closed stdout fails; log lines to a closed stderr are lost."""
     for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
@@ -132,7 +132,7 @@ def _open_streams() -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """The standard output of a command, whose failures are foreseen errors, but for that of a reader who has gone."""
+    """The standard output of a command. A failed write raises OutputUnwritable, except for a broken pipe."""
 
     def write(self, text: str, /) -> int:
         with _failures_named():
@@ -151,12 +151,12 @@ def _failures_named() -> Iterator[None]:
         raise
     except OSError as error:
         raise OutputUnwritable(
-            f"the command's output cannot be written: {error.strerror}; give it another one"
+            f"the command's output cannot be written: {error.strerror}; redirect it elsewhere"
         ) from error
 
 
 def _drop_output() -> None:
-    """Python would complain of what is left to print once more when it flushes at its end."""
+    """Discard unprinted output: Python flushes at exit, and would report the same error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -165,7 +165,7 @@ def main() -> None:
     _open_streams()
     stdout = cast(io.TextIOWrapper, sys.stdout)
     encoding, is_terminal = stdout.encoding, stdout.isatty()
-    # What a terminal's encoding has not is printed as an escape; it would be an error.
+    # Print characters that the terminal's encoding lacks as escapes, instead of raising an error.
     sys.stdout = _Output(stdout.detach(), encoding, "backslashreplace", line_buffering=is_terminal)
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
@@ -176,7 +176,7 @@ def main() -> None:
             sys.stdout.flush()
         sys.exit(status)
     except click.ClickException as error:
-        # The message repeats what was typed, or stood in a file.
+        # The message may contain command-line arguments or text from a file.
         shown = io.StringIO()
         error.show(shown)
         say(shown.getvalue().rstrip("\n"), err=True)
@@ -190,7 +190,7 @@ def main() -> None:
         say(f"shoal: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        _drop_output()  # Whoever read the output has had enough.
+        _drop_output()  # The reader has closed the pipe.
         sys.exit(1)
 
 

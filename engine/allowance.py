@@ -1,25 +1,25 @@
-"""How many bytes an answer may take: asked as it is gathered, and again as it is encoded."""
+"""The limit on the bytes of an answer: checked as it is gathered, and again as it is encoded."""
 
 from engine.errors import RequestTooLarge
 
 
 class Allowance:
-    """One answer may take up to `most` bytes; any number if that is None."""
+    """A limit of `most` bytes for one answer; no limit if None."""
 
     def __init__(self, most: int | None) -> None:
         self._most = most
         self._taken = 0
 
     def take(self, size: int) -> None:
-        """Count bytes that an answer takes besides those before; raises RequestTooLarge if that is too many."""
+        """Add bytes to the size of the answer; raise RequestTooLarge if the total is over the limit."""
         self._taken += size
         self.check(self._taken)
 
     def check(self, size: int) -> None:
-        """Raise RequestTooLarge if an answer of so many bytes is too large."""
+        """Raise RequestTooLarge if an answer of `size` bytes is over the limit."""
         if self._most is not None and size > self._most:
             raise RequestTooLarge(
-                f"the answer takes {size} bytes or more, an answer may take {self._most}; ask for fewer keys or "
+                f"the answer takes at least {size} bytes, more than the limit of {self._most}; request fewer keys or "
                 f"features at a time, or raise the server's max_answer_bytes"
             )
 

@@ -1,4 +1,4 @@
-"""What a caller in this process gives to a lookup, checked: it need not be what the types say."""
+"""Check the arguments of a lookup in this process: a caller may pass values that do not match the type hints."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -10,14 +10,14 @@ from engine.showing import shown
 
 
 def as_entities(given: Any) -> Entities:
-    """The entities of a lookup: a mapping as it is, and the columns of a DataFrame, or of a table of Arrow, by name.
+    """Return the entities of a lookup: a mapping unchanged, a DataFrame or Arrow table as a mapping of its columns.
 
     Raises:
         LookupInvalid: it is neither, or two columns have one name.
     """
     if isinstance(given, Mapping):
         return given
-    # A table of Arrow names its columns so, DataFrames in the other way.
+    # Arrow tables name their columns in `column_names`, DataFrames in `columns`.
     names = getattr(given, "column_names", None)
     if names is None and hasattr(given, "__getitem__"):
         names = getattr(given, "columns", None)
@@ -35,19 +35,19 @@ def as_entities(given: Any) -> Entities:
 
 
 def check_max_age(max_age: object) -> None:
-    """Raises LookupInvalid if an age is no timedelta, or negative."""
+    """Raise LookupInvalid if `max_age` is not a timedelta, or is negative."""
     if not isinstance(max_age, timedelta):
         raise LookupInvalid(f"max_age is {shown(max_age)}; give a timedelta, such as timedelta(seconds=3600)")
     if max_age < timedelta(0):
-        raise LookupInvalid(f"max_age is {max_age}; give one that is not negative")
+        raise LookupInvalid(f"max_age is {max_age}; give a timedelta that is not negative")
 
 
 def as_features(given: Any) -> str | tuple[str, ...]:
-    """The features of a lookup: a feature service's name, or references, which `engine.lookup.resolve_features` checks
-    one by one when it first meets them.
+    """Return the features of a lookup: a feature service's name, or a list of references.
+    `engine.lookup.resolve_features` checks each reference.
 
     Raises:
-        LookupInvalid: it is neither a text nor a list.
+        LookupInvalid: `given` is neither a str nor a list.
     """
     if isinstance(given, str):
         return given
@@ -63,7 +63,7 @@ def as_features(given: Any) -> str | tuple[str, ...]:
 
 
 def not_features(given: object) -> LookupInvalid:
-    """The error of what is given in place of features."""
+    """Return the error for an invalid `features` argument."""
     return LookupInvalid(
         f"the features are {shown(given)}; give a list such as ['docs:ctr', 'docs:*'], or the name of a feature service"
     )

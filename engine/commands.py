@@ -25,14 +25,14 @@ from engine.version import StoreVersion
 
 
 class LocalPath(click.Path):
-    """A path on this machine; an address such as s3://BUCKET would name a directory `s3:` here."""
+    """A path on this machine. Rejects an address such as s3://BUCKET, which would name a local directory `s3:`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and is_address(value):
-            self.fail(f"{value!r} is an address; this is to be the path of a directory on this machine", param, ctx)
+            self.fail(f"{value!r} is an address; give the path of a directory on this machine", param, ctx)
         try:
             os.stat(value)
         except OSError as error:
@@ -52,7 +52,7 @@ def status_command(store: Path, as_json: bool) -> None:
 
     For each view, "keys" is the exact number of keys that have a row, and "rows" the number of rows stored: a key has
     one in the base and one in each overlay that changed it. "Lag" is the number of entries of the export root that are
-    not applied, and since when the oldest of them has been published; "-" if no server follows a root.
+    not applied, and the time since the oldest of them was published; "-" if no server follows a root.
 
     Ends with 1 if a view does not move on, data of it is damaged, or the server acknowledges no pushes.
     """
@@ -75,8 +75,8 @@ def status_command(store: Path, as_json: bool) -> None:
 
 
 def _version(store: Path, *, is_served: bool) -> StoreVersion:
-    """The newest version. Where it cannot be read and a server runs, that knows best why: files that were moved under
-    it are missing to everybody else."""
+    """Return the newest version. If it cannot be read and a server runs, raise the error of the server's writer: the
+    writer knows whether the store was moved, and other processes only find no files."""
     try:
         return FeatureStore.open(store).version()
     except (StoreNotFound, StoreDamaged):
@@ -85,8 +85,8 @@ def _version(store: Path, *, is_served: bool) -> StoreVersion:
         if store.exists():
             raise
         raise StoreNotFound(
-            f"there is nothing at {store}; if a server of this store runs, the store was moved or deleted under it: "
-            f"bring it back. If there never was one, `shoal load --store {store} --from ROOT` makes it"
+            f"{store} does not exist; if a server of this store runs, the store was moved or deleted while it ran: "
+            f"move it back. To create a new store, run `shoal load --store {store} --from ROOT`"
         ) from None
 
 

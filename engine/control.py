@@ -91,8 +91,8 @@ def first_failure(views: list[dict[str, Any]]) -> ShoalError | None:
 def unix_address(path: Path, within: Path | None = None) -> Iterator[str]:
     """An address for binding or connecting to a Unix socket at a path of any length; it holds inside the `with`.
 
-    Linux takes at most 107 bytes. A longer path is reached through an open descriptor of its directory, or of the
-    directory `within` which it is, if the one that has it may be removed and made again meanwhile.
+    Linux takes at most 107 bytes. A longer path is reached through an open descriptor of its directory. If that
+    directory may be removed and created again meanwhile, give one that contains it as `within`.
     """
     if len(os.fsencode(path)) <= _MAX_ADDRESS_BYTES:
         yield str(path)

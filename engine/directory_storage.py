@@ -30,7 +30,7 @@ class DirectoryStorage:
     def check_exists(self) -> None:
         self.check_may_be_root()
         if self.path.exists() and not self.path.is_dir():
-            raise NotPublished(f"export root {self.path} is no directory")
+            raise NotPublished(f"export root {self.path} is not a directory")
         if not self.path.is_dir():
             raise NotPublished(f"export root {self.path} does not exist; `shoal export --to {self.path}` makes it")
 
@@ -90,7 +90,7 @@ class DirectoryStorage:
     def _contained(self, name: str, refusal: type[ShoalError]) -> Path:
         """A path that leads to a plain file inside the root, or to nothing."""
         path = self.path / name
-        # Unlike Path.resolve, it leaves a link that leads to itself for whoever opens it.
+        # Unlike Path.resolve, it does not raise for a link to itself; opening the path does.
         leads_to = Path(os.path.realpath(path))
         if not leads_to.is_relative_to(self.path.resolve()):
             raise refusal(f"{path} leads to {leads_to}, out of the export root; publish the file itself")

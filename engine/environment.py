@@ -62,9 +62,9 @@ _READ, _TREES = frozenset((b"catalog", b"segments")), frozenset((b"catalog", b"s
 """The trees that every process reads, and those that there are."""
 _TRIES, _RETRY_SECONDS = 100, 0.001
 _PUBLISHED = ("*/deltas/*/manifest.json", "services.json")
-"""What tells an export root from a store, which has no such files. `engine.export_root` writes them."""
+"""Files that identify an export root: a store has no such files. `engine.export_root` writes them."""
 BACKUP = "backup.json"
-"""The file that tells a backup from a store: see `loaders.backup`."""
+"""The file that identifies a backup: see `loaders.backup`."""
 DATA = "data.mdb"
 """The file of an environment that holds its pages."""
 LOCK = "lock.mdb"
@@ -72,10 +72,10 @@ LOCK = "lock.mdb"
 
 
 def live_map_bytes() -> int:
-    """The address space that a process reserves for a live environment, which is also the most that it may hold.
+    """Return the address space that a process reserves for a live environment, which is also its maximum size.
 
     Raises:
-        SettingsInvalid: the environment variable for it is not a number of GiB.
+        SettingsInvalid: the environment variable is not a whole number of GiB.
     """
     text = os.environ.get(LIVE_MAP_VARIABLE, str(_LIVE_MAP_GIB))
     if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 1 << 16):
@@ -84,13 +84,13 @@ def live_map_bytes() -> int:
 
 
 def check_address_space() -> None:
-    """Raise SettingsInvalid if the system does not let a process have the address space of a live environment."""
+    """Raise SettingsInvalid if a process may not reserve the address space of a live environment."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit <= live_map_bytes():
         raise SettingsInvalid(
-            f"a process may have {limit >> 20} MiB of address space (`ulimit -v`), and a store's map takes "
-            f"{live_map_bytes() >> 30} GiB, which are neither memory nor disk: raise the limit, or set "
-            f"{LIVE_MAP_VARIABLE} to fewer for all processes that open the store, but to more than `live` may ever hold"
+            f"a process may have {limit >> 20} MiB of address space (`ulimit -v`), but a store's map needs "
+            f"{live_map_bytes() >> 30} GiB of it (neither memory nor disk): raise the limit, or set "
+            f"{LIVE_MAP_VARIABLE} lower for all processes that open the store, but higher than `live` can ever be"
         )
 
 
@@ -299,7 +299,7 @@ def _opened(path: Path, store: Path, begun: Begun | None, *, writable: bool, is_
                 # Whoever keeps the error would keep the environment open, and LMDB opens none twice in a process.
                 env.close()
                 if isinstance(error, lmdb.Error) and os.strerror(errno.EAGAIN) in str(error):
-                    raise process_id_taken(path / LOCK) from None  # It was taken just now.
+                    raise process_id_taken(path / LOCK) from None  # Another process took it just now.
                 if isinstance(error, lmdb.NotFoundError | FileNotFoundError):
                     raise StoreNotFound(f"nothing was loaded into {store} yet; `shoal load` does") from None
                 raise
@@ -358,32 +358,31 @@ def is_store(store: Path) -> bool:
 
 
 def is_root(directory: Path) -> bool:
-    """Whether something was published in a directory, which then is an export root."""
+    """Whether a directory is an export root: something was published in it."""
     return any(any(directory.glob(pattern)) for pattern in _PUBLISHED)
 
 
 def check_may_be_store(directory: Path) -> None:
-    """Raise PathsSwapped if a directory that is to be written to as a store is an export root or a backup."""
+    """Raise PathsSwapped if a directory is an export root or a backup, and so must not be written to as a store."""
     if is_root(directory):
         raise _is_a_root(directory)
     if (directory / BACKUP).is_file():
         raise PathsSwapped(
-            f"{directory} is a backup, and not written to: `shoal restore --from {directory} --to STORE` makes a store "
-            f"of it"
+            f"{directory} is a backup, not a store: `shoal restore --from {directory} --to STORE` makes a store from it"
         )
 
 
 def check_may_be_root(directory: Path) -> None:
-    """Check that a directory which is given as an export root is no store.
+    """Check that a directory, given as an export root, is not a store.
 
     Raises:
-        PathsSwapped: it is one.
-        RootUnreadable: the system does not let that be told now.
+        PathsSwapped: it is a store.
+        RootUnreadable: the system does not let it be read now.
     """
     try:
         found = is_store(directory)
     except StoreUnreadable as error:
-        raise RootUnreadable(f"{error}; see to its file system, and try again") from error
+        raise RootUnreadable(f"{error}; check its file system, and try again") from error
     if found:
         raise PathsSwapped(
             f"{directory} is a store, not an export root: give the directory that `shoal export` publishes to; are the "
@@ -400,7 +399,7 @@ def _is_a_root(directory: Path) -> PathsSwapped:
 
 @contextmanager
 def refusal_named(path: Path) -> Iterator[None]:
-    """Turn what the system says where nothing can be made or written at a path into StoreNotWritable."""
+    """Raise StoreNotWritable for an OSError of creating or writing at a path, unless the disk is full."""
     try:
         yield
     except OSError as error:

@@ -142,13 +142,13 @@ class StoreNotFound(ShoalError):
 
 
 class ViewInUse(ShoalError):
-    """A view was to be dropped that a feature service names, or that would be loaded again."""
+    """A view cannot be dropped: a feature service names it, or the store would load it again."""
 
     exit_code = 2
 
 
 class StoreClosed(ShoalError):
-    """This process closed the store before it looked something up."""
+    """The store was closed in this process, so it cannot be looked up in."""
 
 
 LOAD_AGAIN = "`shoal load` loads the view again, and a server that follows an export root does so by itself"
@@ -207,19 +207,19 @@ class StoreUnreadable(ShoalError):
 
 
 class StoreNotWritable(ShoalError):
-    """The system does not let a store, or a backup, be made or written at this path."""
+    """A store or a backup cannot be created or written at this path."""
 
     exit_code = 2
 
 
 class PathsSwapped(ShoalError):
-    """A path was given as one kind of directory and holds another: a store, an export root or a backup."""
+    """A directory is of another kind than expected: a store, an export root or a backup."""
 
     exit_code = 2
 
 
 class ProcessIdTaken(StoreUnreadable):
-    """A process of another PID namespace reads the store under the process id that this one has."""
+    """A process of another PID namespace reads the store, and has the same process id as this one."""
 
 
 class StoreIsOtherShard(ShoalError):
@@ -437,13 +437,13 @@ class KeyOutsideShard(ShoalError):
 
 
 class RequestTooLarge(LookupInvalid):
-    """The request's body, its number of keys, or what would be answered is over the server's limit."""
+    """The request's body, its number of keys, or the size of its answer is over the server's limit."""
 
     http_status = 413
 
 
 class EncodingUnsupported(LookupInvalid):
-    """The request's body is packed in a way that the server cannot unpack."""
+    """The server does not support the Content-Encoding of the request's body."""
 
     http_status = 415
 

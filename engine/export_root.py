@@ -12,8 +12,8 @@ It lies in a directory or in S3: `engine.storage` is what both can do.
     <root>/<view>/state/…                           the exporter's own
 
 A directory without a manifest does not exist. The log's manifest is created first: it decides who owns a seq, so a
-snapshot that lost a race never gets a manifest. Whatever is read is a plain file inside the root: who may publish there
-can name no other file of the machine, neither by its path nor by a link.
+snapshot that lost a race never gets a manifest. Only plain files inside the root are read, so that a publisher cannot
+make a node read other files of the machine, by a path or a link.
 """
 
 import errno
@@ -51,7 +51,7 @@ SERVICES = "services.json"
 DROPPED = "dropped.json"
 _READ_BLOCK = 8 << 20
 _OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP}
-"""What a file system says of one file that it does not let be read, while its directory can be."""
+"""Errors of one unreadable file in a readable directory."""
 
 
 class ExportRoot:
@@ -85,19 +85,19 @@ class ExportRoot:
     # --- reading ---------------------------------------------------------------------------------------------
 
     def check_exists(self) -> None:
-        """Raises NotPublished if there is no such root, and PathsSwapped if it is a store."""
+        """Raise NotPublished if the root does not exist, and PathsSwapped if it is a store."""
         self.storage.check_exists()
 
     def check_may_be_root(self) -> None:
-        """Raises PathsSwapped if a store is there: nothing is published into it."""
+        """Raise PathsSwapped if the path is a store, which must not be published to."""
         self.storage.check_may_be_root()
 
     def views(self) -> list[str]:
-        """The views that have a log, by name. Of a view that was dropped the log may still lie there."""
+        """Return the names of the views that have a log. A dropped view's log may still exist; it does not count."""
         named = [name for name in self.storage.directories() if is_name(name)]
         views = [name for name in sorted(named) if self.storage.has_directory(f"{name}/{LOG}")]
         dropped: dict[str, int] = {}
-        # Where the list is damaged, views that are there move on all the same.
+        # If the list is damaged, the existing views are still updated.
         with suppress(ManifestInvalid):
             dropped = self.dropped()
         return [name for name in views if name not in dropped or self._ends_behind(name, dropped[name])]
@@ -106,11 +106,11 @@ class ExportRoot:
         return bool(self.storage.published(f"{view}/{LOG}", MANIFEST, since=f"{seq + 1:012d}"))
 
     def dropped(self) -> dict[str, int]:
-        """The views that were dropped, and the last seq of each; raises ManifestInvalid."""
+        """Return the dropped views, and the last seq of each; raise ManifestInvalid if the list is damaged."""
         return {view.name: view.seq for view in self._dropped()}
 
     def first_seq(self, view: str) -> int:
-        """The seq of the first entry of a view that has no log: behind those that a view of its name had."""
+        """Return the first seq of a view that has no log yet: the next after a dropped view of the same name."""
         return self.dropped().get(view, 0) + 1
 
     def _dropped(self) -> tuple[DroppedView, ...]:
@@ -193,20 +193,20 @@ class ExportRoot:
         return self.storage.where(f"{entry_directory(manifest)}/{file.path}" if file else entry_directory(manifest))
 
     def open_file(self, manifest: Manifest, file: PublishedFile) -> BinaryIO:
-        """One file of an entry, unchecked, to be read in parts.
+        """Open one file of an entry, unchecked, to read it in parts.
 
         Raises:
-            FileDamaged: it is missing, cannot be read, or what is there is no plain file inside the root.
+            FileDamaged: it is missing, cannot be read, or is not a plain file inside the root.
         """
         with self._reading(manifest, file):
             return self.storage.open(f"{entry_directory(manifest)}/{file.path}")
 
     def checked_file(self, manifest: Manifest, file: PublishedFile) -> BinaryIO:
-        """One file of an entry, on this machine, with a descriptor, after its size and checksum were found right.
+        """Open one file of an entry on this machine, after verifying its size and checksum.
 
         Raises:
-            FileDamaged: it is missing, cannot be read, is no plain file inside the root, or differs from what the
-                manifest says.
+            FileDamaged: it is missing, cannot be read, is not a plain file inside the root, or does not match the
+                manifest.
         """
         name, where = f"{entry_directory(manifest)}/{file.path}", self.where(manifest, file)
         with self._reading(manifest, file):
@@ -260,14 +260,14 @@ class ExportRoot:
         self.storage.replace(SERVICES, seal(FeatureServices(format_version=self.write_format, services=services)))
 
     def drop_view(self, view: str) -> int:
-        """Remove a view, so that nodes remove it too. A drop that was cut off is completed by another.
+        """Remove a view, so that nodes remove it too. A second call completes a drop that was interrupted.
 
         Returns:
             The last seq that the view had.
 
         Raises:
-            NotPublished: the root has no such view, and none was dropped of which something is left.
-            RootNotWritable: the root refuses it.
+            NotPublished: the root has neither such a view, nor files of a dropped view of that name.
+            RootNotWritable: the files cannot be written or removed.
         """
         while True:
             newest, dropped = max(self.sequence_numbers(view), default=0), self._dropped()
@@ -280,14 +280,14 @@ class ExportRoot:
                 content = DroppedViews(format_version=self.write_format, views=(*others, entry))
                 self.storage.replace(DROPPED, seal(content))
                 reached("root.view-dropped")
-                # Another drop may have replaced the list at the same time, or an exporter published meanwhile.
+                # Another drop may have replaced the list meanwhile, or an exporter may have published an entry.
                 continue
             self.storage.remove_directory(view)
             left = max(self.sequence_numbers(view), default=0)
             if not left:
                 return known
             if left <= known:
-                raise RootNotWritable(f"{self.storage.where(view)} cannot be removed; see to its permissions")
+                raise RootNotWritable(f"{self.storage.where(view)} cannot be removed; check its permissions")
 
     def _manifest(self, view: str, directory: str) -> Manifest:
         name = f"{directory}/{MANIFEST}"
@@ -306,7 +306,7 @@ class ExportRoot:
 
     @contextmanager
     def _reading(self, manifest: Manifest, file: PublishedFile) -> Iterator[None]:
-        """Raise what is wrong with one file, and not with the root, as FileDamaged."""
+        """Raise FileDamaged for an error of one file that is not an error of the whole root."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError):
@@ -316,7 +316,7 @@ class ExportRoot:
             if error.errno not in _OF_ONE_FILE:
                 raise
             raise FileDamaged(
-                f"{self.where(manifest, file)} cannot be read: {error.strerror}; see to its permissions and its disk, "
+                f"{self.where(manifest, file)} cannot be read: {error.strerror}; check its permissions and its disk, "
                 f"or publish the view again with `shoal export --full`"
             ) from error
 

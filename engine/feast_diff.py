@@ -120,7 +120,7 @@ class Description:
         return schema.features[schema.feature_index[name]].type
 
     def join_keys(self, references: Sequence[str]) -> dict[str, str]:
-        """The join keys of the views that are asked, and their types; raises LookupInvalid where those differ."""
+        """Return the join keys of the requested views, and their types; raise LookupInvalid if the types differ."""
         return join_key_types(self.views[view] for view in dict.fromkeys(each.partition(":")[0] for each in references))
 
 

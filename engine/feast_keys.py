@@ -1,4 +1,4 @@
-"""The keys by which Feast and Shoal are compared: read from a file, or sampled from a store."""
+"""The keys for comparing Feast and Shoal: read from a file, or sampled from a store."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def read_keys(path: Path, types: Mapping[str, str]) -> dict[str, list[Any]]:
     except (OSError, pa.ArrowInvalid) as error:
         raise LookupInvalid(f"cannot read keys from {path}: {error}; give Parquet, or .csv with a header") from None
     if missing := [name for name in types if name not in table.column_names]:
-        raise LookupInvalid(f"{path} lacks the join key {missing[0]!r}; what is asked needs {', '.join(types)}")
+        raise LookupInvalid(f"{path} lacks the join key {missing[0]!r}; the requested features need {', '.join(types)}")
     columns = {}
     for name, of in types.items():
         column = table[name]

@@ -74,14 +74,14 @@ class FeatureStore:
         self.close()
 
     def close(self) -> None:
-        """Let go of the store; a lookup then raises StoreClosed. Answers stay, and lookups under way in other threads
-        finish. Closing twice does nothing more."""
+        """Close the store; later lookups raise StoreClosed. Results stay valid, and running lookups of other threads
+        finish. A second call does nothing."""
         leave_alone(self)
         with self._refreshing:
             self._version = self._remote = None
 
     def views(self) -> dict[str, ViewSchema]:
-        """What the views look like that can be looked up now, by name: their join keys and features, with types."""
+        """Return the schemas of the views that can be looked up now, by name: join keys and features, with types."""
         return {name: view.record.view_schema for name, view in sorted(self.version().views.items())}
 
     def lookup(
@@ -105,14 +105,14 @@ class FeatureStore:
             entities: join key → list of values, or a scalar that holds for every row; or a DataFrame, or a table of
                 Arrow, with a column for each join key.
             max_age: the age of a row that is accepted, instead of each view's TTL.
-            stale: what becomes of older rows: "serve" them, "null" their values, or "fail" the lookup.
-            incomplete: what becomes of keys of which a part is null or not given: the lookup is to "fail", or they are
+            stale: how to treat older rows: "serve" them, "null" their values, or "fail" the lookup.
+            incomplete: how to treat keys with a part that is null or missing: "fail" the lookup, or treat them as
                 "not_found".
             max_values: the most values, keys times features, that the answer may hold; any number if None.
             max_bytes: the most bytes that the answer may take in memory; any number if None.
             fetched: the rows of views that are kept in tables, if they were fetched already.
-            partial: what becomes of the lookup if rows do not come in time from their table: "serve" the others, these
-                with the status UNAVAILABLE, or "fail".
+            partial: what to do if rows from tables do not arrive in time: "serve" the other rows and give these the
+                status UNAVAILABLE, or "fail" the lookup.
             remote_timeout: how many seconds to wait for rows from tables.
 
         Raises:
@@ -122,7 +122,7 @@ class FeatureStore:
             ViewDamaged: the data of a view that is asked for cannot be read.
             StaleFeatures: rows are older than accepted, and `stale` is "fail".
             RowsUnavailable: rows did not come in time, and `partial` is "fail".
-            TableFailed, TableClientMissing: there is no way to ask for tables at all.
+            TableFailed, TableClientMissing: tables cannot be read at all.
             StoreClosed: `close` was called.
         """
         entities = as_entities(entities)
@@ -208,7 +208,7 @@ class FeatureStore:
         return self._remote.fetch(views, entities, incomplete, seconds)
 
     def version(self) -> StoreVersion:
-        """The newest committed version; raises StoreClosed."""
+        """Return the newest committed version; raise StoreClosed if the store was closed."""
         version = self._version
         if version is not None and self._is_newest(version):
             return version

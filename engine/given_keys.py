@@ -1,4 +1,4 @@
-"""The keys that somebody writes on a command line, as the entities of a lookup."""
+"""Parse keys from the command line into the entities of a lookup."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +11,10 @@ _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,19}")
 
 
 def join_key_types(schemas: Iterable[ViewSchema]) -> dict[str, str]:
-    """The join keys of the views that are asked, and their types.
+    """Return the join keys of the requested views, and their types.
 
     Raises:
-        LookupInvalid: two of the views have a join key of one name and of different types, so no value fits both.
+        LookupInvalid: two of the views have a join key of the same name with different types.
     """
     first: dict[str, tuple[str, str]] = {}
     for schema in schemas:
@@ -29,8 +29,8 @@ def join_key_types(schemas: Iterable[ViewSchema]) -> dict[str, str]:
 
 
 def given_keys(items: Sequence[str], types: Mapping[str, str]) -> dict[str, list[Any]]:
-    """The keys that `join_key=value` items mean: a name given several times is a column, one given once holds for
-    every row.
+    """Return the entities of `join_key=value` items. A name that is given several times becomes a list; one that is
+    given once applies to every row.
 
     Raises:
         LookupInvalid: an item is malformed, names no join key, or the lists are of different lengths.
@@ -42,22 +42,23 @@ def given_keys(items: Sequence[str], types: Mapping[str, str]) -> dict[str, list
             raise LookupInvalid(f"--key {item!r} has no value; write it as join_key=value")
         if name not in types:
             raise LookupInvalid(
-                f"--key {item!r}: {name!r} is no join key of what is asked; those are {', '.join(types)}"
+                f"--key {item!r}: {name!r} is not a join key of the requested views; they have {', '.join(types)}"
             )
         columns.setdefault(name, []).append(_whole_number(item, name, text) if types[name] == "int64" else text)
     if missing := [name for name in types if name not in columns]:
-        raise LookupInvalid(f"--key lacks the join key {missing[0]!r}; what is asked needs {', '.join(types)}")
+        raise LookupInvalid(f"--key lacks the join key {missing[0]!r}; the requested features need {', '.join(types)}")
     rows = max(len(values) for values in columns.values())
     for name, values in columns.items():
         if len(values) not in (1, rows):
             raise LookupInvalid(
-                f"--key {name} is given {len(values)} times, another {rows} times; give it as often, or once"
+                f"--key {name} is given {len(values)} times, but another key {rows} times; give both equally "
+                f"often, or one of them once"
             )
     return {name: values * (rows // len(values)) for name, values in columns.items()}
 
 
 def _whole_number(item: str, name: str, text: str) -> int:
-    # int() alone takes 1_000, and digits of every script.
+    # int() alone would also accept 1_000, and non-ASCII digits.
     if _WHOLE_NUMBER.fullmatch(text) and -(2**63) <= (number := int(text)) < 2**63:
         return number
     raise LookupInvalid(

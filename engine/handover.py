@@ -84,7 +84,7 @@ class Succession:
         return self._successor is not None
 
     def is_in_place(self) -> bool:
-        """Whether a successor finds this server at the socket's path."""
+        """Whether the socket's path leads to this server's socket."""
         return self._is_own(self._path)
 
     def poll(self) -> Order | None:

@@ -36,7 +36,7 @@ def keep_up(store: Moving) -> None:
 
 
 def leave_alone(store: Moving) -> None:
-    """Have a store no longer move on: it was closed."""
+    """Stop updating a store, because it was closed."""
     with _starting:
         _stores.discard(store)
 

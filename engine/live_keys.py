@@ -1,6 +1,6 @@
-"""How many keys of a view have a row: exactly, where the counts of its segments count a key once in each that has it.
+"""Count the keys of a view that have a row. The result is exact; the counts of segments count a key once per segment.
 
-For people at a terminal: it goes through all overlays, which `loaders.compaction` keeps smaller than the base.
+Slow, so only for commands: it reads all overlays, which `loaders.compaction` keeps smaller than the base.
 """
 
 import numpy as np
@@ -14,7 +14,8 @@ from engine.version import ViewVersion
 
 
 def live_keys(view: ViewVersion) -> int | None:
-    """The number of keys whose newest row is no tombstone, whatever its age; None of a view that is kept in a table."""
+    """Return the number of keys whose newest row is not a tombstone, at any age; None if the view is kept in a
+    table."""
     if view.is_remote:
         return None
     *overlays, base = view.segments
@@ -23,7 +24,7 @@ def live_keys(view: ViewVersion) -> int | None:
         return base.record.rows
     hashes = np.concatenate([_hashes(chunk) for chunk in changed], axis=1)
     is_live = np.concatenate([_is_live(chunk, np.arange(chunk.header.rows)) for chunk in changed])
-    # Newest first, and the sort is stable: of equal keys the newest row stands first.
+    # Segments are read newest first, and the sort is stable, so the newest row of equal keys comes first.
     order = np.lexsort((hashes[1], hashes[0]))
     hashes, is_live = hashes[:, order], is_live[order]
     is_newest = np.concatenate([[True], (hashes[:, 1:] != hashes[:, :-1]).any(axis=0)])
@@ -32,7 +33,7 @@ def live_keys(view: ViewVersion) -> int | None:
 
 
 def _live_in_base(base: ViewVersion, hashes: npt.NDArray[np.int64]) -> int:
-    """How many of some keys have a row in the base alone."""
+    """Return how many of the keys have a row in the base."""
     found = find_rows(base, hashes)
     (segment,), is_found, live = base.segments, found.address != finding.NOT_FOUND, 0
     for number in np.unique(found.chunk[is_found]).tolist():

@@ -114,12 +114,12 @@ def lookup(
         entities: the join keys; lists are of one length, which is the number of rows of the answer.
         now: microseconds since 1970, from which ages are counted.
         max_age: the age that the caller accepts, instead of each view's TTL.
-        stale: what becomes of rows that are older.
-        incomplete: what becomes of keys of which a part is null or not given.
+        stale: how to treat older rows.
+        incomplete: how to treat keys with a part that is null or missing.
         max_values: the most values that the answer may hold; any number if None.
         max_bytes: the most bytes that it may take, as it is gathered; any number if None.
         fetched: rows of the views that are kept elsewhere, which `remote_views` names.
-        partial: what becomes of the lookup if such rows did not come in time.
+        partial: what to do if such rows did not arrive in time.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
@@ -275,8 +275,8 @@ def _copy_from_heap(
     room: int,
     allowance: Allowance,
 ) -> HeapValues:
-    """Copy the values of a feature that its gathered column, at address `references`, refers to, if they take no more
-    than `room` bytes, nor than the allowance."""
+    """Copy the values that the gathered column of a feature, at address `references`, refers to. They must fit into
+    `room` bytes and into the allowance."""
     offsets = np.empty(valid.size + 1, np.int64)
     size = gathering.heap_offsets(references, valid, offsets, item_width(feature.type))
     if size == gathering.MISFIT:

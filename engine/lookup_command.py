@@ -57,14 +57,14 @@ def lookup_command(
 ) -> None:
     """Look up features of some keys: values, statuses, event times and ages.
 
-    Reads the store directly, whether it is being served or not. JSON has values as the server's JSON has them: bytes in
-    base64, NaN and infinities as null. CSV and the table name those NaN, Infinity and -Infinity. On a terminal, and
+    Reads the store directly, whether or not a server runs. JSON output matches the server's JSON: bytes in base64, NaN
+    and infinities as null. CSV and the table write NaN, Infinity and -Infinity. On a terminal, and
     in the table, characters that cannot be printed are shown as escapes, such as \\x1b.
     """
     if (features is None) == (service is None):
         raise click.UsageError("give either --features or --service")
     if explained and form == "csv":
-        raise click.UsageError("--explain has no place in CSV; take --format table or json")
+        raise click.UsageError("--explain does not work with CSV; use --format table or json")
     opened = FeatureStore.open(store)
     version = opened.version()
     asked = service if service is not None else [part.strip() for part in (features or "").split(",") if part.strip()]
@@ -83,7 +83,7 @@ def lookup_command(
     elif form == "csv":
         writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        # To a file or a pipe goes the very text, to a terminal nothing that it would obey.
+        # A file or pipe gets the exact text; on a terminal, control characters are escaped.
         told = cell if sys.stdout.isatty() else plain
         writer.writerows({name: "" if value is None else told(value) for name, value in row.items()} for row in rows)
     else:
@@ -92,13 +92,13 @@ def lookup_command(
 
 
 def _key_types(version: StoreVersion, asked: str | list[str]) -> dict[str, str]:
-    """The join keys of the views that are asked: other views may have some of the same names and of other types."""
+    """Return the join keys of the requested views. Other views may have join keys of the same names and other types."""
     views = dict.fromkeys(reference.partition(":")[0] for reference in resolve_features(version, asked))
     return join_key_types(version.view(view).record.view_schema for view in views)
 
 
 def _rows(result: LookupResult, entities: Mapping[str, list[Any]], now: datetime) -> list[_Row]:
-    """One row a key and feature."""
+    """Yield one row per key and feature."""
     values = {column.reference: column.to_pylist(shortest=True) for column in result.columns}
     rows = []
     for key in range(result.keys):
@@ -137,7 +137,7 @@ def _print_histories(
         if found is not None:
             say(
                 f"\n{view}: low watermark {cell(found.at)}, set by {found.set_by.kind} {found.set_by.seq} "
-                f"({found.set_by.id[:8]}): the source of all rows without an age of their own is at least so new"
+                f"({found.set_by.id[:8]}): all rows without an age of their own are at least this new"
             )
         names = [key.name for key in version.view(view).record.view_schema.join_keys]
         by_key = {
@@ -161,7 +161,7 @@ def _history_lines(history: list[StoredRow]) -> Iterable[str]:
 
 
 def _change(row: StoredRow, older: StoredRow | None) -> str:
-    """A stored row in words: all of it if nothing older is there, else what it changed."""
+    """Describe a stored row: all of it if there is no older row, otherwise only its changes."""
     if row.values is None:
         return f"tombstone: {_removal(row)}"
     before = older.values if older and older.values is not None else None
@@ -176,11 +176,11 @@ def _change(row: StoredRow, older: StoredRow | None) -> str:
 
 
 def _removal(row: StoredRow) -> str:
-    """Who removed a key."""
+    """Say what removed a key."""
     if row.origin is None:
         return "a push deleted the key"
     if row.origin.kind == "snapshot":
-        # Snapshots have no tombstones: this one remembers the row, which the base over it does not have.
+        # Snapshots have no tombstones. This one stands for a row that an older snapshot has and the base lacks.
         return "the key was in this snapshot, and not in a later one"
     return "the key vanished from the source"
 

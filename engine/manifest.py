@@ -124,8 +124,8 @@ class FeatureServices(BaseModel):
 
 
 class DroppedView(BaseModel):
-    """A view that was dropped: the root has none of its entries up to `seq`, and a view of its name that is published
-    later goes on behind it. So a node knows of what it holds whether that was dropped."""
+    """A dropped view: its entries up to `seq` are removed, and a new view of the same name begins after it. So a node
+    can tell whether the view that it holds was dropped."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Name

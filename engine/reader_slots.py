@@ -1,12 +1,13 @@
-"""The slots of LMDB's table of readers that stand under this process's id.
+"""Clear slots of LMDB's reader table that a dead process with this process's id left behind.
 
-LMDB tells the processes that read an environment apart by their ids alone. Each locks the byte of its lock file at the
-offset of its id, by which others know that it is alive, and notes the id in its slots. In different PID namespaces
+LMDB tells the processes that read an environment apart only by their ids. Each process writes its id to its slots. It
+also locks the byte of the lock file at the offset of its id, which shows others that it is alive. In different PID
+namespaces
 (containers that share a volume) two processes may have the same id:
 
-- While both are alive, LMDB refuses the second, and says no more than EAGAIN.
-- Once one is dead, its slots seem to be the other's, and nobody clears them. No page that they might read is used
-  again.
+- While both are alive, LMDB rejects the second one, with only EAGAIN.
+- Once one is dead, its slots look like slots of the other, and are never cleared. LMDB then never reuses the pages that
+  they protect.
 
 Source: the structs MDB_txninfo and MDB_reader, and mdb_reader_pid, in mdb.c of LMDB 0.9.
 """
@@ -27,19 +28,20 @@ _ID_BYTES = 4
 
 
 def claim_process_id(lock: Path) -> None:
-    """Check that no other process reads an environment under this process's id, and clear the slots that a dead one
-    left under it. Call it before LMDB opens the environment: whoever closes the file gives up all locks on it.
+    """Check that no other process reads an environment under this process's id, and clear slots that a dead process
+    left under that id. Call this before LMDB opens the environment, because closing the lock file releases all of this
+    process's locks on it.
 
     Args:
         lock: the environment's lock file.
 
     Raises:
-        ProcessIdTaken: another process does.
+        ProcessIdTaken: another process reads it under this id.
     """
     try:
         descriptor = os.open(lock, os.O_RDWR)
     except OSError:
-        return  # It is not there yet, or LMDB will say what is wrong with it.
+        return  # The file does not exist yet, or LMDB will report what is wrong with it.
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, os.getpid())
         _clear(descriptor)
@@ -52,7 +54,7 @@ def claim_process_id(lock: Path) -> None:
 
 
 def process_id_taken(lock: Path) -> ProcessIdTaken:
-    """The error of a process whose id another one has."""
+    """Return the error for a process whose id another process has."""
     return ProcessIdTaken(
         f"{lock.parent} is read by a process of another PID namespace that has the same process id, {os.getpid()}, and "
         f"LMDB tells its readers apart by their ids: let the containers share one PID namespace (in Kubernetes "
@@ -61,8 +63,8 @@ def process_id_taken(lock: Path) -> ProcessIdTaken:
 
 
 def _clear(descriptor: int) -> None:
-    """Clear all slots under this process's id, whose byte is locked: no living process has them, and none but this one
-    will."""
+    """Clear all slots under this process's id. Its byte is locked, so no other living process has or can get these
+    slots."""
     table = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     if table[: _HEAD.size] != _HEAD.pack(MAGIC, _FORMAT):
         return

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas
 
 _NAMED = 5
-"""How many features an answer names where it is shown."""
+"""The number of features in the repr of an answer."""
 
 
 @dataclass(frozen=True)
@@ -201,10 +201,11 @@ class LookupResult:
         return matrix
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A DataFrame with a row a key, in the order asked, and a column a feature, named `view:feature`.
+        """Return a DataFrame with one row per key, in request order, and one column per feature, named `view:feature`.
 
-        No value changes: integers and bools are Int32, Int64 and boolean, nullable or not, and null there is `<NA>`. A
-        float that is null is NaN, a timestamp NaT, all else None. A column's `status` tells null from a stored NaN.
+        Values stay exact: integers and bools always have the types Int32, Int64 and boolean, with `<NA>` for null. A
+        null float is NaN, a null timestamp NaT, any other null None. A column's `status` distinguishes null from a
+        stored NaN.
 
         Raises:
             PandasMissing: pandas is not installed.

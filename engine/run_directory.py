@@ -7,8 +7,8 @@
     <store>/run/writer.sock    see `engine.control`
     <store>/run/supervisor.sock    see `engine.handover`
 
-None of it is part of the data: without a running server it may go. What goes under a running server, it makes again:
-each process looks after what it made. It is its user's alone, since who reaches the writer's socket can give orders.
+None of it is data: it may be removed while no server runs. If a part is removed while a server runs, the process that
+made it creates it again. Only the server's user can access it, because the writer's socket accepts commands.
 """
 
 import errno
@@ -56,7 +56,7 @@ def run_path(store: Path) -> Path:
 
 
 def make_run_directory(store: Path) -> Path:
-    """The directory, which is made, and made private if it is not.
+    """Return the run directory; create it if it is missing, and make it private.
 
     Raises:
         RunDirectoryPrivate: it is another user's.
@@ -78,7 +78,9 @@ def make_run_directory(store: Path) -> Path:
         raise _private(path) from None
     if not os.access(path, os.W_OK | os.X_OK):
         if path.stat().st_uid == os.geteuid():
-            raise StoreNotWritable(f"{path} cannot be written to: see to its mode, and to its file system's")
+            raise StoreNotWritable(
+                f"{path} cannot be written to: check its permissions, and whether its disk is read-only"
+            )
         raise _private(path)
     return path
 
@@ -110,7 +112,7 @@ def write_server_record(store: Path, record: ServerRecord) -> None:
 
 
 def has_server_record(store: Path) -> bool:
-    """Whether there is a record, of whichever server."""
+    """Whether there is a record of any server."""
     return _record_path(store).exists()
 
 
@@ -121,13 +123,13 @@ def remove_server_record(store: Path) -> None:
 
 @contextmanager
 def serving(store: Path, inherited: int | None = None) -> Iterator[int]:
-    """The right to serve a store, as a descriptor that may be passed on; `inherited` is one that was. Children inherit
-    it over a fork, so that a supervisor that was killed is succeeded only when its children are gone too, which is
-    waited for.
+    """Take the right to serve a store, as a descriptor that may be passed on; `inherited` is one that was passed on.
+    Children inherit it over a fork. So a new supervisor can replace a killed one only after the children have ended,
+    too; this function waits for that.
 
     Raises:
         RunDirectoryPrivate: another user writes to the store.
-        PathsSwapped, StoreNotWritable: there can be no store at this path.
+        PathsSwapped, StoreNotWritable: a store cannot be at this path.
         ServerRunning: another server has it.
         SettingsInvalid: the store's disk is full.
     """
@@ -179,11 +181,12 @@ def _private(path: Path) -> RunDirectoryPrivate:
 
 
 class RunDirectoryKeeper:
-    """Makes again what was removed under a running server and what no process makes alone: the directory, the server's
-    lock, and the directory of counters. A store that was itself moved or deleted is left alone.
+    """Creates again those parts that belong to no single process, if they are removed while a server runs: the
+    directory, the server's lock, and the directory of counters. Does nothing if the store itself was moved or deleted.
 
     Args:
-        lock: the descriptor of the server's lock, which goes over to a new lock file if that is necessary.
+        lock: the descriptor of the server's lock. If the lock file was removed, it becomes the descriptor of the new
+            one.
     """
 
     def __init__(self, store: Path, lock: int) -> None:
@@ -195,11 +198,11 @@ class RunDirectoryKeeper:
         self._told: str | None = None
 
     def mend(self) -> bool:
-        """Look after all of it; what cannot be made now is tried again at the next call.
+        """Create missing parts again; if that fails, the next call tries again.
 
         Returns:
-            Whether files may be made in the directory. They may not while files come and go in it: it may be that all
-            of the store is being deleted.
+            Whether files may be created in the directory: false while its content changes, because the whole store may
+            be being deleted.
         """
         if not self._is_store(self._store) or not self._is_settled():
             return False
@@ -209,7 +212,7 @@ class RunDirectoryKeeper:
             mend_lock(_lock_path(self._store), self._lock)
         except (OSError, RunDirectoryPrivate, StoreNotWritable) as error:
             if str(error) != self._told:
-                log.error("%s cannot be made again: %s", run_path(self._store), error)
+                log.error("%s cannot be created again: %s", run_path(self._store), error)
             self._told = str(error)
             return False
         self._told = None
@@ -226,7 +229,7 @@ class RunDirectoryKeeper:
 
 
 def is_same_file(path: Path) -> Callable[[Path], bool]:
-    """A test whether a path leads to the file that this one leads to now."""
+    """Return a function that tests whether a path still leads to the same file as this one does now."""
     known = path.stat()
 
     def is_same(other: Path) -> bool:
@@ -239,14 +242,14 @@ def is_same_file(path: Path) -> Callable[[Path], bool]:
 
 
 def mend_lock(path: Path, held: int) -> bool:
-    """Lock the file at a path again if it is not the one that a descriptor has locked. The descriptor goes over to it.
+    """Lock the file at a path if it is not the one that the descriptor has locked. The descriptor then refers to it.
 
     Returns:
         Whether that was necessary.
 
     Raises:
         BlockingIOError: another process locked it meanwhile.
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     with suppress(FileNotFoundError):
         if os.path.samestat(path.stat(), os.fstat(held)):

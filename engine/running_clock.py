@@ -1,4 +1,4 @@
-"""A clock that stands still while its process does."""
+"""A clock that stops while its process is stopped."""
 
 import time
 
@@ -8,9 +8,9 @@ _LONGEST_STEP_SECONDS = 0.5
 class RunningClock:
     """Counts the seconds in which this process ran, provided that `now` is called several times a second.
 
-    A process that was stopped (SIGSTOP, a debugger, a frozen cgroup) or got no turn at a core cannot judge what other
-    processes did meanwhile: they may have been stopped with it. So a longer pause between two calls counts as half a
-    second.
+    A process that was stopped (SIGSTOP, a debugger, a frozen cgroup) or was not scheduled cannot judge what other
+    processes did meanwhile, because they may have been stopped too. So a longer pause between two calls counts as half
+    a second.
     """
 
     def __init__(self) -> None:

@@ -33,11 +33,10 @@ _BLOCK = 1 << 20
 _ABSENT = {"NoSuchKey", "NotFound", "404"}
 _UNCHANGED = {"304", "NotModified"}
 _BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError)
-"""What boto3 raises of a body that ends early, stalls or arrives damaged: its own tries end with the head of an
-answer."""
+"""What boto3 raises if a body ends early, stalls or is damaged: its own retries cover only the response's headers."""
 _ENDPOINT = "AWS_ENDPOINT_URL (or endpoint_url in the profile)"
 _MAY_PASS = {401, 404, 408, 429}
-"""Statuses below 500 that say nothing about the one object that was asked for."""
+"""Statuses below 500 that are not about the requested object."""
 
 
 def s3_client(endpoint: str | None = None, region: str | None = None) -> Any:
@@ -58,14 +57,14 @@ def s3_client(endpoint: str | None = None, region: str | None = None) -> Any:
 
 
 def check_settings() -> None:
-    """Raise SettingsInvalid if the environment or the profile lets no client be made. That one is dropped: a server
-    forks before it makes requests."""
+    """Raise SettingsInvalid if no client can be made from the environment and the profile. The client made here is
+    discarded, because a server forks before it makes requests."""
     try:
         s3_client()
     except ValueError as error:
         raise SettingsInvalid(f"S3: {error}; set {_ENDPOINT} to a URL, as https://HOST:PORT") from error
     except BotoCoreError as error:
-        raise SettingsInvalid(f"S3: {error}; see to the AWS_ variables and the profile") from error
+        raise SettingsInvalid(f"S3: {error}; check the AWS_ variables and the profile") from error
 
 
 class SharedClient:
@@ -85,10 +84,10 @@ class SharedClient:
 
 @contextmanager
 def failures(address: str, kind: type[ShoalError] = RootUnreadable, *, of_object: bool = False) -> Iterator[None]:
-    """Raise what S3, or the way to it, says as errors of Shoal.
+    """Raise errors of S3, or of the connection to it, as errors of Shoal.
 
     Args:
-        of_object: the requests read one object; that there is none is raised as FileNotFoundError.
+        of_object: the requests read one object; if it does not exist, FileNotFoundError is raised.
     """
     try:
         yield
@@ -97,10 +96,10 @@ def failures(address: str, kind: type[ShoalError] = RootUnreadable, *, of_object
             raise FileNotFoundError(f"{address} is missing") from None
         raise kind(f"{address}: {said(error)}; {_mend(error_status(error), error_code(error))}") from error
     except ResponseParserError as error:
-        raise kind(f"{address}: what answers is no S3 ({error}); see to {_ENDPOINT}") from error
+        raise kind(f"{address}: the server that answers is not S3 ({error}); check {_ENDPOINT}") from error
     except (BotoCoreError, ValueError) as error:
         raise kind(
-            f"{address}: S3 cannot be asked: {error}; see to its address, the network and credentials"
+            f"{address}: S3 cannot be asked: {error}; check its address, the network and the credentials"
         ) from error
 
 
@@ -115,23 +114,23 @@ def error_status(error: ClientError) -> int:
 
 
 def said(error: ClientError) -> str:
-    """What S3 says, in words."""
-    told = error.response.get("Error", {}).get("Message") or "no more is said"
+    """Describe an error that S3 returned."""
+    told = error.response.get("Error", {}).get("Message") or "no message"
     name = "" if error_code(error).isdecimal() else f" {error_code(error)}"
     return f"S3 answers {error_status(error)}{name}: {told}"
 
 
 def fault_of_object(error: BaseException | None) -> str | None:
-    """What is wrong with an object that S3 has and does not give, and the mend; None if that cannot be told."""
+    """Return why S3 does not return an object that it has, and the fix; None if the error does not say so."""
     if isinstance(error, FlexibleChecksumError):
         return f"its bytes are not those that were written ({error}); publish it again, or a snapshot with --full"
     if isinstance(error, ClientError) and error_code(error) == "InvalidObjectState":
-        return f"{said(error)}; restore it from its storage class, and keep rules of the bucket from archiving it"
+        return f"{said(error)}; restore it from the archive, and correct the bucket's lifecycle rules"
     return None
 
 
 def may_be_of_object(error: BaseException | None) -> bool:
-    """Whether S3 refuses a request in a way that may be about the object alone: its owner, key or policy."""
+    """Whether an error may concern only this object: its owner, KMS key or policy."""
     return isinstance(error, ClientError) and 400 <= error_status(error) < 500 and error_status(error) not in _MAY_PASS
 
 
@@ -184,10 +183,10 @@ def pause(attempt: int) -> None:
 
 def _mend(status: int, code: str) -> str:
     if status in {401, 403}:
-        return "see to the credentials, and what they may do there"
+        return "check the credentials, and their permissions there"
     if code == "NoSuchBucket":
         return "make the bucket, or name another"
     if code.isdecimal():
-        # An S3 names its errors in words.
-        return f"if that is no S3, correct {_ENDPOINT}; otherwise see to the server, and try again"
-    return "see to the server, and try again"
+        # S3's error codes are words, never numbers.
+        return f"if the server is not S3, correct {_ENDPOINT}; otherwise check the server, and try again"
+    return "check the server, and try again"

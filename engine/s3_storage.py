@@ -110,7 +110,7 @@ class S3Storage:
             raise NotPublished(f"export root {self} has nothing in it; `shoal export --to {self}` publishes there")
 
     def check_may_be_root(self) -> None:
-        """There are no stores in S3."""
+        """Do nothing: a store is never in S3."""
 
     def directories(self, directory: str = "") -> list[str]:
         below = f"{directory}/" if directory else ""
@@ -216,8 +216,8 @@ class S3Storage:
 
     @contextmanager
     def reading(self, name: str, refusal: type[ShoalError]) -> Iterator[None]:
-        """Raise what fails while one object is read as the root's failure, but as `refusal` where the object alone is
-        at fault: every node that comes to it meets the same."""
+        """Raise errors of reading one object: as `refusal` if only this object fails, which every node then meets, and
+        otherwise as errors of the root."""
         where = self.where(name)
         try:
             with failures(where, of_object=True):
@@ -230,7 +230,8 @@ class S3Storage:
             raise
 
     def _gives_another(self, name: str) -> bool:
-        """Whether a document that was read before can still be read: then credentials and network are as they were."""
+        """Whether an object that was read before can still be read: if so, the credentials and the network still
+        work."""
         others = [other for other in reversed(list(self._documents)) if other != name]
         for other in others[:_WITNESSES]:
             try:

@@ -72,7 +72,7 @@ class ServerSettings(BaseModel):
     idle_seconds: float = Field(
         default=630.0,
         gt=0,
-        description="how long a connection may stay without a request after an answer; longer than load balancers keep "
+        description="how long a connection may be idle after an answer; this must be longer than load balancers keep "
         "theirs",
     )
     max_values: int = Field(
@@ -81,12 +81,12 @@ class ServerSettings(BaseModel):
         description="the most values, keys times features, that an answer may hold; an embedding counts as its numbers",
     )
     max_answer_bytes: int = Field(
-        default=256 << 20, gt=0, description="the most bytes that an answer may take, as gathered and as sent"
+        default=256 << 20, gt=0, description="the most bytes that an answer may take, both in memory and as sent"
     )
     max_unsent_bytes: int = Field(
         default=512 << 20,
         gt=0,
-        description="how many bytes of answers one worker holds for clients that have not taken them yet; beyond that "
+        description="how many bytes of answers one worker holds for clients that have not read them yet; beyond that "
         "it refuses lookups",
     )
     remote_timeout_ms: int = Field(

@@ -1,8 +1,8 @@
 """The signals that a process receives, as items to read from a pipe.
 
-`signal.sigtimedwait` is not used: when a stop and a continuation (SIGSTOP and SIGCONT, a debugger, a frozen cgroup)
-interrupt it until its time is over, CPython returns memory that it never wrote, and the number in it may be any. A pipe
-has the numbers that the handlers wrote, and nothing else.
+`signal.sigtimedwait` is not used: if a stop and a continuation (SIGSTOP and SIGCONT, a debugger, a frozen cgroup)
+interrupt it until its timeout has passed, CPython returns uninitialized memory, with an arbitrary signal number. A pipe
+contains only the numbers that the handlers wrote.
 """
 
 import os
@@ -57,7 +57,7 @@ class ReceivedSignals:
         return pid
 
     def reset(self, ignored: Iterable[signal.Signals]) -> None:
-        """In a child: ignore some of the signals, and let the others do what they do by default."""
+        """In a child: ignore some of the signals, and restore the default action of the others."""
         signal.set_wakeup_fd(-1)
         for number in self._numbers:
             signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
@@ -76,4 +76,4 @@ class ReceivedSignals:
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """The pipe tells of the signal."""
+    """The pipe has the signal."""

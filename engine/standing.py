@@ -20,12 +20,12 @@ _CONTINUED_SECONDS = 300.0
 
 
 class ViewStanding(BaseModel):
-    """A view of the root. `newest_seq` is the newest entry seen, 0 before anything was; `pending_since` when the oldest
-    was published that is not applied.
+    """A view of the root. `newest_seq` is the newest entry seen, 0 if none was seen. `pending_since` is when the oldest
+    entry that is not applied was published.
 
-    `caught_up` stays true once the view stood at its log's end. `held_by` is the error of an entry that no replica can
-    apply, and that is not waited for. A view cannot but fall behind while a snapshot `is_loading`, and up to
-    `excused_until`, when the last was loaded; nor can it be judged from `unreadable_since` on, when the root began to
+    `caught_up` stays true once the view has reached the end of its log. `held_by` is the error of an entry that no
+    replica can apply; readiness does not wait for it. Lag is excused while a snapshot `is_loading`, and up to
+    `excused_until`, when the last one was loaded. Lag is not judged from `unreadable_since` on, when the root began to
     fail while an entry was read.
     """
 
@@ -40,8 +40,8 @@ class ViewStanding(BaseModel):
 
 
 class Standing(BaseModel):
-    """A root, when it was last read, and its views by name. While it cannot be read, `unreadable` says why, and
-    `unreadable_since` since when."""
+    """A root, the time when it was last read, and its views by name. While it cannot be read, `unreadable` says why,
+    and `unreadable_since` since when."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     root: str
@@ -111,7 +111,7 @@ class StandingReader:
         self._standing: Standing | None = None
 
     def read(self) -> Standing | None:
-        """As `read_standing`; of a file that was removed, what it had."""
+        """As `read_standing`, but if the file was removed, return its last content."""
         try:
             status = standing_path(self._store).stat()
         except OSError:

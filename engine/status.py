@@ -33,12 +33,12 @@ def describe_views(version: StoreVersion) -> dict[str, Any]:
 
 
 def describe_version(version: StoreVersion, standing: Standing | None = None) -> dict[str, Any]:
-    """Where each view stands, also against the export root if a server knows that. One that could not be loaded yet, or
-    cannot be read, has no more than its trouble.
+    """Return the state of each view, with its lag behind the export root if a server knows it. A view that could not be
+    loaded yet, or cannot be read, has only its trouble.
 
-    `rows` and `bytes` are those stored, so they count a row once in the base and once in each overlay that has it.
-    `lag_entries` and `lag_seconds` are those of the metrics of the same names, and None if no server follows a root;
-    `in_root` is False of a view that the root had and has no more. `held_by` is the error of an entry that no replica
+    `rows` and `bytes` count stored rows: a key has one in the base and one in each overlay that changed it.
+    `lag_entries` and `lag_seconds` equal the metrics of the same names; they are None if no server follows a root.
+    `in_root` is False if the root had the view and no longer has it. `held_by` is the error of an entry that no replica
     can apply. `apply_seconds` is how long after its publication the newest entry was applied.
     """
     names = sorted({*version.names, *(standing.views if standing is not None else ())})

@@ -42,10 +42,10 @@ class Storage(Protocol):
         """The address of a file, for messages."""
 
     def check_exists(self) -> None:
-        """Raises NotPublished if there is no root, and PathsSwapped as `check_may_be_root` does."""
+        """Raise NotPublished if there is no root, and PathsSwapped if there is a store."""
 
     def check_may_be_root(self) -> None:
-        """Raises PathsSwapped if a store is there."""
+        """Raise PathsSwapped if there is a store."""
 
     def directories(self, directory: str = "") -> list[str]:
         """The names of the directories directly in the root, or in one of its directories."""
@@ -93,12 +93,12 @@ class Storage(Protocol):
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an address with a scheme, as s3://BUCKET, and not a path."""
+    """Whether a text is an address with a scheme, such as s3://BUCKET, and not a path."""
     return _ADDRESS.match(text) is not None
 
 
 def storage_at(address: str | os.PathLike[str]) -> Storage:
-    """The place that an address means: `s3://BUCKET/PREFIX`, or the path of a directory.
+    """Return the storage at an address: `s3://BUCKET/PREFIX`, or the path of a directory.
 
     Raises:
         SettingsInvalid: an address in S3 that names no bucket, or boto3 is not installed; an address of another kind.

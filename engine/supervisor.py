@@ -50,7 +50,7 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 30.0
 _WRITER_STOP_SECONDS = 10.0
 _ANOTHER_ID = 75
-"""The exit code of a child that is to be started again under another process id."""
+"""The exit code with which a child asks to be started again under another process id."""
 
 
 @dataclass
@@ -77,12 +77,12 @@ class Supervisor:
         listener: the socket that the workers accept from.
         inheritance: what a server gets that takes the place of this one.
         takeover: how this one takes another's, which serves the store still.
-        silent_seconds: a child that gives no sign of life for so long is killed and replaced. Time in which the
+        silent_seconds: after how many seconds without a sign of life a child is killed and replaced. Time in which the
             supervisor itself did not run does not count.
         drain_seconds: how long workers may go on once they were told to stop.
         keeper: looks after the store's run directory.
-        refresh: called several times a second, so that what a new child inherits is not out of date.
-        bury: told the process id of every worker that is gone.
+        refresh: called several times a second, so that a new child inherits current state.
+        bury: called with the process id of every worker that has ended.
     """
 
     def __init__(
@@ -408,15 +408,14 @@ class Supervisor:
 
 
 def _flush() -> None:
-    """Write what was printed and logged, if whoever takes it still does."""
+    """Flush stdout and the log; ignore errors of their readers."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
 
 
 def _ended() -> Iterator[tuple[int, int]]:
-    """Reap each process that ended, and yield its id and status: children, and as process 1 of a container also orphans
-    of whatever runs in it."""
+    """Reap each child that ended, and yield its id and status. As process 1 of a container, also reap orphans."""
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended

@@ -1,4 +1,4 @@
-"""What commands print: text that no data can turn into orders to the terminal, tables, and JSON."""
+"""Output of commands: tables, JSON, and text in which data cannot control the terminal."""
 
 import base64
 import json
@@ -15,15 +15,15 @@ from rich.text import Text
 
 
 def visible(text: str) -> str:
-    """A text in which whatever Python takes for unprintable stands as its escape: control characters, which a terminal
-    obeys, characters that change the direction of writing or have no width, and halves of surrogate pairs."""
+    """Escape the characters that Python considers unprintable: control characters, characters that change the text
+    direction or have no width, and halves of surrogate pairs."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else _escaped(character) for character in text)
 
 
 def visible_lines(text: str) -> str:
-    """As `visible`, line by line, for a text that has lines of its own."""
+    """As `visible`, but keep line breaks."""
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
@@ -38,7 +38,7 @@ def say_json(document: Any, *, indent: int | None = 2) -> None:
 
 
 def json_form(value: Any) -> Any:
-    """A value as `say_json` prints it, which is how the server's JSON has it."""
+    """Convert a value for `say_json`, to the same form as in the server's JSON."""
     if isinstance(value, dict):
         return {name: json_form(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
@@ -51,8 +51,8 @@ def json_form(value: Any) -> Any:
 
 
 def plain(value: Any) -> str:
-    """One value as text: times in RFC 3339, bytes in base64, a list as JSON but for NaN and infinities, which have the
-    names that text sources may use; nothing for None."""
+    """Return a value as text: times in RFC 3339, bytes in base64, lists as JSON, but with NaN and infinities named as
+    in text sources; empty for None."""
     if value is None:
         return ""
     if isinstance(value, datetime):
@@ -69,7 +69,7 @@ def plain(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """One value in a table or a sentence, `-` for None."""
+    """Return a value for a table or a sentence, `-` for None."""
     return "-" if value is None else visible(plain(value))
 
 
@@ -77,15 +77,15 @@ def table(columns: Iterable[tuple[str, bool]], rows: Iterable[Iterable[str]], *,
     """Print a table without lines.
 
     Args:
-        columns: name, and whether it is aligned to the right.
+        columns: the name of each column, and whether it is aligned to the right.
     """
     made = Table(title=Text(title) if title else None, title_justify="left", box=None, pad_edge=False)
     for name, is_number in columns:
         made.add_column(Text(visible(name)), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        # A str would be read as markup: `[bold]` in a value would be gone.
+        # rich would interpret a str as markup, and drop `[bold]` from a value.
         made.add_row(*(Text(visible(text)) for text in row))
-    # Output that goes to a file or a pipe is not folded to a terminal's width, nor filled up to it.
+    # Do not fold or pad output to a file or pipe to a terminal's width.
     console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
     with console.capture() as captured:
         console.print(made)

@@ -80,9 +80,9 @@ class MatrixProgram:
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """What a request for a matrix wants: its shape and type, each view's program, and where the views stand (see
-    `StoreVersion.applied`). `column_names` are the references that a feature service or `view:*` stood for, with commas
-    between them, an embedding as `view:feature[N]`; empty if the request itself names all columns."""
+    """The plan of a matrix request: the matrix's shape and type, each view's program, and the views' positions (see
+    `StoreVersion.applied`). `column_names` lists the references that a feature service or `view:*` resolves to,
+    separated by commas, an embedding as `view:feature[N]`. It is empty if the request itself names all columns."""
 
     columns: int
     dtype: np.dtype[np.floating]

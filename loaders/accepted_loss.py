@@ -50,7 +50,7 @@ def accept_loss(store: Path) -> AcceptedLoss:
     check_may_be_store(store)
     if not is_store(store) and not has_generations(store):
         raise StoreNotFound(f"{store} is not a Shoal store; there is nothing that it could have lost")
-    with lock_store(store, "stop it first: what it holds or writes meanwhile would be lost as well"):
+    with lock_store(store, "stop it first: otherwise data that it holds or writes meanwhile is lost as well"):
         found = _what_is_wrong(store)
         recorded = read_begun(store)
         aside = store / LOST / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")

@@ -256,11 +256,11 @@ def _check_free(target: Path, *, may_be_empty: bool) -> None:
 
 @contextmanager
 def _made_aside(target: Path) -> Iterator[Path]:
-    """An empty directory beside a target, to be published under its name; it is removed if that does not come to pass.
+    """An empty directory beside a target, which is renamed to the target at the end, or removed after an error.
 
     Raises:
         PathTaken: another process makes one for this target.
-        StoreNotWritable: nothing can be made there.
+        StoreNotWritable: the directory cannot be created.
     """
     target = target.absolute()
     aside = target.with_name(f".{target.name}.making")

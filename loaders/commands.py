@@ -227,7 +227,7 @@ def verify_command(address: str, as_json: bool) -> None:
             found = checked.problem or f"{checked.rows:,} rows, {size(checked.bytes)}"
             say(f"{'BAD ' if checked.problem else 'ok  '} {checked.what}: {found}")
     if not checks:
-        raise NotPublished(f"{address} has nothing that could be checked")
+        raise NotPublished(f"{address} has nothing to check")
     bad = sum(1 for checked in checks if checked.problem)
     if as_json:
         say_json({"bad": bad, "checks": [asdict(checked) for checked in checks]})

@@ -53,11 +53,11 @@ def _create(writer: StoreWriter, schema: ViewSchema) -> None:
 
 
 def drop_view(writer: StoreWriter, name: str) -> None:
-    """Remove a view and all its rows from the store; a root that publishes it brings it back.
+    """Remove a view and all its rows from the store. If a root publishes the view, the store loads it again.
 
     Raises:
         UnknownFeature: the store has no such view.
-        StoreFull: there is no room to note it; the view stands.
+        StoreFull: there is no room to record it; the view stays.
     """
     with writer.changing(name):
         if name not in writer.version().names:
@@ -74,13 +74,13 @@ def follow_drops(writer: StoreWriter, root: ExportRoot) -> dict[str, int]:
 
     Raises:
         ManifestInvalid: the root's list of them is damaged.
-        StoreFull: there is no room to note it.
+        StoreFull: there is no room to record it.
     """
     removed = {}
     for view, seq in root.dropped().items():
         version = writer.version()
         applied = version.applied_seq(view)
-        # Whoever looked for the view at the same time may have noted that it is gone, as a trouble.
+        # A concurrent look for the view may have recorded a trouble, because it is gone.
         is_noted = version.record(view) is None and view in version.troubles and view not in root.views()
         if 0 < applied <= seq or is_noted:
             drop_view(writer, view)

@@ -22,12 +22,12 @@ from loaders.store_writer import StoreWriter
 def drop_view_command(view: str, address: str | None, store: Path | None) -> None:
     """Remove a view from an export root, or from one store.
 
-    Take the view out of views.yaml and export that first: a view whose features a service of the root names is not
-    dropped. Each node that follows the root then removes the view, with all rows that were pushed to it, at its next
-    look or load. A drop that is cut off is completed by the same command. A view of this name may be exported again
+    Remove the view from views.yaml, and run `shoal export`, first: a view that a feature service of the root names is
+    not dropped. Each node that follows the root then removes the view, with all rows that were pushed to it, at its
+    next look or load. If a drop is interrupted, run the same command again. A view of this name may be exported again
     later.
 
-    From a store only a view is dropped that its root does not have: the store would load it again.
+    With --store, the root of the store must not have the view: the store would load it again.
     """
     if (address is None) == (store is None):
         raise click.UsageError("give either --root or --store")
@@ -43,11 +43,11 @@ def _drop_from_root(root: ExportRoot, view: str) -> None:
     naming = [name for name, features in references.items() if any(each.startswith(f"{view}:") for each in features)]
     if naming:
         raise ViewInUse(
-            f"view {view!r} is named by the feature services {', '.join(naming)} of {root}; take it out of them in "
-            f"views.yaml, export that, and drop the view then"
+            f"the feature services {', '.join(naming)} of {root} name view {view!r}; remove it from them in "
+            f"views.yaml, run `shoal export`, and then drop the view"
         )
     seq = root.drop_view(view)
-    say(f"{root} has no view {view} any more, which ended at seq {seq}; nodes remove it when they look next")
+    say(f"{root}: dropped view {view}, whose last seq is {seq}; nodes remove it at their next look")
 
 
 def _drop_from_store(store: Path, view: str) -> None:
@@ -61,13 +61,13 @@ def _drop_from_store(store: Path, view: str) -> None:
         client = WriterClient(store)
         _check_is_not_published(store, view, asyncio.run(client.status())["root"])
         asyncio.run(client.drop_view(view))
-    say(f"{store} has no view {view} any more")
+    say(f"{store}: removed view {view}")
 
 
 def _check_is_not_published(store: Path, view: str, followed: str | None) -> None:
     with suppress(NotPublished, RootUnreadable, OSError):
         if followed is not None and view in ExportRoot(followed).views():
             raise ViewInUse(
-                f"view {view!r} is published by {followed}, from which {store} would load it again; drop it there: "
+                f"{followed} publishes view {view!r}, so {store} would load it again; drop it from the root: "
                 f"`shoal drop-view {view} --root {followed}`"
             )

@@ -34,8 +34,8 @@ log = logging.getLogger("shoal.writer")
 
 @dataclass(frozen=True)
 class Applied:
-    """One entry that was applied, or a view that the root dropped (kind `drop`): `rows` of them changed, counting
-    what the store holds, in `seconds`; `reason` says why a snapshot was loaded, or the view removed."""
+    """An applied entry, or a removed view that the root dropped (kind `drop`). `rows` is how many rows of the store
+    changed, `seconds` how long that took. `reason` says why a snapshot was loaded, or the view removed."""
 
     view: str
     kind: str
@@ -147,7 +147,7 @@ def load(
 
 
 def _drop(writer: StoreWriter, root: ExportRoot, observer: Observer) -> list[Applied]:
-    """Remove what the root dropped."""
+    """Remove the views that the root dropped."""
     started = monotonic()
     with _failures_named(root):
         removed = follow_drops(writer, root)

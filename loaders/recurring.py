@@ -1,4 +1,4 @@
-"""Tell the log of what fails again and again, at every poll: once, when it changes, and then ever more seldom."""
+"""Log failures that repeat at every poll: once, again when the message changes, and then less and less often."""
 
 import logging
 import threading
@@ -7,7 +7,7 @@ from time import monotonic
 
 _FIRST_SECONDS, _MOST_SECONDS = 60.0, 3600.0
 _MESSAGES = 16
-"""How many different messages are told of one subject before it is told by the clock alone."""
+"""How many different messages of one subject are logged at once; after that, only time decides."""
 
 
 @dataclass
@@ -19,7 +19,7 @@ class _Failing:
 
 
 class RecurringFailures:
-    """What fails now, by subject: a view, or the export root. Its methods may be called from several threads."""
+    """The current failures, by subject: a view, or the export root. Thread-safe."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -27,7 +27,7 @@ class RecurringFailures:
         self._failing: dict[str, _Failing] = {}
 
     def failed(self, subject: str, message: str, level: int = logging.ERROR) -> None:
-        """Tell a failure, which its message names, unless the same was told lately."""
+        """Log a failure, unless the same message was logged recently."""
         now = monotonic()
         with self._lock:
             known = self._failing.setdefault(subject, _Failing(since=now, again_at=now))
@@ -43,13 +43,13 @@ class RecurringFailures:
         self._log.log(level, "%s%s", message, lasts)
 
     def succeeded(self, subject: str) -> None:
-        """Tell that a failure is over, if there was one."""
+        """Log that a failure is over, if there was one."""
         with self._lock:
             known = self._failing.pop(subject, None)
         if known is not None:
-            self._log.info("%s: is well again, after %.0f s", subject, monotonic() - known.since)
+            self._log.info("%s: recovered after %.0f s", subject, monotonic() - known.since)
 
     def is_failing(self, subject: str) -> bool:
-        """Whether the last that was heard of a subject is a failure."""
+        """Whether a subject's last outcome was a failure."""
         with self._lock:
             return subject in self._failing

@@ -33,16 +33,15 @@ Started = Callable[[LoadSnapshot], Progress]
 def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamaged, started: Started) -> Manifest | None:
     """Make a view whose data is damaged whole again.
 
-    A base that is damaged is built again from its snapshot, under the overlays that it has; if it holds pushed rows and
-    the disk has it whole, its file is copied. Where overlays are damaged
-    the view goes back to its base. Where that is impossible it starts over from the newest snapshot. What the log has
-    beyond that is to be applied behind it as ever.
+    If the base is damaged, it is built again from its snapshot, and its overlays stay. But if it holds pushed rows and
+    is whole on the disk, its file is copied. If overlays are damaged, the view goes back to its base. If that is
+    impossible, it starts over from the newest snapshot. Later entries of the log are then applied as usual.
 
     Returns:
         The snapshot that was loaded, if one was.
 
     Raises:
-        StoreDamaged: it stays damaged; the message says why, too.
+        StoreDamaged: the view stays damaged; the message says why.
     """
     reason = f"its data in the store is damaged: {damage}"
     try:
@@ -68,7 +67,8 @@ def repair(writer: StoreWriter, root: ExportRoot, view: str, damage: StoreDamage
 
 
 def _taken_from_disk(writer: StoreWriter, view: str, record: ViewRecord) -> bool:
-    """Have a base's file anew if only memory has it wrong: rows that were pushed are in it and nowhere else."""
+    """Copy a base's file from the disk, if it is damaged only in memory, to keep its pushed rows; return whether that
+    worked."""
     base = record.base
     directory = generation_path(writer.store, view, base.id)
     copy = directory / f"{DATA}.copy"
@@ -76,11 +76,11 @@ def _taken_from_disk(writer: StoreWriter, view: str, record: ViewRecord) -> bool
         with store_full_named(directory):
             make_file(copy)
             Rereader().copy_from_disk(directory / DATA, copy, base)
-            # Readers that have the old file mapped keep it until they see the new record.
+            # Readers that map the old file keep it until they see the new record.
             os.replace(copy, directory / DATA)
             sync_directory(directory)
     except (ChunkGone, FileNotFoundError, StoreDamaged) as error:
-        log.warning("%s: the base cannot be taken from the disk: %s", view, error)
+        log.warning("%s: the base cannot be copied from the disk: %s", view, error)
         return False
     finally:
         copy.unlink(missing_ok=True)
@@ -91,7 +91,7 @@ def _taken_from_disk(writer: StoreWriter, view: str, record: ViewRecord) -> bool
         return current.model_copy(update={"base": base.model_copy(update={"created_at": datetime.now(UTC)})})
 
     writer.commit_view(view, swap)
-    log.warning("%s: only memory had its base wrong: it is taken from the disk, and nothing is lost", view)
+    log.warning("%s: its base was damaged only in memory, and was copied from the disk; no row is lost", view)
     return True
 
 

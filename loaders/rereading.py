@@ -76,19 +76,19 @@ class Rereader:
             raise _named(error, origin) from error
 
     def copy_from_disk(self, path: Path, copy: Path, base: SegmentRecord) -> None:
-        """Copy a base's file as the disk has it, whatever memory has of it, and verify the copy. It is on the disk when
-        this returns.
+        """Copy a base's file from the disk, bypassing the page cache, and verify the copy. The copy is synced to the
+        disk.
 
         Raises:
-            StoreDamaged: the disk does not have what was written, or cannot be read past the cache.
-            OSError: the system does not let the file be read, or written, now.
+            StoreDamaged: the file on the disk is damaged, or cannot be read past the page cache.
+            OSError: the file cannot be read, or the copy cannot be written, now.
         """
         origin = f"generation {base.id}"
         with _File(path) as file, copy.open("wb") as target:
             for start in range(0, file.size, BLOCK_BYTES):
                 block = file.read_directly(start, self._block[: min(BLOCK_BYTES, file.size - start)])
                 if block is None:
-                    raise StoreDamaged(f"{origin} is in a file system that does not read past its cache")
+                    raise StoreDamaged(f"{origin} is on a file system that cannot be read past its cache")
                 target.write(block.data)
             target.flush()
             os.fsync(target.fileno())

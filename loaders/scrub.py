@@ -114,7 +114,8 @@ class Scrub:
             self._rest(wait)
 
     def _rest(self, seconds: float) -> None:
-        """Wait, and note the progress again if its file was removed: without it, the next writer verifies all."""
+        """Wait, and write the progress again if its file was removed: without the file, the next writer verifies
+        everything."""
         until, noted = time.monotonic() + seconds, scrubbed_path(self._writer.store)
         while (left := until - time.monotonic()) > 0 and not self._stopped.wait(min(left, _WRITE_SECONDS)):
             if noted.parent.is_dir() and not noted.exists():

@@ -57,7 +57,7 @@ class StandingKeeper:
             self._write()
 
     def unreadable(self, why: str) -> None:
-        """The root cannot be read, or has nothing to be read yet."""
+        """Note that the root cannot be read, or has nothing to read yet."""
         with self._lock:
             since = self._standing.unreadable_since or datetime.now(UTC)
             self._standing = self._standing.model_copy(update={"unreadable": why, "unreadable_since": since})
@@ -71,7 +71,7 @@ class StandingKeeper:
             with self._lock:
                 self._write()
         except OSError as error:
-            log.error("that the root was looked at cannot be noted: %s", error)
+            log.error("cannot record that the export root was read: %s", error)
 
     def started(self, step: LoadSnapshot | ApplyDelta) -> None:
         """A view's next entry was found."""
@@ -105,7 +105,7 @@ class StandingKeeper:
         known, now = self._view(view), datetime.now(UTC)
         since = None
         if isinstance(error, RootUnreadable):
-            # The tries to read what failed may have taken minutes.
+            # The failed tries to read it may have taken minutes.
             since = known.unreadable_since or self._begun_at.get(view, now)
         changes: dict[str, Any] = {"is_loading": False, "unreadable_since": since}
         if known.is_loading:

@@ -76,7 +76,7 @@ class StoreWriter:
     Raises:
         StoreLocked: another process holds it.
         StoreIsOtherShard: the store holds another shard, or all rows.
-        RunDirectoryPrivate: another user does, or did.
+        RunDirectoryPrivate: another user has it, or had it.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class StoreWriter:
         """Lock the store again if its lock file was removed.
 
         Raises:
-            StoreLocked: another process writes to it by now.
+            StoreLocked: another process has begun to write to it.
             OSError: the file cannot be made.
         """
         path = make_run_directory(self.store) / LOCK
@@ -478,7 +478,7 @@ class StoreWriter:
                     directory.rmdir()
 
     def _remove_overlays(self, transaction: lmdb.Transaction, view: str, *, but: Sequence[SegmentRecord]) -> None:
-        """Remove a view's overlays but some, where its record cannot say which there were."""
+        """Remove a view's overlays except some, if its record does not list them."""
         named = {overlay.id for overlay in but}
         prefix = f"{view}.".encode()
         keys = [bytes(key) for key, _ in transaction.cursor(db=self._live.segments)]
@@ -529,14 +529,14 @@ def seal_overlay(
 
 
 def lock_store(store: Path, mend: str = _MEND_OF_LOCKED) -> TextIO:
-    """The right to write to a store, until the file is closed.
+    """Take the right to write to a store, until the returned file is closed.
 
     Args:
-        mend: what to do if another process has it, for the message.
+        mend: for the message: what to do if another process has it.
 
     Raises:
         StoreLocked: another process has it.
-        RunDirectoryPrivate: another user does, or did.
+        RunDirectoryPrivate: another user has it, or had it.
     """
     path = make_run_directory(store) / LOCK
     file = path.open("a+")

@@ -43,8 +43,8 @@ def verify(address: str | os.PathLike[str]) -> Iterator[Checked]:
     if is_store(path):
         if is_root(path):
             raise PathsSwapped(
-                f"{path} holds an export root, and the files of a store: stop the server that runs on it, and move the "
-                f"directories `live`, `generations` and `run` and the file `begun` away"
+                f"{path} holds an export root, and the files of a store: stop the server that runs on it, and move "
+                f"away the directories `live`, `generations` and `run` and the file `begun`"
             )
         return verify_store(path)
     root = ExportRoot(address)

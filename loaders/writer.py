@@ -105,7 +105,7 @@ class LogObserver:
             self._standing.finished(applied.view, applied.kind)
 
     def failed(self, view: str, error: ShoalError) -> None:
-        # What is wrong with the root as a whole is told of the root.
+        # An error of the whole root is logged once, for the root, not for each view.
         if not (isinstance(error, RootUnreadable | NotPublished) and self._failures.is_failing(self._root)):
             self._failures.failed(view, f"{view}: {type(error).__name__}: {error}")
         if self._standing is not None:
@@ -177,7 +177,7 @@ class WriterProcess:
         """Make the control socket and the store's lock again if they are removed.
 
         Raises:
-            StoreLocked: another process writes to the store by now.
+            StoreLocked: another process has begun to write to the store.
         """
         path, was_missing = writer_socket_path(self._writer.store), False
         while True:
@@ -185,19 +185,19 @@ class WriterProcess:
             try:
                 self._writer.check_in_place()
                 if not path.parent.is_dir():
-                    continue  # The supervisor makes it, unless all of the store is being deleted.
+                    continue  # The supervisor creates it, unless the whole store is being deleted.
                 self._writer.mend_lock()
                 is_missing = not self._is_own_socket(path)
                 if is_missing and was_missing:
                     before = self._site
                     await self._listen(runner)
                     await before.stop()
-                    log.warning("%s was removed; it is there again", path)
+                    log.warning("%s was removed, and was created again", path)
                 was_missing = is_missing
             except StoreMoved:
-                continue  # What is at the store's path now is not this process's to change.
+                continue  # Another store is at the path now, and this process must not change it.
             except (OSError, AddressUnusable, RunDirectoryPrivate, StoreNotWritable) as error:
-                log.error("the writer cannot make again what was removed: %s", error)
+                log.error("the writer cannot create again what was removed: %s", error)
 
     def _start_scrub(self) -> Scrub | None:
         """Begin to verify the store in the background, unless that is turned off."""

@@ -32,7 +32,7 @@ class Address:
 
 
 def read_addresses(addresses: Any, shards: Any) -> Sequence[Sequence[str]]:
-    """The addresses of each shard's replicas; a client that knows of no shards has one. Raises AddressInvalid."""
+    """Return the addresses of each shard's replicas, one list if there are no shards; raise AddressInvalid."""
     if (addresses is None) == (shards is None):
         raise AddressInvalid("give either the addresses of servers, or shards, a list of such addresses a shard")
     listed = [addresses] if shards is None else shards
@@ -41,7 +41,7 @@ def read_addresses(addresses: Any, shards: Any) -> Sequence[Sequence[str]]:
     of_shards = [[replicas] if isinstance(replicas, str) else replicas for replicas in listed]
     for replicas in of_shards:
         if not isinstance(replicas, list | tuple) or not all(isinstance(text, str) for text in replicas):
-            raise AddressInvalid(f"{shown(replicas)} is no address and no list of addresses; {_MEND}")
+            raise AddressInvalid(f"{shown(replicas)} is neither an address nor a list of addresses; {_MEND}")
     every = [text for replicas in of_shards for text in replicas]
     if not all(of_shards) or not every or len(set(every)) < len(every):
         raise AddressInvalid(
@@ -54,17 +54,17 @@ def parse_address(text: str) -> Address:
     """The address in a text; raises AddressInvalid."""
     if text.startswith("unix:") and len(text) > len("unix:") and "\0" not in text:
         return Address(text, "localhost", 0, path=text.removeprefix("unix:"))
-    # `urlsplit` drops line breaks and tabs.
+    # `urlsplit` silently removes line breaks and tabs.
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise AddressInvalid(f"{text!r} has characters that no address may have; {_MEND}, with a host name in ASCII")
+        raise AddressInvalid(f"{text!r} has characters that an address cannot have; {_MEND}, with a host name in ASCII")
     try:
         parts = urlsplit(text)
         port, host = parts.port, (parts.hostname or "").encode("idna")
     except ValueError as error:
-        raise AddressInvalid(f"{text!r} is no address: {error}; {_MEND}") from None
+        raise AddressInvalid(f"{text!r} is not an address: {error}; {_MEND}") from None
     has_more = parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc
     if parts.scheme not in _PORTS or not host or port == 0 or has_more:
-        raise AddressInvalid(f"{text!r} is no address of a server; {_MEND}")
+        raise AddressInvalid(f"{text!r} is not the address of a server; {_MEND}")
     return Address(
         text.rstrip("/"), host.decode(), _PORTS[parts.scheme] if port is None else port, tls=parts.scheme == "https"
     )

@@ -22,8 +22,8 @@ from shoal_client.wire import Columns, Format, Partial, Stale
 
 class AsyncClient:
     """`shoal_client.Client` for one event loop: `async with AsyncClient(…) as client`. Arguments and errors are the
-    same, and besides ClientElsewhere where it is used in another event loop than before, and ClientForked where it is
-    used in another process than it was made in.
+    same. In addition it raises ClientElsewhere in another event loop than before, and ClientForked in another process
+    than it was made in.
     """
 
     def __init__(

@@ -50,8 +50,8 @@ class Answer:
         raise self._lacks("to_arrow", "arrow")
 
     def to_pandas(self) -> Any:
-        """A data frame of it; needs pandas. Integers and bools have pandas' nullable types (`Int64`, `Int32`,
-        `boolean`), so that every value is exact and a null is `pandas.NA`, whatever the values are."""
+        """Return a DataFrame; needs pandas. Integers and bools have pandas' nullable types (`Int64`, `Int32`,
+        `boolean`), so every value is exact, a null is `pandas.NA`, and the types do not depend on the values."""
         import pandas
 
         nullable = {
@@ -66,8 +66,8 @@ class Answer:
         takes N columns, a bool is 0 or 1, a timestamp seconds since 1970.
 
         Raises:
-            FormMissing: the answer's format has no matrix, a feature is no number, or an integer lies beyond ±2^53,
-                which float64 does not hold exactly. An answer in `npy` comes as a matrix: there the server has rounded.
+            FormMissing: the answer's format has no matrix, a feature is not a number, or an integer is beyond ±2^53,
+                which float64 cannot hold exactly. An `npy` answer is a matrix already: there the server has rounded.
         """
         raise self._lacks("to_numpy", "npy")
 
@@ -117,7 +117,7 @@ class ArrowAnswer(Answer):
         try:
             return self.batch.to_pydict()  # type: ignore[no-any-return]
         except (pa.ArrowException, ArithmeticError, ValueError, LookupError) as error:
-            raise AnswerInvalid(f"a server sent a value that is none of Python's: {error}") from error
+            raise AnswerInvalid(f"a server sent a value that Python cannot represent: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _numbers(name: str, column: pa.Array) -> npt.NDArray[Any]:
 
 
 def _exact(name: str, integers: pa.Array) -> pa.Array:
-    """Integers as float64; raises FormMissing if one is not exact in that."""
+    """Return integers as float64; raise FormMissing if one is not exact as float64."""
     try:
         return integers.cast(pa.float64())
     except pa.ArrowInvalid as error:

@@ -1,6 +1,6 @@
-"""What callers give a client, checked before anything is sent.
+"""Check a caller's arguments before anything is sent.
 
-Each mistake is a RequestInvalid that names the argument, its value and what to give.
+Each mistake raises RequestInvalid, which names the argument, its value and what to give instead.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -13,7 +13,7 @@ from shoal_client.showing import shown
 from shoal_client.wire import MEDIA_TYPES, Partial, Stale
 
 LONGEST_SECONDS = 86_400
-"""What servers take as a client's deadline at most."""
+"""The longest deadline that servers accept from a client."""
 _UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _TOO_LONG = 10**7
 _STALE = get_args(Stale)
@@ -21,7 +21,7 @@ _PARTIAL = get_args(Partial)
 
 
 def check_seconds(name: str, value: Any, least: float = 0.0) -> None:
-    """Raise RequestInvalid if a value is not a number of seconds, more than 0, at least `least`, at most a day."""
+    """Raise RequestInvalid if a value is not a number of seconds: more than 0, at least `least`, at most a day."""
     number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else 0
     if not (number > 0 and least <= number <= LONGEST_SECONDS):
         wanted = f"{least:g} or more" if least else "more than 0"
@@ -42,22 +42,22 @@ def check_amount(name: str, value: Any) -> None:
 
 
 def check_header(name: str, value: Any) -> None:
-    """Raise RequestInvalid if a header cannot hold a value."""
+    """Raise RequestInvalid if a value cannot be sent in a header."""
     if not isinstance(value, str):
         raise RequestInvalid(f"the {name} is a {type(value).__name__}; give a str")
     if not value or not value.isascii() or not value.isprintable():
-        raise RequestInvalid(f"the {name} is empty or has characters that no header may have; give printable ASCII")
+        raise RequestInvalid(f"the {name} is empty or has characters that a header cannot have; give printable ASCII")
 
 
 def check_how(stale: Any, partial: Any, form: Any) -> None:
-    """Raise RequestInvalid if a lookup's options are not among those that there are."""
+    """Raise RequestInvalid if an option of a lookup has an unknown value."""
     for name, value, known in (("stale", stale, _STALE), ("partial", partial, _PARTIAL), ("format", form, MEDIA_TYPES)):
         if not isinstance(value, str) or value not in known:
             raise RequestInvalid(f"{name} is {shown(value)}; it must be one of: {', '.join(known)}")
 
 
 def read_max_age(max_age: Any) -> str | None:
-    """An age that is accepted, as the server reads it; raises RequestInvalid."""
+    """Return `max_age` in the form that the server reads; raise RequestInvalid."""
     if max_age is None or isinstance(max_age, str):
         return max_age
     if isinstance(max_age, timedelta):
@@ -66,21 +66,21 @@ def read_max_age(max_age: Any) -> str | None:
 
 
 def _duration(age: timedelta) -> str:
-    """A duration as the server reads it."""
+    """Return a duration in the form that the server reads."""
     seconds = age.total_seconds()
     if seconds < 1 or seconds != int(seconds):
-        raise RequestInvalid(f"max_age is {age}; the server takes whole seconds, and one at least")
+        raise RequestInvalid(f"max_age is {age}; the server takes whole seconds, at least 1")
     unit = next(unit for unit in _UNITS if seconds % _UNITS[unit] == 0)
     if seconds // _UNITS[unit] < _TOO_LONG:
         return f"{int(seconds) // _UNITS[unit]}{unit}"
-    # A server takes seven digits: a longer age is rounded up to a unit in which it has that many.
+    # A server accepts at most seven digits, so a longer age is rounded up to a larger unit.
     rounded = ((-int(-seconds // length), unit) for unit, length in reversed(_UNITS.items()))
     count, unit = next(((count, unit) for count, unit in rounded if count < _TOO_LONG), (_TOO_LONG - 1, "d"))
     return f"{count}{unit}"
 
 
 def read_features(features: Any) -> str | list[str]:
-    """The name of a feature service, or a list of references; raises RequestInvalid."""
+    """Return the name of a feature service, or a list of references; raise RequestInvalid."""
     if isinstance(features, str):
         if ":" in features or not features:
             raise RequestInvalid(

@@ -28,13 +28,14 @@ _FIRST_HEDGE_SECONDS = 0.1
 
 
 class Unreached(OSError):
-    """No connection to a replica came about, so that it knows nothing of the request."""
+    """No connection to a replica was made, so the replica has not seen the request."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How requests are repeated: `max_tries` at most, and a `hedge` after so many seconds, the 95th percentile of
-    answers' times ("p95"), or never (None); up to `max_hedges` times, so long after each other."""
+    """How requests are repeated: at most `max_tries` tries in all. `hedge` is the number of seconds after which a hedge
+    is sent, or "p95" for the 95th percentile of response times, or None for never. At most `max_hedges` hedges are
+    sent, each that long after the one before."""
 
     max_tries: int = 3
     hedge: Hedge = None
@@ -72,12 +73,12 @@ Step = Attempt | Wait | Done
 
 @dataclass(eq=False)
 class Call:
-    """A request to replicas that is to be answered until `deadline`.
+    """A request to replicas, with the `deadline` of its answer.
 
     Args:
         target: the only replica that it may go to.
-        avoid: those that it is not to go to first, if there is another.
-        not_before: when it begins.
+        avoid: replicas that it goes to only if there is no other.
+        not_before: the earliest time at which it begins.
     """
 
     request: Request
@@ -132,7 +133,7 @@ class Call:
     def failed(self, attempt: Attempt, error: Exception, now: float) -> None:
         """An attempt ended without an answer."""
         if now >= attempt.deadline - _CLOSE_SECONDS:
-            return  # It ended with its deadline: `next` calls that late.
+            return  # It ended at its deadline; `next` reports DeadlineExceeded.
         if not self._ended(attempt):
             return
         self.replicas.failed(attempt.replica, attempt.started, now)
@@ -165,7 +166,7 @@ class Call:
         return attempt
 
     def _may_hedge(self) -> bool:
-        """Whether one more attempt may be made beside those that are on their way."""
+        """Whether one more attempt may run beside those that have no answer yet."""
         is_allowed = self.request.may_hedge and self.target is None and len(self.replicas.replicas) > 1
         return is_allowed and self._hedges < self.policy.max_hedges and self._tries < self.policy.max_tries
 
@@ -199,7 +200,7 @@ class Call:
         else:
             delay = max(retry_after, _BACKOFF_SECONDS * 2 ** (self._tries - 1)) * random.uniform(1.0, 1.5)
             costs_nothing = False
-        # What one replica never saw is no more work for another than if it had been asked first.
+        # A request that no replica has seen adds no load when another replica gets it.
         if now + delay >= self.deadline or not (costs_nothing or self.replicas.retries.take()):
             self._end(error, now)
             return
@@ -226,11 +227,11 @@ class Call:
 
 Result = TypeVar("Result")
 Steps = Generator[list[Call], list[Outcome], Result]
-"""An operation: yields calls, is sent their outcomes in the same order, returns the result."""
+"""An operation: yields calls, receives their outcomes in the same order, returns the result."""
 
 
 def checked(outcome: Outcome) -> Response:
-    """The response that is the outcome of a call; raises the error that is."""
+    """Return the response of a call's outcome, or raise its error."""
     if isinstance(outcome, ShoalError):
         raise outcome
     return outcome

@@ -79,18 +79,18 @@ class Client:
             entities: join key → a list, NumPy array or Arrow array of values, or a scalar that holds for every row.
             max_age: the age of a row that is accepted, instead of each view's TTL: a text such as "12h", or a timedelta
                 of whole seconds.
-            stale: what becomes of older rows: "null" their values, "serve" them, or "fail".
-            partial: whether an answer may lack rows that did not come in time from a table: the answer's `partial` then
-                names their views.
+            stale: how to treat older rows: "null" their values, "serve" them, or "fail" the lookup.
+            partial: whether an answer may lack rows of tables that did not arrive in time. The answer's `partial` names
+                their views.
             timeout: seconds that it may take, instead of the client's.
             format: what the answer comes in: "arrow" has every type and nulls, "npy" is one matrix of numbers and the
                 fastest, "json" has statuses and event times.
 
         Raises:
-            ServerError: a server answered with an error, or the last one that was tried did.
-            NoAnswer: none answered.
-            DeadlineExceeded: the time was over.
-            AnswerInvalid: what came is not an answer to this request.
+            ServerError: the last server that was tried answered with an error.
+            NoAnswer: no server answered.
+            DeadlineExceeded: the timeout has passed.
+            AnswerInvalid: a response does not answer this request.
             RequestInvalid: the request was refused before it was sent.
             ClientClosed: the client was closed.
             ShardsDisagree: shards are not at one version, and did not get there in time.
@@ -139,7 +139,7 @@ class Client:
         return self._drive(self._core.ready(timeout))
 
     def close(self) -> None:
-        """End all connections. Calls that have begun are answered; later ones raise ClientClosed."""
+        """Close all connections. Calls that have begun still return; later ones raise ClientClosed."""
         self._is_closed = True
         for pool in self._pools.values():
             pool.close()
@@ -158,7 +158,7 @@ class Client:
             raise ClientClosed("this client was closed; make a new one")
 
     def _run_beside(self, steps: Steps[None]) -> None:
-        # RuntimeError: there are no more threads, or the interpreter is ending.
+        # RuntimeError: no thread can be started, or the interpreter is shutting down.
         with suppress(RuntimeError):
             threading.Thread(target=self._carry_on, args=(steps,), daemon=True, name="shoal-client").start()
 
@@ -217,7 +217,7 @@ class Client:
         return soonest
 
     def _await_any(self, flights: Flights, until: float) -> None:
-        """Go on with those exchanges that can, or have no more time to connect."""
+        """Continue the exchanges whose socket is ready, or whose connect timeout has passed."""
         poll = select.poll()
         numbers = {exchange.fileno(): exchange for exchange in flights}
         for number, exchange in numbers.items():
@@ -255,7 +255,8 @@ class Client:
 
 
 def _only(flights: Flights) -> Exchange | None:
-    """The exchange whose answer is all that there is to wait for; None if there is more, or it was not sent yet."""
+    """Return the exchange whose answer is the only thing to wait for; None if there are others, or it was not sent
+    yet."""
     if len(flights) != 1:
         return None
     ((exchange, (_, attempt)),) = flights.items()

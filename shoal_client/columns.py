@@ -1,4 +1,4 @@
-"""Columns as callers give them, for lookups and pushes: checked, counted, and as lists."""
+"""Check, count and convert a caller's columns, for lookups and pushes."""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -12,7 +12,7 @@ def check_columns(member: str, columns: Any, *, scalars: bool) -> None:
     """Raise RequestInvalid if a caller's columns are not a mapping of names to lists or arrays of one length.
 
     Args:
-        member: what the caller gives them as, for the message.
+        member: the name of the argument, for the message.
         scalars: whether a column may be one value for all rows.
     """
     if not isinstance(columns, Mapping):
@@ -39,7 +39,7 @@ def is_scalar(values: Any) -> bool:
 
 
 def count_rows(columns: Columns) -> int:
-    """How many rows columns have, 1 if all are scalars; raises RequestInvalid if they are of different lengths."""
+    """Return how many rows the columns have, 1 if all are scalars; raise RequestInvalid if their lengths differ."""
     lengths = {name: len(values) for name, values in columns.items() if not is_scalar(values)}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name!r} has {length} values" for name, length in lengths.items())

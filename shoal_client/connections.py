@@ -31,10 +31,10 @@ _MOST_AT_ONCE = 1 << 20
 
 
 class Exchange:
-    """A request to a server: first its connection comes about, then it is sent, then its answer is awaited.
+    """A request to a server: it connects, sends the request, and then waits for the answer.
 
-    `connect_until` is when the connection has to be there; None once the request was sent. Until then the socket is
-    awaited to become writable, then to become readable.
+    `connect_until` is the deadline of the connection; None once the request was sent. Until then, wait for the socket
+    to become writable; after that, for it to become readable.
     """
 
     def __init__(self, pool: "ConnectionPool", method: str, data: bytes) -> None:
@@ -46,7 +46,7 @@ class Exchange:
         self.connect_until: float | None = None
 
     def begin(self, deadline: float) -> None:
-        """Send the request over a connection that is kept, or begin to connect; raises as `go_on`."""
+        """Send the request over a kept connection, or begin to connect; raise as `go_on`."""
         connection = self._pool.take()
         if connection is not None:
             self._connection = connection
@@ -59,13 +59,13 @@ class Exchange:
         self._connect(deadline, OSError("the host has no address"))
 
     def go_on(self, deadline: float, *, is_ready: bool) -> None:
-        """Send the request if the connection is there, or try the host's next address.
+        """Send the request if the connection is made, or try the host's next address.
 
         Args:
-            is_ready: whether the socket became writable; if not, the time to connect is over.
+            is_ready: whether the socket became writable; if not, the connect timeout has passed.
 
         Raises:
-            Unreached: no connection to the server came about.
+            Unreached: no connection to the server was made.
             OSError: the connection ended, or the deadline passed.
         """
         number = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if is_ready else errno.ETIMEDOUT
@@ -106,7 +106,7 @@ class Exchange:
         try:
             unsent = memoryview(self._data)
             while unsent:
-                # `sendall` over TLS would wait for so long before each record.
+                # `sendall` over TLS would apply the timeout to each record.
                 self._connection.settimeout(_remaining(deadline))
                 unsent = unsent[self._connection.send(unsent) :]
         except BaseException:
@@ -152,8 +152,8 @@ class Exchange:
 class _Incoming(io.RawIOBase):
     """The bytes that arrive on a connection until a deadline.
 
-    A socket's timeout counts from its last byte. So every read gets a timeout of what is left until the deadline, also
-    those by which http.client reads an answer's head and the sizes of its chunks.
+    A socket's timeout counts from its last byte. So every read gets the time left until the deadline as its timeout,
+    including http.client's reads of headers and chunk sizes.
     """
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
@@ -187,7 +187,7 @@ class ConnectionPool:
         """Send a request, or begin to connect for it.
 
         Raises:
-            Unreached: no connection to the server came about.
+            Unreached: no connection to the server was made.
             OSError: the connection ended, or the deadline passed.
         """
         exchange = Exchange(self, request.method, self._head(request, headers) + request.body)
@@ -195,7 +195,7 @@ class ConnectionPool:
         return exchange
 
     def places(self) -> list[Place]:
-        """Where the server may be reached: of a host name all that the system resolves it to."""
+        """Return the addresses of the server: for a host name, all that the system resolves it to."""
         address = self.address
         if address.path is not None:
             return [(socket.AF_UNIX, address.path)]
@@ -203,7 +203,7 @@ class ConnectionPool:
         return [(family, place) for family, _, _, _, place in found]
 
     def secured(self, connection: socket.socket, deadline: float) -> socket.socket:
-        """A connection that came about, over TLS if the address says so."""
+        """Return a connection over a connected socket, with TLS if the address says so."""
         if self.address.path is None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is None:
@@ -221,7 +221,7 @@ class ConnectionPool:
             self.close()
 
     def close(self) -> None:
-        """End all connections: those that are kept now, and others when their answer has come."""
+        """Close all connections: idle ones now, others when their answer has arrived."""
         self._is_closed = True
         while True:
             try:

@@ -56,7 +56,7 @@ class Core:
     """The operations of a client.
 
     Args:
-        run_beside: carries out an operation that no caller waits for.
+        run_beside: runs an operation that no caller waits for.
     """
 
     def __init__(self, given: Options, run_beside: Callable[[Steps[None]], None]) -> None:
@@ -109,7 +109,7 @@ class Core:
         try:
             return (yield from self._ask_shards(schema, features, entities, how, form, deadline))
         except (LookupInvalid, RequestInvalid, KeyOutsideShard) as error:
-            # A view or service may be new, or the join keys of one other than they were, or a shard another one.
+            # A view or service may be new, its join keys may have changed, or a server may hold another shard.
             schema = yield from self._learning.again(schema, error, deadline)
         return (yield from self._ask_shards(schema, features, entities, how, form, deadline))
 
@@ -272,7 +272,8 @@ class Core:
     def _ask_all(
         self, path: str, members: Sequence[str], timeout: float | None
     ) -> Steps[dict[str, dict[str, Any] | ShoalError]]:
-        """By address, the document with some members that each server has at a path, or why there is none."""
+        """Return, by address, each server's JSON document at a path, or the error. The document must have some
+        members."""
         deadline, request = self._deadline(timeout), get_request(path, self._headers, may_retry=False)
         calls = [
             self._call(request, replicas, deadline, replica) for replicas in self.sets for replica in replicas.replicas
@@ -296,21 +297,23 @@ class Core:
 
 
 def _plain(features: str | list[str]) -> list[str] | None:
-    """The features of an answer, if that is known without the store's schema."""
+    """Return the features of an answer, if they are known without the store's schema."""
     if isinstance(features, str) or any(reference.endswith(":*") for reference in features):
         return None
     return features
 
 
 def _check_push(view: Any, rows: Any, deletes: Any) -> None:
-    """Raise RequestInvalid if what a caller gives is no push."""
+    """Raise RequestInvalid if the arguments of a push are invalid."""
     if not isinstance(view, str) or not view:
         raise RequestInvalid(f"view is {shown(view)}; give the name of a view")
     if rows is None and deletes is None:
         raise RequestInvalid("the push has neither rows nor deletes; give one of them at least")
     if isinstance(rows, pa.Table | pa.RecordBatch):
         if deletes is not None:
-            raise RequestInvalid("rows in Arrow go without deletes; push those by themselves, or give rows as columns")
+            raise RequestInvalid(
+                "a push of Arrow rows cannot have deletes; push those separately, or give rows as columns"
+            )
     elif rows is not None:
         check_columns("rows", rows, scalars=False)
     if deletes is not None:

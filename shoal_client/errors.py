@@ -22,8 +22,8 @@ class AddressInvalid(ShoalError, ValueError):
 
 
 class RequestInvalid(ShoalError, ValueError):
-    """A request was refused before it was sent, or a setting when the client was made: an argument has a wrong type or
-    value, or columns do not go together."""
+    """A request was rejected before it was sent, or a setting when the client was made: an argument has a wrong type or
+    value, or columns do not match each other."""
 
 
 class FormMissing(ShoalError, TypeError):
@@ -31,7 +31,7 @@ class FormMissing(ShoalError, TypeError):
 
 
 class ClientClosed(ShoalError):
-    """The client was closed before; make a new one."""
+    """The client was closed; make a new one."""
 
 
 class ClientElsewhere(ShoalError, RuntimeError):

@@ -1,7 +1,7 @@
-"""What a client knows of the views: learned from one server of any shard, and kept when no server answers.
+"""The schema of the views that a client has: read from one server of any shard, and kept if no server answers.
 
-A request waits for it only if the client knows nothing yet, or if an error may come of what it knows. Else what is old
-is asked for again beside requests.
+A request waits for it only if the client has no schema yet, or if an old schema may have caused an error. Otherwise an
+old schema is refreshed in the background.
 """
 
 import threading
@@ -18,22 +18,22 @@ from shoal_client.schema import Schema
 from shoal_client.wire import Request
 
 _OLD_SECONDS = 30.0
-"""A schema so old is asked for again, beside a request."""
+"""A schema of this age is refreshed in the background."""
 _NEW_SECONDS = 1.0
-"""A schema so new is not asked for again because of an error."""
+"""A schema younger than this is not refreshed because of an error."""
 _HEDGE_SECONDS = 0.1
 
 
 class Learning:
-    """The schema, and how it is learned.
+    """The schema, and how it is read.
 
     Args:
         request: asks for it.
-        servers: all that can be asked.
-        expected: address → the shard that the client takes a server for, as "2/4"; None for one of all rows.
+        servers: all servers.
+        expected: address → the shard that the client expects there, such as "2/4"; None for a server of all rows.
         max_tries: how often the client sends a request.
-        refresh_seconds: what may be spent on asking again beside a request.
-        run_beside: carries out an operation that no caller waits for.
+        refresh_seconds: the timeout of a background refresh.
+        run_beside: runs an operation that no caller waits for.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Learning:
         self._request = request
         self._servers = servers
         self._expected = expected
-        # Until one answers all of them are asked, one more after each tenth of a second.
+        # Another server is asked every tenth of a second, until one answers.
         count = len(servers.replicas)
         self._policy = Policy(max(max_tries, count), _HEDGE_SECONDS, max_hedges=count)
         self._refresh_seconds = max(refresh_seconds, _NEW_SECONDS)
@@ -58,11 +58,11 @@ class Learning:
         self._lock = threading.Lock()
 
     def call(self, deadline: float, target: Replica | None = None) -> Call:
-        """The call that asks a server, any or `target`, for the document of /v1/views."""
+        """Return the call that reads /v1/views from any server, or from `target`."""
         return Call(self._request, self._servers, self._policy, deadline, target)
 
     def known(self, deadline: float) -> Steps[Schema]:
-        """What was learned last; learned now if nothing was yet."""
+        """Return the schema that was read last; read it now if there is none yet."""
         if self._schema is None:
             return (yield from self.now(deadline))
         if self._takes_refresh():
@@ -70,10 +70,10 @@ class Learning:
         return self._schema
 
     def again(self, schema: Schema, error: ShoalError, deadline: float) -> Steps[Schema]:
-        """The schema as it is now, if an error may come of the older one; raises the error if not."""
+        """Return a new schema if the old one may have caused an error; otherwise raise the error."""
         target = None
         if isinstance(error, KeyOutsideShard):
-            # It knows best which shard it is.
+            # That server knows which shard it holds.
             target = next(replica for replica in self._servers.replicas if replica.address.text == error.address)
         elif monotonic() - schema.learned < _NEW_SECONDS:
             raise error
@@ -85,12 +85,12 @@ class Learning:
             raise error from None
 
     def now(self, deadline: float, target: Replica | None = None) -> Steps[Schema]:
-        """Ask a server what there is, and whether it is the shard that the client takes it for: any server, or
-        `target`. It takes half of the time until a deadline at most.
+        """Read the schema from any server, or from `target`, and check that it holds the expected shard. This takes at
+        most half of the time until the deadline.
 
         Raises:
-            ShardMisplaced: it is another shard.
-            ShoalError: none answered.
+            ShardMisplaced: it holds another shard.
+            ShoalError: no server answered.
         """
         begun = monotonic()
         (outcome,) = yield [self.call(begun + 0.5 * (deadline - begun), target)]
@@ -103,7 +103,7 @@ class Learning:
         return schema
 
     def _takes_refresh(self) -> bool:
-        """Whether the schema is to be asked for again now, by this caller alone."""
+        """Whether this caller must refresh the schema now; true for one caller at a time."""
         with self._lock:
             is_due = monotonic() >= self._refresh_at
             if is_due:
@@ -111,7 +111,7 @@ class Learning:
             return is_due
 
     def _refresh(self) -> Steps[None]:
-        # If it fails, what was learned before stands. Requests meet the failure themselves where it concerns them.
+        # If the refresh fails, the old schema stays. Requests that need that server fail by themselves.
         with suppress(ShoalError):
             yield from self.now(monotonic() + 2 * self._refresh_seconds)
 
@@ -120,12 +120,12 @@ class Learning:
         if found != expected:
             raise ShardMisplaced(
                 f"{address} holds {f'shard {found}' if found else 'all rows'}, the client takes it for "
-                f"{f'shard {expected}' if expected else 'a server of all rows'}; mend the client's shards"
+                f"{f'shard {expected}' if expected else 'a server of all rows'}; correct the client's shards"
             )
 
 
 def expected_shards(sets: Sequence[ReplicaSet], is_sharded: bool) -> dict[str, str | None]:
-    """Address → the shard that a client takes the server there for."""
+    """Return address → the shard that a client expects there."""
     return {
         replica.address.text: f"{number}/{len(sets)}" if is_sharded else None
         for number, replicas in enumerate(sets, 1)

@@ -1,6 +1,6 @@
-"""Answers of servers, read and checked: nothing that a server sends is believed before it fits what was asked.
+"""Parse and validate servers' responses: a response must match the request before it is used.
 
-What does not fit is AnswerInvalid, whatever the bytes are, and nothing else.
+Any other bytes raise AnswerInvalid, and no other exception.
 """
 
 import re
@@ -18,26 +18,26 @@ from shoal_client.errors import AnswerInvalid
 from shoal_client.wire import APPLIED_HEADER, PARTIAL_HEADER, VERSION_HEADER, Response
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, StopIteration, struct.error, MemoryError)
-"""What bytes that are no answer can raise when they are read as one."""
+"""The exceptions that parsing invalid bytes can raise."""
 _NPY = b"\x93NUMPY\x01\x00"
 _NPY_HEAD = re.compile(
     rb"\{'descr': '(<f4|<f8)', 'fortran_order': False, 'shape': \(([0-9]{1,18}), ([0-9]{1,18})\), \} *\n"
 )
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _POSITION = re.compile(r"([^=,@ ]+)=(-?[0-9]{1,18})@([^=,@ ]*)")
-"""A view that stands before its log, as one that no root publishes does, has no entry."""
+"""The id is empty for a view that has no entry of a log, such as a view that no root publishes."""
 _SHOWN_BYTES = 100
 
 
 def read_answer(response: Response, form: str, keys: int, references: Sequence[str] | None) -> Answer:
-    """The answer to a lookup of so many keys.
+    """Return the answer to a lookup of some number of keys.
 
     Args:
         form: the format that was asked for.
         references: the features that were asked for, in order; None if only the server knows them.
 
     Raises:
-        AnswerInvalid: it is none, or has other rows or features than were asked for.
+        AnswerInvalid: it cannot be parsed, or has other rows or features than were requested.
     """
     try:
         version = _number(response.headers.get(VERSION_HEADER, ""))
@@ -46,7 +46,7 @@ def read_answer(response: Response, form: str, keys: int, references: Sequence[s
         match form:
             case "arrow":
                 batch = _read_batch(response.body)
-                names = batch.schema.names  # Those that are no UTF-8 raise.
+                names = batch.schema.names  # Names that are not UTF-8 raise.
                 _compare("rows", batch.num_rows, keys)
                 if references is not None:
                     _compare("features", names, list(references))
@@ -63,7 +63,7 @@ def read_answer(response: Response, form: str, keys: int, references: Sequence[s
                     _compare("features", list(document["features"]), list(dict.fromkeys(references)))
                 return JsonAnswer(version, applied, partial, document)
     except _UNREADABLE as error:
-        raise AnswerInvalid(f"{response.address} sent what is no answer: {type(error).__name__}: {error}") from error
+        raise AnswerInvalid(f"{response.address} sent an invalid answer: {type(error).__name__}: {error}") from error
 
 
 def _compare(what: str, found: Any, asked: Any) -> None:
@@ -76,26 +76,27 @@ def _read_batch(body: bytes) -> pa.RecordBatch:
         batch = stream.read_next_batch()
         if any(True for _ in stream):
             raise ValueError("it has more than one record batch")
-    # Offsets that lead out of a buffer would have Arrow read other memory.
+    # With offsets outside of a buffer, Arrow would read other memory.
     batch.validate(full=True)
     return batch
 
 
 def read_npy(data: bytes) -> npt.NDArray[Any]:
-    """The matrix of a .npy file of version 1.0, as a view of its bytes; raises ValueError or struct.error."""
+    """Return the matrix of a .npy file of version 1.0, as a view of its bytes; raise ValueError or struct.error."""
     if not data.startswith(_NPY):
-        raise ValueError("it is no .npy file of version 1.0")
+        raise ValueError("it is not a .npy file of version 1.0")
     (length,) = struct.unpack_from("<H", data, len(_NPY))
     start = len(_NPY) + 2 + length
     dtype, shape = _read_head(data[len(_NPY) + 2 : start])
     if shape[0] * shape[1] * dtype.itemsize != len(data) - start:
-        raise ValueError(f"it has {len(data) - start} bytes of numbers, where its head says {shape} of {dtype}")
+        raise ValueError(f"it has {len(data) - start} bytes of numbers, but its head says {shape} of {dtype}")
     return np.ndarray(shape, dtype, data, start)
 
 
 @lru_cache(maxsize=256)
 def _read_head(data: bytes) -> tuple[np.dtype[Any], tuple[int, int]]:
-    """The type and shape in the head of a .npy file, which is alike for all answers of a size."""
+    """Return the type and shape in the head of a .npy file, cached because answers of the same size have the same
+    head."""
     head = _NPY_HEAD.fullmatch(data)
     if head is None:
         raise ValueError(f"its head is {data[:_SHOWN_BYTES]!r}")
@@ -105,24 +106,24 @@ def _read_head(data: bytes) -> tuple[np.dtype[Any], tuple[int, int]]:
 def _read_features(document: Any, keys: int) -> dict[str, Any]:
     features, statuses, times = members = [document[name] for name in ("features", "status", "event_timestamps")]
     if not all(isinstance(member, dict) for member in members):
-        raise TypeError("features, status or event_timestamps is no object")
+        raise TypeError("features, status or event_timestamps is not an object")
     if not {reference.partition(":")[0] for reference in features} <= statuses.keys() & times.keys():
         raise ValueError("a view with features has no statuses or no event times")
     for column in (*features.values(), *statuses.values(), *times.values()):
         if not isinstance(column, list):
-            raise TypeError("a column is no list")
+            raise TypeError("a column is not a list")
         _compare("rows", len(column), keys)
     return dict(document)
 
 
 @lru_cache(maxsize=256)
 def parse_applied(text: str) -> dict[str, Position]:
-    """View → position, of the header X-Shoal-Applied; raises ValueError."""
+    """Return view → position, from the header X-Shoal-Applied; raise ValueError."""
     positions = {}
     for part in text.split(", ") if text else ():
         found = _POSITION.fullmatch(part)
         if found is None:
-            raise ValueError(f"{part!r} is no position in a log")
+            raise ValueError(f"{part!r} is not a position in a log")
         positions[found[1]] = Position(int(found[2]), found[3])
     return positions
 
@@ -134,8 +135,8 @@ def _number(text: str) -> int:
 
 
 def read_pushed(response: Response, sent: int) -> tuple[int, int, int]:
-    """What the answer to a push of so many rows says: its rows, those of them that were superseded, and the version
-    that shows the others; raises AnswerInvalid."""
+    """Return the content of the answer to a push: its rows, how many of them were superseded, and the version that
+    shows the others. Raise AnswerInvalid."""
     try:
         answer = response.document
         rows, superseded, version = (answer[member] for member in ("rows", "superseded", "version"))
@@ -145,17 +146,17 @@ def read_pushed(response: Response, sent: int) -> tuple[int, int, int]:
             raise AnswerInvalid(f"{response.address} confirms {rows} rows of a push, {sent} were sent")
     except _UNREADABLE as error:
         shown = response.body[:_SHOWN_BYTES]
-        raise AnswerInvalid(f"{response.address} sent what is no answer to a push: {shown!r}") from error
+        raise AnswerInvalid(f"{response.address} sent an invalid answer to a push: {shown!r}") from error
     return rows, superseded, version
 
 
 def read_document(response: Response, members: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON object in an answer; raises AnswerInvalid if it is none, or lacks one of some members."""
+    """Return the JSON object in an answer; raise AnswerInvalid if it is not an object, or lacks one of the members."""
     try:
         document = response.document
     except ValueError as error:
-        raise AnswerInvalid(f"{response.address} sent what is no JSON: {error}") from None
+        raise AnswerInvalid(f"{response.address} sent invalid JSON: {error}") from None
     if not isinstance(document, dict) or not document.keys() >= set(members):
         wanted = f"an object with {', '.join(members)}" if members else "an object"
-        raise AnswerInvalid(f"{response.address} sent {response.body[:_SHOWN_BYTES]!r}, where {wanted} was expected")
+        raise AnswerInvalid(f"{response.address} sent {response.body[:_SHOWN_BYTES]!r}, but {wanted} was expected")
     return document

@@ -69,7 +69,8 @@ class ReplicaSet:
         self._lock = threading.Lock()
 
     def pick(self, now: float, avoid: Collection[Replica] = ()) -> Replica:
-        """The replica to ask next; none of `avoid` if there is another, and one that fails only if all do."""
+        """Return the replica to ask next: one of `avoid` only if there is no other, and a failing one only if all
+        fail."""
         with self._lock:
             others = [replica for replica in self.replicas if replica not in avoid] or self.replicas
             fit = [replica for replica in others if max(replica.ejected_until, replica.not_before) <= now]
@@ -106,13 +107,13 @@ class ReplicaSet:
             self._sample(seconds)
 
     def put_off(self, replica: Replica, seconds: float, now: float) -> None:
-        """A replica said that it has too much to do, and is to be asked again in so many seconds."""
+        """A replica is overloaded; do not ask it again for some seconds."""
         with self._lock:
             replica.in_flight -= 1
             replica.not_before = now + min(seconds, _LONGEST_EJECTION_SECONDS)
 
     def failed(self, replica: Replica, started: float, now: float) -> None:
-        """A replica did not answer a request that began at `started`, or said that it cannot."""
+        """A replica did not answer a request that began at `started`, or answered that it cannot."""
         with self._lock:
             replica.in_flight -= 1
             self._eject(replica, started, now)
@@ -138,7 +139,7 @@ class ReplicaSet:
 
     def _eject(self, replica: Replica, started: float, now: float) -> None:
         if started < replica.ejected_at:
-            return  # The request was on its way already when the replica failed another one: it is the same failure.
+            return  # The request was sent before the replica failed another one, so it is the same failure.
         replica.ejected_at = now
         seconds = min(_FIRST_EJECTION_SECONDS * 2**replica.failures, _LONGEST_EJECTION_SECONDS)
         replica.failures = min(replica.failures + 1, 10)

@@ -17,10 +17,10 @@ from shoal_client.calls import Unreached
 from shoal_client.wire import READ_HEADERS, TIMEOUT_HEADER, Request, Response
 
 FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
-"""What a connection that does not work raises."""
+"""The exceptions of a failed connection."""
 
 MOST_CONNECTIONS = 100
-"""To one server: fewer than the connections that a listening socket commonly keeps until they are accepted (128)."""
+"""The connections to one server: fewer than the usual backlog of a listening socket (128)."""
 _TURNS = 10
 
 
@@ -44,14 +44,14 @@ class Session:
         )
 
     async def ask(self, request: Request, headers: Mapping[str, str], deadline: float) -> Response:
-        """The answer to a request.
+        """Send a request; return its response.
 
         Raises:
-            Unreached: no connection to the server came about.
+            Unreached: no connection to the server was made.
             Exception: one of FAILURES: the connection ended, or `deadline` passed.
         """
         async with asyncio.timeout(deadline - monotonic()), self._free:
-            # The server is told what is left, without the time in which the request waited for its turn.
+            # The server gets the time that is left after the request has waited for a connection.
             left = {TIMEOUT_HEADER: str(max(1, int(1000 * (deadline - monotonic()))))}
             sent = self._http.request(
                 request.method,
@@ -71,12 +71,12 @@ class Session:
         return Response(response.status, kept, body, self._address.text)
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self._http.close()
 
 
 _NO_TIMEOUT = aiohttp.ClientTimeout()
-"""The deadline is kept outside: aiohttp rounds longer times up to whole seconds."""
+"""The deadline is enforced outside of aiohttp, which rounds longer timeouts up to whole seconds."""
 
 
 class _TcpConnector(aiohttp.TCPConnector):
@@ -98,13 +98,14 @@ class _UnixConnector(aiohttp.UnixConnector):
 
 
 async def _in_turns(connecting: Coroutine[Any, Any, ResponseHandler], seconds: float) -> ResponseHandler:
-    """The connection that comes about within so many seconds of an event loop that is idle.
+    """Connect within some seconds, not counting time in which the event loop is busy.
 
-    A timer also counts the time in which the loop was busy with other tasks, and when it fires, the loop may not have
-    noticed yet that the connection came about. So the time is divided: in each part the loop looks at its sockets.
+    A timer also counts the time in which the loop was busy with other tasks. When it fires, the loop may not have
+    noticed yet that the connection is made. So the timeout is divided into parts, and the loop polls its sockets in
+    each part.
 
     Raises:
-        Unreached: none came about.
+        Unreached: no connection was made.
     """
     task = asyncio.ensure_future(connecting)
     try:
@@ -112,7 +113,7 @@ async def _in_turns(connecting: Coroutine[Any, Any, ResponseHandler], seconds: f
             await asyncio.wait((task,), timeout=seconds / _TURNS)
             if task.done():
                 return task.result()
-        raise Unreached(f"no connection came about in {seconds:g} s")
+        raise Unreached(f"no connection was made in {seconds:g} s")
     except BaseException:
         if not task.cancel() and not task.cancelled() and task.exception() is None:
             task.result().close()

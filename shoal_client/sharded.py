@@ -38,7 +38,7 @@ class Part:
 
     @property
     def keys(self) -> int:
-        """How many keys it asks for."""
+        """Return the number of keys."""
         return 1 if self.rows is None else len(self.rows)
 
     @property

@@ -1,4 +1,4 @@
-"""What messages say of values that callers give."""
+"""Format a caller's values for messages."""
 
 from typing import Any
 
@@ -6,6 +6,6 @@ _MOST_CHARACTERS = 60
 
 
 def shown(value: Any) -> str:
-    """A value's type and the beginning of its text."""
+    """Return a value's type and the beginning of its text."""
     text = repr(value)
     return f"the {type(value).__name__} {text if len(text) <= _MOST_CHARACTERS else f'{text[:_MOST_CHARACTERS]}…'}"

@@ -15,8 +15,8 @@ from spark_export.views import ViewDefinition
 class Basis:
     """What a run continues.
 
-    Either there is a `state` to compare with, or a `reason` to publish a snapshot. `superseded` are the states that
-    nobody needs any more once this run has published `next_seq`.
+    Either there is a `state` to compare with, or a `reason` to publish a snapshot. `superseded` are the states that are
+    obsolete once this run has published `next_seq`.
     """
 
     previous: Manifest | None

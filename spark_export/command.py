@@ -70,8 +70,8 @@ def export_command(
     and ends with exit code 1. The view's max_removed in views.yaml sets another share, and --allow-removals lifts the
     limit once. Of fewer than 1,000 rows any may be removed, but not all. Other views are exported.
 
-    Views of the root that views.yaml does not name, because they were renamed or removed there, are listed on stderr:
-    nodes go on serving them until `shoal drop-view` removes them.
+    The command lists on stderr the views of the root that views.yaml no longer names: nodes serve such a view until
+    `shoal drop-view` removes it.
 
     Started by spark-submit, the export runs in the session that it sets up.
     """

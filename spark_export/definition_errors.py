@@ -1,4 +1,4 @@
-"""What is wrong with a views.yaml: all of it at once, in the words of the file, each with its line and its mend."""
+"""Errors of a views.yaml: all of them at once, in the words of the file, each with its line and the fix."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ _MEANT_KEYS = {
     **dict.fromkeys(("dtype", "data_type", "value_type"), "type"),
     "batch_source": "source",
 }
-"""What others call the keys of a views.yaml."""
+"""Common wrong names of the keys of a views.yaml."""
 
 _MEANT_TYPES = {
     **dict.fromkeys(("int", "integer", "long", "bigint", "number"), "int64"),
@@ -32,36 +32,36 @@ _MEANT_TYPES = {
     **dict.fromkeys(("binary", "bytea"), "bytes"),
     **dict.fromkeys(("datetime", "date"), "timestamp"),
 }
-"""What others call the types."""
+"""Common wrong names of the types."""
 
 _EXAMPLES = {
     "join_keys": "join_keys: [{{name: {}, type: string}}]",
     "features": "features: [{{name: {}, type: int64}}]",
     "source": "source: {{path: data/docs, format: parquet}}",
 }
-"""How the keys are written that hold more than one value; with a name in it."""
+"""Examples of keys with structured values, with a place for a name."""
 
 
 class Finding(NamedTuple):
-    """Something wrong with the value that `at` leads to, from the model that says so."""
+    """An error of the value at the path `at`, relative to the model that reports it."""
 
     message: str
     at: Place = ()
 
 
 def wrong(message: str, *at: str | int) -> PydanticCustomError:
-    """A finding as the error of a validator."""
+    """Return a finding as the error of a validator."""
     return PydanticCustomError("definition", "{message}", {"message": message, "at": at})
 
 
 class Definition(BaseModel):
-    """A part of a views.yaml. What `findings` says of it is reported together with all else that is wrong in it."""
+    """A part of a views.yaml. Its `findings` are reported together with its other errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def findings(cls, data: dict[str, Any]) -> Iterator[Finding]:
-        """What is wrong with members taken together. Each may be anything still, as it stands in the file."""
+        """Yield errors of combinations of members. The members are unvalidated, as in the file."""
         yield from ()
 
     @model_validator(mode="wrap")
@@ -79,35 +79,35 @@ class Definition(BaseModel):
 
 
 def _again(details: ErrorDetails) -> InitErrorDetails:
-    """An error that was met already, as a part of another."""
+    """An error that was reported already, as a part of another."""
     context = {"message": details["msg"], "at": details.get("ctx", {}).get("at", ())}
     kind = PydanticCustomError(details["type"], "{message}", context)
     return InitErrorDetails(type=kind, loc=details["loc"], input=details["input"])
 
 
 def member(thing: Any, name: str) -> Any:
-    """A member of what stands in the file, or of a model; None if it has none."""
+    """Return a member of a mapping in the file, or of a model; None if it is missing."""
     return thing.get(name) if isinstance(thing, dict) else getattr(thing, name, None)
 
 
 def listed(thing: Any) -> list[Any]:
-    """The items of what ought to be a list, where it is one."""
+    """Return the items of a list; nothing if the value is not a list."""
     return list(thing) if isinstance(thing, list | tuple) else []
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """What to do about a name that is unknown."""
+    """Return what to do about an unknown name."""
     matches = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else "; remove it"
 
 
 def definition_error(document: YamlDocument, error: ValidationError, known_keys: set[str]) -> DefinitionError:
-    """One error that lists all that is wrong, a line each, in the order of the file."""
+    """Return one error that lists all errors, one line each, in the order of the file."""
     found = [(_place(details), details) for details in error.errors()]
     places = [place for place, details in found if details["type"] != "definition"]
     lines: list[tuple[int, str]] = []
     for place, details in found:
-        # What is wrong inside a list makes the list too short.
+        # Errors inside a list also make pydantic report the list as too short.
         if details["type"] == "too_short" and any(len(other) > len(place) == _shared(place, other) for other in places):
             continue
         if details["type"] == "missing" and _is_misspelt(place, found, known_keys):
@@ -128,7 +128,7 @@ def _place(details: ErrorDetails) -> Place:
 
 
 def _is_misspelt(missing: Place, found: list[tuple[Place, ErrorDetails]], known: set[str]) -> bool:
-    """Whether a key is only missing because it was written in another way, which is told."""
+    """Whether a key is missing because it was written under another name, which is reported."""
     return any(
         details["type"] == "extra_forbidden"
         and place[:-1] == missing[:-1]
@@ -138,13 +138,13 @@ def _is_misspelt(missing: Place, found: list[tuple[Place, ErrorDetails]], known:
 
 
 def _meant(name: str, known: set[str]) -> str | None:
-    """The key that was meant by one that is unknown."""
+    """Return the key that an unknown key probably means."""
     meant = _MEANT_KEYS.get(name.lower())
     return meant or next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def _explain(details: ErrorDetails, known_keys: set[str]) -> str:
-    """What is wrong, in the words of the file rather than of the library that found it."""
+    """Describe an error in the words of the file, not in pydantic's."""
     name = next((step for step in reversed(details["loc"]) if isinstance(step, str)), "the file")
     match details["type"]:
         case "definition":
@@ -164,9 +164,9 @@ def _explain(details: ErrorDetails, known_keys: set[str]) -> str:
         case "extra_forbidden":
             return _unknown_key(name, details, known_keys)
         case "string_pattern_mismatch" if name == "table":
-            return f"{_shown(details)} is no name of a table; use 3 to 255 letters, digits and any of _ . -"
+            return f"{_shown(details)} is not a table name; use 3 to 255 letters, digits and any of _ . -"
         case "string_pattern_mismatch" if name == "name":
-            return f"{_shown(details)} is no name; use a letter, then letters, digits and underscores (at most 128)"
+            return f"{_shown(details)} is not a name; use a letter, then letters, digits and underscores (at most 128)"
         case "string_pattern_mismatch":
             return f"{_shown(details)} names no feature; write view:feature, or view:* for all of a view's features"
         case _:
@@ -185,7 +185,7 @@ def _unknown_key(name: str, details: ErrorDetails, known_keys: set[str]) -> str:
 
 
 def _meant_type(name: str, details: ErrorDetails) -> str:
-    """The type that was meant by one that is unknown."""
+    """Return the type that an unknown type probably means."""
     given = details["input"]
     if name != "type" or not isinstance(given, str):
         return ""
@@ -198,7 +198,7 @@ def _meant_type(name: str, details: ErrorDetails) -> str:
 
 
 def _example(name: str, given: object = None) -> str:
-    """How a key is written, with a name that was given for it."""
+    """Return an example of a key, with the name that was given for it."""
     if name not in _EXAMPLES:
         return ""
     named = given if isinstance(given, str) and is_name(given) else "user_id" if name == "join_keys" else "clicks"

@@ -29,8 +29,8 @@ def export(
     allow_removals: bool = False,
     spark: SparkSession,
 ) -> list[Report]:
-    """Export views, in the order of the file, and then the feature services. Of a view that only streams its definition
-    is published, unless its log has begun, and no report is given.
+    """Export views, in the order of the file, and then the feature services. For a view that only streams, publish its
+    definition if its log has not begun, and return no report.
 
     Args:
         view_names: which views; None for all.
@@ -104,7 +104,8 @@ def chosen(views_file: ViewsFile, names: Iterable[str] | None) -> list[ViewDefin
 
 
 def unnamed_views(views_file: ViewsFile, root: ExportRoot) -> list[str]:
-    """The views of a root that the file does not name: renamed or removed there, and served by nodes all the same."""
+    """Return the views of a root that the file does not name: they were renamed or removed there, and nodes still serve
+    them."""
     return sorted(set(root.views()) - {view.name for view in views_file.views})
 
 

@@ -52,8 +52,8 @@ class Loss:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The losses over the limit, what of `rows` and `values` could not be compared, and by how many rows the view would
-    grow; None if that is not known."""
+    """The losses over the limit, which of `rows` and `values` could not be compared, and by how many rows the view
+    would grow; None if not known."""
 
     losses: tuple[Loss, ...] = ()
     not_compared: tuple[str, ...] = ()

@@ -12,13 +12,14 @@ class Report:
 
     `kind` is None if nothing had to be published; `seq` is then the view's newest. `reason` says why a snapshot, or a
     delta without rows, was published. Of the `rows_read`, `duplicates` lost to a newer row of their key; every other
-    row is one of `new`, `changed`, `refreshed` (shipped again lest its TTL lapse), `late` (changed, but older than
+    row is one of `new`, `changed`, `refreshed` (shipped again before its TTL expires), `late` (changed, but older than
     what was shipped: not shipped) or `unchanged`. `removed` keys are no longer in the source. A snapshot is compared
     with nothing row by row: all its rows are `new`. `bytes` counts the published files, `seconds` the whole run.
 
-    `refused` are the losses over the view's limit for which nothing was published; the other counts are then what would
-    have been. Of a snapshot that is refused it is only known by how many rows the view would have grown (`new`) or
-    shrunk (`removed`). `not_compared` names what was published without being compared with what the view had, `rows` or
+    `refused` lists the losses over the view's limit; if there are any, nothing was published, and the other counts say
+    what would have been. For a refused snapshot, the counts only say by how many rows the view would have grown (`new`)
+    or shrunk (`removed`). `not_compared` names what was published without being compared with what the view had, `rows`
+    or
     `values`, because no earlier entry says how many there were.
     """
 

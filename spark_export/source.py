@@ -53,10 +53,10 @@ _HINTS = {
     f"{pyspark.__version__}",
     "DATA_SOURCE_NOT_FOUND": "correct the format, or name its package: --package GROUP:ARTIFACT:VERSION",
     "COLUMN_ALREADY_EXISTS": _SAME_BUT_CASE,
-    "Relative path in absolute URI": "Spark reads no file of this machine whose own name has a colon, "
-    "and no path with a colon beside one of *?[]{}\\: rename it",
+    "Relative path in absolute URI": "Spark cannot read a local file whose own name has a colon, nor "
+    "a path that has both a colon and one of *?[]{}\\: rename it",
 }
-"""What Spark says of a source → what to do about it."""
+"""Spark's message about a source → what to do about it."""
 
 _LISTED = 20
 
@@ -104,7 +104,8 @@ def _with_texts(view: ViewDefinition, guessed: StructType) -> StructType:
 
 
 def file_uri(path: str, of: str) -> str:
-    """Return a path of views.yaml as Spark's reader of a format takes it: as what is there, or else as a pattern."""
+    """Return a path of views.yaml in the form that Spark's reader expects: an escaped path if it exists, otherwise a
+    pattern."""
     if not path.startswith("/"):
         return path
     # Without a scheme Spark would look on the cluster's default file system, not next to views.yaml.
@@ -112,7 +113,7 @@ def file_uri(path: str, of: str) -> str:
 
 
 def hint_of(said: str) -> str | None:
-    """Return what to do about what Spark says of a source; None where it says so itself."""
+    """Return what to do about Spark's message on a source; None if the message says so itself."""
     return next((hint for text, hint in _HINTS.items() if text in said), None)
 
 

@@ -52,8 +52,8 @@ def _causes(exception: Any) -> list[str]:
 def raised_as(
     kind: type[ShoalError], what: str, hint_of: Callable[[str], str | None] = lambda said: None
 ) -> Iterator[None]:
-    """Raise what Spark raises as an error of Shoal: `what`, what Spark said, and what `hint_of` knows about that. An
-    error of `raise_source_error` is raised as SourceError, as it is."""
+    """Raise Spark's errors as errors of Shoal. The message has `what`, Spark's message, and the hint of `hint_of`. An
+    error of `raise_source_error` is raised as SourceError, unchanged."""
     try:
         with source_errors():
             yield

@@ -91,7 +91,7 @@ def export_view(
             remove_states(root, basis.superseded)
     new, removed = found.counts[Verdict.NEW], found.counts[Verdict.REMOVED]
     if compared.losses and compared.growth is not None and basis.state is None:
-        # Without a state each row counts as new, and a refusal for the rows that are gone would say the opposite.
+        # Without a state each row counts as new, which would contradict a refusal because of removed rows.
         new, removed = max(0, compared.growth), max(0, -compared.growth)
     return Report(
         view=view.name,

@@ -264,10 +264,10 @@ def _doubled_columns(view: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _unresolved(reference: str, known: Mapping[str, set[str]]) -> str | None:
-    """What is wrong with the reference of a feature service, which may be anything; None if it names a feature."""
+    """Return the error of a feature service's reference, of any type; None if it names a feature."""
     view, colon, feature = reference.partition(":")
     if not colon:
-        return None  # The pattern of references says so.
+        return None  # The pattern of references reports that.
     if view not in known:
         return f"{reference!r} names no view of this file; it has {', '.join(known) or 'none'}"
     if feature not in known[view]:
@@ -279,8 +279,8 @@ def load_views(path: str | os.PathLike[str]) -> ViewsFile:
     """Read a views.yaml; relative paths in it are relative to the file.
 
     Raises:
-        DefinitionError: it cannot be read, or something in it is wrong; the message has a line for each, with the file
-            and its line. Of a file that is no YAML it names the first.
+        DefinitionError: the file cannot be read, or has errors. The message has one line for each error, with the file
+            and line. For invalid YAML it has only the first error.
     """
     document = YamlDocument(Path(path))
     try:

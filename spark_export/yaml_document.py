@@ -133,7 +133,7 @@ class YamlDocument:
 
 
 def _mend(mark: yaml.Mark | None) -> str:
-    """What to do about a text that is no YAML, where that can be seen."""
+    """Return what to do about invalid YAML, if the cause is known."""
     if mark is None or mark.buffer is None:
         return ""
     before, after = mark.buffer[: mark.pointer].rpartition("\n")[2], mark.buffer[mark.pointer :].partition("\n")[0]

@@ -46,7 +46,7 @@ class RowCache:
         )
         self._env.reader_check()
         with self._env.begin():
-            pass  # From now on it is known that a process with this id is alive.
+            pass  # From here on LMDB knows that a process with this id is alive.
 
     @classmethod
     def open(cls, store: Path, size: int) -> "RowCache":

@@ -24,7 +24,7 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 def encode(result: LookupResult, allowance: Allowance = UNLIMITED) -> bytes:
-    """The answer as an Arrow stream; raises RequestTooLarge if it takes more than the allowance."""
+    """Return the answer as an Arrow stream; raise RequestTooLarge if it is over the allowance."""
     allowance.check(result.nbytes)
     if result.keys and all(_NUMBERS.issuperset(part.program.types) for part in result.parts):
         return _encode_numbers(result)

@@ -39,9 +39,9 @@ def encode(
         result: what was looked up.
         join_keys: the lists of the request, join key → one value a row.
         full_feature_names: name a feature `view__feature` instead of `feature`.
-        view_names: name the views in the metadata, as Feast does where their versions are asked for: of definitions
-            there is only the current one, and Feast gives that no number.
-        strict: write floats as Feast does, and say PRESENT of a null in a row that is there.
+        view_names: list the views in the metadata, as Feast does if view versions are requested. Shoal has only the
+            current definition, to which Feast gives no version number.
+        strict: write floats as Feast does, and give a null in an existing row the status PRESENT.
         allowance: what the answer may take.
 
     Raises:
@@ -62,7 +62,7 @@ def _columns(part: ViewColumns, strict: bool, allowance: Allowance) -> list[byte
     """The results of each feature of a view."""
     of_features = [row_statuses(part.rows.status)] * len(part.valid) if strict else statuses_of(part)
     times = b',"event_timestamps":' + event_times_of(part.rows, _EPOCH) + b"}"
-    # Besides the values: each feature has all of the times again.
+    # The times, in addition to the values: they are repeated for each feature.
     allowance.take(sum(map(len, of_features)) + len(of_features) * len(times))
     return [
         b'{"values":' + values + b',"statuses":' + of_feature + times

@@ -18,7 +18,7 @@ MEDIA_TYPE = "application/json"
 
 
 def encode(result: LookupResult, allowance: Allowance = UNLIMITED) -> bytes:
-    """The answer as JSON; raises RequestTooLarge if it takes more than the allowance."""
+    """Return the answer as JSON; raise RequestTooLarge if it is over the allowance."""
     values = [values_of(part, allowance) for part in result.parts]
     features = {
         reference: values[part][column]

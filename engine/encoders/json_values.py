@@ -32,7 +32,7 @@ _FORMS = {
 _FLOAT_FORMS = (Form.FLOAT32, Form.FLOATS)
 _BRACKETS = 2
 _KEYS_AT_ONCE = 1024
-"""orjson holds the interpreter's lock. After so many keys, other threads get their turn."""
+"""Keys per call of orjson, which holds the interpreter's lock. Between calls other threads can run."""
 
 
 def dumps(document: Any) -> bytes:
@@ -110,7 +110,7 @@ def _forms(types: tuple[str, ...], seconds: bool, named_floats: bool) -> tuple[n
 
 
 def _dumps_column(column: Column, named_floats: bool, allowance: Allowance) -> bytes:
-    """The values of a column that the kernels do not write, as JSON."""
+    """Return the values of a column that no kernel encodes, as JSON."""
     pieces = []
     for start in range(0, column.valid.size, _KEYS_AT_ONCE):
         piece = dumps(_objects(column.slice(start, start + _KEYS_AT_ONCE), named_floats))

@@ -12,7 +12,7 @@ MEDIA_TYPE = "application/x-npy"
 
 
 def encode(result: MatrixResult, allowance: Allowance = UNLIMITED) -> bytes:
-    """The answer as a .npy file; raises RequestTooLarge if it takes more than the allowance."""
+    """Return the answer as a .npy file; raise RequestTooLarge if it is over the allowance."""
     allowance.check(result.nbytes)
     return b"".join((_head(result.matrix.shape, result.matrix.dtype), result.matrix.data))
 

@@ -105,8 +105,8 @@ class _KernelCache(_Cache):
 
 
 def _directories() -> Iterator[Path]:
-    """Yield where machine code may be kept: the places that Numba would use, in its order, and one for users without a
-    home directory, such as those of containers."""
+    """Yield the directories for machine code: those that Numba would use, in its order, and then one for users without
+    a home directory, as in containers."""
     if _config.CACHE_DIR:
         yield Path(_config.CACHE_DIR) / "shoal"
     yield Path(__file__).parent / "__pycache__"
@@ -119,7 +119,8 @@ def _directories() -> Iterator[Path]:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether a directory, which is made if it is not there, is this user's alone: what is read from it is run."""
+    """Whether only this user can write to a directory, which is created if missing. Code that is read from it is
+    run."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()

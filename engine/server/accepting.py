@@ -6,9 +6,9 @@ worker that has more connections than another leaves that one a moment to come f
 the workers share; each writes its own place, and nobody waits for anybody: a worker that hangs costs the others that
 moment.
 
-A worker has a limit of connections. Where it is reached, the one that was idle for longest makes room for the next. If
-none is idle, a few more than the limit are let in, to be told so and sent away, so that /health is answered; the next
-wait in the kernel's queue until some have gone.
+A worker has a limit of connections. When it is reached, the worker closes the connection that has been idle longest to
+accept the next. If none is idle, it accepts a few more, answers one request on each, and closes them, so that /health
+is answered. Further connections wait in the kernel's queue until others have closed.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Host(Protocol):
         """One that `is_extra` is over the limit, and to be got rid of."""
 
     def make_room(self, *, at_once: bool) -> bool:
-        """Close the connection that was idle for longest, if there is one; returns whether there was."""
+        """Close the connection that has been idle longest; return whether there was one."""
 
 
 class ConnectionCounts:
@@ -86,7 +86,7 @@ class Acceptor:
         self._worker = worker
         self._most = most
         self._tls = tls
-        # The connections whose TLS is being agreed on, in the order in which they came; None where that was cut short.
+        # The connections in their TLS handshake, in order of arrival; None for one whose handshake was aborted.
         self._greeting: dict[asyncio.Task[None], socket.socket | None] = {}
         self._waiting: asyncio.TimerHandle | None = None
         counts[worker] = 0  # One that died in this place had some.
@@ -138,8 +138,7 @@ class Acceptor:
         return True
 
     def _make_room(self) -> bool:
-        """End a connection that asks nothing, or else the one that is longest about its TLS; returns whether there was
-        one."""
+        """Close an idle connection, or else the one whose TLS handshake takes longest; return whether there was one."""
         if self._host.make_room(at_once=True):
             return True
         for greeting, connection in self._greeting.items():

@@ -1,16 +1,16 @@
-"""Which requests a worker takes on when more come than it can answer in time.
+"""Load shedding: which requests a worker accepts when more arrive than it can answer in time.
 
-A worker answers one request after the other, in the order in which it read them. So when a request is read, its answer
-can be foreseen: it comes after what the request has waited already, most of that in its socket, and after all that were
-read before it. A request whose answer would come too late is refused there and then, in one of two cases:
+A worker answers one request after the other, in the order in which it read them. So when a request is read, the time of
+its answer can be predicted from the time that it has already waited, mostly in its socket, and from the requests that
+were read before it. If the answer would be too late, the request is rejected at once, in one of two cases:
 
 - Its client said how long it waits.
 - The worker has a standing queue, as CoDel defines it: over a whole interval the shortest wait stayed above a target. A
-  pause of the machine, or a burst, is over by itself, and to refuse what waited for it would help nobody.
+  queue after a pause of the machine, or after a burst, ends by itself, and rejecting its requests would help nobody.
 
-A refusal must cost next to nothing: what it costs to refuse nine of ten requests is missing for the tenth. It therefore
-is made from the bytes that came, where they are one whole request of the ordinary kind, without parsing, task or
-handler: a twentieth of the time of a small lookup.
+A rejection must cost next to nothing, because the CPU that it takes to reject nine of ten requests is missing for the
+tenth. So it is decided from the received bytes, without parsing, task or handler, if they are one whole ordinary
+request. That takes a twentieth of the time of a small lookup.
 """
 
 import re
@@ -32,10 +32,10 @@ at the core, larger requests among those ahead, and the network."""
 _SHARE_WHEN_BEGUN = 0.9
 
 _INTERVAL_SECONDS = 0.25
-"""A queue stands once the worker has worked for so long, by its own CPU time, and nothing told that the queue had
-ended. A worker that gets no turn at a core cannot be said to have had too much to do."""
+"""A queue is standing if it has not ended within this much CPU time of the worker. Wall time would not do: a worker
+that is not scheduled is not overloaded."""
 _TARGET_SHARE = 0.25
-"""The target is this share of the timeout. While a queue stands, the waits are just below the timeout."""
+"""The target is this share of the timeout. In a standing queue, requests wait for almost the timeout."""
 
 _WHOLE = re.compile(rb"POST (\S+) HTTP/1\.1\r\n")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+) *\r\n", re.IGNORECASE)
@@ -59,11 +59,12 @@ def timeout_seconds(text: str) -> float:
 
 
 class Admission:
-    """One worker's. Times are in seconds, by one clock.
+    """The admission of one worker. All times are in seconds of the same clock.
 
     Args:
-        timeout: how long an answer may take while a queue stands, if its client does not say how long it waits.
-        paths: where requests may be refused, those of Feast's endpoints apart: their errors look different.
+        timeout: how long an answer may take during a standing queue, if the client sets no deadline.
+        paths: paths whose requests may be rejected. Feast's endpoints are separate, because their errors have another
+            form.
     """
 
     def __init__(self, timeout: float, paths: Iterable[str], feast_paths: Iterable[str]) -> None:
@@ -85,12 +86,12 @@ class Admission:
         """Note that a request was read, before it is decided whether to take it."""
         self.met += 1
         if self._was_idle:
-            # Nothing was ahead of it. What it has waited for, if it has, was no queue.
+            # No request was ahead of it, so its wait, if any, was not caused by a queue.
             self._was_idle, self._queued_since = False, None
 
     def note_idle(self, met: int) -> None:
-        """Note what the event loop found when it next looked at all sockets after an answer, before which it had met so
-        many requests: if it has met no other one, there is no queue."""
+        """Note the result of the event loop's next poll of all sockets after an answer. If it has read no request
+        beyond the `met` ones from before the answer, there is no queue."""
         self._was_idle = self._was_idle or (met == self.met and not self._waiting)
 
     def take(self) -> int:
@@ -99,7 +100,7 @@ class Admission:
         return self._waiting - 1
 
     def begin(self, ahead: int, read: float, arrived: float, now: float) -> None:
-        """The turn of a request has come. Learn how long each takes, and whether requests wait for long."""
+        """Begin a request. Update the mean time per request, and whether requests wait for long."""
         self._waiting -= 1
         if ahead:
             # A pause that has nothing to do with requests must not look like the price of one for long.
@@ -109,8 +110,8 @@ class Admission:
             self._queued_since = None
 
     def has_standing_queue(self) -> bool:
-        """Whether requests have waited for longer than the target for a whole interval, which begins with the first
-        late one that this is asked for."""
+        """Whether requests have waited for longer than the target for a whole interval. The interval begins with the
+        first call for a late request."""
         if self._queued_since is None:
             self._queued_since = time.thread_time()
         return time.thread_time() - self._queued_since > _INTERVAL_SECONDS

@@ -212,7 +212,7 @@ class Application:
             return
         who = "the request" if asked is not None else "requests have queued up, and this one"
         raise Overloaded(
-            f"{who} has waited for {1e3 * waited:.0f} ms of the {1e3 * timeout:.0f} ms in which it is to be answered; "
+            f"{who} has waited for {1e3 * waited:.0f} ms, and must be answered within {1e3 * timeout:.0f} ms; "
             f"try again later",
             "waited",
         )

@@ -27,7 +27,7 @@ _LAST_RECEIVED = struct.Struct("=52xI")
 _TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _EXTRA_SECONDS = 1.0
 _SPARED_SECONDS = 5.0
-"""Connections that were without a request for less are not closed to make room: their client may be about to ask."""
+"""Connections that have been idle for less are not closed to make room: their client may be about to send a request."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -35,9 +35,9 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Connection(web.RequestHandler):
     """One connection.
 
-    `is_extra` is one over the limit: it is answered once and closed, so that health can be asked for, and others hear
-    that there are too many. `patience` is how many seconds a client may take to send its first byte, and the head of a
-    request. How long it may stay without one after an answer is aiohttp's `keepalive_timeout`.
+    If `is_extra`, the connection is over the limit: it gets one answer and is closed, so that /health works, and other
+    requests get an error. `patience` is how many seconds a client may take to send its first byte, and a request's
+    headers. aiohttp's `keepalive_timeout` limits how long the connection may be idle after an answer.
     """
 
     __slots__ = (
@@ -72,15 +72,16 @@ class Connection(web.RequestHandler):
         self.is_extra = is_extra
         self._admission = admission
         self._outgoing = outgoing
-        # The bytes of an answer that the client has not taken, and since when it does not.
+        # The bytes of an answer that the client has not read, and since when it has stopped reading.
         self._unsent = 0
         self._unsent_since = 0.0
         # How many requests are to be answered before the one that was read; None where none waits.
         self._ahead: int | None = None
         self._patience = _EXTRA_SECONDS if is_extra else patience
-        # When the last bytes were read, and when they reached this machine, as far as the kernel tells.
+        # When the last bytes were read, and when they reached this machine according to the kernel.
         self._came = self._arrived = self._ended = time.perf_counter()
-        # When a head began to come: 0 between requests, and never during one, whose body has a limit of its own.
+        # When the headers of a request began to arrive: 0 between requests, and while a body is read, which has a limit
+        # of its own.
         self._began = 0.0
         self._has_asked = self._has_finished = False
         self._socket = connection if _TCP_INFO is not None and connection.family in _TCP_FAMILIES else None
@@ -136,15 +137,15 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What aiohttp answers where there is no request to be handled: what came is no HTTP, or is packed in a way
-        that is not known here. That is the client's fault, and no news for the log."""
+        """Return the answer to bytes that are not a valid HTTP request, or have an unknown Content-Encoding. That is
+        the client's fault, so it is not logged."""
         if status >= web.HTTPInternalServerError.status_code or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
         if isinstance(exc, ContentEncodingError):
-            # An encoding that aiohttp knows, and unpacks where a package for it is installed.
+            # aiohttp knows this encoding, but the package that unpacks it is not installed.
             answer = answer_error("EncodingUnsupported", unsupported("one that the server cannot unpack"), 415)
         else:
-            answer = answer_error("HTTPBadRequest", message or "the request is no HTTP", status)
+            answer = answer_error("HTTPBadRequest", message or "the request is not valid HTTP", status)
         answer.force_close()
         return answer
 
@@ -162,14 +163,14 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """What the event loop calls when it has more of an answer than the client takes at once."""
+        """Called by the event loop when the client reads an answer more slowly than it is sent."""
         super().pause_writing()
         if self.transport is not None:
             self._unsent, self._unsent_since = self.transport.get_write_buffer_size(), time.perf_counter()
             self._outgoing.hold(self._unsent)
 
     def resume_writing(self) -> None:
-        """What it calls once the client has taken it."""
+        """Called by the event loop once the client has read it."""
         self._take_unsent()
         super().resume_writing()
 
@@ -178,13 +179,13 @@ class Connection(web.RequestHandler):
         self._unsent = 0
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """What the event loop calls when the client will send no more; returns whether the connection stays until all
-        that it asked is answered. TLS knows no such half of a connection."""
+        """Called by the event loop when the client has closed its sending side. Return whether the connection stays
+        open until all its requests are answered. TLS does not support half-closed connections."""
         waiter, request = self._waiter, self._current_request
         if (waiter is not None and not waiter.done()) or self.ssl_context is not None:
             return False
         if request is None and not self._messages and not self._began:
-            return False  # What is answered is being sent, which the end of the connection waits for.
+            return False  # The answer is being sent; the connection closes after that.
         bodies = [payload for _, payload in self._messages] + ([request.content] if request is not None else [])
         self._has_finished = all(body.is_eof() for body in bodies)
         return self._has_finished
@@ -199,9 +200,9 @@ class Connection(web.RequestHandler):
     def end_request(self) -> None:
         """It is answered."""
         self._ended = time.perf_counter()
-        # The next one may have come already.
+        # The next request may have arrived already.
         self._began = self._ended if self._messages else 0.0
-        # By then the event loop has looked at all sockets once more.
+        # By then the event loop has polled all sockets once more.
         self._loop.call_soon(self._admission.note_idle, self._admission.met)
         if self._has_finished and not self._messages:
             self.close()
@@ -230,24 +231,25 @@ class Connection(web.RequestHandler):
         return not self._has_asked and now - self._ended > self._patience
 
     def takes_too_long(self, now: float) -> bool:
-        """Whether the client has had its time to take an answer."""
+        """Whether the client has had enough time to read its answer."""
         return self._unsent > 0 and now - self._unsent_since > self._patience
 
     def idle_seconds(self, now: float) -> float:
-        """For how long this has been without a whole request; 0 while one is answered."""
+        """Return how many seconds this connection has been without a complete request; 0 while one is being
+        answered."""
         if self._request_in_progress or self._messages or self._began == math.inf:
             return 0.0
         return now - (self._began or self._ended)
 
     def end(self) -> None:
-        """Close this without waiting for anything: TLS would wait for the client's consent."""
+        """Close at once, without waiting for the client's TLS close_notify."""
         if self.transport is not None:
             self.transport.abort()
         self.force_close()
 
     @property
     def has_asked(self) -> bool:
-        """Whether a request ever came."""
+        """Whether a request has ever arrived."""
         return self._has_asked
 
 
@@ -299,8 +301,8 @@ class ConnectionServer(web.Server):
         self._counts[self._worker] -= 1
 
     def make_room(self, *, at_once: bool) -> bool:
-        """Close the connection that has been without a request for longest, and rather one that never had one; returns
-        whether there was any. Unless it must be `at_once`, those are spared whose client may be about to ask."""
+        """Close the connection that has been idle longest, first of those that never sent a request; return whether
+        there was one. Connections that became idle a moment ago are spared unless `at_once`."""
         now = time.perf_counter()
         spared = 0.0 if at_once else _SPARED_SECONDS
         idle = [
@@ -315,13 +317,13 @@ class ConnectionServer(web.Server):
         return True
 
     def take_closed_idle(self) -> int:
-        """How many were closed to make room since the last call."""
+        """Return how many connections were closed to make room since the last call."""
         closed, self._closed_idle = self._closed_idle, 0
         return closed
 
     def end_overdue(self) -> int:
-        """End the connections whose client takes too long for its first byte or the head of a request, and, while
-        memory is short, for an answer; returns how many."""
+        """Close connections whose client takes too long to send its first byte or a request's headers, or, while memory
+        is short, to read an answer. Return how many."""
         now, ended, is_short = time.perf_counter(), 0, self._outgoing.is_short
         for connection in self._connected():
             if connection.is_overdue(now) or (is_short and connection.takes_too_long(now)):

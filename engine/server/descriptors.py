@@ -1,6 +1,6 @@
-"""How many files each process may have open: raised to what the connections need, or the connections fitted to it.
+"""Raise the limit of open files to what the connections need, or lower the number of connections to fit the limit.
 
-A worker that has no descriptor left accepts nobody, so that not even /health is answered.
+A worker without a free descriptor cannot accept connections, and then not even /health is answered.
 """
 
 import logging
@@ -12,12 +12,12 @@ from engine.settings import ServerSettings
 log = logging.getLogger("shoal.supervisor")
 
 _OTHER_FILES = 1024
-"""What the store, its tables and everything else of a worker may have open besides connections."""
+"""The number of files that a worker may have open besides connections: of the store, its tables and everything else."""
 
 
 def fit_connections(settings: ServerSettings) -> ServerSettings:
-    """Raise the limit of open files for this process and all that it forks, up to the hard limit. If that is too low
-    for the settings' `max_connections`, return settings with as many as there is room for, and warn."""
+    """Raise the soft limit of open files of this process and its children, up to the hard limit. If the hard limit is
+    too low for `max_connections`, log a warning, and return settings with a lower `max_connections`."""
     ports = 1 if settings.grpc_port is None else 2
     wanted = ports * settings.max_connections + EXTRA_CONNECTIONS + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -31,12 +31,12 @@ def fit_connections(settings: ServerSettings) -> ServerSettings:
     fitting = min(settings.max_connections, max(1, (limit - others - EXTRA_CONNECTIONS) // ports))
     if fitting < settings.max_connections:
         log.warning(
-            "max_connections is %d, for which a worker needs %d open files, and its limit is %d: each worker keeps %d "
+            "max_connections is %d and needs %d open files in each worker, but the limit is %d: each worker keeps %d "
             "connections%s; raise the hard limit of open files (ulimit -Hn, LimitNOFILE in systemd)",
             settings.max_connections,
             wanted,
             limit,
             fitting,
-            "" if ports == 1 else " a port",
+            "" if ports == 1 else " on each port",
         )
     return settings.model_copy(update={"max_connections": fitting})

@@ -152,17 +152,17 @@ def look_up(
     fetched: Fetched | None = None,
     partial: Partial = "serve",
 ) -> tuple[LookupResult, Callable[[Allowance], bytes]]:
-    """What was looked up, and what encodes it as the answer's body.
+    """Look up the features; return the result, and the encoder of the answer's body.
 
-    Every entity that is a join key of any view is in the answer, others are not; keys of which a part is null or not
-    given are not found.
+    The answer has every entity that is a join key of any view, and no other entities. A key with a null or missing part
+    is not found.
 
     Args:
-        strict: answer to the letter as Feast: rows of any age count as present.
+        strict: answer exactly as Feast does: rows of any age count as present.
         max_values: the most values that the answer may hold.
         max_bytes: the most bytes that it may take, as it is gathered.
         fetched: the rows of views that are kept in tables, by the keys that `lenient` gives.
-        partial: what becomes of the lookup if such rows did not come in time.
+        partial: what to do if such rows did not arrive in time.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.

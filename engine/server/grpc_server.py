@@ -86,7 +86,7 @@ class GrpcServer:
         self._served = served
         self._metrics = metrics
         self._outgoing = outgoing
-        # The calls whose answers are not taken yet, and since when.
+        # The calls whose clients have not read the answer yet, and since when.
         self._untaken: dict[asyncio.Task[Any], float] = {}
         self._health = health.aio.HealthServicer()
         options = {
@@ -96,7 +96,7 @@ class GrpcServer:
             # How long a client may take for TLS, and to send its first bytes.
             "grpc.server_handshake_timeout_ms": _milliseconds(min(settings.patience_seconds, HANDSHAKE_SECONDS)),
             "grpc.max_connection_idle_ms": _milliseconds(settings.idle_seconds),
-            # Ends who is gone, or takes nothing at all, with all that waits for it.
+            # Close connections whose client is gone or reads nothing, and drop the answers that wait for it.
             "grpc.keepalive_time_ms": _milliseconds(settings.patience_seconds),
             "grpc.keepalive_timeout_ms": _milliseconds(settings.patience_seconds),
         }
@@ -180,7 +180,7 @@ class GrpcServer:
         return answer.content
 
     def _hold_until_done(self, content: bytes, context: grpc.aio.ServicerContext) -> None:
-        """Count an answer among those that wait for their clients, until gRPC is done with it."""
+        """Count an answer as unread until gRPC has sent it."""
         size, call = len(content), asyncio.current_task()
         assert call is not None
 
@@ -193,7 +193,7 @@ class GrpcServer:
         context.add_done_callback(done)
 
     def end_overdue(self) -> None:
-        """While memory is short, end the calls whose client takes too long for its answer."""
+        """While memory is short, cancel the calls whose client takes too long to read its answer."""
         if not self._outgoing.is_short:
             return
         for call, since in list(self._untaken.items()):
@@ -237,7 +237,7 @@ class GrpcServer:
 
 
 def _milliseconds(seconds: float) -> int:
-    """A duration as gRPC's options have it."""
+    """Convert seconds to milliseconds for gRPC's options."""
     return min(max(1, round(1e3 * seconds)), 2**31 - 1)
 
 

@@ -174,7 +174,7 @@ class Metrics:
         self._version.set(version.id if version else 0)
 
     def mend_files(self) -> None:
-        """Have files to count in if they were removed."""
+        """Create the files of counters again if they were removed."""
         self._files.mend()
 
     def exposition(self, version: StoreVersion | None, accept: str) -> tuple[bytes, str]:

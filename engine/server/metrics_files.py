@@ -1,7 +1,7 @@
 """The files in which prometheus_client keeps a process's counters, and room on the disk for them.
 
-They are maps with holes, and where a process first touches a page of one for which there is no room, it dies of SIGBUS.
-So they are given their room before that; a process that gets none counts for itself alone, and lives.
+They are sparse files that are mapped into memory: a process that first touches a page without room on the disk dies of
+SIGBUS. So the room is allocated first. A process that gets no room counts only in its own memory, and survives.
 """
 
 import logging
@@ -20,7 +20,7 @@ _BYTES = 256 << 10
 
 
 class MetricsFiles:
-    """This process's files in the directory of all workers' counters; to be made before its metrics are."""
+    """This process's files in the directory of all workers' counters. Create this object before the metrics."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -34,21 +34,22 @@ class MetricsFiles:
             values.ValueClass = values.MutexValue
 
     def mend(self) -> None:
-        """Count from zero in new files if some are missing for the second time: nobody finds what the old ones have."""
+        """Count from zero in new files if some are missing for the second time: the counts of removed files cannot be
+        read."""
         was_missing, self._is_missing = self._is_missing, any(not file.exists() for file in self._files(self._name))
         if values.ValueClass is values.MutexValue or not (was_missing and self._is_missing):
             return
         name = f"{os.getpid()}.{self._times_lost + 1}"
         if self.directory.is_dir() and self._allocate(name):
             self._times_lost += 1
-            # By this prometheus_client takes it for another process, for which it opens files of its own.
+            # With a new identifier, prometheus_client opens new files.
             self._name = name
 
     def _files(self, name: str) -> list[Path]:
         return [self.directory / f"{kind}_{name}.db" for kind in _KINDS]
 
     def _allocate(self, name: str) -> bool:
-        """Make files under a name; returns whether there was room for them."""
+        """Create files under a name; return whether there was room for them."""
         files = self._files(name)
         try:
             for file in files:
@@ -57,13 +58,13 @@ class MetricsFiles:
             for file in files:
                 file.unlink(missing_ok=True)
             if str(error) != self._told:
-                log.error("what this worker counts will be missing from /metrics: %s: %s", self.directory, error)
+                log.error("the counts of this worker will be missing from /metrics: %s: %s", self.directory, error)
             self._told = str(error)
             return False
         return True
 
 
 def forget_process(directory: Path, pid: int) -> None:
-    """Remove the gauges of a worker that is gone; its counters go on to count."""
+    """Remove the gauges of a worker that has ended; its counters remain in the sums."""
     for file in (*directory.glob(f"gauge_live*_{pid}.db"), *directory.glob(f"gauge_live*_{pid}.*.db")):
         file.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
-"""A worker's answers, from the lookup until clients have taken them: bounded in bytes, encoded beside the event loop.
+"""A worker's answers, from the lookup until clients have read them: limited in bytes, and encoded outside the event
+loop.
 
-An answer that nobody reads stays in memory. So does one that waits for its turn to be encoded. All of those bytes are
-counted here, and lookups are refused while there are too many of them.
+An answer that the client does not read stays in memory, and so does one that waits to be encoded. All of these bytes
+are counted here, and lookups are rejected while there are too many.
 
-The event loop answers nothing while it encodes, and health least of all should wait for a large answer. So one thread
-encodes the large ones, one after the other. What it encodes is a copy: the version that it was read from may move on.
+The event loop answers no request while it encodes, and above all /health should not wait for a large answer. So one
+thread encodes the large answers, one after the other. It encodes a copy, because the store may move on to another
+version.
 """
 
 import asyncio
@@ -17,11 +19,11 @@ from engine.result import LookupResult, MatrixResult
 from engine.settings import ServerSettings
 
 _LARGE_BYTES = 1 << 20
-"""From so many gathered bytes on, encoding takes some milliseconds, and a thread is worth its price."""
+"""From this many gathered bytes on, encoding takes some milliseconds, and a thread is worth its cost."""
 
 
 class Outgoing:
-    """One worker's, of HTTP and gRPC alike."""
+    """The outgoing answers of one worker, over HTTP and gRPC."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._most_of_one = settings.max_answer_bytes
@@ -31,28 +33,28 @@ class Outgoing:
 
     @property
     def is_short(self) -> bool:
-        """Whether so much is held that clients who take their answers too slowly have to go."""
+        """Whether so much is held that clients that read too slowly must be disconnected."""
         return self._held > self._most // 2
 
     def check(self) -> None:
-        """Raise Overloaded while too much is held. To be called before a lookup."""
+        """Raise Overloaded while too much is held. Call this before a lookup."""
         if self._held > self._most:
             raise Overloaded(
-                f"{self._held} bytes of answers wait for clients to take them, the worker holds {self._most}, its "
-                f"max_unsent_bytes; try again later",
+                f"{self._held} bytes of answers wait for clients to read them, more than the worker's "
+                f"max_unsent_bytes, {self._most}; try again later",
                 "unsent",
             )
 
     def hold(self, size: int) -> None:
-        """Count bytes that are held from now on."""
+        """Add bytes that are held from now on."""
         self._held += size
 
     def release(self, size: int) -> None:
-        """They have been taken, or dropped."""
+        """Subtract bytes that were sent or dropped."""
         self._held -= size
 
     async def encode(self, result: LookupResult | MatrixResult, encoding: Callable[[Allowance], bytes]) -> bytes:
-        """What `encoding` makes of a result within its allowance; raises what it raises, and RequestTooLarge."""
+        """Encode a result within its allowance; raise what `encoding` raises, and RequestTooLarge."""
         allowance = Allowance(self._most_of_one)
         if result.nbytes < _LARGE_BYTES:
             content = encoding(allowance)

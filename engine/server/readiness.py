@@ -1,10 +1,10 @@
-"""Whether a server may be sent requests: it stands where its export root does, or nearly.
+"""Whether a server is ready for requests: its replication lag behind the export root is small.
 
-A replica that has fallen behind is taken out of rotation; all replicas at once never are, by what they have in common.
-So what is asked of one that was never at its root's end is strict, and once it was, only its own slowness counts:
+A replica that has fallen behind is taken out of rotation, but a shared cause must never take out all replicas at once.
+So the check is strict until a replica has caught up for the first time. After that, only its own slowness counts:
 
-- a root that cannot be read leaves readiness as it is, for as long as `ready_unseen_seconds` says: a view is judged as
-  of the moment from which on it could not follow;
+- a root that cannot be read leaves readiness unchanged for `ready_unseen_seconds`: a view is judged as of the moment
+  when it could no longer follow;
 - an entry that no replica can apply is not waited for;
 - nor is a snapshot while it loads, nor the deltas that were published meanwhile, until they have had their time.
 """
@@ -36,9 +36,7 @@ class Readiness:
         standing, now = self._reader.read(), datetime.now(UTC)
         if standing is None or standing.seen_at is None:
             told = f": {standing.unreadable}" if standing is not None and standing.unreadable else ""
-            raise NotCaughtUp(
-                f"the export root was not read yet, so that nobody knows how far behind the store is{told}"
-            )
+            raise NotCaughtUp(f"the export root was not read yet, so it is unknown how far behind the store is{told}")
         unread_since = [view.unreadable_since for view in standing.views.values() if view.unreadable_since is not None]
         unseen = (now - min([standing.seen_at, *unread_since])).total_seconds()
         if self._most_unseen is not None and unseen > self._most_unseen:
@@ -52,7 +50,7 @@ class Readiness:
             raise NotCaughtUp(f"{'; '.join(behind[:_NAMED])}{more}; ready_lag_seconds is {self._most:g}")
 
     def why_empty(self) -> str | None:
-        """Why nothing is loaded yet, where a root is followed that was looked at; None elsewhere."""
+        """Return why nothing is loaded yet; None if no root is followed, or it was not read yet."""
         standing = self._reader.read() if self._follows else None
         if standing is None:
             return None

@@ -31,7 +31,7 @@ _LARGEST_AT_ONCE = 8
 _DEADLINE = "deadline"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _ENCODINGS = ("gzip", "deflate", "identity")
-"""Those that aiohttp always unpacks; it takes the body as it is where it does not know the encoding."""
+"""The encodings that aiohttp always unpacks. If it does not know an encoding, it leaves the body encoded."""
 _SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
 
 
@@ -138,7 +138,7 @@ class BodyReader:
             LookupInvalid: it ends early, or cannot be unpacked.
             BodyTooSlow: the client takes too long to send it.
             DeadlinePassed: it takes longer than the client waits.
-            Overloaded: there is too much that is on its way.
+            Overloaded: too many bytes of bodies are being received.
         """
         if (encodings := request.headers.getall("Content-Encoding", None)) is not None:
             check_encoding(", ".join(encodings))
@@ -191,14 +191,14 @@ class BodyReader:
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise EncodingUnsupported if a Content-Encoding is none that bodies are unpacked from."""
+    """Raise EncodingUnsupported if the server cannot unpack a Content-Encoding."""
     if encoding.strip().lower() not in _ENCODINGS:
         raise EncodingUnsupported(unsupported(shown(encoding)))
 
 
 def unsupported(encoding: str) -> str:
-    """What is said of a body in an encoding that is not known."""
-    return f"the body's Content-Encoding is {encoding}; send the body as gzip or deflate, or not encoded"
+    """Return the message for a body with an unsupported Content-Encoding."""
+    return f"the body's Content-Encoding is {encoding}; send the body in gzip or deflate, or not encoded"
 
 
 def parse_body(data: bytes, model: type[Body]) -> Body:

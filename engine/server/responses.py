@@ -11,20 +11,20 @@ VERSION_HEADER = "X-Shoal-Version"
 APPLIED_HEADER = "X-Shoal-Applied"
 """Where the views of a lookup stand in their logs: see `engine.version.StoreVersion.applied`."""
 COLUMNS_HEADER = "X-Shoal-Columns"
-"""The columns of a matrix, where the request names a feature service or `view:*`."""
+"""The header with the columns of a matrix, if the request names a feature service or `view:*`."""
 _LONGEST_COLUMNS = 3000
-"""Characters. A proxy such as nginx refuses an answer whose head does not fit into 4 KiB."""
+"""In characters. A proxy such as nginx rejects a response whose headers do not fit into 4 KiB."""
 _LARGE_BYTES = 1 << 20
 _LONGEST_MESSAGE = 2000
 """Characters. The end of a message says what to do."""
 
 
 class LargeResponse(web.Response):
-    """A response whose body is written behind its head. aiohttp joins the two: a second copy of the body, which would
-    stay as long as the body is not sent."""
+    """A response that writes its headers and body separately. aiohttp would join them into a second copy of the body,
+    which would stay in memory until it is sent."""
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """What aiohttp calls to write the body."""
+        """Write the body; called by aiohttp."""
         if self._payload_writer is not None:
             self._payload_writer.send_headers()
         await super().write_eof(data)

@@ -25,7 +25,7 @@ class ServedStore:
         """Open the store if that was not possible yet, and move on to its newest version.
 
         Raises:
-            ProcessIdTaken: only a process with another id can.
+            ProcessIdTaken: another process has this process's id, so only a process with another id can open the store.
         """
         try:
             if self._store is None:
@@ -35,7 +35,7 @@ class ServedStore:
         except ProcessIdTaken:
             raise
         except ShoalError as error:
-            # That a store is new is told by its writer, and by /ready.
+            # The writer's log and /ready say that a store is new.
             if str(error) != str(self._failure) and not isinstance(error, StoreNotFound):
                 log.warning("%s", error)
             self._failure = error

@@ -86,7 +86,7 @@ class Worker:
         """
         reached("worker.begun")
         keep_freed_memory()
-        # The event loop is not to wait long for the interpreter while a large answer is encoded.
+        # The event loop must not wait long for the interpreter's lock while a large answer is encoded.
         sys.setswitchinterval(_SWITCH_SECONDS)
         asyncio.set_event_loop_policy(None)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -194,7 +194,7 @@ async def _keep_up(
                 rpcs.end_overdue()
                 await rpcs.show_health()
         except ProcessIdTaken as error:
-            log.warning("the worker ends, for one with another process id to take its place: %s", error)
+            log.warning("the worker ends, and starts again under another process id: %s", error)
             signal.raise_signal(signal.SIGTERM)
         except Exception:
             log.exception("the worker cannot keep up with what changed")

@@ -111,7 +111,7 @@ class Sync:
         self._dry_run = dry_run
         self._create_tables = create_tables
         self.failures = RecurringFailures(log)
-        """What fails now, by the name of a view or a table."""
+        """Current failures, by the name of the view or table."""
 
     def remote_views(self) -> list[str]:
         """The views of the root that are kept in tables."""

@@ -87,7 +87,7 @@ class Table:
 
     Args:
         pace: how fast it may be written to.
-        failures: told of requests that are made again.
+        failures: logs retried requests.
     """
 
     def __init__(self, client: DynamoClient, name: str, pace: Pace, failures: RecurringFailures | None = None) -> None:
@@ -324,8 +324,8 @@ class Table:
                     raise
                 self.spent.retries += 1
                 if error.code == "Timeout" or attempt == _TOLD_ATTEMPT:
-                    # Throttling passes sooner.
-                    told = f"table {self.name!r}: {error}; it is asked again, up to {_ATTEMPTS} times"
+                    # Throttling ends sooner.
+                    told = f"table {self.name!r}: {error}; the request is retried, up to {_ATTEMPTS} times"
                     self._failures.failed(f"table {self.name!r}", told, logging.WARNING)
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, _LONGEST_PAUSE)

@@ -122,7 +122,7 @@ def stream_command(
         streams.run(sinks, every_seconds=every_seconds, once=once, stopped=stopped)
     finally:
         spark.stop()
-    say("ended: all is read" if once and not stopped_by else "ended, as told", err=True)
+    say("ended: all is read" if once and not stopped_by else "ended by a signal", err=True)
 
 
 def _streaming(views_file: ViewsFile, names: tuple[str, ...]) -> list[ViewDefinition]:

@@ -111,7 +111,7 @@ def test_lookup_explains_what_wrote_a_row_and_what_it_was_before(store: Path) ->
         (["--service", "nope", "--key", "docs_id=d1"], 2, "feature service 'nope'"),
         (["--features", "users:*", "--key", "users_id=x"], 2, "no whole number"),
         (["--features", "docs:*", "--key", "docs_id"], 2, "join_key=value"),
-        (["--features", "docs:*", "--key", "users_id=1"], 2, "those are docs_id"),
+        (["--features", "docs:*", "--key", "users_id=1"], 2, "they have docs_id"),
         (["--key", "docs_id=1"], 2, "--features or --service"),
         (["--features", "docs:*", "--key", "docs_id=1", "--max-age", "soon"], 2, "12h"),
     ],

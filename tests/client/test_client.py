@@ -150,7 +150,7 @@ def test_pushes_of_columns_and_of_arrow(client: Client) -> None:
     }
     old = {"items_id": ["pushed"], "single": [9.0], "event_timestamp": ["2020-01-01T00:00:00Z"]}
     assert client.push("items", old).superseded == 1
-    with pytest.raises(RequestInvalid, match="rows in Arrow go without deletes"):
+    with pytest.raises(RequestInvalid, match="a push of Arrow rows cannot have deletes"):
         client.push("items", table, deletes={"items_id": ["x"]})
     with pytest.raises(client_errors.PushInvalid, match="no column 'nope'") as refused:
         client.push("items", {"items_id": ["x"], "nope": [1]})

@@ -178,7 +178,7 @@ def test_what_does_not_pass_is_told_and_gone_on_with(
         with pytest.raises(TableFailed, match=r"has not answered DescribeTable for 0\.5 s"):
             sync(twins.root)
         (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert re.fullmatch(r"table '.*': .* has not answered DescribeTable for 0.5 s; it is asked again, up .*", told)
+        assert re.fullmatch(r"table '.*': .* has not answered DescribeTable for 0.5 s; the request is retried.*", told)
         network.mend()
     monkeypatch.setattr("loaders.dynamodb.table._ATTEMPTS", 2)
     network.fail(method="POST", text="BatchWriteItem", times=1e9, status=400, code="AccessDeniedException")

@@ -381,7 +381,7 @@ NOT_REQUESTS: list[tuple[Any, Any, dict[str, Any], str]] = [
         r"max_age is 3600; give a timedelta, such as timedelta\(seconds=3600",
     ),
     (["doc:a"], {"doc_id": 1}, {"max_age": "1h"}, "max_age is '1h'; give a timedelta"),
-    (["doc:a"], {"doc_id": 1}, {"max_age": timedelta(-1)}, "max_age is -1 day, 0:00:00; give one that is not negative"),
+    (["doc:a"], {"doc_id": 1}, {"max_age": timedelta(-1)}, "max_age is -1 day, 0:00:00; give a timedelta that is not"),
     (["doc:a"], {"doc_id": 1}, {"stale": None}, "stale is None; it is one of"),
 ]
 

@@ -118,7 +118,7 @@ def test_a_row_that_feast_lacks_is_told(taken_over: Place) -> None:
         (["--features", "stock:x", "--sample", 3], "view 'stock' has no feature 'x'"),
         (["--service", "nope", "--sample", 3], "Shoal has no feature service 'nope'"),
         (["--features", "users:name", "--key", "user_id=a"], "user_id is int64, 'a' is no whole number"),
-        (["--features", "users:name", "--key", "item_id=a"], "'item_id' is no join key of what is asked"),
+        (["--features", "users:name", "--key", "item_id=a"], "'item_id' is not a join key of the requested views"),
         (["--features", "users:name", "--keys", "nowhere.csv"], "cannot read keys from nowhere.csv"),
         (["--features", "users:name", "--keys", "views.yaml"], "cannot read keys from views.yaml"),
     ],

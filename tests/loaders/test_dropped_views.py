@@ -69,9 +69,9 @@ def test_a_view_that_is_dropped_from_the_root_leaves_a_running_server_and_comes_
 
         assert served("old", 3) == [3]
         refused = shoal("drop-view", "old", "--store", store, code=2).stderr
-        assert f"drop it there: `shoal drop-view old --root {root}`" in refused
+        assert f"drop it from the root: `shoal drop-view old --root {root}`" in refused
         dropped = shoal("drop-view", "old", "--root", root)
-        assert "ended at seq 2" in dropped.stdout
+        assert "whose last seq is 2" in dropped.stdout
         eventually(lambda: served("old", 3) is None, lambda: f"no view any more; the log is {server.log}")
         assert served("stays", 1) == [1]
         assert "removed, as the root dropped it at seq 2" in server.log
@@ -141,7 +141,7 @@ def test_a_list_of_dropped_views_that_is_damaged_keeps_no_view_from_moving_on(ro
 def test_a_view_that_a_service_names_stays(root: ExportRoot) -> None:
     root.publish_services((FeatureService(name="ranker", features=("old:a", "stays:*")),))
     refused = shoal("drop-view", "old", "--root", root, code=2).stderr
-    assert "view 'old' is named by the feature services ranker" in refused
+    assert f"the feature services ranker of {root} name view 'old'" in refused
     assert root.views() == ["old", "stays"]
 
 

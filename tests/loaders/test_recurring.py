@@ -28,7 +28,7 @@ def test_a_day_of_the_same_failure_is_a_few_lines(clock: list[float], caplog: py
     assert failures.is_failing("doc")
     failures.succeeded("doc")
     failures.succeeded("doc")
-    assert [record.getMessage() for record in caplog.records[len(times) :]] == ["doc: is well again, after 86395 s"]
+    assert [record.getMessage() for record in caplog.records[len(times) :]] == ["doc: recovered after 86395 s"]
     assert not failures.is_failing("doc")
 
 

@@ -59,7 +59,7 @@ def test_a_store_has_one_writer_among_processes(store: Path) -> None:
         assert process.stdout.readline() == "holds\n"
         with pytest.raises(StoreLocked, match=f"is being written by process {process.pid}; stop it first. If it"):
             StoreWriter(store)
-        with pytest.raises(StoreLocked, match=f"by process {process.pid}; stop it first: what it holds or writes"):
+        with pytest.raises(StoreLocked, match=f"by process {process.pid}; stop it first: otherwise data that"):
             accept_loss(store)
         reader = FeatureStore.open(store)
         assert reader.lookup(["doc:a"], {"doc_id": 1}).to_pydict() == {"doc:a": [0]}

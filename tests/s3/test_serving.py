@@ -93,7 +93,7 @@ def test_a_root_in_s3_that_fails_or_hangs_holds_up_nothing_but_its_deltas(
             network.mend()
             eventually(lambda number=number: seen(server, 1) == number, "the delta")  # type: ignore[misc]
             eventually(lambda: troubles(server) == {"none"}, "that the trouble is over")
-            eventually(lambda number=number: told(server, r"s3://\S+: is well again") == number, server.log)  # type: ignore[misc]
+            eventually(lambda number=number: told(server, r"s3://\S+: recovered") == number, server.log)  # type: ignore[misc]
         assert (told(server, "RootUnreadable: "), told(server, r"s3://\S+ has not answered")) == (1, 1), server.log
         assert told(server, "(doc|other): RootUnreadable: ") <= 2, server.log
         assert server.record == before, server.log

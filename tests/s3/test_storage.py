@@ -240,7 +240,7 @@ def test_an_object_that_s3_does_not_give_is_the_fault_of_its_entry(
     # Where S3 gives nothing else either, it is the credentials.
     for method in ("GET", "HEAD"):
         network.fail(method=method, status=403, code="AccessDenied", times=9)
-    with pytest.raises(RootUnreadable, match="see to the credentials"):
+    with pytest.raises(RootUnreadable, match="check the credentials"):
         remote.entry("doc", 1)
 
 
@@ -273,9 +273,9 @@ def test_a_server_that_is_no_s3_is_told(
         root = ExportRoot(address)
         asked: list[Callable[[], object]] = [root.check_exists, root.views, lambda: root.sequence_numbers("doc")]
         for ask in asked:
-            with pytest.raises(RootUnreadable, match="if that is no S3, correct AWS_ENDPOINT_URL"):
+            with pytest.raises(RootUnreadable, match="if the server is not S3, correct AWS_ENDPOINT_URL"):
                 ask()
-        with pytest.raises(RootNotWritable, match="if that is no S3, correct AWS_ENDPOINT_URL"):
+        with pytest.raises(RootNotWritable, match="if the server is not S3, correct AWS_ENDPOINT_URL"):
             root.storage.replace("services.json", b"")
 
 
@@ -284,7 +284,7 @@ def test_a_server_that_is_no_s3_is_told(
     [
         ("AWS_ENDPOINT_URL", "localhost:9000", "Invalid endpoint: localhost:9000; set AWS_ENDPOINT_URL"),
         ("AWS_ENDPOINT_URL_S3", "http://", "Invalid endpoint: http://; set AWS_ENDPOINT_URL"),
-        ("AWS_PROFILE", "nobody", r"The config profile \(nobody\) could not be found; see to the AWS_ variables"),
+        ("AWS_PROFILE", "nobody", r"The config profile \(nobody\) could not be found; check the AWS_ variables"),
     ],
 )
 def test_settings_that_let_no_client_be_made_are_told_at_once(
@@ -317,7 +317,7 @@ def test_an_address_that_leads_nowhere(endpoint: str, address: str, message: str
 
 def test_credentials_that_are_wrong_or_missing(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
-    with pytest.raises(RootUnreadable, match="see to the credentials"):
+    with pytest.raises(RootUnreadable, match="check the credentials"):
         ExportRoot(address).check_exists()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(RootUnreadable, match="credentials"):

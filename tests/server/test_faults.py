@@ -157,7 +157,7 @@ def test_a_worker_without_room_for_its_counters_serves_on(store: Path) -> None:
         with Server(store) as server:
             server.await_ready()
             assert seen(server, "doc") == 2
-            assert server.log.count("what this worker counts will be missing from /metrics") == 2
+            assert server.log.count("the counts of this worker will be missing from /metrics") == 2
             assert gauge(server, "shoal_store_version") != "0"
             assert len(set(server.record.workers)) == 2
     finally:

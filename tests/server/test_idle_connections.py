@@ -45,7 +45,7 @@ def is_ended(connection: socket.socket) -> bool:
 
 def test_connections_are_fitted_to_the_files_that_may_be_open(server: Server) -> None:
     each = FITTING // (1 if GRPC_PORT is None else 2)
-    assert f"its limit is {OPEN_FILES}: each worker keeps {each} connections" in server.log
+    assert f"the limit is {OPEN_FILES}: each worker keeps {each} connections" in server.log
 
 
 def test_idle_connections_lock_nobody_out_and_are_ended(server: Server) -> None:

@@ -1,10 +1,10 @@
-"""Ask the server in this container, as a client with a certificate: python -c PROGRAM PORT PATH."""
+"""Probe the server in this container, with a client certificate: python -c PROGRAM PORT PATH."""
 
 import http.client
 import ssl
 import sys
 
-# It is the process beside this one, under whatever name its certificate has.
+# The server is in the same container, so its certificate and host name need no verification.
 context = ssl.create_default_context()
 context.check_hostname = False
 context.verify_mode = ssl.CERT_NONE

@@ -61,13 +61,13 @@ httpGet: {path: {{ .path }}, port: http{{ if .root.Values.tls.secretName }}, sch
 {{ toYaml .settings }}
 {{- end -}}
 
-{{- /* A quantity of bytes in whole MiB. */ -}}
+{{- /* Convert a quantity of bytes to whole MiB. */ -}}
 {{- define "shoal.mebibytes" -}}
 {{- $units := dict "" 9.5367431640625e-07 "Ki" 0.0009765625 "Mi" 1.0 "Gi" 1024.0 "Ti" 1048576.0 -}}
 {{- mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[A-Za-z]*$" .)) | ceil | int64 -}}
 {{- end -}}
 
-{{- /* What a replica asks of its node; with what it may write to the node's disk, unless that is given. */ -}}
+{{- /* A replica's resources. ephemeral-storage defaults to what the replica may write to the node's disk. */ -}}
 {{- define "shoal.resources" -}}
 {{- $resources := deepCopy .Values.resources -}}
 {{- $requests := default dict $resources.requests -}}
