@@ -23,6 +23,7 @@ _VIEW_PREFIX = b"view:"
 _TROUBLE_PREFIX = b"trouble:"
 _PUSHED_TO_PREFIX = b"pushed-to:"
 _DAMAGE_PREFIX = b"damage:"
+_REMOVALS_PREFIX = b"removals:"
 
 
 class _Record(BaseModel):
@@ -223,6 +224,12 @@ def delete_view(transaction: lmdb.Transaction, db: lmdb._Database, name: str) ->
     """Remove one view's record, and the note that rows were pushed to it."""
     delete_entry(transaction, db, _VIEW_PREFIX + name.encode())
     delete_entry(transaction, db, _PUSHED_TO_PREFIX + name.encode())
+    put_entry(transaction, db, _REMOVALS_PREFIX + name.encode(), b"%d" % (removals(transaction, db, name) + 1))
+
+
+def removals(transaction: lmdb.Transaction, db: lmdb._Database, name: str) -> int:
+    """Return how many views of a name were removed from the store: what was pushed to one is not in the next."""
+    return int(transaction.get(_REMOVALS_PREFIX + name.encode(), b"0", db=db))
 
 
 def write_trouble(transaction: lmdb.Transaction, db: lmdb._Database, view: str, trouble: Trouble | None) -> None:

@@ -61,7 +61,7 @@ _FIRST = "1"
 _READ, _TREES = frozenset((b"catalog", b"segments")), frozenset((b"catalog", b"segments", b"requests"))
 """The trees that every process reads, and those that there are."""
 _TRIES, _RETRY_SECONDS = 100, 0.001
-_PUBLISHED = ("*/deltas/*/manifest.json", "services.json")
+_PUBLISHED = ("*/deltas/*/manifest.json", "services.json", "dropped.json")
 """Files that identify an export root: a store has no such files. `engine.export_root` writes them."""
 BACKUP = "backup.json"
 """The file that identifies a backup: see `loaders.backup`."""

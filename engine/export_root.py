@@ -3,7 +3,8 @@
 It lies in a directory or in S3: `engine.storage` is what both can do.
 
     <root>/services.json                            all feature services
-    <root>/dropped.json                             the views that were dropped, and the last seq of each
+    <root>/.dropped/<view>.json                     a view that was dropped, and where its log ended
+    <root>/dropped.json                             all of those, for readers
     <root>/<view>/deltas/<seq, 12 digits>/          the view's log, one directory per published entry
         manifest.json                               written last, exclusively: who creates it owns the seq
         part-*.parquet                              a delta's rows (a snapshot's lie in its own directory)
@@ -28,7 +29,15 @@ from typing import BinaryIO
 import xxhash
 
 from engine.directory_storage import DirectoryStorage
-from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost, RootNotWritable
+from engine.errors import (
+    FileDamaged,
+    LogTaken,
+    ManifestInvalid,
+    NotPublished,
+    PublicationLost,
+    RootNotWritable,
+    ShoalError,
+)
 from engine.failpoints import reached
 from engine.manifest import (
     NEWEST_FORMAT,
@@ -49,6 +58,9 @@ LOG = "deltas"
 MANIFEST = "manifest.json"
 SERVICES = "services.json"
 DROPPED = "dropped.json"
+_DROPS = ".dropped"
+"""The directory with one document per dropped view. DROPPED is made of them, so that readers need not list them."""
+_DROPPED_ENTRIES = 100
 _READ_BLOCK = 8 << 20
 _OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP}
 """Errors of one unreadable file in a readable directory."""
@@ -107,13 +119,22 @@ class ExportRoot:
 
     def dropped(self) -> dict[str, int]:
         """Return the dropped views, and the last seq of each; raise ManifestInvalid if the list is damaged."""
-        return {view.name: view.seq for view in self._dropped()}
+        return {view.name: view.seq for view in self.dropped_views()}
 
     def first_seq(self, view: str) -> int:
         """Return the first seq of a view that has no log yet: the next after a dropped view of the same name."""
         return self.dropped().get(view, 0) + 1
 
-    def _dropped(self) -> tuple[DroppedView, ...]:
+    def check_not_dropped(self, view: str, seq: int) -> None:
+        """Raise LogTaken if the entry `seq` of a view is of a dropped log, whose files are still being removed."""
+        if seq <= self.dropped().get(view, 0):
+            raise LogTaken(
+                f"view {view!r}: its log was dropped, and the drop was interrupted; complete it before you publish the "
+                f"view again: `shoal drop-view {view} --root {self}`"
+            )
+
+    def dropped_views(self) -> tuple[DroppedView, ...]:
+        """Return the dropped views; raise ManifestInvalid if the list is damaged."""
         where = self.storage.where(DROPPED)
         try:
             return unseal(self.storage.read(DROPPED), DroppedViews, where).views
@@ -269,25 +290,55 @@ class ExportRoot:
             NotPublished: the root has neither such a view, nor files of a dropped view of that name.
             RootNotWritable: the files cannot be written or removed.
         """
+        if not is_name(view):
+            raise NotPublished(f"{self} has no view {view!r}; it has {', '.join(self.views()) or 'none'}")
         while True:
-            newest, dropped = max(self.sequence_numbers(view), default=0), self._dropped()
-            known = max((entry.seq for entry in dropped if entry.name == view), default=0)
-            if not newest and not known:
+            seqs, known = self.sequence_numbers(view), self._recorded_drops().get(view)
+            if not seqs and known is None:
                 raise NotPublished(f"{self} has no view {view!r}; it has {', '.join(self.views()) or 'none'}")
-            if newest > known:
-                others = (entry for entry in dropped if entry.name != view)
-                entry = DroppedView(name=view, seq=newest, dropped_at=datetime.now(UTC))
-                content = DroppedViews(format_version=self.write_format, views=(*others, entry))
-                self.storage.replace(DROPPED, seal(content))
-                reached("root.view-dropped")
-                # Another drop may have replaced the list meanwhile, or an exporter may have published an entry.
+            if seqs and (known is None or seqs[-1] > known.seq):
+                known = self._drop_of(view, seqs[-_DROPPED_ENTRIES:])
+                self.storage.replace(f"{_DROPS}/{view}.json", seal(known))
+                # An exporter may have published an entry meanwhile.
                 continue
+            self._list_drops()
+            reached("root.view-dropped")
+            assert known is not None
             self.storage.remove_directory(view)
             left = max(self.sequence_numbers(view), default=0)
             if not left:
-                return known
-            if left <= known:
+                return known.seq
+            if left <= known.seq:
                 raise RootNotWritable(f"{self.storage.where(view)} cannot be removed; check its permissions")
+
+    def _drop_of(self, view: str, seqs: list[int]) -> DroppedView:
+        entries = []
+        for seq in reversed(seqs):
+            try:
+                entries.append(self.entry(view, seq).id)
+            except ShoalError:
+                break  # It is damaged. A node that stands before it is told by the root that it follows.
+        return DroppedView(
+            format_version=self.write_format,
+            name=view,
+            seq=seqs[-1],
+            oldest_seq=seqs[-1] - len(entries) + 1,
+            entries=tuple(reversed(entries)),
+            dropped_at=datetime.now(UTC),
+        )
+
+    def _recorded_drops(self) -> dict[str, DroppedView]:
+        documents = [file.name for file in self.storage.files(_DROPS) if file.name.endswith(".json")]
+        drops = [unseal(self.storage.read(name), DroppedView, self.storage.where(name)) for name in documents]
+        return {drop.name: drop for drop in drops}
+
+    def _list_drops(self) -> None:
+        """Write the list of drops; again, if another drop was recorded meanwhile, whose list this may have replaced."""
+        listed: dict[str, DroppedView] | None = None
+        while (recorded := self._recorded_drops()) != listed:
+            content = DroppedViews(format_version=self.write_format, views=tuple(recorded.values()))
+            self.storage.replace(DROPPED, seal(content))
+            listed = recorded
 
     def _manifest(self, view: str, directory: str) -> Manifest:
         name = f"{directory}/{MANIFEST}"

@@ -125,11 +125,16 @@ class FeatureServices(BaseModel):
 
 class DroppedView(BaseModel):
     """A dropped view: its entries up to `seq` are removed, and a new view of the same name begins after it. So a node
-    can tell whether the view that it holds was dropped."""
+    can tell whether the view that it holds was dropped. `entries` are the ids of the last entries of its log, from
+    `oldest_seq` on. By them a node can tell the view from a view of the same name in another root."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: FormatVersion = 1
+    must_understand: tuple[str, ...] = ()
     name: Name
     seq: int = Field(ge=1, lt=10**12)
+    oldest_seq: int = Field(ge=1, lt=10**12)
+    entries: tuple[str, ...]
     dropped_at: AwareDatetime
 
 
@@ -150,10 +155,10 @@ _SINCE_FORMAT_2: Any = {
     "recent_runs": True,
     "view": {"future": True, "features": {"__all__": {"feast_member"}}},
 }
-Document = TypeVar("Document", Manifest, FeatureServices, DroppedViews)
+Document = TypeVar("Document", Manifest, FeatureServices, DroppedView, DroppedViews)
 
 
-def seal(document: Manifest | FeatureServices | DroppedViews) -> bytes:
+def seal(document: Manifest | FeatureServices | DroppedView | DroppedViews) -> bytes:
     """The document as it is published: JSON with its checksum. Members that its format does not have are left out, as
     are those that have their default."""
     since_format_2 = _SINCE_FORMAT_2 if document.format_version == 1 else None

@@ -188,7 +188,8 @@ def reload_command(
             known = writer.version().store.root
             followed = address or known
             root = ExportRoot(followed) if followed else None
-            answers = [reload_or_tell(writer, root, name, request, observer) for name in views_to_reload(root, request)]
+            names = views_to_reload(writer, root, request)
+            answers = [reload_or_tell(writer, root, name, request, observer) for name in names]
     except StoreLocked:
         client = WriterClient(store)
         answer = asyncio.run(client.reload(view, snapshot=snapshot, accept_schema_change=accept_schema_change))

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from engine.catalog import ViewRecord
 from engine.errors import UnknownFeature
 from engine.export_root import ExportRoot
+from engine.manifest import DroppedView
 from engine.schema import ViewSchema
 from loaders.generation import GenerationBuilder, fold_id
 from loaders.store_writer import StoreWriter
@@ -66,8 +67,8 @@ def drop_view(writer: StoreWriter, name: str) -> None:
         writer.remove_view(name)
 
 
-def follow_drops(writer: StoreWriter, root: ExportRoot) -> dict[str, int]:
-    """Remove the views that a root dropped, with rows that were pushed to them.
+def follow_drops(writer: StoreWriter, root: ExportRoot, only: str | None = None) -> dict[str, int]:
+    """Remove the views that a root dropped, or one of them, with rows that were pushed to them.
 
     Returns:
         The views that were removed, and the last seq that each had in the root.
@@ -77,12 +78,23 @@ def follow_drops(writer: StoreWriter, root: ExportRoot) -> dict[str, int]:
         StoreFull: there is no room to record it.
     """
     removed = {}
-    for view, seq in root.dropped().items():
+    for drop in root.dropped_views():
+        if only not in (None, drop.name):
+            continue
         version = writer.version()
-        applied = version.applied_seq(view)
+        record = version.record(drop.name)
         # A concurrent look for the view may have recorded a trouble, because it is gone.
-        is_noted = version.record(view) is None and view in version.troubles and view not in root.views()
-        if 0 < applied <= seq or is_noted:
-            drop_view(writer, view)
-            removed[view] = seq
+        is_noted = record is None and drop.name in version.troubles and drop.name not in root.views()
+        if is_noted or (record is not None and _is_dropped(record, drop, is_followed=version.store.root == str(root))):
+            drop_view(writer, drop.name)
+            removed[drop.name] = drop.seq
     return removed
+
+
+def _is_dropped(record: ViewRecord, drop: DroppedView, *, is_followed: bool) -> bool:
+    """Whether a drop is of the view that the store holds, and not of one that has its name in another root."""
+    if not 0 < record.applied_seq <= drop.seq:
+        return False
+    if record.applied_seq < drop.oldest_seq:
+        return is_followed
+    return record.applied_entry in drop.entries

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
+from engine.catalog import ViewRecord
 from engine.errors import (
     FileDamaged,
     LineageError,
@@ -183,12 +184,22 @@ def _advance(writer: StoreWriter, root: ExportRoot, view: str, observer: Observe
             writer.clear_trouble(view)
             return None
         seq = step.manifest.seq
+        if _begins_anew(step, record) and follow_drops(writer, root, view):
+            return _advance(writer, root, view, observer, accept)
         return _take(writer, root, step, observer, accept)
     except (ManifestInvalid, FileDamaged, LineageError, SchemaChangeRefused) as error:
+        with suppress(ManifestInvalid):
+            if record is not None and follow_drops(writer, root, view):
+                return _advance(writer, root, view, observer, accept)
         detour = way_around(root, view, seq, error)
         if detour is None:
             raise
         return _take(writer, root, detour, observer, accept)
+
+
+def _begins_anew(step: LoadSnapshot | ApplyDelta, record: ViewRecord | None) -> bool:
+    """Whether an entry does not continue what the store holds, so that it may be of a later view of the same name."""
+    return record is not None and record.applied_seq > 0 and step.manifest.parent != record.applied_entry
 
 
 def _repair(

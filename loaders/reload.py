@@ -1,13 +1,15 @@
 """Reload a view by order: look for news at once, go back to a kept generation, or go on again after that."""
 
+from contextlib import suppress
 from typing import Any
 
 import pydantic
 
 from engine.control import error_document
-from engine.errors import LookupInvalid, NotPublished, ShoalError
+from engine.errors import LookupInvalid, ManifestInvalid, NotPublished, ShoalError
 from engine.export_root import ExportRoot
 from loaders.apply import follow_again, roll_back
+from loaders.definition import follow_drops
 from loaders.load import Applied, Observer, catch_up
 from loaders.store_writer import StoreWriter
 
@@ -21,17 +23,22 @@ class ReloadRequest(pydantic.BaseModel):
     accept_schema_change: bool = False
 
 
-def views_to_reload(root: ExportRoot | None, request: ReloadRequest) -> list[str]:
-    """The views that a request is about.
+def views_to_reload(writer: StoreWriter, root: ExportRoot | None, request: ReloadRequest) -> list[str]:
+    """Return the views that a request is about; those that the root dropped are removed first.
 
     Raises:
         LookupInvalid: it names a snapshot without a view.
         NotPublished: the root is gone.
     """
+    if request.snapshot is not None:
+        if request.view is None:
+            raise LookupInvalid("a snapshot belongs to a view; name the view too")
+        return [request.view]
+    if root is not None:
+        with suppress(ManifestInvalid, OSError):
+            follow_drops(writer, root)
     if request.view is not None:
         return [request.view]
-    if request.snapshot is not None:
-        raise LookupInvalid("a snapshot belongs to a view; name the view too")
     if root is None:
         return []
     root.check_exists()

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 import lmdb
 import xxhash
 
+from engine import catalog
 from engine.environment import LiveEnvironment
 
 REMEMBERED = timedelta(hours=24)
@@ -53,8 +54,8 @@ class RequestLog:
 
     def known(self, view: str, request_id: str) -> Known | None:
         """The push to a view that was applied under an id, if there was one."""
-        digest = _digest(view, request_id)
         with self._live.env.begin() as transaction:
+            digest = self._digest(transaction, view, request_id)
             value = transaction.get(_BY_ID + digest, db=self._live.requests)
             if value is None:
                 return None
@@ -66,7 +67,7 @@ class RequestLog:
         """Remember pushes by their ids, and forget those that are too old or too many."""
         now = int(datetime.now(UTC).timestamp() * 1000)
         for request_id, known in pushes.items():
-            digest = _digest(view, request_id)
+            digest = self._digest(transaction, view, request_id)
             value = _ANSWER.pack(now, known.applied.rows, known.applied.superseded)
             transaction.put(_BY_ID + digest, value, db=self._live.requests)
             transaction.put(_BY_TIME + _TIME.pack(now) + digest, known.content, db=self._live.requests)
@@ -85,6 +86,8 @@ class RequestLog:
                 transaction.delete(_BY_ID + key[1 + _TIME.size :], db=self._live.requests)
                 surplus -= 1
 
-
-def _digest(view: str, request_id: str) -> bytes:
-    return xxhash.xxh3_128_digest(f"{view}\0{request_id}".encode())
+    def _digest(self, transaction: lmdb.Transaction, view: str, request_id: str) -> bytes:
+        """The digest of an id of a push to a view, and not to an earlier view of the same name."""
+        removals = catalog.removals(transaction, self._live.catalog, view)
+        of_view = f"{view}\0{request_id}"
+        return xxhash.xxh3_128_digest((f"{of_view}\0{removals}" if removals else of_view).encode())

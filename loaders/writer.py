@@ -378,7 +378,7 @@ class WriterProcess:
             first = error.errors()[0]
             raise LookupInvalid(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}") from None
         answers = []
-        for view in await asyncio.to_thread(views_to_reload, self._root, order):
+        for view in await asyncio.to_thread(views_to_reload, self._writer, self._root, order):
             async with self._lock(view):
                 answers.append(
                     await asyncio.to_thread(reload_or_tell, self._writer, self._root, view, order, self._observer)

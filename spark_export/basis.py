@@ -40,6 +40,7 @@ def find_basis(root: ExportRoot, view: ViewDefinition, *, full: bool) -> Basis:
     published = root.sequence_numbers(view.name)
     if not published:
         return Basis(None, None, "first export", tuple(states), root.first_seq(view.name))
+    root.check_not_dropped(view.name, published[-1])
     previous = root.entry(view.name, published[-1])
     view.schema.check_succeeds(previous.view)
     if previous.stream is not None and not full:

@@ -114,7 +114,10 @@ def publish_definition(view: ViewDefinition, root: ExportRoot, job: str) -> None
 
 def _newest(root: ExportRoot, view: str) -> Manifest | None:
     published = root.sequence_numbers(view)
-    return root.entry(view, published[-1]) if published else None
+    if not published:
+        return None
+    root.check_not_dropped(view, published[-1])
+    return root.entry(view, published[-1])
 
 
 def _batch_of(manifest: Manifest, query: str) -> int:

@@ -4,13 +4,23 @@ their names comes back. From a store alone go views that its root does not have.
 import gc
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from engine import FeatureStore
 from engine.environment import generation_path
-from engine.errors import ManifestInvalid, NotPublished, SchemaChangeRefused, UnknownFeature
+from engine.errors import (
+    IdempotencyKeyReused,
+    LogTaken,
+    ManifestInvalid,
+    NotPublished,
+    SchemaChangeRefused,
+    ShoalError,
+    UnknownFeature,
+)
 from engine.export_root import DROPPED, ExportRoot
 from engine.schema import FeatureService
 from loaders.definition import define_view, drop_view
@@ -136,6 +146,60 @@ def test_a_list_of_dropped_views_that_is_damaged_keeps_no_view_from_moving_on(ro
     # Nobody begins a log where another of its name may have been.
     with pytest.raises(ManifestInvalid, match=DROPPED):
         root.first_seq("old")
+
+
+def test_views_that_are_dropped_at_the_same_time_are_all_listed(tmp_path: Path) -> None:
+    root = ExportRoot(tmp_path / "root")
+    names = [f"v{number}" for number in range(12)]
+    for name in names:
+        stores.publish_snapshot(root, stores.schema(name, key="int64", a="int64"), [{f"{name}_id": 1, "a": 1}])
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert [*pool.map(lambda name: ExportRoot(root.path).drop_view(name), names)] == [1] * len(names)
+    assert root.dropped() == dict.fromkeys(names, 1)
+    for name in ("", ".", "../root/v1", "v1/"):
+        with pytest.raises(NotPublished, match="has no view"):
+            root.drop_view(name)
+
+
+@pytest.mark.parametrize("how", ["load", "reload", "reload --view old"])
+def test_what_was_pushed_to_a_dropped_view_is_not_in_the_next(root: ExportRoot, store: Path, how: str) -> None:
+    """The next has the same schema, and its pushes have the same ids."""
+    repeated = {"old_id": [3], "a": [33]}
+    with StoreWriter(store) as writer:
+        push_rows(writer, "old", repeated, request_id="k1")
+    root.drop_view("old")
+    stores.publish_snapshot(root, OLD, [{"old_id": 1, "a": 100}])
+    stores.publish_snapshot(root, OLD, [{"old_id": 1, "a": 1000}])
+    gc.collect()
+    shoal(*how.split(), "--store", store, "--from", root)
+    keys = {"old_id": [1, 2, 3]}
+    assert FeatureStore.open(store).lookup(["old:a"], keys).to_pydict() == {"old:a": [1000, None, None]}
+    gc.collect()
+    with StoreWriter(store) as writer:
+        push_rows(writer, "old", repeated, request_id="k1")
+        with pytest.raises(IdempotencyKeyReused):
+            push_rows(writer, "old", {"old_id": [3], "a": [34]}, request_id="k1")
+    assert FeatureStore.open(store).lookup(["old:a"], keys).to_pydict() == {"old:a": [1000, None, 33]}
+
+
+def test_another_root_drops_nothing(store: Path, tmp_path: Path) -> None:
+    another = ExportRoot(tmp_path / "another")
+    for _ in range(3):
+        stores.publish_snapshot(another, OLD, [{"old_id": 1, "a": 1}])
+    another.drop_view("old")
+    stores.publish_snapshot(another, STAYS, [{"stays_id": 1, "a": 1}])
+    with suppress(ShoalError):
+        stores.load(store, another)
+    assert FeatureStore.open(store).lookup(["old:a"], {"old_id": [3]}).to_pydict() == {"old:a": [3]}
+
+
+def test_a_log_that_is_being_dropped_is_not_continued(root: ExportRoot, tmp_path: Path) -> None:
+    killed(ExportRoot.drop_view, root, "old", at=POINTS[0], log=tmp_path / "log")  # type: ignore[arg-type]
+    newest = root.sequence_numbers("old")[-1]
+    with pytest.raises(LogTaken, match="complete it before you publish the view again: `shoal drop-view old --root"):
+        root.check_not_dropped("old", newest)
+    root.drop_view("old")
+    root.check_not_dropped("old", publish_again(root))
 
 
 def test_a_view_that_a_service_names_stays(root: ExportRoot) -> None:
