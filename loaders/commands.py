@@ -125,6 +125,8 @@ def load_command(
         _load_table(store, table, as_json)
         return
     assert address is not None
+    # First of all: if the two paths are swapped, the root that is missing must not be made.
+    check_may_be_store(store)
     root = ExportRoot(address)
     root.check_exists()
     applied: list[Applied] = []

@@ -47,7 +47,10 @@ def _drop_from_root(root: ExportRoot, view: str) -> None:
             f"views.yaml, run `shoal export`, and then drop the view"
         )
     seq = root.drop_view(view)
-    say(f"{root}: dropped view {view}, whose last seq is {seq}; nodes remove it at their next look")
+    say(
+        f"{root}: dropped view {view}, whose last seq is {seq}; nodes remove it at their next look, with all rows "
+        "that were pushed to it"
+    )
 
 
 def _drop_from_store(store: Path, view: str) -> None:

@@ -64,7 +64,7 @@ def export_command(
     """Publish what changed in the views' sources.
 
     The first export of a view is a snapshot of all its rows; later ones are deltas with what is new, changed or gone
-    since the export before. A view in which nothing changed is not published.
+    since the export before. If no row of a view changed, a delta without rows says so, and how old the rows are now.
 
     An export that would remove more than 20% of a view's rows, or of a feature's values, publishes nothing of that view
     and ends with exit code 1. The view's max_removed in views.yaml sets another share, and --allow-removals lifts the
