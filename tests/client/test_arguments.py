@@ -102,7 +102,7 @@ def mistakes() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "push", "deletes", pushed | {"deletes": columns}
     yield "push", "deletes", pushed | {"rows": None}
     yield "push", "one length", pushed | {"rows": {"users_id": [1], "score": [1.0, 2.0]}}
-    yield "push", "without deletes", pushed | {"rows": pa.table(frame), "deletes": {"users_id": [1]}}
+    yield "push", "cannot have deletes", pushed | {"rows": pa.table(frame), "deletes": {"users_id": [1]}}
     for key in ("", 5, b"key", "a\nb", "é"):
         yield "push", "idempotency key", pushed | {"idempotency_key": key}
     for operation in ("push", "views", "status", "ready"):
