@@ -132,7 +132,7 @@ def test_a_publication_at_the_very_end_of_catching_up_is_taken_up_too(
         done = catch_up(writer, root, view, observer)
         if view == "doc" and not noticed.is_set():
             stores.publish_delta(root, VIEW, rows(1))
-            noticed.wait(30)
+            noticed.wait(90)
         return done
 
     async def scenario(writer: StoreWriter) -> None:
@@ -150,7 +150,7 @@ def test_a_publication_at_the_very_end_of_catching_up_is_taken_up_too(
 
     monkeypatch.setattr(writer_module, "catch_up", catch_up_and_dawdle)
     with StoreWriter(store) as writer:
-        asyncio.run(asyncio.wait_for(scenario(writer), 30))
+        asyncio.run(asyncio.wait_for(scenario(writer), 90))
     assert seen(store) == 1
 
 
@@ -162,7 +162,7 @@ def test_a_process_that_can_follow_no_more_ends(store: Path, root: ExportRoot, m
 
         monkeypatch.setattr(writer, "commit_root", break_off)
         with pytest.raises(lmdb.DiskError):
-            asyncio.run(asyncio.wait_for(WriterProcess(writer, root, FOR_EVER, 0).run(), 30))
+            asyncio.run(asyncio.wait_for(WriterProcess(writer, root, FOR_EVER, 0).run(), 90))
 
 
 def test_overlays_are_folded_in_the_background(writer: subprocess.Popen[str], store: Path, root: ExportRoot) -> None:
