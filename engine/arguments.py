@@ -15,7 +15,7 @@ def as_entities(given: Any) -> Entities:
     Raises:
         LookupInvalid: it is neither, or two columns have one name.
     """
-    if isinstance(given, Mapping):
+    if isinstance(given, dict | Mapping):  # A dict is told at a fraction of the price of any mapping.
         return given
     # Arrow tables name their columns in `column_names`, DataFrames in `columns`.
     names = getattr(given, "column_names", None)
@@ -51,7 +51,7 @@ def as_features(given: Any) -> str | tuple[str, ...]:
     """
     if isinstance(given, str):
         return given
-    if isinstance(given, Sequence):
+    if isinstance(given, list | tuple | Sequence):
         features = tuple(given)
         try:
             hash(features)
