@@ -30,8 +30,8 @@ def as_entities(given: Any) -> Entities:
     for name in names:
         if str(name) in entities:
             raise LookupInvalid(f"the entities have two columns {str(name)!r}; remove one")
-        entities[str(name)] = None
-    return {str(name): given[name] for name in names}
+        entities[str(name)] = given[name]
+    return entities
 
 
 def check_max_age(max_age: object) -> None:

@@ -98,7 +98,7 @@ def _key_types(version: StoreVersion, asked: str | list[str]) -> dict[str, str]:
 
 
 def _rows(result: LookupResult, entities: Mapping[str, list[Any]], now: datetime) -> list[_Row]:
-    """Yield one row per key and feature."""
+    """Return one row per key and feature."""
     values = {column.reference: column.to_pylist(shortest=True) for column in result.columns}
     rows = []
     for key in range(result.keys):

@@ -168,9 +168,13 @@ def look_up(
         LookupInvalid, UnknownFeature: the request does not fit the store.
     """
     wanted, entities = asked.wanted, asked.entities
-    how: dict[str, Any] = {"max_age": timedelta.max if strict else None, "max_values": max_values}
-    how["max_bytes"] = max_bytes
-    how |= {"fetched": fetched, "partial": partial}
+    how: dict[str, Any] = {
+        "max_age": timedelta.max if strict else None,
+        "max_values": max_values,
+        "max_bytes": max_bytes,
+        "fetched": fetched,
+        "partial": partial,
+    }
     try:
         result = store.lookup(wanted, entities, incomplete="not_found", **how)
     except RequestTooLarge:

@@ -16,7 +16,7 @@ from shoal_client.aio import AsyncClient
 from shoal_client.errors import AddressInvalid, RequestInvalid
 
 NOWHERE = "http://127.0.0.1:1"
-"""Nothing listens there: whoever asks has an error of another kind."""
+"""Nothing listens there, so a request that is sent ends in another error."""
 FEATURES, KEYS = ["users:score"], {"users_id": [1]}
 
 

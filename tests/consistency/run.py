@@ -167,6 +167,6 @@ def _await_all(server: Server, root: ExportRoot, seconds: float) -> list[Wrong]:
 
 
 def _applied(server: Server) -> dict[str, int]:
-    """The last entry applied, by view; a view of which nothing was loaded yet is not in it."""
+    """Return the last applied entry by view, without views that are not loaded yet."""
     views = server.ask("GET", "/v1/status").json["views"]
     return {view["name"]: view["applied_seq"] for view in views if view.get("applied_seq")}

@@ -61,7 +61,7 @@ def test_the_example_of_pushes_in_process_runs(tmp_path: Path) -> None:
     stores.load(tmp_path / "store", root)
     (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "push.md").read_text(), re.DOTALL)
     assert '"/var/lib/shoal"' in example
-    # By a process of its own, as whoever copies the example runs it.
+    # In a process of its own, as a user who copies the example would run it.
     program = example.replace('"/var/lib/shoal"', repr(str(tmp_path / "store")))
     subprocess.run([sys.executable, "-c", program], cwd=DOCS.parent, check=True)
     with FeatureStore.open(tmp_path / "store") as store:

@@ -129,7 +129,7 @@ def test_an_answer_that_grows_over_the_limit_as_it_is_written_is_refused(server:
 
 def test_answers_that_nobody_reads_are_bounded_and_end(server: Server) -> None:
     worker = psutil.Process(server.record.workers[0])
-    for _ in range(2 * UNSENT_MIB // VECTOR_MIB):  # Whoever reads is never refused.
+    for _ in range(2 * UNSENT_MIB // VECTOR_MIB):  # A client that reads is never refused.
         assert server.ask("POST", "/v1/lookup", VECTORS, Accept=NPY).status == 200
     before = worker.memory_info().rss
     unread: list[socket.socket] = []
