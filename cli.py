@@ -88,13 +88,14 @@ def serve_command(store: Path, address: str | None, poll: float, shard: Shard | 
     settings = server_settings(store=store, tokens_text=os.environ.get("SHOAL_TOKENS"), **given)
 
     from engine.server import run
+    from loaders.warming import warm
     from loaders.writer import check_shard, run_writer
 
     root = ExportRoot(address) if address is not None else None
     if shard is not None:
         check_shard(store, shard)
     writer = partial(run_writer, store, root, poll_seconds=poll, scrub_hours=settings.scrub_hours, shard=shard)
-    run(settings, writer, follows=root is not None)
+    run(settings, writer, follows=root is not None, warm_writer=warm)
 
 
 shoal.add_command(serve_command)

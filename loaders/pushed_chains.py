@@ -56,8 +56,8 @@ def resolved(version: ViewVersion, parts: Sequence[tuple[int, pa.RecordBatch]], 
     event_time = np.concatenate([event_times(table.rows) for table in tables])
     push = np.concatenate([table.push for table in tables])
     order = _by_key(keys, event_time, push, np.concatenate([table.place for table in tables]))
-    starts = _starts(keys[:, order])
-    stored = stored_event_times(version, keys[:, order[starts[:-1]]], of_pushes=True)
+    starts = _starts(_columns_of(keys, order))
+    stored = stored_event_times(version, _columns_of(keys, order[starts[:-1]]), of_pushes=True)
     late = np.empty(event_time.size, np.bool_)
     mark_superseded(order, starts, push, event_time, stored, late)
     superseded = np.bincount(push[late], minlength=pushes).tolist()
@@ -65,7 +65,13 @@ def resolved(version: ViewVersion, parts: Sequence[tuple[int, pa.RecordBatch]], 
     taken = order[~late[order]]
     if not taken.size:
         return Outcome(None, superseded)
-    return Outcome(_completed(_Chains(tables, keys, taken, _starts(keys[:, taken])), version), superseded)
+    return Outcome(_completed(_Chains(tables, keys, taken, _starts(_columns_of(keys, taken))), version), superseded)
+
+
+def _columns_of(keys: _Int64s, numbers: _Int64s) -> _Int64s:
+    """Return the columns of a matrix with these numbers, each row of it contiguous: indexing would lay them out by
+    column, and kernels would be compiled a second time for that layout."""
+    return np.take(keys, numbers, axis=1)
 
 
 def _by_key(keys: _Int64s, event_time: _Int64s, push: _Int64s, place: _Int64s) -> _Int64s:
@@ -174,7 +180,7 @@ class _Chains:
 
     def __init__(self, tables: Sequence[_Table], keys: _Int64s, taken: _Int64s, starts: _Int64s) -> None:
         self.tables = tables
-        self.keys = keys[:, taken[starts[:-1]]]
+        self.keys = _columns_of(keys, taken[starts[:-1]])
         """int64[2, keys], the hashes of the keys."""
         self._taken = taken
         self._starts = starts

@@ -23,13 +23,20 @@ from engine.supervisor import Supervisor
 log = logging.getLogger("shoal.supervisor")
 
 
-def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, follows: bool = False) -> None:
+def run(
+    settings: ServerSettings,
+    writer: Callable[[], None] | None = None,
+    *,
+    follows: bool = False,
+    warm_writer: Callable[[], None] | None = None,
+) -> None:
     """Serve a store until SIGTERM or SIGINT; the store need not exist yet.
 
     Args:
         settings: see `engine.settings`.
         writer: main function of the writer process, which is to end on SIGTERM.
         follows: whether it follows an export root, which the server then has to have caught up with to be ready.
+        warm_writer: compiles what the writer runs; it is called once, before any process is forked.
 
     Raises:
         AddressUnusable: an address cannot be listened on.
@@ -69,6 +76,8 @@ def run(settings: ServerSettings, writer: Callable[[], None] | None = None, *, f
         from engine.server.worker import Worker
 
         warm()
+        if warm_writer is not None:
+            warm_writer()
         worker = Worker(
             settings,
             protection,

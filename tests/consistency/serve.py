@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.server import run
 from engine.settings import server_settings
 from loaders import compaction, live_replacement
+from loaders.warming import warm
 from tests.consistency.planted import PLANTED
 from tests.server.serve import writer_for
 
@@ -26,4 +27,4 @@ if __name__ == "__main__":
     if choice.get("planted"):
         PLANTED[choice["planted"]]()
     checked = server_settings(**json.loads(sys.argv[1]))
-    run(checked, writer_for(Path(checked.store), choice, checked.scrub_hours))
+    run(checked, writer_for(Path(checked.store), choice, checked.scrub_hours), warm_writer=warm)

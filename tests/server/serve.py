@@ -18,6 +18,7 @@ from typing import Any
 from engine.export_root import ExportRoot
 from engine.server import run
 from engine.settings import server_settings
+from loaders.warming import warm
 from loaders.writer import run_writer
 
 
@@ -53,4 +54,5 @@ if __name__ == "__main__":
     checked = server_settings(**settings)
     choice: dict[str, str | None] | None = json.loads(sys.argv[2])
     follows = choice is not None and choice.get("root") is not None
-    run(checked, writer_for(checked.store, choice, checked.scrub_hours), follows=follows)
+    writer = writer_for(checked.store, choice, checked.scrub_hours)
+    run(checked, writer, follows=follows, warm_writer=warm if writer is not None else None)
