@@ -7,7 +7,7 @@ GO_INSTALL = CGO_ENABLED=0 GOFLAGS=-modcacherw GOBIN=$(CURDIR)/$(@D) .go/venv/bi
 NEEDS_JAVA = command -v "$${JAVA_HOME:+$$JAVA_HOME/bin/}java" >/dev/null || \
   { echo "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"; exit 1; }
 
-.PHONY: setup demo test test-programs check audit feast-suite bench bench-small clean
+.PHONY: setup demo test test-programs test-portable test-python check audit coverage docs feast-suite bench bench-small clean
 
 setup: .venv/installed
 
@@ -29,8 +29,35 @@ demo:
 # or render the chart.
 test-programs: .venv-peers/installed .s3-server/versitygw .helm/helm .dynamodb-server/installed
 
+# The kernels are compiled once before the tests, which otherwise would each compile them at the same time.
 test: setup check test-programs .kafka/installed
+	$(BIN)/python -c "from shoal.engine.kernels import warm; from shoal.loaders.warming import warm as warm_writer; warm(); warm_writer()"
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# What needs neither Java nor Linux: imports, formats, lookups in process, and the client's own logic.
+test-portable: setup
+	$(BIN)/python -m pytest -q tests/portable
+
+# What shows that another Python works, without Spark and without servers of others.
+test-python: setup check
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/portable tests/engine tests/loaders tests/client tests/server
+
+# Which lines the tests in this process and its children reach; CI prints the total.
+coverage: setup .kafka/installed test-programs
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -q tests/portable tests/engine tests/loaders tests/client tests/server tests/cli
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --sort cover
+
+# The site, in an environment of its own; fails if a link leads nowhere.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html is written"
+
+.venv-docs/installed:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check 'mkdocs-material~=9.7' 'mkdocstrings[python]~=1.0'
+	@touch $@
 
 check: setup
 	$(BIN)/ruff check .
@@ -39,7 +66,7 @@ check: setup
 
 # Known vulnerabilities of the packages, and patterns in the code that tend to be some.
 audit: setup .venv-audit/installed
-	.venv-audit/bin/bandit --quiet --configfile pyproject.toml --recursive engine loaders spark_export cli.py
+	.venv-audit/bin/bandit --quiet --configfile pyproject.toml --recursive engine loaders spark_export client shoal cli.py
 	$(BIN)/python .ci/audit.py .venv-audit/bin/pip-audit "$$($(BIN)/python -c 'import site; print(*site.getsitepackages())')"
 
 # In an environment of their own, so that what is audited is what Shoal has.
@@ -102,4 +129,4 @@ bench-small: setup .kafka/installed .dynamodb-server/installed
 	$(BIN)/python -m perf --small
 
 clean:
-	rm -rf .dynamodb-server .go .helm .kafka .s3-server .venv .venv-audit .venv-peers .venv-feast-suite build *.egg-info demo/data
+	rm -rf .dynamodb-server .go .helm .kafka .s3-server .venv .venv-audit .venv-docs .venv-peers .venv-feast-suite build *.egg-info demo/data

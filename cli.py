@@ -1,4 +1,4 @@
-"""The command `shoal`: each subcommand is defined where its work is done, and gathered here."""
+"""The command `shoal`: each subcommand is defined in the package that does its work, and is registered here."""
 
 import io
 import os
@@ -11,20 +11,21 @@ from typing import cast
 
 import click
 
-from engine.commands import STORE, status_command
-from engine.errors import OutputUnwritable, ShoalError
-from engine.export_root import ExportRoot
-from engine.feast_commands import feast_diff_command
-from engine.lookup_command import lookup_command
-from engine.settings import ServerSettings, server_settings
-from engine.shards import Shard
-from engine.terminal import say
-from loaders.commands import SHARD, load_command, reload_command, verify_command
-from loaders.drop_command import drop_view_command
-from loaders.dynamodb.command import sync_dynamodb_command
-from loaders.store_commands import backup_command, restore_command, store_command
-from spark_export.command import export_command, feast_views_command
-from spark_export.stream.command import stream_command
+from shoal.engine.base.errors import OutputUnwritable, ShoalError
+from shoal.engine.base.shards import Shard
+from shoal.engine.base.system import check_can_serve
+from shoal.engine.cli.feast_commands import feast_diff_command
+from shoal.engine.cli.lookup_command import lookup_command
+from shoal.engine.cli.status_command import STORE, status_command
+from shoal.engine.cli.terminal import say
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.settings import ServerSettings, server_settings
+from shoal.loaders.cli.drop_command import drop_view_command
+from shoal.loaders.cli.load_commands import SHARD, load_command, reload_command, verify_command
+from shoal.loaders.cli.store_commands import backup_command, restore_command, store_command
+from shoal.loaders.dynamodb.command import sync_dynamodb_command
+from shoal.spark_export.cli.export_command import export_command, feast_views_command
+from shoal.spark_export.cli.stream_command import stream_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -34,17 +35,19 @@ def shoal() -> None:
 
 
 def _help(setting: str) -> str:
-    """A setting's own description, so that it stands in one place."""
+    """Return a setting's description as the help text of its option, so that the text is written only once."""
     text = f"{ServerSettings.model_fields[setting].description}."
     return text[0].upper() + text[1:]
 
 
-@click.command("serve", short_help="Serve a store over HTTP, and apply what is published meanwhile.")
+@click.command("serve", short_help="Serve a store over HTTP, and apply new publications.")
 @STORE
 @click.option(
     "--from", "address", metavar="ROOT", help="The export root to follow: a directory, or s3://BUCKET/PREFIX."
 )
-@click.option("--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to look behind file events.")
+@click.option(
+    "--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to check the root besides file events."
+)
 @SHARD
 @click.option("--host", help=_help("host"))
 @click.option("--port", type=int, help=_help("port"))
@@ -81,15 +84,16 @@ def _help(setting: str) -> str:
 def serve_command(store: Path, address: str | None, poll: float, shard: Shard | None, **options: object) -> None:
     """Serve a store from many worker processes over one memory map.
 
-    One writer process follows the export root: by file events, and by looking every few seconds. The store need not
-    exist yet. SIGTERM drains, SIGHUP looks for news, a child that dies comes back.
+    One writer process follows the export root: with file events, and with a check every few seconds. The store need not
+    exist yet. SIGTERM drains the server. SIGHUP checks the export root at once. A child that dies is replaced.
     """
+    check_can_serve()
     given = {name: value for name, value in options.items() if value is not None}
     settings = server_settings(store=store, tokens_text=os.environ.get("SHOAL_TOKENS"), **given)
 
-    from engine.server import run
-    from loaders.warming import warm
-    from loaders.writer import check_shard, run_writer
+    from shoal.engine.server.run import run
+    from shoal.loaders.warming import warm
+    from shoal.loaders.writer import check_shard, run_writer
 
     root = ExportRoot(address) if address is not None else None
     if shard is not None:
@@ -119,8 +123,8 @@ for command in (
 
 
 def _open_streams() -> None:
-    """Open /dev/null for each standard stream that is closed. Otherwise the next file that is opened, such as one of a
-    store, would get its descriptor. Writing to a closed stdout fails; log lines to a closed stderr are lost."""
+    """Open /dev/null for each closed standard stream. Otherwise the next opened file, such as one of a store, would get
+    the stream's descriptor. Writing to a closed stdout fails; log lines to a closed stderr are lost."""
     for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
@@ -162,10 +166,11 @@ def _drop_output() -> None:
 
 
 def main() -> None:
-    """Run the command line; an error that Shoal foresaw is one line on stderr and its exit code."""
+    """Run the command line. For a ShoalError, print one line on stderr and exit with the error's code."""
     _open_streams()
     stdout = cast(io.TextIOWrapper, sys.stdout)
-    encoding, is_terminal = stdout.encoding, stdout.isatty()
+    encoding = stdout.encoding
+    is_terminal = stdout.isatty()
     # Print characters that the terminal's encoding lacks as escapes, instead of raising an error.
     sys.stdout = _Output(stdout.detach(), encoding, "backslashreplace", line_buffering=is_terminal)
     if isinstance(sys.stderr, io.TextIOWrapper):

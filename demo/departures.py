@@ -1,4 +1,4 @@
-"""The departures of one hour, which a ranker is asked about."""
+"""The departures of one hour, to be ranked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 _NO_PLANE = "unassigned"
-"""Stands for the plane where the data name none, which is so of most cancelled flights; no view has it."""
+"""The placeholder for a flight without a plane in the data, as most cancelled flights are. No view has this key."""
 
 
 @dataclass(frozen=True)
 class Departure:
-    """One scheduled departure, and how late it was in the end; None if it was cancelled."""
+    """A scheduled departure. `delay` is its actual delay in minutes, or None if it was cancelled."""
 
     carrier: str
     flight: int
@@ -25,7 +25,7 @@ class Departure:
 
 
 def departures(source: Path, day: date, hour: int) -> list[Departure]:
-    """The departures that were scheduled in an hour of a day of 2013, in New York's time."""
+    """Return the departures that were scheduled in an hour of a day of 2013, in New York time."""
     scheduled = (pc.field("scheduled_day") == day) & (pc.field("hour") == hour)
     rows = pq.read_table(source / "flights", filters=scheduled).sort_by(
         [("scheduled_at", "ascending"), ("carrier", "ascending"), ("flight", "ascending")]
@@ -44,7 +44,7 @@ def departures(source: Path, day: date, hour: int) -> list[Departure]:
 
 
 def entities(flights: Sequence[Departure]) -> dict[str, list[str]]:
-    """The join keys of all four views: a plane, a route, a carrier and the airport of departure for each flight."""
+    """Return the join keys of all four views: for each flight its plane, route, carrier and airport of departure."""
     return {
         "tailnum": [flight.tailnum for flight in flights],
         "origin": [flight.origin for flight in flights],

@@ -1,5 +1,5 @@
-"""The one error of the demo's own; all others are Shoal's, or the operating system's."""
+"""The demo's only own error; all others come from Shoal or the operating system."""
 
 
 class DemoFailed(Exception):
-    """Something is not as it should be; the message says what, and the demo ends."""
+    """A step failed, or a result is wrong. The message gives the cause, and the demo ends."""

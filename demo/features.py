@@ -1,7 +1,7 @@
-"""The feature job: the tables of views.yaml as of the end of any days, all days of a view in one pass.
+"""The feature job: compute the tables of views.yaml as of the end of given days, all days of a view in one pass.
 
-A row uses only what had happened by the end of its day in New York: a departure counts on the day it took place, and
-its delay at the destination, which may still be open at midnight, only from the next day.
+A row uses only events up to the end of its day in New York. A departure counts on the day of its actual departure. Its
+delay at the destination may not be known at midnight, so the delay counts only from the next day on.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ _HOURS_A_BUCKET = 3
 
 
 class FeatureJob:
-    """Computes feature tables from the source tables, whose dates are `weeks` later than in 2013."""
+    """Computes feature tables from the source tables, with all dates moved by `weeks` weeks from 2013."""
 
     def __init__(self, spark: SparkSession, source_directory: Path, weeks: int) -> None:
         self._spark = spark
@@ -42,7 +42,7 @@ class FeatureJob:
             writer.partitionBy(AS_OF).parquet(f"file://{(target / view).absolute()}")
 
     def planes(self, as_of: DataFrame) -> DataFrame:
-        """A row a plane that departed in the last 60 days."""
+        """Compute one row per plane that departed in the last 60 days."""
         flights = self._flights(as_of, _PLANE_KEPT_DAYS).where("tailnum IS NOT NULL")
         buckets = [_mean(_within(_MONTH) & _in_bucket(number)) for number in range(24 // _HOURS_A_BUCKET)]
         latest = F.sort_array(F.collect_list(F.when(_departed(_MONTH), F.struct("event_timestamp", "origin"))), False)
@@ -64,7 +64,7 @@ class FeatureJob:
         return behaviour.where("last_seen IS NOT NULL").join(F.broadcast(registry), "tailnum", "left")
 
     def routes(self, as_of: DataFrame) -> DataFrame:
-        """A row a pair of airports between which a departure was scheduled in the last 28 days."""
+        """Compute one row per pair of airports with a scheduled departure between them in the last 28 days."""
         return (
             self._flights(as_of, _MONTH)
             .groupBy(AS_OF, "as_of_timestamp", "origin", "dest")
@@ -84,7 +84,7 @@ class FeatureJob:
         )
 
     def carriers(self, as_of: DataFrame) -> DataFrame:
-        """A row an airline that had departures in the last 28 days."""
+        """Compute one row per airline with scheduled departures in the last 28 days."""
         behaviour = (
             self._flights(as_of, _MONTH)
             .groupBy(AS_OF, "as_of_timestamp", "carrier")
@@ -101,7 +101,7 @@ class FeatureJob:
         return behaviour.join(F.broadcast(self._table("airlines")), "carrier", "left")
 
     def airports(self, as_of: DataFrame) -> DataFrame:
-        """A row an airport; what leaves from it is known of New York's three, whose weather is known too."""
+        """Compute one row per airport. Departures and weather are known only for New York's three airports."""
         flights = self._flights(as_of, 8)
         departures = flights.groupBy(AS_OF, F.col("origin").alias("faa")).agg(
             _departures(1).alias("departures_1d"),
@@ -128,7 +128,7 @@ class FeatureJob:
         return rows.fillna(0, ["departures_1d", "arrivals_7d"])
 
     def _end_of(self, day: date) -> datetime:
-        """The last moment of a day in New York, whose summer time was that of 2013."""
+        """Return the last moment of a day in New York. Daylight saving time begins and ends on its dates of 2013."""
         moved = timedelta(weeks=self._weeks)
         return datetime.combine(day - moved, time.max, ZoneInfo(NEW_YORK)).astimezone(UTC) + moved
 
@@ -136,7 +136,8 @@ class FeatureJob:
         return source.read(self._spark, self._source, name, self._weeks)
 
     def _flights(self, as_of: DataFrame, days: int) -> DataFrame:
-        """The flights of so many days up to each day; `age` is 0 for those of the day itself."""
+        """Return, for each day in `as_of`, the flights of that day and of the `days` - 1 days before it. The column
+        `age` is the age of a flight in days: 0 on the day itself."""
         flights = self._table("flights")
         age = F.date_diff(as_of[AS_OF], flights["day"])
         return flights.join(as_of, age.between(0, days - 1)).withColumn(_AGE, F.date_diff(AS_OF, "day"))
@@ -175,7 +176,10 @@ def _cancellations(days: int) -> Column:
 
 
 def _mean(which: Column) -> Column:
-    """float: the mean delay in minutes; null without departures. Sums of whole minutes are exact in any order."""
+    """Return the mean delay in minutes, as a float; null without departures.
+
+    The result does not depend on the order of rows, because sums of whole minutes are exact.
+    """
     return F.avg(F.when(which, F.col("dep_delay"))).cast("float")
 
 

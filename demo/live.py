@@ -1,4 +1,4 @@
-"""Watch an export arrive: for each view one value that it changes, asked for until the new one is answered."""
+"""Watch an export arrive: for each view, poll a value that the export changes until the server returns the new one."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from demo.client import Client, body
 from demo.errors import DemoFailed
-from spark_export.views import ViewDefinition
+from shoal.spark_export.views.definition import ViewDefinition
 
 _POLL_SECONDS = 0.005
 _PATIENCE_SECONDS = 60
@@ -19,7 +19,7 @@ _WHOLE = ("int32", "int64")
 
 @dataclass(frozen=True)
 class Probe:
-    """A value that an export changes."""
+    """A feature value that an export changes."""
 
     view: str
     reference: str
@@ -29,7 +29,8 @@ class Probe:
 
 
 def find_probe(view: ViewDefinition, before: pa.Table, after: pa.Table) -> Probe:
-    """A whole number that differs between two feature tables of a view; raises DemoFailed if none does."""
+    """Return an integer feature value that differs between two feature tables of a view. Raise DemoFailed if no value
+    differs."""
     keys = [key.name for key in view.join_keys]
     old = {tuple(row[name] for name in keys): row for row in before.to_pylist()}
     for feature in view.features:
@@ -37,7 +38,8 @@ def find_probe(view: ViewDefinition, before: pa.Table, after: pa.Table) -> Probe
             continue
         for row in after.to_pylist():
             key = tuple(row[name] for name in keys)
-            value, previous = row[feature.name], old.get(key, {}).get(feature.name)
+            value = row[feature.name]
+            previous = old.get(key, {}).get(feature.name)
             if None not in (value, previous) and value != previous:
                 named = dict(zip(keys, key, strict=True))
                 return Probe(view.name, f"{view.name}:{feature.name}", named, previous, value)
@@ -45,7 +47,7 @@ def find_probe(view: ViewDefinition, before: pa.Table, after: pa.Table) -> Probe
 
 
 class Watch:
-    """Asks for the probes' values in a thread, while the `with` lasts, and notes when each new one was answered."""
+    """Requests the probes' values in a thread during a `with` block, and records when each new value was served."""
 
     def __init__(self, port: int, probes: Sequence[Probe]) -> None:
         self._port = port
@@ -55,7 +57,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._error: Exception | None = None
         self.served_at: dict[str, float] = {}
-        """View → when its new value was answered, in seconds since 1970."""
+        """View → the time when its new value was served, in seconds since 1970."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -66,7 +68,7 @@ class Watch:
         self._thread.join()
 
     def wait(self) -> None:
-        """Return once all new values are served; raises DemoFailed."""
+        """Return once all new values are served. Raise DemoFailed after an error or a timeout."""
         self._arrived.wait(_PATIENCE_SECONDS)
         if self._error:
             raise DemoFailed(f"the watch on the new values failed: {self._error}") from self._error
@@ -77,7 +79,7 @@ class Watch:
     def _run(self) -> None:
         try:
             self._ask_until_all_arrived()
-        except Exception as error:  # It is told by `wait`.
+        except Exception as error:  # `wait` raises it in the main thread.
             self._error = error
         self._arrived.set()
 

@@ -1,14 +1,14 @@
-"""A model of delays that can be checked by hand: a base, and so many minutes for each minute of some mean delays.
+"""A linear model of delays that can be checked by hand: a constant plus a weighted sum of some mean delays.
 
 The weights are a least-squares fit to the evening departures of February to November 2013, rounded. The model knows
-little of the day itself, so it explains little of a single delay; as a ranking it is better than none.
+little about the day itself, so it explains little of a single delay; but its ranking is better than no ranking.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.schema import embedding_size
-from spark_export.views import ViewsFile
+from shoal.engine.format.schema import embedding_size
+from shoal.spark_export.views.definition import ViewsFile
 
 SERVICE = "departures_v1"
 BASE_MINUTES = 1.3
@@ -24,7 +24,7 @@ Matrix = npt.NDArray[np.float64]
 
 
 def weights_of_columns(views_file: ViewsFile) -> Matrix:
-    """The weight of each column of the matrix in which the feature service is answered; an embedding has several."""
+    """Return the weight of each column of the feature service's NumPy matrix. An embedding has several columns."""
     types = {f"{view.name}:{feature.name}": feature.type for view in views_file.views for feature in view.features}
     (service,) = (service for service in views_file.services if service.name == SERVICE)
     columns: list[float] = []
@@ -34,5 +34,5 @@ def weights_of_columns(views_file: ViewsFile) -> Matrix:
 
 
 def expected_delays(features: Matrix, weights: Matrix) -> Matrix:
-    """Minutes for each row of features; one that is absent counts as no delay."""
+    """Return the expected delay in minutes for each row of features. A missing feature counts as no delay."""
     return BASE_MINUTES + np.nan_to_num(features) @ weights

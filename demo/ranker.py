@@ -1,4 +1,4 @@
-"""Rank the departures of an hour by the delay that the model expects, and show what the ranking rests on."""
+"""Rank the departures of an hour by the delay that the model expects, and show the features behind the ranking."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from demo.client import JSON, NPY, Answer, Client, body
 from demo.departures import Departure, entities
 from demo.model import SERVICE, WEIGHTS, Matrix, expected_delays, weights_of_columns
 from demo.terminal import plain_table
-from spark_export.views import ViewsFile
+from shoal.spark_export.views.definition import ViewsFile
 
 SHOWN = 10
 PRESENT = "PRESENT"
@@ -19,7 +19,7 @@ _MODEL = "planes:model"
 
 @dataclass(frozen=True)
 class Ranked:
-    """A departure, the delay expected, and the model's features as shown: a value, "null", or its row's status."""
+    """A departure with its expected delay in minutes. Each shown feature is a value, "null" or its row's status."""
 
     departure: Departure
     expected: float
@@ -29,7 +29,7 @@ class Ranked:
 
 
 class Ranker:
-    """Ranks a list of departures, each time with the features that the server has then."""
+    """Ranks a list of departures, each time with the server's current features."""
 
     def __init__(self, flights: Sequence[Departure], views_file: ViewsFile) -> None:
         self.flights = tuple(flights)
@@ -38,13 +38,13 @@ class Ranker:
         self._weights = weights_of_columns(views_file)
 
     def score(self, client: Client) -> Answer:
-        """What a ranker does for each query: look up, and score all candidates."""
+        """Look up the features of all candidates and score them, as a ranker does for each query."""
         answer = client.lookup(self.request, NPY)
         self._expected(answer)
         return answer
 
     def rank(self, client: Client) -> list[Ranked]:
-        """All departures, those with the longest delay expected first."""
+        """Return all departures, with the longest expected delay first."""
         expected = self._expected(client.lookup(self.request, NPY))
         explained = client.lookup(self._explained_request, JSON).json()
         ranked = []
@@ -65,7 +65,7 @@ class Ranker:
         return sorted(ranked, key=lambda one: -one.expected)
 
     def example(self, client: Client) -> Departure:
-        """The first in the ranking of whose plane something is known."""
+        """Return the first departure of the ranking with a row for its plane."""
         return next(one.departure for one in self.rank(client) if one.plane_status == PRESENT)
 
     def _expected(self, answer: Answer) -> Matrix:
@@ -73,7 +73,7 @@ class Ranker:
 
 
 def ranking_table(ranked: Sequence[Ranked]) -> Table:
-    """The first of a ranking, and after them some of the others for whose plane no row is served."""
+    """Return a table of the first departures of a ranking, and of a few later ones without a row for their plane."""
     features = [reference.replace(":delay_mean_", "\n") for reference in WEIGHTS]
     names = ("rank", "expected", "actual", "flight", "route", "plane", "model", *features)
     table = plain_table(*names, right=(*names[:3], *features))
@@ -95,7 +95,7 @@ def ranking_table(ranked: Sequence[Ranked]) -> Table:
 
 
 def mean_delay(ranked: Sequence[Ranked]) -> float:
-    """How late those that departed were in the end, in minutes."""
+    """Return the mean actual delay in minutes of the flights that departed."""
     delays = [one.departure.delay for one in ranked if one.departure.delay is not None]
     return sum(delays) / len(delays) if delays else float("nan")
 

@@ -1,4 +1,4 @@
-"""The replay: each day's feature tables take the place of the day before's, and what changed is exported."""
+"""The replay: each day's feature tables replace those of the day before, and the changes are exported."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from pyspark.sql import SparkSession
 from demo.features import AS_OF
 from demo.source import weeks_since
 from demo.workspace import Workspace
-from engine.export_root import ExportRoot
-from spark_export.exporter import export_each
-from spark_export.report import Report
-from spark_export.views import ViewsFile
+from shoal.engine.root.export_root import ExportRoot
+from shoal.spark_export.exporter import export_each
+from shoal.spark_export.report import Report
+from shoal.spark_export.views.definition import ViewsFile
 
 _LAST_DAY = date(2013, 12, 22)
 """The Sunday before Christmas, after two weeks with snow in New York."""
@@ -24,22 +24,22 @@ _LAST_DAY = date(2013, 12, 22)
 
 @dataclass(frozen=True)
 class Calendar:
-    """The days of a replay, `weeks` later than they were."""
+    """The days of a replay, moved by `weeks` weeks."""
 
     weeks: int
     replayed: tuple[date, ...]
-    """Published before anything is served: a snapshot, then deltas."""
+    """The days that are published before the server starts: the first as a snapshot, the others as deltas."""
     live: date
-    """Published while the departures of `ranked`, the day after it, are being ranked."""
+    """The day that is published while the departures of the next day, `ranked`, are being ranked."""
     ranked: date
 
     def in_2013(self, day: date) -> date:
-        """What a day was in 2013, as the prepared source has it."""
+        """Return the original date of a day in 2013, as in the prepared source."""
         return day - timedelta(weeks=self.weeks)
 
 
 def calendar(days: int) -> Calendar:
-    """A replay of so many days that ends as close to today as weekdays allow."""
+    """Return a replay of the given number of days. It ends as close to today as a move by whole weeks allows."""
     weeks = weeks_since(_LAST_DAY)
     live = _LAST_DAY + timedelta(weeks=weeks)
     replayed = tuple(live - timedelta(days=number) for number in range(days, 0, -1))
@@ -49,7 +49,7 @@ def calendar(days: int) -> Calendar:
 def export_day(
     workspace: Workspace, views_file: ViewsFile, day: date, root: ExportRoot, spark: SparkSession
 ) -> Iterator[Report]:
-    """Overwrite the feature tables with those of a day, as a nightly job would, and export them."""
+    """Overwrite the feature tables with those of a day, as a nightly job would, and export them to the root."""
     for view in views_file.views:
         table = workspace.features / view.name
         shutil.rmtree(table, ignore_errors=True)
@@ -58,7 +58,7 @@ def export_day(
 
 
 def table_of(workspace: Workspace, view: str, day: date) -> pa.Table:
-    """A view's feature table as of a day, read without Spark."""
+    """Read a view's feature table as of a day, without Spark."""
     return pq.read_table(_partition(workspace, view, day), partitioning=None)
 
 

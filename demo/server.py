@@ -1,4 +1,4 @@
-"""The commands of Shoal, run as a user would run them, and a server among them."""
+"""Run Shoal's commands as a user would, including a server."""
 
 import http.client
 import signal
@@ -20,12 +20,12 @@ _POLL_SECONDS = 0.05
 
 
 def shoal() -> Path:
-    """The command `shoal` of this virtual environment, as short as it can be typed."""
+    """Return the path of this virtual environment's command `shoal`, relative to the current directory if possible."""
     return short(Path(sys.executable).parent / "shoal")
 
 
 def run(command: Sequence[str]) -> str:
-    """What a command writes to stdout; raises DemoFailed."""
+    """Run a command, and return its stdout. Raise DemoFailed if the command fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DemoFailed(f"{' '.join(command)} ended with {done.returncode}: {done.stderr or done.stdout}")
@@ -33,7 +33,7 @@ def run(command: Sequence[str]) -> str:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """Return a TCP port on 127.0.0.1 that no process listens on."""
     for port in (_PREFERRED_PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,17 +46,17 @@ def free_port() -> int:
 
 
 def serve_command(workspace: Workspace, port: int) -> list[str]:
-    """The command that serves the demo's store and follows its root."""
+    """Return the command that serves the demo's store and follows its root."""
     at = ["--store", str(workspace.store), "--from", str(workspace.root)]
     return [str(shoal()), "serve", *at, "--workers", "2", "--port", str(port)]
 
 
 @contextmanager
 def serving(workspace: Workspace, port: int) -> Iterator[None]:
-    """A server, ready; it is stopped in the end.
+    """Start a server, wait until it is ready, and stop it at the end.
 
     Raises:
-        DemoFailed: it does not start, or does not stop when it is told to.
+        DemoFailed: the server does not become ready in time, or exits with an error.
     """
     command = serve_command(workspace, port)
     with workspace.server_log.open("w") as log:

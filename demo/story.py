@@ -1,4 +1,4 @@
-"""The demo from its beginning to its end."""
+"""All steps of the demo, in order."""
 
 from pyspark.sql import SparkSession
 
@@ -11,13 +11,13 @@ from demo.steps.replaying import replay
 from demo.steps.sourcing import prepare_source
 from demo.steps.updating import update
 from demo.steps.verifying import verify
-from spark_export.session import spark_session
+from shoal.spark_export.source.session import spark_session
 
 _SPARK_SETTINGS = {"spark.sql.session.timeZone": "UTC", "spark.sql.shuffle.partitions": "4"}
 
 
 def tell(setting: Setting) -> None:
-    """Do all steps; raises what keeps one from being done."""
+    """Run all steps. If a step fails, raise its error."""
     with setting.terminal.working("starting Spark"):
         spark = _session()
     try:

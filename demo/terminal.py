@@ -1,4 +1,4 @@
-"""What the demo prints, and the findings that it repeats at the end."""
+"""Print the demo's output, and keep findings to repeat at the end."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ _LEAST_WIDTH = 120
 
 
 class Terminal:
-    """Prints headings, text and tables; a line is wrapped by the terminal, never by the demo."""
+    """Prints headings, text and tables. Long lines of text are wrapped by the terminal, not by the demo."""
 
     def __init__(self) -> None:
         terminal = Console(highlight=False)
@@ -21,12 +21,12 @@ class Terminal:
         self._findings: list[tuple[str, str]] = []
 
     def heading(self, text: str) -> None:
-        """Begin a step."""
+        """Print the heading of a step."""
         self._console.print()
         self._console.rule(f"[bold]{text}", align="left")
 
     def say(self, text: str) -> None:
-        """Print text, which may hold rich's markup."""
+        """Print text, which may contain rich's markup."""
         self._console.print(text, soft_wrap=True)
 
     def show(self, table: Table) -> None:
@@ -34,15 +34,15 @@ class Terminal:
         self._console.print(table)
 
     def command(self, command: Sequence[str]) -> None:
-        """Print a command as it can be typed."""
+        """Print a command in shell syntax."""
         self._console.print(f"  {shlex.join(command)}", soft_wrap=True, markup=False)
 
     def finding(self, what: str, measured: str) -> None:
-        """Keep something measured for the end."""
+        """Keep a measurement to show at the end."""
         self._findings.append((what, measured))
 
     def findings(self) -> Table:
-        """All that was kept, in order."""
+        """Return a table of all findings, in order."""
         table = plain_table("what", "measured")
         for finding in self._findings:
             table.add_row(*finding)
@@ -50,7 +50,7 @@ class Terminal:
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:
-        """Show on a terminal that something takes its time."""
+        """Show a spinner on a terminal while the `with` block runs."""
         if not self._console.is_terminal:
             yield
             return
@@ -59,7 +59,7 @@ class Terminal:
 
 
 def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """A table without lines; the columns in `right` are aligned to the right."""
+    """Return an empty table without lines. The columns in `right` are right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left")

@@ -1,4 +1,4 @@
-"""Check what the server answers against the feature tables, read by pyarrow and by nothing of Shoal's."""
+"""Check the server's responses against the feature tables, which are read with pyarrow only, not with Shoal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from demo.client import ARROW, JSON, Client, body
-from spark_export.views import FeatureDefinition, ViewDefinition
+from shoal.spark_export.views.definition import FeatureDefinition, ViewDefinition
 
 _SHOWN = 3
 _CLOCK_SLACK = timedelta(minutes=1)
@@ -16,7 +16,8 @@ _CLOCK_SLACK = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class Verified:
-    """How much was compared, how much of it is equal only within a tolerance, and, in words, what is wrong."""
+    """The result of a comparison: the number of values, the number that are equal only within a tolerance, and a
+    description of each wrong value."""
 
     compared: int = 0
     within_tolerance: int = 0
@@ -29,7 +30,7 @@ class Verified:
 
 
 def verify_values(client: Client, view: ViewDefinition, table: pa.Table) -> Verified:
-    """Look up all rows of a feature table, those beyond their TTL included, and compare all values."""
+    """Look up all rows of a feature table, including those older than the view's TTL, and compare all values."""
     references = [f"{view.name}:{feature.name}" for feature in view.features]
     keys = _keys(view, table)
     answer = client.lookup(body(keys, features=references, stale="serve"), ARROW).table()
@@ -42,7 +43,7 @@ def verify_values(client: Client, view: ViewDefinition, table: pa.Table) -> Veri
 
 
 def verify_gone(client: Client, view: ViewDefinition, before: pa.Table, after: pa.Table) -> Verified:
-    """Check that keys which left the feature table are not found any more."""
+    """Check that a lookup does not find keys that are no longer in the feature table."""
     left = set(zip(*_keys(view, before).values(), strict=True)) - set(zip(*_keys(view, after).values(), strict=True))
     if not left:
         return Verified()
@@ -54,18 +55,21 @@ def verify_gone(client: Client, view: ViewDefinition, before: pa.Table, after: p
 
 
 def verify_ages(client: Client, view: ViewDefinition, table: pa.Table) -> Verified:
-    """Check that the rows beyond the view's TTL, and no others, are OUTSIDE_MAX_AGE; as many as that are compared."""
+    """Check that a row is OUTSIDE_MAX_AGE if it is older than the view's TTL, and only then. `compared` counts such
+    rows."""
     if view.ttl is None or view.timestamp_field is None:
         return Verified()
     oldest = datetime.now(UTC) - view.ttl
     times = table.column(view.timestamp_field).cast(pa.timestamp("us", tz="UTC")).to_pylist()
     keys = _keys(view, table)
     answer = client.lookup(body(keys, features=[f"{view.name}:{view.features[0].name}"]), JSON).json()
-    old, wrong = 0, []
+    old = 0
+    wrong = []
     for row, (time, status) in enumerate(zip(times, answer["status"][view.name], strict=True)):
         expected = "OUTSIDE_MAX_AGE" if time < oldest else "PRESENT"
         old += time < oldest
-        # What has come of age between the two looks at the clock is right either way.
+        # A row may reach its TTL after this process read the clock and before the server reads it: accept either
+        # status.
         if status != expected and abs(time - oldest) > _CLOCK_SLACK:
             wrong.append(f"{view.name} of {_key(keys, row)}: expected {expected}, got {status}")
     return Verified(old, 0, tuple(wrong[:_SHOWN]))

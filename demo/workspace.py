@@ -1,15 +1,15 @@
-"""Where the demo keeps its files, all under `demo/data`."""
+"""The demo's files and directories, all under `demo/data`."""
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from demo.errors import DemoFailed
-from engine.run_directory import read_server_record
+from shoal.engine.process.run_directory import read_server_record
 
 
 def short(path: Path) -> Path:
-    """A path as it can be typed in the current directory."""
+    """Return a path relative to the current directory if it is inside, and unchanged otherwise."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -19,7 +19,7 @@ VIEWS_FILE = _HERE / "views.yaml"
 
 @dataclass(frozen=True)
 class Workspace:
-    """The directories of one demo; views.yaml names `features`, so there is one workspace a checkout."""
+    """The directories of a demo. views.yaml contains the path of `features`, so each checkout has one workspace."""
 
     directory: Path = _HERE / "data"
 
@@ -30,31 +30,32 @@ class Workspace:
 
     @property
     def computed(self) -> Path:
-        """What the feature job computed: `<view>/as_of=<day>/`."""
+        """The output of the feature job: `<view>/as_of=<day>/`."""
         return self.directory / "computed"
 
     @property
     def features(self) -> Path:
-        """The feature tables as they stand, `<view>/`; the sources of views.yaml."""
+        """The current feature tables, `<view>/`; the sources of views.yaml."""
         return self.directory / "features"
 
     @property
     def root(self) -> Path:
-        """The export root."""
+        """The demo's export root."""
         return self.directory / "root"
 
     @property
     def store(self) -> Path:
-        """The store."""
+        """The demo's store."""
         return self.directory / "store"
 
     @property
     def server_log(self) -> Path:
-        """What the server writes to the terminal."""
+        """The file for the server's stdout and stderr."""
         return self.directory / "server.log"
 
     def start_over(self) -> None:
-        """Remove what an earlier run made, except the prepared source; raises DemoFailed if that is being served."""
+        """Remove the files of an earlier run, except the prepared source. Raise DemoFailed if a server runs on its
+        store."""
         if running := read_server_record(self.store):
             raise DemoFailed(f"{self.store} is served by process {running.pid} at {running.address}; stop it first")
         for directory in (self.computed, self.features, self.root, self.store):

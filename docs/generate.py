@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli import shoal
+from shoal.cli import shoal
 
 CLI_PAGE = Path(__file__).with_name("cli.md")
 

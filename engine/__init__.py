@@ -1,6 +1,4 @@
-"""Shoal's serving engine: the store's format, the kernels, the lookup path and the HTTP worker."""
+"""Shoal's serving engine. Import it as `shoal.engine`; the public names are those of `shoal`."""
 
-from engine.feature_store import FeatureStore
-from engine.result import LookupResult
-
-__all__ = ["FeatureStore", "LookupResult"]
+if __name__ != "shoal.engine":
+    raise ImportError(f"import shoal.engine instead of {__name__}: the package's name is shoal")

@@ -1,4 +1,4 @@
-"""The store as a process uses it: open it, look up, always in its newest version."""
+"""Open a store in this process, and look up features, always in the newest version of the store."""
 
 import os
 import threading
@@ -8,34 +8,34 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from engine import lookup as _lookup
-from engine import matrix_lookup as _matrix_lookup
-from engine.arguments import as_entities, check_max_age
-from engine.environment import LiveEnvironment, open_live
-from engine.errors import StoreClosed, StoreMoved
-from engine.keeping_up import keep_up, leave_alone
-from engine.key_columns import Entities, Incomplete
-from engine.lookup import Stale
-from engine.reading import read_version
-from engine.remote_rows import Fetched, Partial
-from engine.result import LookupResult, MatrixResult
-from engine.schema import ViewSchema
-from engine.version import StoreVersion
+from shoal.engine.base.errors import StoreClosed, StoreMoved
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.lookup import columns as _lookup
+from shoal.engine.lookup import matrix as _matrix_lookup
+from shoal.engine.lookup.arguments import as_entities, check_max_age
+from shoal.engine.lookup.columns import Stale
+from shoal.engine.lookup.key_columns import Entities, Incomplete
+from shoal.engine.lookup.remote_rows import Fetched, Partial
+from shoal.engine.lookup.result import LookupResult, MatrixResult
+from shoal.engine.store.background_refresh import refresh_in_background, stop_refreshing
+from shoal.engine.store.environment import LiveEnvironment, open_live
+from shoal.engine.store.open_version import read_version
+from shoal.engine.store.version import StoreVersion
 
 if TYPE_CHECKING:
-    from engine.dynamodb.tier import BlockingTier
+    from shoal.engine.dynamodb.tier import BlockingTier
 
 _RETRY_SECONDS = 1.0
 REMOTE_SECONDS = 1.0
-"""How long a lookup in process waits for rows from tables, unless it is told. A server's default is its settings'."""
+"""The default wait of an in-process lookup for rows from tables. A server has its own setting."""
 
 
 class FeatureStore:
     """A store open for lookups, from any number of threads.
 
-    Every lookup runs on the newest version that is committed when it starts, and on that version alone. A view whose
-    data is damaged is looked up as this process could read it last, or not at all, until it can be read again. A store
-    must not be carried over a fork: open it in the child.
+    Every lookup runs on the newest version that is committed when the lookup starts, and on that version alone. If the
+    data of a view is damaged, lookups use the last data of this view that the process could read, until the view can be
+    read again. If there is no such data, lookups fail. A store must not be used across a fork: open it in the child.
     """
 
     def __init__(self, path: Path, live: LiveEnvironment) -> None:
@@ -50,18 +50,18 @@ class FeatureStore:
         """Open the store in a directory.
 
         Args:
-            remote_options: of views that are kept in tables: `cache_seconds`, `cache_bytes` and `hedge_seconds`, as
-                `engine.dynamodb.tier.RemoteTier` has them.
+            remote_options: for views that are kept in tables: `cache_seconds`, `cache_bytes` and `hedge_seconds` (see
+                `shoal.engine.dynamodb.tier.RemoteTier`).
 
         Raises:
-            StoreNotFound: there is none.
-            StoreDamaged: none of it can be read. Where a view cannot, it opens.
-            StoreUnreadable: the system does not let it be read now.
+            StoreNotFound: the directory contains no store.
+            StoreDamaged: nothing in the store can be read. If only some views are damaged, the store opens.
+            StoreUnreadable: the operating system does not let the store be read now.
         """
         store = Path(path)
         opened = cls(store, open_live(store))
         opened.remote_options = remote_options
-        keep_up(opened)
+        refresh_in_background(opened)
         return opened
 
     def __repr__(self) -> str:
@@ -76,7 +76,7 @@ class FeatureStore:
     def close(self) -> None:
         """Close the store; later lookups raise StoreClosed. Results stay valid, and running lookups of other threads
         finish. A second call does nothing."""
-        leave_alone(self)
+        stop_refreshing(self)
         with self._refreshing:
             self._version = self._remote = None
 
@@ -102,26 +102,26 @@ class FeatureStore:
 
         Args:
             features: a list of `view:feature` (`view:*` for all of a view), or the name of a feature service.
-            entities: join key → list of values, or a scalar that holds for every row; or a DataFrame, or a table of
-                Arrow, with a column for each join key.
-            max_age: the age of a row that is accepted, instead of each view's TTL.
+            entities: join key → list of values, or a scalar for all rows; or a DataFrame or Arrow table with one column
+                per join key.
+            max_age: the accepted age of a row, instead of each view's TTL.
             stale: how to treat older rows: "serve" them, "null" their values, or "fail" the lookup.
             incomplete: how to treat keys with a part that is null or missing: "fail" the lookup, or treat them as
                 "not_found".
-            max_values: the most values, keys times features, that the answer may hold; any number if None.
-            max_bytes: the most bytes that the answer may take in memory; any number if None.
-            fetched: the rows of views that are kept in tables, if they were fetched already.
-            partial: what to do if rows from tables do not arrive in time: "serve" the other rows and give these the
-                status UNAVAILABLE, or "fail" the lookup.
+            max_values: the maximum number of values in the answer, keys times features; no limit if None.
+            max_bytes: the maximum size of the answer in memory, in bytes; no limit if None.
+            fetched: the rows of views that are kept in tables, if they are already fetched.
+            partial: what to do if rows from tables do not arrive in time: "serve" the other rows and give the late rows
+                the status UNAVAILABLE, or "fail" the lookup.
             remote_timeout: how many seconds to wait for rows from tables.
 
         Raises:
             LookupInvalid, UnknownFeature: the request does not fit the store.
-            KeyOutsideShard: the store is a shard, and keys belong to another.
-            RequestTooLarge: it asks for more values or bytes, or for more features than any request may.
-            ViewDamaged: the data of a view that is asked for cannot be read.
+            KeyOutsideShard: the store is a shard, and some keys belong to another shard.
+            RequestTooLarge: the request exceeds the limit on values, bytes or features.
+            ViewDamaged: the data of a requested view cannot be read.
             StaleFeatures: rows are older than accepted, and `stale` is "fail".
-            RowsUnavailable: rows did not come in time, and `partial` is "fail".
+            RowsUnavailable: rows did not arrive in time, and `partial` is "fail".
             TableFailed, TableClientMissing: tables cannot be read at all.
             StoreClosed: `close` was called.
         """
@@ -160,10 +160,11 @@ class FeatureStore:
         partial: Partial = "serve",
         remote_timeout: float = REMOTE_SECONDS,
     ) -> MatrixResult:
-        """Look up numeric features of many keys straight into one matrix, faster than `lookup` and then `to_numpy`.
+        """Look up numeric features of many keys directly into one matrix. This is faster than `lookup` followed by
+        `to_numpy`.
 
-        Arguments and errors are those of `lookup`; LookupInvalid also where a feature is no number. It is float32
-        if that holds all the types asked for exactly, and float64 otherwise.
+        Arguments and errors are those of `lookup`; LookupInvalid is also raised if a feature is not numeric. The matrix
+        is float32 if float32 can hold all requested types exactly, and float64 otherwise.
         """
         entities = as_entities(entities)
         if max_age is not None:
@@ -194,15 +195,15 @@ class FeatureStore:
         incomplete: Incomplete,
         seconds: float,
     ) -> Fetched | None:
-        """The rows of a request that are kept in tables; None if there are none."""
+        """Return the rows of a request from tables; None if the request has no views in tables."""
         views = _lookup.remote_views(version, features)
         if not views:
             return None
         if self._remote is None:
             with self._refreshing:
                 if self._remote is None:
-                    # Only here: whoever has no such views is not to pay for what they need.
-                    from engine.dynamodb.tier import BlockingTier
+                    # Imported only here: a process without views in tables should not pay for this import.
+                    from shoal.engine.dynamodb.tier import BlockingTier
 
                     self._remote = BlockingTier(self.path, **self.remote_options)
         return self._remote.fetch(views, entities, incomplete, seconds)
@@ -214,31 +215,32 @@ class FeatureStore:
             return version
         with self._refreshing:
             if self._version is None:
-                raise StoreClosed(f"the store at {self.path} was closed here; open it again, or close it later")
+                raise StoreClosed(f"the store at {self.path} was closed; open it again, or close it later")
             if not self._is_newest(self._version):
                 self._version = self._read(self._version.live, self._version)
             return self._version
 
     def check_in_place(self) -> None:
-        """Check that the store's path leads to the files that are looked up in; raises StoreMoved."""
+        """Raise StoreMoved if the store's path no longer leads to the files that lookups read."""
         while True:
             live = self.version().live
             try:
                 return live.check_in_place(self.path)
             except StoreMoved:
-                # It may have been replaced, and removed, while it was looked at.
+                # The files may have been replaced and removed during the check.
                 if self.version().live is live:
                     raise
 
     def _is_newest(self, version: StoreVersion) -> bool:
-        """Whether there is nothing to read; a damaged view may be whole again without a commit."""
+        """Return whether there is nothing new to read. A damaged view is read again after a while, because the view may
+        be repaired without a commit."""
         retry = version.damaged and time.monotonic() > self._retry_at
         return version.is_newest and not retry
 
     def _read(self, live: LiveEnvironment, previous: StoreVersion | None) -> StoreVersion:
         while True:
             version = read_version(self.path, live, previous)
-            # A generation may go while its version is being opened, if a newer one has come.
+            # A generation may be removed while its version is being opened, if a newer version was committed.
             if not version.damaged or version.is_newest:
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
                 return version

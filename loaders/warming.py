@@ -1,15 +1,16 @@
-"""Compile the kernels that a writer runs for pushes and merges, before anybody waits for one."""
+"""Compile the kernels that a writer runs for pushes and merges, before a push has to wait for them."""
 
 import logging
 import tempfile
 from pathlib import Path
 
-from engine.errors import ShoalError
-from engine.schema import Feature, JoinKey, ViewSchema
-from loaders.compaction import fold
-from loaders.definition import define_view
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal.engine.base.errors import ShoalError
+from shoal.engine.base.failpoints import disarmed
+from shoal.engine.format.schema import Feature, JoinKey, ViewSchema
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.apply.definition import define_view
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 
 log = logging.getLogger("shoal.writer")
 
@@ -27,20 +28,21 @@ _SCHEMA = ViewSchema(
 
 
 def warm() -> None:
-    """Push rows to a small store in a temporary directory and fold them, so that every kernel of that is compiled, or
-    read from the cache.
+    """Compile every kernel for pushes and folds, or read it from the cache.
 
-    A server does this before its writer starts. A writer that compiles while pushes wait is slow to answer them, and
-    loses a kernel that is not finished if it is killed.
+    To do so, push rows to a small store in a temporary directory, and fold them. A server calls this before its writer
+    starts. Otherwise the writer would compile while pushes wait for their answers. If the writer was killed meanwhile,
+    the unfinished kernel would be lost.
     """
     try:
         with (
+            disarmed(),
             tempfile.TemporaryDirectory(prefix="shoal-warm-") as directory,
             StoreWriter(Path(directory) / "store") as writer,
         ):
             _push_and_fold(writer)
     except (OSError, ShoalError) as error:
-        log.warning("the kernels of the writer are compiled when they are first needed: %s", error)
+        log.warning("cannot compile the writer's kernels in advance; they are compiled when first used: %s", error)
 
 
 def _push_and_fold(writer: StoreWriter) -> None:

@@ -1,7 +1,8 @@
-"""The writer process: watch the export root, apply what comes, keep overlays few, and take orders on a control socket.
+"""The writer process: watch the export root, apply new entries, merge overlays, and answer requests on a control
+socket.
 
-Views are worked on in threads of their own, so that a large load of one does not hold up the deltas of another. Dying
-at any instruction loses nothing that was committed; the next writer goes on from there.
+Views are processed in separate threads, so that a large load of one view does not delay the deltas of another. The
+process may die at any instruction without losing a commit. The next writer continues from the last commit.
 """
 
 import asyncio
@@ -20,9 +21,7 @@ import pydantic
 from aiohttp import web
 from watchfiles import Change, awatch
 
-from engine.control import CONTENT_HEADER, REQUEST_ID_HEADER, error_document, listen_unix, writer_socket_path
-from engine.environment import open_live
-from engine.errors import (
+from shoal.engine.base.errors import (
     AddressUnusable,
     DefinitionError,
     LookupInvalid,
@@ -41,26 +40,34 @@ from engine.errors import (
     StoreNotWritable,
     StoreUnreadable,
 )
-from engine.export_root import LOG, MANIFEST, SERVICES, ExportRoot
-from engine.failpoints import reached
-from engine.malloc import hold_little, return_freed_memory
-from engine.pushed_rows import decode_rows
-from engine.reading import read_version
-from engine.run_directory import is_same_file
-from engine.schema import ViewSchema
-from engine.shards import Shard
-from loaders.compaction import fold, should_fold
-from loaders.definition import define_view, drop_view, follow_drops
-from loaders.follow import ApplyDelta, LoadSnapshot
-from loaders.load import Applied, catch_up
-from loaders.push import Push
-from loaders.push_queue import PushQueue
-from loaders.recurring import RecurringFailures
-from loaders.reload import ReloadRequest, reload_or_tell, views_to_reload
-from loaders.scheduling import leave_room_for_lookups
-from loaders.scrub import Scrub, no_scrub
-from loaders.standing import StandingKeeper
-from loaders.store_writer import StoreWriter
+from shoal.engine.base.failpoints import reached
+from shoal.engine.base.shards import Shard
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.process.control import (
+    CONTENT_HEADER,
+    REQUEST_ID_HEADER,
+    error_document,
+    listen_unix,
+    writer_socket_path,
+)
+from shoal.engine.process.malloc import limit_malloc_arenas, return_freed_memory
+from shoal.engine.process.run_directory import is_same_file
+from shoal.engine.push.pushed_rows import deserialize_rows
+from shoal.engine.root.export_root import LOG, MANIFEST, SERVICES, ExportRoot
+from shoal.engine.store.environment import open_live
+from shoal.engine.store.open_version import read_version
+from shoal.loaders.apply.compaction import fold, should_fold
+from shoal.loaders.apply.definition import define_view, drop_view, follow_drops
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import AppliedEntry, catch_up
+from shoal.loaders.follow.plan import ApplyDelta, LoadSnapshot
+from shoal.loaders.follow.recurring import RecurringFailures
+from shoal.loaders.follow.reload import ReloadOrder, reload_or_tell, views_to_reload
+from shoal.loaders.follow.replication import ReplicationKeeper
+from shoal.loaders.push.push import Push
+from shoal.loaders.push.push_queue import PushQueue
+from shoal.loaders.scrub.scheduling import leave_room_for_lookups
+from shoal.loaders.scrub.scrub import Scrub, no_scrub
 
 log = logging.getLogger("shoal.writer")
 
@@ -74,10 +81,10 @@ _MEND_SECONDS = 1.0
 
 
 class LogObserver:
-    """Tells the log how loading goes, and notes where that leaves each view."""
+    """An observer that logs the progress of loads, and records the replication status of each view."""
 
     def __init__(
-        self, failures: RecurringFailures | None = None, root: str = "", standing: StandingKeeper | None = None
+        self, failures: RecurringFailures | None = None, root: str = "", standing: ReplicationKeeper | None = None
     ) -> None:
         self._failures = failures if failures is not None else RecurringFailures(log)
         self._root = root
@@ -91,7 +98,7 @@ class LogObserver:
             log.info("%s: loading snapshot %s: %s", manifest.view.name, manifest.snapshot_id, step.reason)
         return lambda rows: None
 
-    def finished(self, applied: Applied) -> None:
+    def finished(self, applied: AppliedEntry) -> None:
         log.info(
             "%s: applied %s %d: %d rows, %d tombstones in %.3f s",
             applied.view,
@@ -113,14 +120,14 @@ class LogObserver:
 
 
 class WriterProcess:
-    """Follows one export root into one store until it is told to stop."""
+    """The writer process, which follows one export root into one store until it receives a signal to stop."""
 
     def __init__(self, writer: StoreWriter, root: ExportRoot | None, poll_seconds: float, scrub_seconds: float) -> None:
         self._writer = writer
         self._scrub_seconds = scrub_seconds
         self._root = root
         self._poll_seconds = poll_seconds
-        self._standing = StandingKeeper(writer, root) if root is not None else None
+        self._standing = ReplicationKeeper(writer, root) if root is not None else None
         self._failures = RecurringFailures(log)
         self._observer = LogObserver(self._failures, str(root), self._standing)
         self._locks: dict[str, asyncio.Lock] = {}
@@ -134,13 +141,14 @@ class WriterProcess:
         self._pushes = PushQueue(writer, self._fold_if_due)
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT; SIGHUP looks for news at once.
+        """Run until SIGTERM or SIGINT. At SIGHUP, check the root for new publications at once.
 
         Raises:
-            Exception: whatever broke off the following of the root; only a new process can take it up.
+            Exception: the task that follows the root, or the task that keeps the process reachable, ended with an
+                error. Only a new process can start the task again.
         """
         loop = asyncio.get_running_loop()
-        # Each view's may be held up by a root that does not answer.
+        # Many threads are needed, because a root that does not answer may block one thread per view.
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="view"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -174,18 +182,19 @@ class WriterProcess:
         self._is_own_socket = is_same_file(path)
 
     async def _stay_reachable(self, runner: web.AppRunner) -> None:
-        """Make the control socket and the store's lock again if they are removed.
+        """Create the control socket and the store's lock again whenever they are removed.
 
         Raises:
             StoreLocked: another process has begun to write to the store.
         """
-        path, was_missing = writer_socket_path(self._writer.store), False
+        path = writer_socket_path(self._writer.store)
+        was_missing = False
         while True:
             await asyncio.sleep(_MEND_SECONDS)
             try:
                 self._writer.check_in_place()
                 if not path.parent.is_dir():
-                    continue  # The supervisor creates it, unless the whole store is being deleted.
+                    continue  # The supervisor creates this directory, unless the whole store is being deleted.
                 self._writer.mend_lock()
                 is_missing = not self._is_own_socket(path)
                 if is_missing and was_missing:
@@ -200,14 +209,14 @@ class WriterProcess:
                 log.error("the writer cannot create again what was removed: %s", error)
 
     def _start_scrub(self) -> Scrub | None:
-        """Begin to verify the store in the background, unless that is turned off."""
+        """Start to verify the store in the background, unless the scrub is turned off."""
         if not self._scrub_seconds:
             no_scrub(self._writer)
             return None
         loop = asyncio.get_running_loop()
 
         def found(view: str) -> None:
-            # The look for news repairs damaged views.
+            # The check for new publications also repairs damaged views.
             with suppress(RuntimeError):  # The loop has ended.
                 loop.call_soon_threadsafe(self._woken.set)
 
@@ -216,19 +225,22 @@ class WriterProcess:
         return scrub
 
     async def _watch(self) -> None:
-        """Wake the follower at every publication; while the root cannot be watched, the poll alone does."""
+        """Wake the follower at every publication. While the root cannot be watched, only the polling wakes the
+        follower."""
         while self._root is not None and self._root.is_directory:
-            # To begin to watch goes through the whole root, and nothing else of this process runs meanwhile.
+            # Wait until the root answers: the start of the watch walks through the whole root, and blocks this process
+            # meanwhile.
             await self._root_answers.wait()
-            # The watch has begun when this task first waits for it: what was published until then is to be found, too.
+            # The watch begins when this task first waits for a change. Wake the follower at that moment, so that it
+            # also finds earlier changes.
             asyncio.get_running_loop().call_soon(self._woken.set)
             try:
                 is_news = partial(_may_be_publication, self._root.path)
                 async for _ in awatch(self._root.path, watch_filter=is_news, debounce=_DEBOUNCE_MS, step=_STEP_MS):
                     self._woken.set()
             except OSError as error:
-                told = f"{self._root} cannot be watched ({error}); polling every {self._poll_seconds:g} s"
-                self._failures.failed(f"watching {self._root}", told, logging.WARNING)
+                message = f"{self._root} cannot be watched ({error}); polling every {self._poll_seconds:g} s"
+                self._failures.failed(f"watching {self._root}", message, logging.WARNING)
             await asyncio.sleep(self._poll_seconds)
 
     async def _follow(self) -> None:
@@ -246,21 +258,23 @@ class WriterProcess:
                 continue
 
     async def _look_patiently(self, root: ExportRoot) -> list[str]:
-        """What `_look` finds. A mount whose server is gone may hold it up without end: that is told."""
+        """Return the views that `_look` finds. Log an error if `_look` hangs: a network mount may block `_look` for
+        ever if the server of the mount is gone."""
         look = asyncio.ensure_future(asyncio.to_thread(self._look, root))
         done, _ = await asyncio.wait({look}, timeout=_SILENT_SECONDS)
         self._note_try()
         if not done:
             self._root_answers.clear()
             error = RootSilent(
-                f"{root} has not answered for {_SILENT_SECONDS:g} s: see to its mount; what is in the store is "
-                f"served, and pushes are taken"
+                f"{root} has not answered for {_SILENT_SECONDS:g} s; check its mount. Meanwhile the store's data is "
+                f"served, and pushes are accepted"
             )
             self._failures.failed(str(root), str(error))
             if self._standing is not None:
                 self._standing.unreadable(str(error))
             for view in self._writer.version().views:
-                # Not in a thread, all of which may be held up. Where there is no room for the note, the log has it.
+                # Write the note without a thread, because all threads may be blocked. If the disk has no room for the
+                # note, only the log has the error.
                 with suppress(StoreFull, StoreMoved):
                     self._writer.note_trouble(view, error)
         while not look.done():
@@ -271,7 +285,10 @@ class WriterProcess:
         return views
 
     def _look(self, root: ExportRoot) -> list[str]:
-        """Take over the feature services; the views that may have news, or have to be told that the root is gone."""
+        """Apply the root's feature services, and return the views that may have new entries.
+
+        If the root cannot be read, return all views in the store, so that each of them records the error.
+        """
         try:
             root.check_exists()
             self._follow_drops(root)
@@ -284,7 +301,7 @@ class WriterProcess:
             self._failures.failed(str(root), f"{type(error).__name__}: {error}", level)
             if self._standing is not None:
                 self._standing.unreadable(str(error))
-            # A mount that is lost leaves an empty directory, which takes no services along.
+            # Keep the feature services: if a mount is lost, the root looks like an empty directory.
             return list(self._writer.version().views)
         self._failures.succeeded(str(root))
         try:
@@ -308,7 +325,7 @@ class WriterProcess:
             self._standing.tried()
 
     async def _catch_up(self, root: ExportRoot, view: str) -> None:
-        # What is published while the last entry is being looked for may be missed by it, and makes another round.
+        # The search for the last entry may miss an entry that is published meanwhile, so search again afterwards.
         while view in self._news:
             self._news.discard(view)
             try:
@@ -321,9 +338,9 @@ class WriterProcess:
                         await asyncio.to_thread(_return_memory)
                     self._fold_if_due(view)
             except ShoalError:
-                pass  # It is noted in the store and the log; the next poll tries again.
+                pass  # The error is noted in the store and in the log; the next poll tries again.
             except Exception:
-                log.exception("%s: the writer met something unexpected; the last version stands", view)
+                log.exception("%s: applying failed with an unexpected error; the last version stays in use", view)
         self._catching_up.discard(view)
 
     def _fold_if_due(self, view: str) -> None:
@@ -345,7 +362,7 @@ class WriterProcess:
         except ShoalError as error:
             log.error("%s: folding failed: %s", view, error)
         except Exception:
-            log.exception("%s: folding met something unexpected; the last version stands", view)
+            log.exception("%s: folding failed with an unexpected error; the last version stays in use", view)
         finally:
             self._folding.discard(view)
 
@@ -365,7 +382,11 @@ class WriterProcess:
 
     @web.middleware
     async def _check_in_place(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Acknowledge no order whose effect the next process would not find, even one that had nothing left to do."""
+        """Answer a request with an error if the store was moved, because the next process would not find the effect of
+        the request.
+
+        This applies even to a request that changed nothing.
+        """
         response: web.StreamResponse = await handler(request)
         if request.method != "GET":
             self._writer.check_in_place()
@@ -373,7 +394,7 @@ class WriterProcess:
 
     async def _reload(self, request: web.Request) -> web.Response:
         try:
-            order = ReloadRequest.model_validate_json(await request.read())
+            order = ReloadOrder.model_validate_json(await request.read())
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             raise LookupInvalid(f"{'.'.join(map(str, first['loc'])) or 'the body'}: {first['msg']}") from None
@@ -389,12 +410,12 @@ class WriterProcess:
     async def _push(self, request: web.Request) -> web.Response:
         view = request.query.get("view")
         if view is None:
-            raise PushInvalid("the request does not say of which view its rows are; add ?view=NAME")
+            raise PushInvalid("the request does not name the view of its rows; add ?view=NAME")
         try:
             content = bytes.fromhex(request.headers.get(CONTENT_HEADER, ""))
         except ValueError:
-            raise PushInvalid(f"{CONTENT_HEADER} is not a digest in hexadecimal digits; a worker sends it") from None
-        order = Push(decode_rows(await request.read()), request.headers.get(REQUEST_ID_HEADER), content)
+            raise PushInvalid(f"{CONTENT_HEADER} must be a digest in hexadecimal digits, from a worker") from None
+        order = Push(deserialize_rows(await request.read()), request.headers.get(REQUEST_ID_HEADER), content)
         pushed = await self._pushes.submit(view, order)
         reached("push.answering")
         return web.json_response(
@@ -434,25 +455,28 @@ class WriterProcess:
 def run_writer(
     store: Path, root: ExportRoot | None, *, poll_seconds: float, scrub_hours: float, shard: Shard | None = None
 ) -> None:
-    """The writer process's main function; the process ends when it is told to stop.
+    """Run the writer process; the process ends after a signal to stop.
 
     Args:
-        scrub_hours: the time in which all of the store is read again and verified; 0 for never.
+        scrub_hours: the time in which the whole store is read again and verified, in hours; 0 for never.
 
     Raises:
-        StoreLocked: the store has a writer already.
-        StoreIsOtherShard: the store holds another shard than the one named.
+        StoreLocked: the store already has a writer.
+        StoreIsOtherShard: the store holds another shard than `shard`, or all rows.
     """
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
     leave_room_for_lookups()
-    hold_little()
+    limit_malloc_arenas()
     store_writer = StoreWriter(store, shard=shard, gather_seconds=_GATHER_SECONDS)
     asyncio.run(_run(store_writer, root, poll_seconds, 3600 * scrub_hours))
 
 
 def check_shard(store: Path, shard: Shard) -> None:
-    """Raise StoreIsOtherShard if a store that is there already cannot be opened as a shard: a server whose writer could
-    only die is not to start. A new store may become any, and one that cannot be read says so once it is served."""
+    """Raise StoreIsOtherShard if an existing store holds another shard than `shard`. Its writer would fail at once.
+
+    A new store may become any shard. If the store cannot be read, raise nothing: the error is reported when the store
+    is served.
+    """
     with suppress(StoreNotFound, StoreDamaged, StoreUnreadable):
         version = read_version(store, open_live(store), None)
         if version.shard != shard and (version.shard is not None or version.names):
@@ -466,20 +490,24 @@ async def _run(writer: StoreWriter, root: ExportRoot | None, poll_seconds: float
         code = 0
     except Exception:
         log.exception("the writer cannot go on")
-    # A load under way in a thread would hold up the exit for its whole length; the next writer goes on with it.
+    # Do not wait for the threads: a running load would delay the exit until the load is complete. The next writer
+    # resumes the load.
     logging.shutdown()
     os._exit(code)
 
 
 def _return_memory() -> None:
-    """Give back what building a base took: the next may be hours away."""
+    """Return the memory of a finished build to the operating system: the next build may be hours away."""
     pa.default_memory_pool().release_unused()
     return_freed_memory()
 
 
 def _may_be_publication(root: Path, change: Change, name: str) -> bool:
-    """Whether there may be news where something changed. A manifest that came into a directory before that was watched
-    is not told of by itself, but the directory is: an entry's, a log's, or a view's."""
+    """Return whether a changed path may be a new publication.
+
+    A manifest may appear in a new directory before the directory is watched. In that case, only the creation of the
+    directory of an entry, a log or a view is reported.
+    """
     path = Path(name)
     has_news = path.name in (MANIFEST, SERVICES, LOG) or path.parent.name == LOG or path.parent == root
     return has_news and change is not Change.deleted
@@ -496,6 +524,6 @@ async def _errors_as_json(request: web.Request, handler: Any) -> web.StreamRespo
         return web.json_response({"error": document}, status=error.status)
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        document = {"code": "InternalError", "message": "the writer met something unexpected; its log says what"}
+        document = {"code": "InternalError", "message": "unexpected error in the writer; its log has the details"}
         return web.json_response({"error": document}, status=500)
     return response

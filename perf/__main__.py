@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m perf`, or `python -m perf --small` to see that they run."""
+"""Run the benchmarks: `python -m perf`, or `python -m perf --small` to check that they run."""
 
 import tempfile
 import time
@@ -68,7 +68,8 @@ ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {
     "nodes-client": nodes_client.run,
     "scrub": scrub.run,
 }
-"""Cases that run only when they are named: one is large, two need root, one of them HAProxy, and one waits for long."""
+"""Cases that run only when they are named. `hundred-million` is large; `nodes` and `nodes-client` need root, `nodes`
+also needs HAProxy; `scrub` takes long."""
 
 
 @click.command()
@@ -82,7 +83,7 @@ ON_REQUEST: dict[str, Callable[[Scale], list[Finding]]] = {
     "--results", type=click.Path(path_type=Path), default=Path(__file__).with_name("results"), show_default=True
 )
 def main(small: bool, names: tuple[str, ...], data: Path | None, rows: int | None, results: Path) -> None:
-    """Measure Shoal beside what a user would take instead, answers checked first, all in one run."""
+    """Measure Shoal and its alternatives in one run. Every answer is checked before it is timed."""
     with tempfile.TemporaryDirectory(prefix="shoal-perf-") as temporary:
         directory = data or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
@@ -97,13 +98,13 @@ def main(small: bool, names: tuple[str, ...], data: Path | None, rows: int | Non
                 findings += (CASES | ON_REQUEST)[name](scale)
                 click.echo(f"{time.monotonic() - begun:.0f} s", err=True)
         finally:
-            # A case that fails does not take the findings of the others with it.
+            # If a case fails, the findings of the earlier cases are still printed and kept.
             print_table(findings)
             click.echo(write_lines(findings, results, small=small, command=_command(small, names, rows)))
 
 
 def _command(small: bool, names: tuple[str, ...], rows: int | None) -> str:
-    """This run's command, but for where it keeps things."""
+    """Return this run's command without its options for directories."""
     options = [*(["--small"] if small else []), *(f"--case {name}" for name in names)]
     return " ".join(["python -m perf", *options, *([f"--rows {rows}"] if rows is not None else [])])
 

@@ -1,4 +1,4 @@
-"""Requests for all features of documents in each format that Shoal answers in, and their answers as matrices."""
+"""Requests for all features of documents in each response format of Shoal, and their responses as matrices."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ Matrix = npt.NDArray[np.float32]
 
 
 class Format(NamedTuple):
-    """Where a request goes, what it accepts, and how its answer becomes float32[documents, all views' features]."""
+    """A response format: the path and the Accept header of a request, and additional members of its body. `read`
+    converts a response to float32[documents, features of all views]."""
 
     path: str
     accept: str
@@ -23,7 +24,7 @@ class Format(NamedTuple):
     more: dict[str, Any]
 
     def body(self, views: Sequence[Dataset], documents: npt.NDArray[np.int64]) -> bytes:
-        """The request."""
+        """Return the body of a request for all features of documents."""
         references = [reference for data in views for reference in data.references]
         asked = {"features": references, "entities": {"doc_id": document_keys(documents)}}
         return orjson.dumps(asked | self.more)

@@ -1,4 +1,4 @@
-"""A process that works beside a benchmark, in threads, and tells what came of it whenever it is asked."""
+"""Run work in threads of a separate process while a benchmark runs, and get the work's results at any time."""
 
 import multiprocessing
 import threading
@@ -15,8 +15,8 @@ _END_SECONDS = 120.0
 
 
 class Work(Protocol[Told_co]):
-    """What such a process does: `threads` run until `stop` is set, and `take` is what came of them since it was called
-    last. `fail` is told of a thread that could not go on."""
+    """The work of the process. The functions in `threads` run until the stop event is set. `take` returns the results
+    since its last call. `fail` is called with the traceback of a thread that raised an exception."""
 
     @property
     def threads(self) -> Sequence[Callable[[], None]]: ...
@@ -27,20 +27,20 @@ class Work(Protocol[Told_co]):
 
 
 class Beside(Generic[Told]):
-    """The process as the benchmark has it."""
+    """The benchmark's handle on the process."""
 
     def __init__(self, other: Connection) -> None:
         self._other = other
         self._stopped = False
 
     def take(self) -> Told:
-        """What came of the work since this was called last."""
+        """Return the results of the work since the last call."""
         self._other.send(False)
         told: Told = self._other.recv()
         return told
 
     def stop(self) -> Told:
-        """End the work, and tell the rest."""
+        """End the work, and return the remaining results."""
         self._stopped = True
         self._other.send(True)
         told: Told = self._other.recv()
@@ -48,13 +48,14 @@ class Beside(Generic[Told]):
 
     @property
     def stopped(self) -> bool:
-        """Whether the work was told to end."""
+        """Whether `stop` was called."""
         return self._stopped
 
 
 @contextmanager
 def beside(make: Callable[[threading.Event], Work[Told]]) -> Iterator[Beside[Told]]:
-    """Have what `make` makes of an event to stop at, which is to be a function of a module, worked on in a process."""
+    """Run the work that `make` returns in a separate process. `make` gets the stop event. It must be a function of a
+    module, so that it can be pickled."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=_work, args=(make, there), daemon=True)
@@ -92,4 +93,4 @@ def _work(make: Callable[[threading.Event], Work[Told]], other: Connection) -> N
             thread.join(_END_SECONDS)
         other.send(work.take())
     except EOFError:
-        stop.set()  # The benchmark has died.
+        stop.set()  # The benchmark process has died.

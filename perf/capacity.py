@@ -1,7 +1,7 @@
-"""How many nodes, how much memory and how much money a store takes: `python -m perf.capacity --help`.
+"""Compute the nodes, the memory and the costs of a store: `python -m perf.capacity --help`.
 
-What a row and a request cost Shoal and Redis was measured by this project's benchmarks; prices are list prices. Where
-they come from stands in docs/capacity.md, whose table this writes.
+The cost of a row and a request, in Shoal and Redis, was measured by this project's benchmarks. Prices are list prices.
+docs/capacity.md names their sources; this command writes the table on that page.
 """
 
 from collections.abc import Sequence
@@ -20,28 +20,32 @@ SECONDS_A_MONTH = HOURS_A_MONTH * 3600
 DAYS_A_MONTH = SECONDS_A_MONTH / 86_400
 
 ROW_OVERHEAD_BYTES = 52
-"""What a row takes in a store beside its features: 252 bytes with 50 float32 (10,000,000 rows), 133 with 20
-(100,000,000 rows)."""
+"""The bytes that a row takes in a store in addition to its features. A row with 50 float32 features takes 252 bytes (in
+10,000,000 rows). A row with 20 float32 features takes 133 bytes (in 100,000,000 rows)."""
 WRITTEN_ANEW = 2.25
-"""A node's memory, as a multiple of its data, for which no lookup waits for a disk: the base, overlays of up to a
-quarter of it, and the base that both are folded into, or the next snapshot, as it is written."""
+"""The memory of a node as a multiple of its data, if no lookup may wait for the disk. This memory holds the base,
+overlays of up to a quarter of the base, and the new base or snapshot while it is written."""
 WRITTEN_ELSEWHERE = 1.3
-"""The same where lookups may wait for it as a base is written and taken over."""
+"""The memory of a node as a multiple of its data, if lookups may wait for the disk while a base is written and
+activated."""
 REQUEST_CPU_SECONDS_A_KEY = 0.22e-3 / 500
-"""Of one worker, as npy, 50 float32 a key: 0.18 ms for 500 keys of 1,000,000 rows, and 0.04 ms more where the store
-takes all of memory."""
+"""The CPU time of one worker per key, for npy responses and 50 float32 features per key. A request of 500 keys took
+0.18 ms with a store of 1,000,000 rows, and 0.04 ms more with a store that takes all of the memory."""
 MOST_BUSY = 0.5
-"""The share of a node's cores that requests may take at their peak, with one of the replicas gone."""
+"""The share of a node's cores that requests may take at peak load while one of the replicas is missing."""
 
 REDIS_ROW_BYTES = 97
-"""What Redis 7.0 takes for a key `doc_…` of some ten bytes beside its value: 297 bytes with one of 200."""
+"""The bytes that Redis 7.0 takes for a key `doc_…` of about ten bytes in addition to its value: 297 bytes with a value
+of 200 bytes."""
 REDIS_REQUEST_CPU_SECONDS_A_KEY = 2.5 * 0.18e-3 / 500
-"""Of its one thread, for an MGET of values of 200 bytes: so many times what Shoal takes, measured side by side."""
+"""The CPU time of Redis's single thread per key, for an MGET of values of 200 bytes: 2.5 times the time of Shoal,
+measured side by side."""
 REDIS_USABLE = 0.75
-"""The share of a node's memory that keys may take; ElastiCache reserves the rest for forks and buffers."""
+"""The share of a node's memory that keys may take. ElastiCache reserves the rest for forks and buffers."""
 
 DYNAMODB_ITEM_OVERHEAD_BYTES = 100 + 16 + 30
-"""Amazon counts 100 bytes an item for its index; then the key, names and what conditional writes need."""
+"""The bytes of an item in addition to its values: 100 for Amazon's index, then the key, the names, and the attributes
+for conditional writes."""
 
 DYNAMODB_READ = 0.125e-6
 DYNAMODB_WRITE = 0.625e-6
@@ -52,7 +56,7 @@ ELASTICACHE_UNIT = 0.0023e-6
 
 @dataclass(frozen=True)
 class Machine:
-    """An instance of Amazon's, and its list price in dollars an hour."""
+    """An Amazon instance type, with its list price in dollars per hour."""
 
     name: str
     cores: int
@@ -79,8 +83,8 @@ MACHINES = (
 
 @dataclass(frozen=True)
 class Load:
-    """What a store holds, and is asked: at its peak `requests` a second of `keys` keys each, on average `mean_share` of
-    that; `changed_share` of the rows change in a day."""
+    """The size and the load of a store. At peak load, `requests` requests of `keys` keys arrive per second. The average
+    load is `mean_share` of the peak load. `changed_share` is the share of rows that change per day."""
 
     rows: float
     features: int
@@ -105,7 +109,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Machines of one kind: `shards` that hold a part each, `replicas` of each of them."""
+    """A number of equal machines: `shards` shards, with `replicas` replicas of each shard."""
 
     machine: Machine
     shards: int
@@ -125,7 +129,7 @@ class Cluster:
 
 
 def shoal(load: Load, room: float = WRITTEN_ANEW) -> Cluster:
-    """The nodes that have memory for so many times the data, and the cores for the peak."""
+    """Return a cluster that has memory for `room` times the data, and enough cores for the peak load."""
     memory = load.rows * (ROW_OVERHEAD_BYTES + load.value_bytes) * room
     survivors = max(1, load.replicas - 1)
     cores = load.requests * load.keys * REQUEST_CPU_SECONDS_A_KEY / survivors / MOST_BUSY
@@ -133,7 +137,8 @@ def shoal(load: Load, room: float = WRITTEN_ANEW) -> Cluster:
 
 
 def redis(load: Load) -> Cluster:
-    """The nodes that Redis takes, with as many copies, all of which answer: a process for each busy core."""
+    """Return the cluster that Redis needs with the same number of replicas. All replicas answer, with one process per
+    busy core."""
     memory = load.rows * (REDIS_ROW_BYTES + load.value_bytes) / REDIS_USABLE
     survivors = max(1, load.replicas - 1)
     cores = load.requests * load.keys * REDIS_REQUEST_CPU_SECONDS_A_KEY / survivors / MOST_BUSY
@@ -141,7 +146,7 @@ def redis(load: Load) -> Cluster:
 
 
 def _cluster(memory: float, cores: float, replicas: int) -> Cluster:
-    """As few shards as do, of the smallest machines that do."""
+    """Return the cluster with the fewest possible shards, on the smallest sufficient machine."""
     largest = MACHINES[-1]
     shards = max(1, ceil(memory / largest.bytes), ceil(cores / largest.cores))
     fitting = (m for m in MACHINES if m.bytes * shards >= memory and m.cores * shards >= cores)
@@ -149,7 +154,8 @@ def _cluster(memory: float, cores: float, replicas: int) -> Cluster:
 
 
 def dynamodb(load: Load) -> dict[str, float]:
-    """Dollars a month, on demand: for what is stored, read eventually consistent, and written of what changed."""
+    """Return the costs of DynamoDB on demand in dollars per month: storage, eventually consistent reads, and writes of
+    the changed rows."""
     item = load.value_bytes + DYNAMODB_ITEM_OVERHEAD_BYTES
     reads = load.keys_a_month * 0.5 * ceil(item / 4096)
     units = ceil(item / 1024)
@@ -162,7 +168,7 @@ def dynamodb(load: Load) -> dict[str, float]:
 
 
 def elasticache(load: Load) -> dict[str, float]:
-    """Dollars a month of ElastiCache Serverless with Valkey: for what is stored, and a unit for each KB that is read or
+    """Return the costs of ElastiCache Serverless with Valkey in dollars per month: storage, and one unit per KB read or
     written."""
     stored = load.rows * (REDIS_ROW_BYTES + load.value_bytes) / 1e9
     moved = (load.keys_a_month + load.changes_a_month) * load.value_bytes / 1024
@@ -170,14 +176,16 @@ def elasticache(load: Load) -> dict[str, float]:
 
 
 def tables(loads: Sequence[Load]) -> str:
-    """The figures of some loads, as Markdown."""
+    """Return the figures of some loads as a Markdown table."""
     lines = [
         "| entities | requests/s | Shoal | a month | if lookups may wait | Redis, same machines | a month | "
         "ElastiCache Serverless | DynamoDB, changes written | all rows written daily |",
         "|---:|---:|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     for load in loads:
-        ours, patient, theirs = shoal(load), shoal(load, WRITTEN_ELSEWHERE), redis(load)
+        ours = shoal(load)
+        patient = shoal(load, WRITTEN_ELSEWHERE)
+        theirs = redis(load)
         bill = dynamodb(load)
         kept = bill["stored"] + bill["read"]
         money = [_dollars(amount) for amount in (ours.monthly, patient.monthly, theirs.monthly)]
@@ -214,7 +222,7 @@ def main(
     changed_share: float,
     page: Path | None,
 ) -> None:
-    """Print what stores of these sizes take."""
+    """Print the nodes and the costs of stores of the given sizes."""
     printed = tables(
         [Load(rows, features, rate, keys, replicas, mean_share, changed_share) for rows in sizes for rate in rates]
     )

@@ -1,8 +1,9 @@
-"""Draw the curves among kept findings: `python -m perf.charts perf/results/FILE.jsonl … --to docs/charts`.
+"""Draw a chart of each kept finding that is a curve:
+`python -m perf.charts perf/results/FILE.jsonl … --to docs/charts`.
 
-A finding whose detail has points (see `perf.report.Finding`) becomes one SVG, named for its case; of several runs of a
-case the last one counts. The same findings give the same bytes. Colours stand out from white and from black alike, and
-there is no background.
+If a finding has points in its detail (see `perf.report.Finding`), its chart is one SVG, named after its case. If there
+are several runs of a case, only the last run is drawn. The same findings give the same bytes. The colours are visible
+on white and on black, and there is no background.
 """
 
 import re
@@ -22,7 +23,7 @@ from perf.report import Finding, read_lines
 TEXT = "#7d8590"
 SERIES = ("#388bfd", "#d18616", "#e5534b", "#57ab5a")
 WIDE = 20
-"""Values of which the greatest is so many times the least stand on a logarithmic axis."""
+"""The least ratio of the greatest value to the least value for which an axis is logarithmic."""
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "shoal",
@@ -59,7 +60,7 @@ def main(files: tuple[Path, ...], directory: Path) -> None:
 
 
 def chart_name(finding: Finding) -> str:
-    """A file name for a finding: its case, in lower case, words joined by hyphens."""
+    """Return the file name for a finding: its case in lower case, with hyphens between words."""
     return re.sub(r"[^a-z0-9]+", "-", finding.case.lower().replace(",", "")).strip("-")
 
 
@@ -113,7 +114,7 @@ def _label_plainly(axis: Axis) -> None:
 
 
 def _plain(value: float) -> str:
-    """0.01, 1,000 and 20 M rather than powers of ten."""
+    """Return a number as text without powers of ten, such as 0.01, 1,000 or 20 M."""
     if value >= 1_000_000:
         return f"{value / 1_000_000:g} M"
     return f"{value:,.0f}" if value >= 1000 else f"{value:g}"

@@ -1,4 +1,6 @@
-"""Lookups by shoal_client, by a process that may stand in a network namespace: `python -m perf.client_load --help`."""
+"""Send lookups with shoal.client from a separate process: `python -m perf.client_load --help`.
+
+The process may run in a network namespace."""
 
 import json
 import threading
@@ -10,8 +12,8 @@ import click
 import numpy as np
 
 from perf.dataset import Dataset, document_keys, matrix, random_documents
-from shoal_client import Client
-from shoal_client.errors import ShoalError
+from shoal.client import Client
+from shoal.client.errors import ShoalError
 
 _REQUESTS = 50
 
@@ -39,8 +41,8 @@ def main(
     timeout: float,
     hedge: str | None,
 ) -> None:
-    """Print rates, latencies in seconds from when a request was due, and failures by their code. Ends with an error if
-    an answer is wrong."""
+    """Print the rate, the latencies and the failures of lookups as JSON. A latency is in seconds, and counts from the
+    time at which its request was due. End with an error if an answer is wrong."""
     data = Dataset(rows, features)
     documents = random_documents(data, keys, _REQUESTS)
     entities = [{"doc_id": document_keys(some)} for some in documents]
@@ -49,7 +51,7 @@ def main(
     failures: Counter[str] = Counter()
     wrong: list[int] = []
     with Client(list(replicas) or None, shards=list(shards) or None, timeout=timeout, hedge=hedge) as client:  # type: ignore[arg-type]
-        client.lookup(data.references, entities[0], format="npy", timeout=60.0)  # Connections, and the schema.
+        client.lookup(data.references, entities[0], format="npy", timeout=60.0)  # Opens connections, reads the schema.
         began = time.perf_counter()
 
         def work(first: int) -> None:

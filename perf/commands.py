@@ -1,4 +1,4 @@
-"""Shoal's commands in processes of their own, as a user runs them, and what they take of time and memory."""
+"""Run Shoal's commands in separate processes, as a user does, and measure their time and memory."""
 
 import os
 import sys
@@ -14,8 +14,11 @@ SAMPLE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Ran:
-    """A command that ran: what it printed, its wall time, and the most that it and the processes that it started had in
-    memory at a time, in bytes, sampled: all of it, and without the pages of files that they had mapped."""
+    """The result of a command: its output, its wall time in seconds, and its peak memory in bytes.
+
+    The memory is sampled, and includes child processes. `peak_rss` includes shared pages such as mapped files;
+    `peak_private` excludes them.
+    """
 
     output: str
     seconds: float
@@ -24,12 +27,12 @@ class Ran:
 
 
 def run(*arguments: object, environment: dict[str, str] | None = None) -> Ran:
-    """Run `shoal` with these arguments, and more in its environment.
+    """Run `shoal` with these arguments and additional environment variables.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the command failed.
     """
-    command = [sys.executable, "-m", "cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "shoal", *map(str, arguments)]
     peak_rss = peak_private = 0
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
@@ -37,7 +40,8 @@ def run(*arguments: object, environment: dict[str, str] | None = None) -> Ran:
         try:
             while process.poll() is None:
                 rss, private = _memory(process)
-                peak_rss, peak_private = max(peak_rss, rss), max(peak_private, private)
+                peak_rss = max(peak_rss, rss)
+                peak_private = max(peak_private, private)
                 with suppress(psutil.TimeoutExpired):
                     process.wait(SAMPLE_SECONDS)
         finally:
@@ -58,5 +62,6 @@ def _memory(process: psutil.Process) -> tuple[int, int]:
         for member in (process, *process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
                 memory = member.memory_info()
-                rss, private = rss + memory.rss, private + memory.rss - memory.shared
+                rss = rss + memory.rss
+                private = private + memory.rss - memory.shared
     return rss, private

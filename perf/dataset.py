@@ -1,7 +1,7 @@
-"""Data for benchmarks whose every value can be computed without any store: feature j of document i is a formula.
+"""Data for benchmarks. A formula gives every value, feature j of document i, without a store.
 
-So an answer is checked against arithmetic, not against another copy of the code that made it. Of a hundred million rows
-no more than their hashes, some gigabytes, is in memory at a time.
+So answers are checked against arithmetic, not against the code that produced them. With a hundred million rows, only
+the hashes of all rows are in memory at the same time. They take some gigabytes.
 """
 
 import os
@@ -18,24 +18,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.export_root import ExportRoot, file_checksum
-from engine.kernels.hashing import key_hashes
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
-from engine.schema import ViewSchema
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.kernels.hashing import key_hashes
+from shoal.engine.root.export_root import ExportRoot, file_checksum
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
 
 KEY_BLOCK = 1 << 20
 ROW_GROUP = 1 << 17
 _BY_DOCUMENT, _BY_FEATURE, _BY_CHANGE = 1_000_003, 7_919, 104_729
 _PRIME, _SCALE = 16_777_213, 16_777_216
-"""The greatest prime below 2^24, which is what a float32 counts to."""
+"""The greatest prime below 2^24, and 2^24 itself. A float32 can represent all integers up to 2^24."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """`rows` documents with `features` float32 features each.
 
-    The last join key tells documents apart (`doc_<i>` for doc_id); those before it are the same for all (`user_7`).
+    The last join key identifies a document (`doc_<i>` for doc_id). Earlier join keys have the same value in all rows
+    (`user_7`).
     """
 
     rows: int
@@ -45,7 +46,7 @@ class Dataset:
 
     @property
     def schema(self) -> ViewSchema:
-        """The view."""
+        """The schema of the view."""
         return ViewSchema.model_validate(
             {
                 "name": self.view,
@@ -56,7 +57,7 @@ class Dataset:
 
     @property
     def references(self) -> list[str]:
-        """All features, as a request names them."""
+        """The references of all features, as in a request."""
         return [f"{self.view}:f{number}" for number in range(self.features)]
 
 
@@ -64,7 +65,8 @@ THE_USER = "user_7"
 
 
 def key_column(documents: npt.NDArray[np.int64], kind: str = "doc") -> pa.Array:
-    """The keys of documents (`doc_<i>`) or of another kind, made without a Python object each."""
+    """Return keys as an Arrow array: the keys of documents (`doc_<i>`), or keys of another kind. The function creates
+    no Python object per key."""
     return pc.binary_join_element_wise(kind, pa.array(documents).cast(pa.string()), "_")
 
 
@@ -75,14 +77,15 @@ def _key_columns(data: Dataset, documents: npt.NDArray[np.int64]) -> dict[str, p
 
 
 def document_keys(documents: npt.NDArray[np.int64]) -> list[str]:
-    """The keys of documents, as a request has them."""
+    """Return the keys of documents, as in a request."""
     return [f"doc_{document}" for document in documents.tolist()]
 
 
 def values(
     documents: npt.NDArray[np.int64], feature: int, change: int | npt.NDArray[np.int64] = 0
 ) -> npt.NDArray[np.float32]:
-    """float32[documents], feature number `feature` of documents, as of the `change`-th change of all or of each."""
+    """Return float32[documents]: the values of feature number `feature` after the `change`-th change of each document.
+    `change` is one number for all documents, or one number per document."""
     mixed = (documents * _BY_DOCUMENT + feature * _BY_FEATURE + change * _BY_CHANGE) % _PRIME
     return (mixed / _SCALE).astype(np.float32)
 
@@ -90,12 +93,13 @@ def values(
 def matrix(
     documents: npt.NDArray[np.int64], features: int, change: int | npt.NDArray[np.int64] = 0
 ) -> npt.NDArray[np.float32]:
-    """float32[documents, features], all features of documents."""
+    """Return float32[documents, features]: all features of documents."""
     return np.stack([values(documents, feature, change) for feature in range(features)], axis=1)
 
 
 def changes_seen(documents: npt.NDArray[np.int64], first: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """int64[documents], the change that each document is at if `first` are the values of its feature 0."""
+    """Return int64[documents]: the number of the last change of each document, computed from the values of its
+    feature 0 in `first`."""
     mixed = np.rint(np.nan_to_num(first).astype(np.float64) * _SCALE).astype(np.int64)
     return (mixed - documents * _BY_DOCUMENT) % _PRIME * pow(_BY_CHANGE, -1, _PRIME) % _PRIME
 
@@ -121,8 +125,11 @@ def publish_state(
     event_times: npt.NDArray[np.int64],
     documents: npt.NDArray[np.int64] | None = None,
 ) -> Manifest:
-    """Publish documents as they stand, a delta of some or a snapshot of all: of each of the data set's documents the
-    change that it is at, and the event time of that in microseconds since 1970."""
+    """Publish a delta with the given documents, or a snapshot with all documents if `documents` is None.
+
+    `changes` has the number of the last change of each document of the data set. `event_times` has the event time of
+    each of these changes, in microseconds since 1970.
+    """
     chosen = np.arange(data.rows, dtype=np.int64) if documents is None else documents
     kind = "snapshot" if documents is None else "delta"
     manifest = _write(root, data, chosen, kind, changes[chosen], 2 if documents is None else 1, event_times[chosen])
@@ -131,12 +138,14 @@ def publish_state(
 
 
 def write_delta(root: ExportRoot, data: Dataset, documents: npt.NDArray[np.int64], change: int) -> Manifest:
-    """All of a delta but its manifest, which makes it exist as soon as the root publishes it."""
+    """Write the files of a delta, and return its manifest. The delta does not exist until the caller publishes the
+    manifest."""
     return _write(root, data, documents, "delta", change, max(1, documents.size // 1_000_000))
 
 
 def write_again(root: ExportRoot, view: str) -> Manifest:
-    """A view's first snapshot as the log's next entry, its files linked; all but its manifest, as in `write_delta`."""
+    """Write a view's first snapshot again, with hard links to its files, as the next entry of the log. Like
+    `write_delta`, return the manifest, but do not publish it."""
     first, last = (root.entry(view, seq) for seq in (1, root.sequence_numbers(view)[-1]))
     again = {"id": uuid.uuid4().hex, "seq": last.seq + 1, "parent": last.id, "published_at": datetime.now(UTC)}
     manifest = first.model_copy(update=again)
@@ -200,7 +209,8 @@ def _write(
 
 
 def _hashes(data: Dataset, documents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    first, second = np.empty_like(documents), np.empty_like(documents)
+    first = np.empty_like(documents)
+    second = np.empty_like(documents)
     for start in range(0, documents.size, KEY_BLOCK):
         block = slice(start, start + KEY_BLOCK)
         first[block], second[block] = key_hashes(list(_key_columns(data, documents[block]).values()))
@@ -208,7 +218,8 @@ def _hashes(data: Dataset, documents: npt.NDArray[np.int64]) -> tuple[npt.NDArra
 
 
 class _Rows(NamedTuple):
-    """int64[rows] each: documents, both hashes of their keys, the changes that they are at, and their event times."""
+    """Rows to write, as five arrays of int64[rows]: documents, the two hashes of their keys, the numbers of their last
+    changes, and their event times."""
 
     documents: npt.NDArray[np.int64]
     first: npt.NDArray[np.int64]
@@ -239,16 +250,16 @@ def _write_file(path: Path, data: Dataset, rows: _Rows, *, delta: bool) -> None:
 
 
 def random_documents(data: Dataset, keys: int, count: int, seed: int = 1) -> list[npt.NDArray[np.int64]]:
-    """`count` requests' documents, `keys` each, drawn evenly."""
+    """Return the documents of `count` requests, with `keys` uniformly random documents each."""
     generator = np.random.default_rng(seed)
     return [generator.integers(0, data.rows, keys) for _ in range(count)]
 
 
 def distinct_documents(data: Dataset, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """int64[count], documents drawn evenly, none of them twice."""
+    """Return int64[count]: uniformly random documents without repetition."""
     return np.random.default_rng(seed).choice(data.rows, count, replace=False).astype(np.int64)
 
 
 def key_lists(requests: Sequence[npt.NDArray[np.int64]]) -> list[list[str]]:
-    """The keys of each request."""
+    """Return the keys of each request."""
     return [document_keys(documents) for documents in requests]

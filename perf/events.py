@@ -1,4 +1,5 @@
-"""Events for streams, at an even rate, each of which says when it was sent: `python -m perf.events --help`."""
+"""Send events for streams at an even rate. Each event contains the time when it was sent: `python -m perf.events
+--help`."""
 
 import time
 from datetime import UTC, datetime
@@ -17,9 +18,11 @@ _TICK_SECONDS = 0.005
 @click.option("--count", type=int, required=True)
 @click.option("--rate", type=float, required=True, help="Events a second.")
 def main(servers: str, topic: str, first: int, count: int, rate: float) -> None:
-    """Send events to Kafka, each when it is due, and print how many seconds the last of them was late."""
+    """Send events to Kafka, each when it is due, and print the delay of the last event in seconds."""
     producer = Producer({"bootstrap.servers": servers, "linger.ms": 1, "acks": 1})
-    started, sent, late = time.monotonic(), 0, 0.0
+    started = time.monotonic()
+    sent = 0
+    late = 0.0
     while sent < count:
         due = min(count, int((time.monotonic() - started) * rate) + 1)
         for number in range(first + sent, first + due):
@@ -34,14 +37,14 @@ def main(servers: str, topic: str, first: int, count: int, rate: float) -> None:
 
 
 def event(number: int) -> bytes:
-    """An event as of now."""
+    """Return an event with the current time."""
     now = time.time_ns() // 1000
     at = datetime.fromtimestamp(now / 1e6, UTC).isoformat()
     return orjson.dumps({"number": number, "at": at, "sent": now, "score": score(number)})
 
 
 def score(number: int) -> float:
-    """What an event says beside when it was sent."""
+    """Return the value of the feature `score` in an event."""
     return number * 0.25
 
 

@@ -1,4 +1,4 @@
-"""The floor that no aiohttp server gets under: read the request's body, answer a constant one."""
+"""The least work of any aiohttp server, as a lower bound: read the request's body and send a constant response."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from aiohttp import web
 @click.option("--port", type=int, required=True)
 @click.option("--body", type=click.Path(path_type=Path), required=True, help="A file with the answer's body.")
 def main(port: int, body: Path) -> None:
-    """Serve one constant answer to every POST."""
+    """Send a constant response to every POST."""
     content = body.read_bytes()
 
     async def answer(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Lookups over gRPC as Feast's clients send them; imported only where gRPC's packages are."""
+"""Lookups over gRPC, as Feast's clients send them. Import this module only if gRPC's packages are installed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +16,17 @@ _PATIENCE_SECONDS = 60.0
 
 
 class Channel:
-    """One channel."""
+    """A gRPC channel to a server."""
 
     def __init__(self, address: str) -> None:
         self._call = grpc.insecure_channel(address).unary_unary(_METHOD)
 
     def look_up(self, views: Sequence[Dataset], documents: npt.NDArray[np.int64]) -> tuple[int, Matrix]:
-        """The version of an answer, and float32[documents, all views' features].
+        """Look up all features of documents. Return the store version of the response, and float32[documents, features
+        of all views].
 
         Raises:
-            grpc.RpcError: there is none.
+            grpc.RpcError: the server did not answer, or answered with an error.
         """
         references = [reference for data in views for reference in data.references]
         keys = {"val": [{"string_val": key} for key in document_keys(documents)]}

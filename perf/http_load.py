@@ -1,9 +1,12 @@
-"""A load generator in a process of its own: `python -m perf.http_load --help`.
+"""A load generator in a separate process: `python -m perf.http_load --help`.
 
-Closed loop: each connection sends its next request when it has the answer to the last. Open loop: requests arrive at a
-given rate whatever the server does, and latency counts from the moment a request was due, so that waiting counts. It
-speaks just enough HTTP/1.1 to cost little beside a server, and reports its own CPU, and how late it was itself. It does
-without NumPy, whose threads keep a core busy for a tenth of a second after the import.
+In a closed loop, each connection sends its next request after it received the last response. In an open loop, requests
+are due at a given rate, whatever the server does. Latency counts from the time at which a request was due, so that the
+time in which the request waited counts too.
+
+The generator implements only a small part of HTTP/1.1, so that it takes little CPU from the server. It reports its own
+CPU time and its own delays. It does not import NumPy, because NumPy's threads keep a core busy for a tenth of a second
+after the import.
 """
 
 import gc
@@ -29,18 +32,20 @@ from typing import Any
 import click
 
 _PART_BYTES = 1 << 16
-"""Read at once: little enough that malloc gives the same memory again, which is in the cache."""
+"""The greatest number of bytes to read at once. For such a small size, malloc always returns the same memory, so this
+memory stays in the CPU cache."""
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 @dataclass
 class Tally:
-    """What came of the requests.
+    """The results of the requests. All times are in seconds.
 
-    In seconds: of each answer, how long after its request was due it came, and that moment of `perf_counter`; of each
-    request for which a connection was free, how late it was sent, which is the generator's own fault; and the time and
-    CPU that all took together. What is `refused` with 503 is neither an answer nor a failure.
+    For each response, `due` has the time at which its request was due, by `perf_counter`, and `latencies` has the time
+    from then until the response. For each request that found a free connection, `late` has the delay with which the
+    generator sent it. `seconds` and `cpu` are the wall time and the CPU time of the whole load. `received` is in bytes.
+    Requests that were `refused` with 503 count neither as responses nor as failures.
     """
 
     latencies: list[float] = field(default_factory=list)
@@ -54,7 +59,7 @@ class Tally:
 
 
 class Connection:
-    """One keep-alive connection with at most one request under way. `select` takes it as it is."""
+    """A keep-alive connection with at most one request in progress. It has a `fileno`, so that `select` accepts it."""
 
     def __init__(self, address: tuple[str, int], tally: Tally) -> None:
         self._address = address
@@ -74,14 +79,15 @@ class Connection:
         self.free_since = time.perf_counter()
 
     def send(self, request: bytes, due: float) -> None:
-        """Send a request that was due at a moment of `perf_counter`."""
+        """Send a request that was due at the time `due` of `perf_counter`."""
         self._due = due
-        # A server that has closed the connection shows when the answer is read.
+        # If the server has closed the connection, reading the response will fail.
         with suppress(OSError):
             self._socket.sendall(request)
 
     def receive(self) -> bool:
-        """Take what has come, waiting for it if nothing has; returns whether this request is done with."""
+        """Read from the connection once, and block until there is something to read. Return whether the request is
+        finished."""
         try:
             data = self._socket.recv(_PART_BYTES)
         except OSError:
@@ -106,7 +112,8 @@ class Connection:
             return False
         if self._missing < 0:
             return self._fail()
-        closes, is_refused = _CLOSES.search(self._head), self._head.startswith(b"HTTP/1.1 503")
+        closes = _CLOSES.search(self._head)
+        is_refused = self._head.startswith(b"HTTP/1.1 503")
         self._begin()
         if is_refused:
             self._tally.refused += 1
@@ -118,7 +125,7 @@ class Connection:
         return True
 
     def close(self) -> None:
-        """Leave the server."""
+        """Close the connection."""
         self._socket.close()
 
     def _fail(self) -> bool:
@@ -139,11 +146,12 @@ def drive(
     arrivals: Sequence[float] | None = None,
     enough: Event | None = None,
 ) -> Tally:
-    """Send `count` requests, those given in turn, each over the connection that has been free for longest; fewer if
-    there are `enough`.
+    """Send `count` requests, taken in turn from `requests`. Send each over the connection that has been free for
+    longest.
 
     Args:
-        arrivals: when each is due, in seconds from the start; None for as soon as a connection is free.
+        arrivals: the due time of each request in seconds from the start; None to send as soon as a connection is free.
+        enough: ends the load early when it is set.
     """
     tally = Tally()
     free = deque(Connection(address, tally) for _ in range(connections))
@@ -169,21 +177,23 @@ def drive(
             busy.add(connection)
             sent += 1
             now = time.perf_counter()
-        # epoll and poll wait for whole milliseconds, select does not. Where there is but one thing to wait for, reading
-        # it does.
+        # epoll and poll wait for whole milliseconds, but select is more exact. If only one connection is busy, and no
+        # request is due, a blocking read replaces select.
         for connection in [*busy] if len(busy) == 1 and wait is None else select.select(busy, (), (), wait)[0]:
             if connection.receive():
                 busy.remove(connection)
                 free.append(connection)
         now = time.perf_counter()
-    tally.seconds, tally.cpu = now - started, time.process_time() - cpu_before
+    tally.seconds = now - started
+    tally.cpu = time.process_time() - cpu_before
     for connection in free:
         connection.close()
     return tally
 
 
 def arrival_times(arrivals: str, count: int, rate: float) -> list[float]:
-    """When `count` requests are due, in seconds from the start: evenly, or as independent clients send them."""
+    """Return the due times of `count` requests in seconds from the start. The times have even intervals, or random
+    intervals like those of independent clients."""
     if arrivals == "even":
         return [number / rate for number in range(count)]
     random = Random(7)
@@ -191,7 +201,7 @@ def arrival_times(arrivals: str, count: int, rate: float) -> list[float]:
 
 
 def make_requests(host: str, path: str, accept: str, bodies: list[bytes]) -> list[bytes]:
-    """Whole POST requests, ready to be sent."""
+    """Return complete POST requests as bytes, one per body."""
     return [
         b"POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nAccept: %s\r\nContent-Length: %d\r\n\r\n%s"
         % (path.encode(), host.encode(), accept.encode(), len(body), body)
@@ -232,12 +242,13 @@ def main(
     arrivals: str,
     each: Path | None,
 ) -> None:
-    """Put a server under load and print what came of it as JSON; latencies in seconds. SIGTERM ends it early."""
+    """Put a server under load and print the results as JSON, with latencies in seconds. SIGTERM ends the load early."""
     requests = make_requests(host, path, accept, bodies.read_bytes().splitlines())
     times = arrival_times(arrivals, count, rate) if rate is not None else None
-    # By default the kernel may end a wait 50 µs late, so as to end several at once.
+    # By default, the kernel may end a wait up to 50 µs late, so that it can end several waits at once.
     Path("/proc/self/timerslack_ns").write_text("1")
-    # Nothing here makes cycles, and a pause would count as the server's latency.
+    # This process creates no reference cycles, so it needs no garbage collection. A collection would add to the
+    # measured latency of the server.
     gc.disable()
     enough = Event()
     signal.signal(signal.SIGTERM, lambda *_: enough.set())
@@ -265,7 +276,7 @@ def _summary(tally: Tally) -> dict[str, Any]:
 
 
 def _percentile(seconds: list[float], percent: float) -> float | None:
-    """What so many percent of the times do not exceed; None of none."""
+    """Return a percentile of some times in seconds; None if there are no times."""
     return sorted(seconds)[max(0, ceil(len(seconds) * percent / 100) - 1)] if seconds else None
 
 

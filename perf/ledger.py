@@ -1,5 +1,5 @@
-"""What has been written to a store under test, in memory that the processes of a benchmark share, to hold answers
-against: of each document the change that everybody must see, and the newest that anybody may see."""
+"""A record of the changes that were written to a store under test. It is used to check answers: for each document it
+has the oldest and the newest change that a reader may see. The processes of a benchmark share the record's memory."""
 
 from pathlib import Path
 from typing import Self
@@ -11,8 +11,8 @@ from perf.dataset import Dataset, changes_seen, matrix
 
 
 class Ledger:
-    """Of one view. `begun[document]` is the last change whose writing has begun, `done[document]` the last of which it
-    is known that it is served. Each document has one writer, who counts its changes from 1."""
+    """The ledger of one view. `begun[document]` is the last change that a writer began to write. `done[document]` is
+    the last change known to be served. Each document has one writer, and its changes are counted from 1."""
 
     def __init__(self, path: Path, data: Dataset) -> None:
         self.data = data
@@ -20,18 +20,18 @@ class Ledger:
 
     @classmethod
     def make(cls, path: Path, data: Dataset) -> Self:
-        """A ledger of documents that nobody has changed yet."""
+        """Create a ledger in which no document has changed yet."""
         path.write_bytes(bytes(2 * 8 * data.rows))
         return cls(path, data)
 
     def fault(
         self, documents: npt.NDArray[np.int64], found: npt.NDArray[np.float32], done_before: npt.NDArray[np.int64]
     ) -> str | None:
-        """What is wrong with an answer that has just come; None if nothing is.
+        """Return a description of what is wrong with a new answer; None if the answer is right.
 
         Args:
-            found: float32[documents, features].
-            done_before: `done[documents]` from before the request was sent.
+            found: the answer, float32[documents, features].
+            done_before: the value of `done[documents]` before the request was sent.
         """
         changes = changes_seen(documents, found[:, 0])
         whole = (found == matrix(documents, self.data.features, changes)).all(axis=1)

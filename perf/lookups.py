@@ -1,4 +1,4 @@
-"""A lookup as benchmarks see it, whoever answers it."""
+"""The type of a lookup in benchmarks, independent of the store that answers it."""
 
 from collections.abc import Callable
 
@@ -6,4 +6,4 @@ import numpy as np
 import numpy.typing as npt
 
 Lookup = Callable[[list[str]], npt.NDArray[np.floating]]
-"""Keys → [keys, features]."""
+"""A function from keys to an array [keys, features]."""

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
     help=f"Put the tables into this Markdown file, in place of what stands between {BEGIN} and {END}.",
 )
 def main(files: tuple[Path, ...], bars: bool, page: Path | None) -> None:
-    """Print the findings of runs as tables, the machine first."""
+    """Print the findings of each run as a table. The table begins with the machine of the run."""
     tables = "\n\n".join(table(run, bars=bars) for run in map(read_lines, files) if _chosen(run, bars=bars))
     if page is None:
         click.echo(tables)
@@ -27,10 +27,10 @@ def main(files: tuple[Path, ...], bars: bool, page: Path | None) -> None:
 
 
 def put_into(page: Path, tables: str, begin: str, end: str) -> None:
-    """Put tables into a Markdown file, in place of what stands between two marks.
+    """Replace the text between two marks in a Markdown file with tables.
 
     Raises:
-        ClickException: it has no such marks.
+        ClickException: the file does not contain the marks.
     """
     before, found, rest = page.read_text().partition(begin)
     _, found_end, after = rest.partition(end)
@@ -40,9 +40,10 @@ def put_into(page: Path, tables: str, begin: str, end: str) -> None:
 
 
 def table(run: Run, *, bars: bool) -> str:
-    """A run's findings; with `bars`, those that are held to one."""
+    """Return a run's findings as a table. With `bars`, the table has only the findings that have a target (a bar)."""
     findings = _chosen(run, bars=bars)
-    machine, met = run.machine, [finding.met for finding in findings if finding.met is not None]
+    machine = run.machine
+    met = [finding.met for finding in findings if finding.met is not None]
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {run.at:%Y-%m-%d}; `{run.command}`; "
         f"{sum(met)} of {len(met)} bars met:",
@@ -52,7 +53,7 @@ def table(run: Run, *, bars: bool) -> str:
     ]
     case = None
     for finding in findings:
-        # A case of many findings is named once.
+        # A case with several findings is named only in its first row.
         lines.append(f"| {finding.case if finding.case != case else ''} | {finding.what} | {_cells(finding)} |")
         case = finding.case
     return "\n".join(lines)

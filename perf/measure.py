@@ -1,6 +1,7 @@
-"""Time things side by side: every subject a round, round after round, and the median over rounds.
+"""Time several subjects side by side: run every subject once per round, and take the median over the rounds.
 
-On a noisy machine only what was measured in the same minutes can be compared; ratios are therefore made round by round.
+On a noisy machine, only measurements that were made in the same minutes are comparable. So ratios are computed round by
+round.
 """
 
 import time
@@ -8,11 +9,12 @@ from collections.abc import Callable, Mapping
 from statistics import median
 
 Subject = Callable[[], float]
-"""Does a fixed amount of work and returns what it cost per unit, such as seconds per request."""
+"""A function that does a fixed amount of work and returns its cost per unit, such as seconds per request."""
 
 
 def alternate(subjects: Mapping[str, Subject], rounds: int) -> dict[str, list[float]]:
-    """Run every subject once a round; the first round warms up and does not count."""
+    """Run every subject once per round, and return the costs by subject. The first round warms up and does not
+    count."""
     costs: dict[str, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
         for name, subject in subjects.items():
@@ -23,12 +25,12 @@ def alternate(subjects: Mapping[str, Subject], rounds: int) -> dict[str, list[fl
 
 
 def ratio(costs: Mapping[str, list[float]], one: str, other: str) -> float:
-    """The median over rounds of one subject's cost over another's."""
+    """Compute for each round the cost of `one` divided by the cost of `other`. Return the median of these ratios."""
     return median(a / b for a, b in zip(costs[one], costs[other], strict=True))
 
 
 def seconds_each(work: Callable[[int], object], count: int) -> float:
-    """The mean wall time of work(0) … work(count - 1), in seconds."""
+    """Return the mean wall time of work(0) … work(count - 1) in seconds."""
     started = time.perf_counter()
     for number in range(count):
         work(number)

@@ -1,6 +1,6 @@
-"""Machines for benchmarks that are none: network namespaces at one bridge, whose links can be slowed and cut.
+"""Simulated machines for benchmarks: network namespaces on one bridge, with links that can be slowed down and cut.
 
-Nothing that is sent in them leaves this machine. It takes root, and iproute2.
+Their traffic never leaves this machine. This needs root and iproute2.
 """
 
 import os
@@ -18,7 +18,7 @@ def _ip(*arguments: str) -> None:
 
 @dataclass(frozen=True)
 class Host:
-    """One namespace, its address, and the end of its link in the bridge's namespace."""
+    """A simulated machine: its network namespace and address, and its port in the bridge's namespace `switch`."""
 
     namespace: str
     address: str
@@ -26,30 +26,30 @@ class Host:
     port: str
 
     def command(self, command: Sequence[object]) -> list[str]:
-        """What runs a command here."""
+        """Return the command line that runs a command in this namespace."""
         return ["ip", "netns", "exec", self.namespace, *map(str, command)]
 
     def cut(self) -> None:
-        """Nothing goes to this host or comes from it any more; nobody is told."""
+        """Cut the link of this host. Packets to and from the host are then lost silently."""
         _ip("-n", self.switch, "link", "set", self.port, "down")
 
     def join(self) -> None:
-        """It is reached again."""
+        """Restore the link of this host."""
         _ip("-n", self.switch, "link", "set", self.port, "up")
 
     def slow(self, kilobits: int) -> None:
-        """What this host sends passes at so many kilobits a second; what does not within 400 ms is lost."""
+        """Limit the sending rate of this host in kilobits per second. Packets that wait longer than 400 ms are lost."""
         shaping = f"dev eth0 root tbf rate {kilobits}kbit burst 32kb latency 400ms"
         subprocess.run(["tc", "-n", self.namespace, "qdisc", "replace", *shaping.split()], check=True)
 
     def hasten(self) -> None:
-        """It is as fast as before."""
+        """Remove the limit on the sending rate of this host."""
         subprocess.run(["tc", "-n", self.namespace, "qdisc", "del", "dev", "eth0", "root"], check=True)
 
 
 @contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
-    """So many hosts that reach each other, and nothing else."""
+    """Create `count` hosts that can reach each other and nothing else."""
     switch = f"shoal-{os.getpid()}"
     made = [switch]
     try:

@@ -1,7 +1,7 @@
-"""An exporter that publishes deltas all the time and snapshots now and then, and sees when they are served.
+"""An exporter that publishes many deltas and some snapshots, and measures how long it takes until each is served.
 
-It is a process of its own, by `perf.beside`, and removes from the root what nobody needs any more, which Shoal leaves
-to the root's owner.
+The exporter runs in a separate process, by `perf.beside`. It also removes old entries from the root, because Shoal
+leaves the removal to the owner of the root.
 """
 
 import shutil
@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine import FeatureStore
-from engine.export_root import ExportRoot
-from engine.manifest import Manifest
 from perf.dataset import Dataset, publish_state
 from perf.ledger import Ledger
 from perf.traffic import Target
+from shoal import FeatureStore
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest
 
 _POLL_SECONDS = 0.002
 _PATIENCE_SECONDS = 120.0
@@ -27,7 +27,7 @@ _PATIENCE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Rhythm:
-    """How often what is published, in seconds from one to the next, and how many rows a delta has."""
+    """The intervals between deltas and between snapshots in seconds, and the number of rows in a delta."""
 
     delta_seconds: float = 1.0
     snapshot_seconds: float = 90.0
@@ -36,7 +36,7 @@ class Rhythm:
 
 @dataclass
 class Published:
-    """What was published, and how many seconds it took until it was served."""
+    """The seconds from publishing to serving for each published entry, and the errors of the exporter."""
 
     deltas: list[float] = field(default_factory=list)
     snapshots: list[float] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Published:
 
 
 class Source:
-    """One view as its exporter has it: of each document the change that it is at, and since when."""
+    """The source of one view: the number of the last change of each document, and its event time."""
 
     def __init__(self, root: ExportRoot, ledger: Ledger, pushed: int) -> None:
         self._root = root
@@ -52,17 +52,17 @@ class Source:
         self._pushed = pushed
         self._random = np.random.default_rng()
         self._changes = np.zeros(ledger.data.rows, np.int64)
-        # What is pushed is newer, and outlives all snapshots.
+        # Pushed rows have later event times, so they survive all snapshots.
         first = root.entry(ledger.data.view, 1).published_at
         self._event_times = np.full(ledger.data.rows, int(first.timestamp() * 1e6))
 
     @property
     def data(self) -> Dataset:
-        """The view."""
+        """The data set of the view."""
         return self._ledger.data
 
     def publish_snapshot(self) -> Manifest:
-        """All documents as they are; all entries before the last snapshot go from the root."""
+        """Publish a snapshot of all documents. Then remove the entries before the previous snapshot from the root."""
         before = self._root.newest_snapshot(self.data.view)
         manifest = publish_state(self._root, self.data, self._changes, self._event_times)
         if before is not None:
@@ -70,7 +70,8 @@ class Source:
         return manifest
 
     def publish_delta(self, count: int) -> tuple[Manifest, Callable[[], None]]:
-        """Change some documents, and what is to be called once that is served."""
+        """Change `count` documents and publish a delta with them. Return the delta's manifest, and a function that the
+        caller must call when the delta is served."""
         documents = self._random.choice(np.arange(self._pushed, self.data.rows), count, replace=False)
         self._changes[documents] += 1
         self._event_times[documents] = _now()
@@ -84,10 +85,12 @@ class Source:
 
 
 class Publisher:
-    """The exporter in its process; it begins with a delta, the views' first snapshots being there."""
+    """The exporter in its process. Its first entry is a delta, because the first snapshots of the views already
+    exist."""
 
     def __init__(self, target: Target, root: Path, store: Path, rhythm: Rhythm, stop: threading.Event) -> None:
-        export_root, views = ExportRoot(root), range(len(target.views))
+        export_root = ExportRoot(root)
+        views = range(len(target.views))
         self._sources = [Source(export_root, target.ledger(view), target.pushed) for view in views]
         self._store = store
         self._rhythm = rhythm
@@ -98,7 +101,8 @@ class Publisher:
 
     def take(self) -> Published:
         with self._lock:
-            published, self._published = self._published, Published()
+            published = self._published
+            self._published = Published()
             return published
 
     def fail(self, why: str) -> None:
@@ -106,7 +110,8 @@ class Publisher:
             self._published.troubles.append(why)
 
     def _publish(self) -> None:
-        reader, number = FeatureStore.open(self._store), 0
+        reader = FeatureStore.open(self._store)
+        number = 0
         due = time.monotonic()
         snapshot_due = due + self._rhythm.snapshot_seconds
         snapshots = 0
@@ -127,10 +132,14 @@ class Publisher:
             due = max(due + self._rhythm.delta_seconds, time.monotonic() - self._rhythm.delta_seconds)
 
     def _await(self, reader: FeatureStore, manifest: Manifest) -> float:
-        """Seconds until an entry that has just been published is served."""
+        """Wait until a published entry is served, and return the seconds.
+
+        Raises:
+            TimeoutError: the entry is not served in time.
+        """
         started = time.monotonic()
         while (seconds := time.monotonic() - started) < _PATIENCE_SECONDS:
-            # What one process sees all see: the version is in memory that they share.
+            # If one process sees a version, all processes see it: the version is in shared memory.
             if reader.version().view(manifest.view.name).record.applied_seq >= manifest.seq:
                 return seconds
             time.sleep(_POLL_SECONDS)

@@ -1,6 +1,6 @@
-"""A process that looks up one request after the other, and when each lookup began and ended.
+"""Run one lookup after the other in a separate process, and record when each lookup began and ended.
 
-It is a process of its own because that is how a store is used: whoever applies deltas is another one.
+The lookups run in a separate process because that is how stores are used: a different process applies the deltas.
 """
 
 import gc
@@ -16,29 +16,30 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from engine import FeatureStore
 from perf.dataset import Dataset, key_lists
+from shoal import FeatureStore
 
 LOOKED_FOR_AN_END_EVERY = 64
-"""Lookups from one time that the process looks whether it is to end until the next: that takes longer than a lookup."""
+"""The number of lookups between two checks of whether to stop. A check takes longer than a lookup."""
 
 
 @dataclass
 class Lookups:
-    """Moments of the monotonic clock, in seconds, at which lookups began and ended; none before the process has."""
+    """The times at which lookups began and ended, in seconds of the monotonic clock. Empty until the process ends."""
 
     began: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     ended: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def seconds(self, start: float, end: float) -> npt.NDArray[np.float64]:
-        """How long each lookup took that was under way at some time between two moments."""
+        """Return the seconds of each lookup that was in progress at some time between `start` and `end`."""
         inside = (self.ended > start) & (self.began < end)
         return (self.ended - self.began)[inside]
 
 
 @contextmanager
 def reading(store: Path, data: Dataset, requests: Sequence[npt.NDArray[np.int64]]) -> Iterator[Lookups]:
-    """Look up all features of these requests' documents, over and over, from a first round on that warmed up."""
+    """Look up all features of the documents of these requests in a loop. The first round of the loop warms up and is
+    not recorded. The recorded times are available when the context ends."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=_look_up, args=(store, data, requests, there), daemon=True)
@@ -56,16 +57,18 @@ def reading(store: Path, data: Dataset, requests: Sequence[npt.NDArray[np.int64]
 
 
 def _look_up(store: Path, data: Dataset, requests: Sequence[npt.NDArray[np.int64]], other: Connection) -> None:
-    opened, references = FeatureStore.open(store), data.references
+    opened = FeatureStore.open(store)
+    references = data.references
     entities = [{"doc_id": keys} for keys in key_lists(requests)]
     for asked in entities:
         opened.lookup_matrix(references, asked)
-    # The keys are no garbage: looking through them for some would be counted as the store's.
+    # Exclude the keys from garbage collection, because a scan of the keys would count as time of the store.
     gc.freeze()
-    began, ended = [], []
+    began = []
+    ended = []
     other.send(None)
     for number, asked in enumerate(itertools.cycle(entities)):
-        # It ends as well when its parent died.
+        # The loop also ends if the parent process has died.
         if number % LOOKED_FOR_AN_END_EVERY == 0 and other.poll():
             break
         began.append(time.perf_counter())

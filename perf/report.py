@@ -1,4 +1,4 @@
-"""What a benchmark found: printed as a table, kept as JSON lines with the machine it ran on."""
+"""The findings of benchmarks: print them as a table, and keep them as JSON lines together with the machine."""
 
 import json
 import os
@@ -16,11 +16,12 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure: what was measured, how much it was, and the bar it is held to (`at_most` or `at_least`).
+    """One figure: what was measured, the value and its unit, and the target for the value, which is called its bar
+    (`at_most` or `at_least`).
 
-    A `detail` with `points` is a curve, which `perf.charts` draws: each point has its `x`, and the values of one or
-    several series by name, as in {"x": 1000, "p50": 1.2, "p99": 3.4}. Beside `points`, `x` says what those are, and
-    `unit` what the values are.
+    A `detail` with `points` is a curve for `perf.charts`. Each point has an `x` and the values of one or several series
+    by name, as in {"x": 1000, "p50": 1.2, "p99": 3.4}. Next to `points`, `x` describes the x axis, and `unit` is the
+    unit of the values.
     """
 
     case: str
@@ -33,14 +34,14 @@ class Finding:
 
     @property
     def bar(self) -> str:
-        """The bar in words; empty where there is none."""
+        """The bar as text; empty if the finding has no bar."""
         if self.at_most is not None:
             return f"≤ {self.at_most:.3g}"
         return f"≥ {self.at_least:.3g}" if self.at_least is not None else ""
 
     @property
     def met(self) -> bool | None:
-        """Whether the bar is met; None where there is none."""
+        """Whether the bar is met; None if the finding has no bar."""
         if self.at_most is not None:
             return self.value <= self.at_most
         if self.at_least is not None:
@@ -50,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the benchmarks: when, by which command, on which machine, and what it found."""
+    """A run of the benchmarks: its time, command, machine and findings."""
 
     at: datetime
     command: str
@@ -59,7 +60,7 @@ class Run:
 
 
 def machine() -> dict[str, Any]:
-    """The machine, as far as it bears on figures."""
+    """Return the properties of this machine that affect the figures."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -75,12 +76,12 @@ def machine() -> dict[str, Any]:
 
 
 def figure(value: float) -> str:
-    """A number as text, to three digits that count, and thousands apart."""
+    """Return a number as text, with three significant digits and a comma between thousands."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def print_table(findings: Sequence[Finding]) -> None:
-    """The findings as a table."""
+    """Print the findings as a table."""
     table = Table(box=None, pad_edge=False)
     for name in ("case", "what", "value", "unit", "bar", "met"):
         table.add_column(name, justify="right" if name == "value" else "left", overflow="fold")
@@ -91,7 +92,7 @@ def print_table(findings: Sequence[Finding]) -> None:
 
 
 def write_lines(findings: Sequence[Finding], directory: Path, *, small: bool, command: str) -> Path:
-    """Keep the findings of a run as JSON lines, the machine first."""
+    """Write the findings of a run to a new file as JSON lines, the machine first. Return the path of the file."""
     directory.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
     path = directory / f"{now:%Y%m%dT%H%M%SZ}{'-small' if small else ''}.jsonl"
@@ -104,7 +105,7 @@ def write_lines(findings: Sequence[Finding], directory: Path, *, small: bool, co
 
 
 def read_lines(path: Path) -> Run:
-    """What `write_lines` kept."""
+    """Read a run from a file of `write_lines`."""
     head, *lines = (json.loads(line) for line in path.read_text().splitlines())
     names = [name.name for name in fields(Finding)]
     findings = tuple(Finding(**{name: line[name] for name in names}) for line in lines)

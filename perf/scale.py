@@ -1,4 +1,4 @@
-"""How large a run of the benchmarks is."""
+"""The sizes of a run of the benchmarks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of a run: `full` gives figures worth quoting, `small` shows that everything runs."""
+    """The sizes of a run. A run with the sizes of `full` gives meaningful figures. A run with the sizes of `small` only
+    shows that everything runs."""
 
     directory: Path
     rows: int
@@ -19,10 +20,10 @@ class Scale:
 
 
 def full(directory: Path) -> Scale:
-    """The sizes that the bars are stated for."""
+    """Return the sizes to which the targets (bars) apply."""
     return Scale(directory, 1_000_000, 20_000_000, 10_000_000, 100_000_000, 5, 2_000, small=False)
 
 
 def small(directory: Path) -> Scale:
-    """Minutes, for function only."""
+    """Return sizes for a run of a few minutes. The figures of such a run mean nothing."""
     return Scale(directory, 20_000, 100_000, 50_000, 200_000, 1, 20, small=True)

@@ -1,4 +1,4 @@
-"""Servers under test, as real processes on ports of their own, and the load that another process puts on them."""
+"""Start servers under test as real processes on free ports, and put load on them from another process."""
 
 import json
 import socket
@@ -18,24 +18,24 @@ import numpy.typing as npt
 import orjson
 import psutil
 
-from engine.run_directory import read_server_record
 from perf.dataset import Dataset, document_keys
+from shoal.engine.process.run_directory import read_server_record
 
 PEERS = Path(__file__).parent.parent / ".venv-peers" / "bin"
-"""The environment of peers whose dependencies do not go with Shoal's; `make bench` installs it."""
+"""The Python environment of peers with dependencies that conflict with Shoal's; `make bench` installs it."""
 START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it listens, and the processes whose CPU is its cost."""
+    """A running server: its port, and the processes that count for its CPU time."""
 
     port: int
     workers: tuple[psutil.Process, ...]
 
     def scheduled_seconds(self) -> tuple[float, float]:
-        """How long its workers' threads have run so far, and how long they could have and had no core, by the
-        scheduler's account, in nanoseconds' precision."""
+        """Return two times in seconds: how long the workers' threads have run so far, and how long they have waited for
+        a core. The numbers come from the kernel's scheduler and are precise to nanoseconds."""
         tasks = [task for process in self.workers for task in Path(f"/proc/{process.pid}/task").iterdir()]
         accounts = [[int(number) for number in (task / "schedstat").read_text().split()] for task in tasks]
         return sum(account[0] for account in accounts) / 1e9, sum(account[1] for account in accounts) / 1e9
@@ -43,8 +43,9 @@ class Server:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a load found: `load` as `perf.http_load` prints it, and per request the seconds that the server's workers
-    ran and the seconds that they waited for a core."""
+    """The result of a load. `load` is the output of `perf.http_load`. `cpu_per_request` is the CPU time of the server's
+    workers per request. `wait_per_request` is the time per request for which the workers waited for a core. Both times
+    are in seconds."""
 
     load: dict[str, Any]
     cpu_per_request: float
@@ -52,12 +53,12 @@ class Outcome:
 
     @property
     def seconds_per_request(self) -> float:
-        """Wall time of the run per request, over all connections."""
+        """The wall time of the run in seconds, divided by the number of responses on all connections."""
         return float(self.load["seconds"] / self.load["requests"])
 
     @property
     def client_cpu_per_request(self) -> float:
-        """CPU seconds that the load itself cost, on the same cores."""
+        """The CPU seconds per request of the load generator, which runs on the same cores."""
         return float(self.load["client_cpu_per_request"])
 
 
@@ -73,10 +74,11 @@ def put_under_load(
     arrivals: str = "even",
     may_refuse: bool = False,
 ) -> Outcome:
-    """Send `count` requests from a process of its own: in a closed loop, or `rate` a second, "even" or "poisson".
+    """Send `count` requests from a separate process. Send them in a closed loop, or at `rate` per second with "even" or
+    "poisson" arrivals.
 
     Raises:
-        AssertionError: a request failed, or was refused though none may be, or none was answered.
+        AssertionError: a request failed, a request was refused and `may_refuse` is false, or no request was answered.
     """
     arguments = ["--port", server.port, "--path", path, "--accept", accept, "--bodies", bodies]
     arguments += ["--connections", connections, "--count", count]
@@ -96,7 +98,8 @@ def put_under_load(
 
 
 def write_bodies(path: Path, data: Dataset, requests: Sequence[npt.NDArray[np.int64]]) -> list[bytes]:
-    """The bodies of requests for all features of documents, in a file for `put_under_load`."""
+    """Write a file for `put_under_load` with the body of each request for all features of its documents. Return the
+    bodies."""
     bodies = [
         orjson.dumps({"features": data.references, "entities": {"doc_id": document_keys(documents)}})
         for documents in requests
@@ -117,11 +120,13 @@ def shoal(
     scrub_hours: float = 0.0,
     silent_seconds: float | None = None,
 ) -> Iterator[Server]:
-    """`shoal serve` on a store; its log is kept in a file if one is named. What is measured is how long answers take,
-    also when that is too long, unless `timeout_ms` says how long is. Without a scrub: that of a new store's first
-    minutes is not to be a part of what else is measured."""
+    """Run `shoal serve` on a store. If `log` is given, keep the server's log in that file.
+
+    The default `timeout_ms` is so long that slow answers are measured instead of rejected. By default there is no
+    scrub, because the scrub in the first minutes of a new store would affect other measurements.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "cli", "serve", "--store", str(store), "--port", str(port)]
+    command = [sys.executable, "-m", "shoal", "serve", "--store", str(store), "--port", str(port)]
     command += ["--request-timeout-ms", str(timeout_ms), "--scrub-hours", str(scrub_hours)]
     command += ["--silent-seconds", str(silent_seconds)] if silent_seconds is not None else []
     command += ["--workers", str(workers)] + (["--from", str(root)] if root else [])
@@ -134,7 +139,7 @@ def shoal(
 
 @contextmanager
 def floor(body: Path) -> Iterator[Server]:
-    """aiohttp, answering the bytes of a file to everything."""
+    """Run an aiohttp server that answers every request with the contents of a file."""
     port = free_port()
     with _running([sys.executable, "-m", "perf.floor", "--port", str(port), "--body", str(body)], port) as process:
         yield Server(port, (psutil.Process(process.pid),))
@@ -142,7 +147,7 @@ def floor(body: Path) -> Iterator[Server]:
 
 @contextmanager
 def redis(directory: Path) -> Iterator[int]:
-    """A Redis server without persistence; yields its port."""
+    """Run a Redis server without persistence, and yield its port."""
     port = free_port()
     command = ["redis-server", "--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(directory)]
     with _running(command, port):
@@ -151,7 +156,7 @@ def redis(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def feast(repo: Path, options: Sequence[str]) -> Iterator[Server]:
-    """Feast's Python feature server with one worker."""
+    """Run Feast's Python feature server with one worker."""
     port = free_port()
     command = [str(PEERS / "feast"), "--chdir", str(repo), "serve", "--port", str(port), "--workers", "1", *options]
     with _running(command, f"http://127.0.0.1:{port}/health") as process:
@@ -161,9 +166,10 @@ def feast(repo: Path, options: Sequence[str]) -> Iterator[Server]:
 
 @contextmanager
 def _running(command: Sequence[str], ready: str | int, log: Path | None = None) -> "Iterator[subprocess.Popen[bytes]]":
-    """A process that is ready when a URL answers 200, or a port takes connections; its output is shown if it fails."""
+    """Run a process, and wait until it is ready: until the URL `ready` answers 200, or the port `ready` accepts
+    connections. If the process does not start, raise RuntimeError with its output."""
     with log.open("w+b") if log is not None else tempfile.TemporaryFile() as output:
-        # Into a file: a server that writes a line a request stops when nobody empties its pipe.
+        # The output goes to a file, because a server that logs every request blocks if nobody reads its pipe.
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -190,14 +196,14 @@ def _answers(ready: str | int) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """Return a free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def ask(server: Server, body: bytes, *, path: str = "/v1/lookup", accept: str = "application/json") -> bytes:
-    """One request's answer."""
+    """Send one request to a server, and return the body of the response."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{server.port}{path}", body, {"Accept": accept, "Content-Type": "application/json"}
     )

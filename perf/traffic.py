@@ -1,8 +1,8 @@
-"""Clients of a server, all at once and at a steady rate, who check every answer: lookups over kept connections and over
-new ones, gRPC, pushes, and whoever looks at the server's metrics.
+"""Simultaneous clients of a server at a steady rate: lookups over kept and over new connections, lookups over gRPC,
+pushes, and reads of the server's metrics. The clients check every answer.
 
-Requests arrive when they are due, whatever became of those before, and latency counts from then. A version that is
-older than one that anybody was answered with before is wrong, as is a row that differs from what the ledgers say.
+Requests are sent when they are due, whatever happened to earlier requests. Latency counts from the due time. An answer
+is wrong if its version is older than the version of an earlier answer, or if one of its rows contradicts the ledgers.
 """
 
 import http.client
@@ -31,7 +31,9 @@ _SHOWN_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class Load:
-    """How much of what: all rates are a second. `keys` are asked for in a lookup, `pushed` rows are in a push."""
+    """The load of each kind of client. All rates are per second. `kept` is the number of clients that keep their
+    connection, and `fresh` the number of clients that open a new connection for each request. A lookup has `keys` keys,
+    and a push has `pushed` rows."""
 
     kept: int = 6
     kept_rate: float = 80.0
@@ -46,8 +48,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Target:
-    """The server and what it serves: views, whose ledgers lie beside each other in a directory. Documents up to
-    `pushed` are changed by pushes alone, the rest by whoever publishes."""
+    """The server and its views. The directory `ledgers` contains the ledgers of the views. Only pushes change the first
+    `pushed` documents of a view; only the exporter changes the other documents."""
 
     port: int
     grpc_port: int | None
@@ -56,7 +58,7 @@ class Target:
     pushed: int
 
     def is_ready(self) -> bool:
-        """Whether the server answers."""
+        """Return whether the server is ready."""
         try:
             Connection(self.port).ask("/ready")
         except (OSError, http.client.HTTPException, RuntimeError):
@@ -64,14 +66,14 @@ class Target:
         return True
 
     def ledger(self, view: int) -> Ledger:
-        """The ledger of one of the views."""
+        """Return the ledger of the view with this number."""
         return Ledger(self.ledgers / f"ledger-{view}", self.views[view])
 
 
 @dataclass
 class Tally:
-    """What came of the requests: how many there were of each kind, the latencies of each in seconds, and examples of
-    those that failed or were answered wrongly, with the number of all."""
+    """The results of the requests: the number and the latencies in seconds per kind, the numbers of failures and wrong
+    answers, and a few examples of both."""
 
     requests: Counter[str] = field(default_factory=Counter)
     latencies: dict[str, list[float]] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Tally:
 
 
 class Traffic:
-    """The clients in their process; see `perf.beside`."""
+    """The clients, in one thread each: the `Work` that `perf.beside` runs in a separate process."""
 
     def __init__(self, target: Target, load: Load, stop: threading.Event) -> None:
         self._target = target
@@ -104,7 +106,8 @@ class Traffic:
 
     def take(self) -> Tally:
         with self._lock:
-            tally, self._tally = self._tally, Tally()
+            tally = self._tally
+            self._tally = Tally()
             return tally
 
     def fail(self, why: str) -> None:
@@ -126,7 +129,8 @@ class Traffic:
                 self._example(f"{kind}: {fault}")
 
     def _every(self, rate: float, act: Callable[[float], None]) -> None:
-        """Act whenever it is due; what raises has failed."""
+        """Call `act` at a steady rate, with the time at which the call was due. If `act` raises an exception, count a
+        failure."""
         interval = 1 / rate
         due = time.perf_counter() + random.uniform(0, interval)
         while not self._stop.wait(max(0.0, due - time.perf_counter())):
@@ -139,7 +143,8 @@ class Traffic:
     # --- lookups -----------------------------------------------------------------------------------------------
 
     def _look_up(self, *, kept: bool) -> None:
-        source, connection = np.random.default_rng(), Connection(self._target.port)
+        source = np.random.default_rng()
+        connection = Connection(self._target.port)
         kind = "lookup, kept connection" if kept else "lookup, new connection"
         count, rate = (self._load.kept, self._load.kept_rate) if kept else (self._load.fresh, self._load.fresh_rate)
         number = 0
@@ -149,7 +154,8 @@ class Traffic:
             number += 1
             way = answers.FORMATS[number % len(answers.FORMATS)]
             documents = self._some_documents(source)
-            request, newest = way.body(self._target.views, documents), self._newest
+            request = way.body(self._target.views, documents)
+            newest = self._newest
             done = [ledger.done[documents] for ledger in self._ledgers]
             try:
                 version, content = connection.ask(way.path, request, Accept=way.accept)
@@ -162,12 +168,14 @@ class Traffic:
         self._every(rate / count, act)
 
     def _call(self) -> None:
-        from perf.grpc_lookups import Channel  # Its packages are an extra.
+        from perf.grpc_lookups import Channel  # gRPC's packages are an optional dependency.
 
-        source, channel = np.random.default_rng(), Channel(f"127.0.0.1:{self._target.grpc_port}")
+        source = np.random.default_rng()
+        channel = Channel(f"127.0.0.1:{self._target.grpc_port}")
 
         def act(due: float) -> None:
-            documents, newest = self._some_documents(source), self._newest
+            documents = self._some_documents(source)
+            newest = self._newest
             done = [ledger.done[documents] for ledger in self._ledgers]
             version, found = channel.look_up(self._target.views, documents)
             self._note("gRPC", due, self._fault(documents, done, found, version, newest))
@@ -175,7 +183,8 @@ class Traffic:
         self._every(self._load.grpc_rate, act)
 
     def _some_documents(self, source: np.random.Generator) -> npt.NDArray[np.int64]:
-        """A few of those that are pushed, and many of all."""
+        """Return random documents for a lookup. A fifth of them are from the pushed documents, and the others from
+        all."""
         few = self._load.keys // 5
         parts = [source.integers(0, self._target.pushed, few)]
         parts.append(source.integers(0, self._target.views[0].rows, self._load.keys - few))
@@ -205,7 +214,8 @@ class Traffic:
     # --- the rest ----------------------------------------------------------------------------------------------
 
     def _push(self) -> None:
-        connection, number = Connection(self._target.port), 0
+        connection = Connection(self._target.port)
+        number = 0
 
         def act(due: float) -> None:
             nonlocal number
@@ -214,7 +224,8 @@ class Traffic:
             first = number // len(self._ledgers) * self._load.pushed
             documents = np.arange(first, first + self._load.pushed) % self._target.pushed
             ledger.begun[documents] += 1
-            changes, data = ledger.begun[documents].copy(), ledger.data
+            changes = ledger.begun[documents].copy()
+            data = ledger.data
             columns = {f"f{n}": values(documents, n, changes).tolist() for n in range(data.features)}
             request = orjson.dumps({"view": data.view, "rows": {"doc_id": document_keys(documents), **columns}})
             identity = uuid.uuid4().hex
@@ -222,7 +233,7 @@ class Traffic:
             ledger.done[documents] = changes
             self._note("push", due, None)
             if number % 10 == 0:
-                # Again, as by a client to whom the answer was lost.
+                # Push again, like a client that lost the response.
                 connection.ask("/v1/push", request, **{"Idempotency-Key": identity})
 
         self._every(self._load.push_rate, act)
@@ -239,17 +250,17 @@ class Traffic:
 
 
 class Connection:
-    """A keep-alive connection, made again as clients do: when it is needed, if the server has closed it."""
+    """A keep-alive connection. If the server has closed it, it is opened again for the next request."""
 
     def __init__(self, port: int) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_SECONDS)
 
     def ask(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-        """The version and the content of an answer, which is asked for by POST if there is a body.
+        """Send a request, a POST if there is a body. Return the store version and the content of the response.
 
         Raises:
-            RuntimeError: its status is not 200.
-            OSError, http.client.HTTPException: there is none.
+            RuntimeError: the status of the response is not 200.
+            OSError, http.client.HTTPException: there was no response.
         """
         if self._http.sock is not None and select.select([self._http.sock], [], [], 0)[0]:
             self._http.close()
@@ -265,5 +276,5 @@ class Connection:
         return int(response.headers.get("X-Shoal-Version", 0)), content
 
     def close(self) -> None:
-        """Leave the server."""
+        """Close the connection."""
         self._http.close()

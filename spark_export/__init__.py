@@ -1,1 +1,1 @@
-"""Shoal's exporter: Spark finds what changed in a view's source and publishes it to an export root."""
+"""Shoal's exporter: it uses Spark to find the changes in a view's source, and publishes them to an export root."""

@@ -3,24 +3,26 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from spark_export.guard import Loss
+from shoal.spark_export.changes.guard import Loss
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one export of one view did.
+    """The result of one export of one view.
 
-    `kind` is None if nothing had to be published; `seq` is then the view's newest. `reason` says why a snapshot, or a
-    delta without rows, was published. Of the `rows_read`, `duplicates` lost to a newer row of their key; every other
-    row is one of `new`, `changed`, `refreshed` (shipped again before its TTL expires), `late` (changed, but older than
-    what was shipped: not shipped) or `unchanged`. `removed` keys are no longer in the source. A snapshot is compared
-    with nothing row by row: all its rows are `new`. `bytes` counts the published files, `seconds` the whole run.
+    `kind` is None if there was nothing to publish; `seq` is then the view's newest entry. `reason` says why a snapshot,
+    or a delta without rows, was published.
 
-    `refused` lists the losses over the view's limit; if there are any, nothing was published, and the other counts say
-    what would have been. For a refused snapshot, the counts only say by how many rows the view would have grown (`new`)
-    or shrunk (`removed`). `not_compared` names what was published without being compared with what the view had, `rows`
-    or
-    `values`, because no earlier entry says how many there were.
+    `rows_read` is the number of rows in the source. `duplicates` counts the rows that were skipped because their key
+    has a newer row. Every other row is one of `new`, `changed`, `refreshed` (shipped again before its TTL expires),
+    `late` (changed, but not shipped because it is older than the shipped row) or `unchanged`. `removed` counts the keys
+    that are no longer in the source. The rows of a snapshot are not compared with earlier rows: all of them are `new`.
+    `bytes` is the size of the published files, `seconds` the duration of the whole run.
+
+    `refused` lists the losses over the view's limit. If there are any, nothing was published, and the other counts
+    describe the refused entry. For a refused snapshot, the counts only say by how many rows the view would have grown
+    (`new`) or shrunk (`removed`). `not_compared` contains `rows` or `values` if their number was published without a
+    comparison, because no earlier entry says how many there were.
     """
 
     view: str
@@ -41,5 +43,5 @@ class Report:
     not_compared: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
+        """Return the report as a dict that JSON can represent."""
         return asdict(self)

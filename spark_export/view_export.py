@@ -1,4 +1,4 @@
-"""One export of one view: read the source, judge its rows, publish what has to be shipped."""
+"""One export of one view: read the source, compare its rows with the previous run, and publish the changes."""
 
 import time
 import uuid
@@ -9,20 +9,30 @@ from typing import Literal
 
 from pyspark.sql import DataFrame, SparkSession
 
-from engine.errors import SourceError
-from engine.export_root import ExportRoot
-from engine.manifest import Manifest, PublishedFile
-from engine.times import to_datetime, to_micros
-from spark_export import shipment
-from spark_export.basis import Basis, find_basis
-from spark_export.checks import checks, flaw, source_error
-from spark_export.guard import Comparison, Numbers, compare, published_numbers
-from spark_export.ledger import Tally, Verdict, goes_back, judge, ledger_columns, shipped_before, tally, with_hashes
-from spark_export.low_watermark import Ages, ages, recent_runs
-from spark_export.publication import Staging, job_name, read_state, remove_states, staging, writing
-from spark_export.report import Report
-from spark_export.source import fit, lineage, open_source
-from spark_export.views import ViewDefinition
+from shoal.engine.base.errors import SourceError
+from shoal.engine.base.times import to_datetime, to_micros
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest, PublishedFile
+from shoal.spark_export.changes import entry_rows
+from shoal.spark_export.changes.guard import Comparison, Numbers, compare, published_numbers
+from shoal.spark_export.changes.ledger import (
+    Tally,
+    Verdict,
+    goes_back,
+    ledger_columns,
+    shipped_before,
+    tally,
+    verdicts,
+    with_hashes,
+)
+from shoal.spark_export.changes.low_watermark import Ages, ages, recent_runs
+from shoal.spark_export.changes.previous_run import PreviousRun, find_previous_run
+from shoal.spark_export.publication.opening import read_state, staging
+from shoal.spark_export.publication.staging import Staging, job_name, remove_states, write_errors_named
+from shoal.spark_export.report import Report
+from shoal.spark_export.source.checks import checks, first_problem, source_error
+from shoal.spark_export.source.rows import conform, lineage, open_source
+from shoal.spark_export.views.definition import ViewDefinition
 
 _IN_SOURCE = (Verdict.NEW, Verdict.CHANGED, Verdict.REFRESHED, Verdict.UNCHANGED, Verdict.LATE, Verdict.DUPLICATE)
 
@@ -30,21 +40,26 @@ _IN_SOURCE = (Verdict.NEW, Verdict.CHANGED, Verdict.REFRESHED, Verdict.UNCHANGED
 def export_view(
     view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, full: bool, allow_removals: bool
 ) -> Report:
-    """Publish what changed in the source of a view that has one; raises as `spark_export.exporter.export` does.
+    """Publish the changes in the source of a view, which must have a source.
 
-    If that would take away more of the view than its limit allows, nothing is published, and the report says so.
+    If the export would remove more rows or values than the view's limit allows, publish nothing and list the losses in
+    the report.
+
+    Raises:
+        The same errors as `shoal.spark_export.exporter.export`.
     """
     started = time.monotonic()
     assert view.source is not None
-    basis = find_basis(root, view, full=full)
+    basis = find_previous_run(root, view, full=full)
     if basis.previous is not None:
-        with writing(root):
+        with write_errors_named(root):
             root.finish(basis.previous)
     source = open_source(view, spark)
     run_time = _run_time(view, basis)
-    # A query may be costly, or give other rows the next time, so its result is kept; files and tables are read twice.
+    # The result of a query is kept, because a query may be costly or return other rows when it runs again. Files and
+    # tables are read twice.
     with (
-        _kept(fit(view, source, run_time, view.source), keep=view.source.sql is not None) as fitted,
+        _kept(conform(view, source, run_time, view.source), keep=view.source.sql is not None) as fitted,
         staging(root, view.name, uuid.uuid4().hex, basis.next_seq) as stage,
     ):
         earlier = read_state(root, spark, basis.state, ledger_columns(view)) if basis.state is not None else None
@@ -89,10 +104,13 @@ def export_view(
                 )
             )
             remove_states(root, basis.superseded)
-    new, removed = found.counts[Verdict.NEW], found.counts[Verdict.REMOVED]
+    new = found.counts[Verdict.NEW]
+    removed = found.counts[Verdict.REMOVED]
     if compared.losses and compared.growth is not None and basis.state is None:
-        # Without a state each row counts as new, which would contradict a refusal because of removed rows.
-        new, removed = max(0, compared.growth), max(0, -compared.growth)
+        # Without a state, each row counts as new. The count would then contradict the refusal, which is about removed
+        # rows.
+        new = max(0, compared.growth)
+        removed = max(0, -compared.growth)
     return Report(
         view=view.name,
         seq=basis.next_seq if kind else basis.next_seq - 1,
@@ -116,10 +134,14 @@ def export_view(
 def _judge(
     view: ViewDefinition, rows: DataFrame, earlier: DataFrame | None, run_time: int, aged: Ages, stage: Staging
 ) -> tuple[DataFrame, Tally]:
-    """Write the ledger of this run; raises SourceError if the source holds a row that cannot be published."""
+    """Write the ledger of this run. Return it and its tally.
+
+    Raises:
+        SourceError: the source contains a row that cannot be published.
+    """
     demands = checks(view, run_time)
     state = shipped_before(view, earlier, run_time, aged) if earlier is not None else None
-    stage.write_ledger(judge(view, rows, flaw(demands), state, aged))
+    stage.write_ledger(verdicts(view, rows, first_problem(demands), state, aged))
     ledger = stage.read_ledger(rows.sparkSession, ledger_columns(view))
     found = tally(view, ledger)
     if found.flaws:
@@ -129,9 +151,9 @@ def _judge(
 
 
 def _what_to_publish(
-    view: ViewDefinition, basis: Basis, found: Tally, watermark: datetime | None, aged: Ages
+    view: ViewDefinition, basis: PreviousRun, found: Tally, watermark: datetime | None, aged: Ages
 ) -> tuple[Literal["snapshot", "delta"] | None, str | None]:
-    """The kind of entry, None for none, and the reason where rows alone do not explain it."""
+    """Return the kind of entry to publish, or None to publish nothing, and the reason if the rows do not explain it."""
     if basis.state is None or basis.previous is None:
         return "snapshot", basis.reason
     if found.shipped or found.counts[Verdict.REMOVED]:
@@ -144,8 +166,10 @@ def _what_to_publish(
     return None, None
 
 
-def _compare(root: ExportRoot, view: ViewDefinition, spark: SparkSession, basis: Basis, found: Tally) -> Comparison:
-    """Compare what the view has with what it would have; the two agree if it is new."""
+def _compare(
+    root: ExportRoot, view: ViewDefinition, spark: SparkSession, basis: PreviousRun, found: Tally
+) -> Comparison:
+    """Compare the rows and values of the view before and after this export. A new view cannot lose anything."""
     if basis.previous is None:
         return Comparison()
     after = Numbers(found.live_rows, found.values)
@@ -153,7 +177,7 @@ def _compare(root: ExportRoot, view: ViewDefinition, spark: SparkSession, basis:
         return compare(published_numbers(root, basis.previous), after, None, view.max_removed)
     values = basis.previous.values
     if values is None:
-        # The entry was published in format 1, so its state is all that may tell.
+        # An entry in format 1 has no counts, so count the values in the ledger (`state`) that the previous run left.
         values = tally(view, read_state(root, spark, basis.state, ledger_columns(view))).values
     before = Numbers(found.live_before, values)
     removed = Numbers(found.counts[Verdict.REMOVED], found.removed_values)
@@ -173,36 +197,41 @@ def _write_parts(
     if not expected:
         return ()
     if kind == "snapshot":
-        to_ship = shipment.snapshot_rows(view, rows, run_time)
+        to_ship = entry_rows.snapshot_rows(view, rows, run_time)
     else:
-        to_ship = shipment.delta_rows(view, rows, ledger, found, run_time)
+        to_ship = entry_rows.delta_rows(view, rows, ledger, found, run_time)
     has_duplicates = found.counts[Verdict.DUPLICATE] > 0
-    files = stage.write_parts(kind, shipment.in_files(view, to_ship, duplicates=has_duplicates))
+    files = stage.write_parts(kind, entry_rows.in_files(view, to_ship, duplicates=has_duplicates))
     written = sum(file.rows for file in files)
     if written != expected:
         raise SourceError(
-            f"view {view.name!r}: its source ({view.source}) changed while it was read: {expected} rows were to be "
-            f"shipped at first, {written} the second time; nothing was published; run the export again"
+            f"view {view.name!r}: its source ({view.source}) changed during the export: the first read found "
+            f"{expected} rows to publish, the second read found {written}; nothing was published; run the export again"
         )
     return files
 
 
-def _run_time(view: ViewDefinition, basis: Basis) -> int:
-    """Microseconds since the epoch. Where it is the event time of rows, a clock set back must not make them late."""
+def _run_time(view: ViewDefinition, basis: PreviousRun) -> int:
+    """Return the time of this run in microseconds since the epoch.
+
+    In a view without a timestamp_field, this time is the event time of the rows. It is then never before the watermark
+    of the previous run. Otherwise the rows would be late if the clock was set back.
+    """
     now = datetime.now(UTC)
     if view.timestamp_field is None and basis.previous and basis.previous.watermark:
         now = max(now, basis.previous.watermark)
     return to_micros(now)
 
 
-def _watermark(basis: Basis, found: Tally) -> datetime | None:
+def _watermark(basis: PreviousRun, found: Tally) -> datetime | None:
     seen = (found.watermark, basis.previous.watermark if basis.previous else None)
     return max((moment for moment in seen if moment), default=None)
 
 
 @contextmanager
 def _kept(rows: DataFrame, *, keep: bool) -> Iterator[DataFrame]:
-    """The rows; if `keep`, Spark makes them once and holds them in memory and on disk while this lasts."""
+    """Yield the rows. If `keep` is true, Spark computes them once and stores them in memory and on disk until the end
+    of the context."""
     if not keep:
         yield rows
         return

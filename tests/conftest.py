@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings and fixtures for all tests."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 
-# A kernel is compiled when it is first called: no example is too slow for that.
+# The first call of a kernel compiles it, so an example may take any time.
 settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
 
-# Every JVM here runs for so short a time that its optimizing compiler costs more than it gains.
+# A JVM of these tests runs for so short a time that its optimizing compiler costs more than it gains.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 LONG = (
@@ -26,11 +26,12 @@ LONG = (
     "cli/",
     "loaders/test_writer",
 )
-"""Files of tests that take long: they come first, lest one of them runs at the end while other processes have none."""
+"""Prefixes of the test files that take long. They run first, so that none of them runs at the end while other processes
+are idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that take long first."""
+    """Move tests that take long to the front."""
 
     def place(item: pytest.Item) -> int:
         name = item.nodeid.removeprefix("tests/")
@@ -41,6 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path, root: ExportRoot) -> Path:
-    """A store that was loaded from the root of the test that asks for it."""
+    """A store that is loaded from the `root` fixture of the same test."""
     stores.load(tmp_path / "store", root)
     return tmp_path / "store"

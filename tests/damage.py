@@ -1,4 +1,4 @@
-"""Ways in which the data of a view comes to harm: `harm` does it from another process, as a failing disk or hand would.
+"""Kinds of damage to the data of a view. `harm` applies them from another process, as a failing disk or a person would.
 
 python -m tests.damage STORE VIEW HOW
 """
@@ -12,32 +12,34 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from engine.environment import generation_path, live_path
-from engine.feature_store import FeatureStore
-from engine.layout import ChunkHeader
+from shoal.engine.feature_store import FeatureStore
+from shoal.engine.format.layout import ChunkHeader
+from shoal.engine.format.paths import generation_path, live_path
 
 BASE = ("base missing", "base empty", "base cut", "base headless")
 OVERLAYS = ("overlay missing", "overlay headless")
 BIT = "bit turned in base"
-"""Nothing but a checksum tells."""
+"""Damage that only a checksum reveals."""
 RECORD = ("record unreadable",)
 
 every_harm = pytest.mark.parametrize("how", [*BASE, *OVERLAYS, *RECORD])
 
 
 def harm(store: Path, view: str, how: str) -> None:
-    """Harm a view of a store that has an overlay over its base."""
+    """Damage a view of a store. The view must have an overlay over its base."""
     subprocess.run([sys.executable, "-m", "tests.damage", str(store), view, how], check=True)
 
 
 def base_path(store: Path, view: str) -> Path:
-    """The file of a view's base."""
+    """Return the path of a view's base."""
     record = FeatureStore.open(store).version().view(view).record
     return generation_path(store, view, record.base.id) / "data.mdb"
 
 
 def main() -> None:
-    store, view, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    store = Path(sys.argv[1])
+    view = sys.argv[2]
+    how = sys.argv[3]
     record = FeatureStore.open(store).version().view(view).record
     base = generation_path(store, view, record.base.id) / "data.mdb"
     if how == "base missing":

@@ -1,10 +1,10 @@
-"""Views that have every feature type, with rows that hold what is hard to write: nulls, NaN, large integers, text."""
+"""Views with every feature type, and rows with difficult values: nulls, NaN, large integers, text."""
 
 import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from engine.schema import FeatureService, ViewSchema
+from shoal.engine.format.schema import FeatureService, ViewSchema
 from tests import stores
 
 FEATURES: dict[str, Any] = {
@@ -69,7 +69,8 @@ HARD_ROWS: list[dict[str, Any]] = [
 
 
 def item_rows(count: int, view: ViewSchema = ITEMS) -> list[dict[str, Any]]:
-    """The hard rows, and `count` random ones of which a quarter of the values are null; always the same."""
+    """Return the difficult rows and `count` random ones, with a quarter of the random values null. The rows are always
+    the same."""
     source = random.Random(7)
     rows = [dict(row) for row in HARD_ROWS]
     for number in range(count):
@@ -83,12 +84,12 @@ def item_rows(count: int, view: ViewSchema = ITEMS) -> list[dict[str, Any]]:
 
 
 def user_rows(count: int) -> list[dict[str, Any]]:
-    """Users 0 to `count` - 1."""
+    """Return the users 0 to `count` - 1."""
     return [{"users_id": number, "score": number / 4, "text": f"user {number}"} for number in range(count)]
 
 
 def pair_rows() -> list[dict[str, Any]]:
-    """Users 0 to 3 with items 0 to 3 each."""
+    """Return the users 0 to 3 with the items 0 to 3 each."""
     return [
         {"users_id": user, "items_id": f"item-{item}", "seen": item % 2 == 0, "times": None if user == 1 else item}
         for user in range(4)
@@ -97,7 +98,7 @@ def pair_rows() -> list[dict[str, Any]]:
 
 
 def recent_rows() -> list[dict[str, Any]]:
-    """One row inside the view's TTL, one outside, one outside of which a value is null."""
+    """Return one row inside the view's TTL, one outside, and one outside with a null value."""
     now = datetime.now(UTC)
     old = now - timedelta(days=2)
     return [

@@ -1,4 +1,4 @@
-"""A proxy between a client of S3 or DynamoDB and its server that fails as networks and busy servers do."""
+"""A proxy between a client of S3 or DynamoDB and its server. It fails as networks and busy servers do."""
 
 import asyncio
 import random
@@ -16,13 +16,15 @@ from yarl import URL
 
 @dataclass
 class Fault:
-    """What happens to requests of a method whose path and query, or operation and body of DynamoDB, hold a text: to the
-    first `times` of them, each with a `chance`.
+    """A fault that the first `times` requests of a kind meet, each with the probability `chance`.
 
-    `status` answers instead of the server, with a `code` of its errors. `lost` breaks the connection off when the
-    server has answered. `cut` does so after so many bytes of the body, `slow` waits so many seconds between blocks of
-    it, `late` before the request is passed on. `hangs` gives no answer at all. `changes` makes of the bodies of request
-    and answer the one that is sent on.
+    The requests have the method, and contain the text in path and query. For DynamoDB, the operation or the body may
+    also contain the text.
+
+    With `status`, the proxy answers instead of the server, with the error code `code`. `lost` breaks the connection
+    after the server has answered. `cut` breaks it after this many bytes of the body. `slow` waits this many seconds
+    between blocks of the body. `late` waits this many seconds before the request is passed on. `hangs` gives no answer
+    at all. `changes` gets the bodies of the request and the answer, and returns the body to send.
     """
 
     method: str = "GET"
@@ -49,7 +51,7 @@ class Fault:
 
 
 class FaultyNetwork:
-    """The proxy; `faults` may be changed at any time, and `requests` tells what came, as `METHOD TARGET`."""
+    """The proxy. `faults` may be changed at any time. `requests` lists what was received, as `METHOD TARGET`."""
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -81,7 +83,7 @@ class FaultyNetwork:
         target = request.raw_path + operation
         self.requests.append(f"{request.method} {target}")
         body = await request.read()
-        # What a request to DynamoDB is about stands in its body.
+        # The body of a request to DynamoDB says what the request is about.
         about = target + body.decode() if operation else target
         fault = next((fault for fault in list(self.faults) if fault.takes(request.method, about)), Fault())
         while fault.hangs and fault in self.faults:
@@ -95,7 +97,7 @@ class FaultyNetwork:
         sent = self.session().request(request.method, url, headers=request.headers, data=body, allow_redirects=False)
         async with sent as answer:
             content = await answer.read()
-            if request.transport is None:  # The client has gone.
+            if request.transport is None:  # The client has closed the connection.
                 return web.Response()
             if fault.lost:
                 request.transport.abort()
@@ -119,7 +121,7 @@ class FaultyNetwork:
 
 
 def _refusal(fault: Fault, operation: str) -> web.Response:
-    """The answer of a server that is not asked."""
+    """Return an answer that does not come from the server."""
     assert fault.status is not None
     if fault.status == 200:
         return web.Response(headers={"ETag": '"0"'})
@@ -136,8 +138,9 @@ def _refusal(fault: Fault, operation: str) -> web.Response:
 
 @contextmanager
 def faulty_network(server: str) -> Iterator[FaultyNetwork]:
-    """A proxy before the server at a URL, in a thread of its own."""
-    network, loop = FaultyNetwork(server), asyncio.new_event_loop()
+    """Run a proxy in front of the server at a URL, in its own thread."""
+    network = FaultyNetwork(server)
+    loop = asyncio.new_event_loop()
 
     async def start() -> web.AppRunner:
         app = web.Application(client_max_size=1 << 30)

@@ -1,4 +1,4 @@
-"""A real Kafka broker of one node, for streams to read from; `make .kafka/installed` fetches it."""
+"""A real Kafka broker of one node, from which streams read. `make .kafka/installed` fetches it."""
 
 import socket
 import subprocess
@@ -14,9 +14,9 @@ from confluent_kafka.cimpl import NewTopic
 from tests.server.serving import eventually
 
 BROKER = Path(__file__).parent.parent / ".kafka"
-"""The broker's jars."""
+"""The directory of the broker's jars."""
 CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.13:4.2.0"
-"""What Spark reads Kafka with; that of 4.2 does for the versions beside it, too."""
+"""The package with which Spark reads Kafka. The one for 4.2 also works with the neighbouring versions of Spark."""
 
 _CLUSTER = "c2hvYWwtc2hvYWwtc2hvYQ"
 _SETTINGS = """
@@ -36,10 +36,11 @@ auto.create.topics.enable=false
 
 @contextmanager
 def broker() -> Iterator[str]:
-    """A running broker with nothing in it; yields its address, as kafka.bootstrap.servers takes it."""
+    """Run a broker without topics, and yield its address in the form of kafka.bootstrap.servers."""
     with tempfile.TemporaryDirectory(prefix="kafka-") as directory:
         port, controller = _free_ports()
-        settings, log = Path(directory) / "server.properties", Path(directory) / "log"
+        settings = Path(directory) / "server.properties"
+        log = Path(directory) / "log"
         settings.write_text(_SETTINGS.format(port=port, controller=controller, directory=directory))
         java = ["java", "-Xmx512m", "-cp", f"{BROKER}/*"]
         formatting = ["kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER, "--config", str(settings)]
@@ -65,7 +66,7 @@ def create_topic(address: str, name: str, partitions: int) -> None:
 
 
 def produce(address: str, topic: str, values: Iterable[bytes]) -> None:
-    """Send records, spread over the topic's partitions; they are in the log when this returns."""
+    """Send records to the partitions of a topic. All records are in the log when this returns."""
     producer = Producer({"bootstrap.servers": address})
     for number, value in enumerate(values):
         producer.produce(topic, value, key=str(number))

@@ -1,4 +1,4 @@
-"""Export roots and stores for tests, made without Spark: real files, published and loaded by the real code."""
+"""Export roots and stores for tests without Spark: real files, published and loaded by the real code."""
 
 import itertools
 import os
@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from engine.export_root import MANIFEST, ExportRoot, file_checksum
-from engine.kernels.hashing import key_hashes
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
-from engine.schema import ViewSchema, arrow_type
-from loaders import load as loading
-from loaders.arrow_rows import published_schema
-from loaders.load import Silence as Silence
-from loaders.store_writer import StoreWriter
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.format.schema import ViewSchema, arrow_type
+from shoal.engine.kernels.hashing import key_hashes
+from shoal.engine.root.export_root import MANIFEST, ExportRoot, file_checksum
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow import load as loading
+from shoal.loaders.follow.load import NullObserver as NullObserver
+from shoal.loaders.segments.arrow_rows import published_schema
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TIMESTAMP = "event_timestamp"
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 def schema(view: str, /, *, key: str = "string", ttl: timedelta | None = None, **features: str) -> ViewSchema:
-    """A view with one join key `<view>_id`."""
+    """Return a view with one join key `<view>_id`."""
     return ViewSchema.model_validate(
         {
             "name": view,
@@ -46,7 +46,7 @@ def schema(view: str, /, *, key: str = "string", ttl: timedelta | None = None, *
 def publish_snapshot(
     root: ExportRoot, view: ViewSchema, rows: Sequence[Row], *, files: int = 3, **members: Any
 ) -> Manifest:
-    """Publish a full snapshot as the view's next entry; `members` are of its manifest."""
+    """Publish a full snapshot as the view's next entry. `members` are members of its manifest."""
     return _publish(root, view, "snapshot", rows, (), files, members)
 
 
@@ -59,32 +59,32 @@ def publish_delta(
     files: int = 2,
     **members: Any,
 ) -> Manifest:
-    """Publish a delta as the view's next entry; a tombstone is a row of which only join keys and TIMESTAMP count."""
+    """Publish a delta as the view's next entry. Only the join keys and TIMESTAMP of a tombstone are used."""
     return _publish(root, view, "delta", rows, tombstones, files, members)
 
 
 def sealed(content: Row) -> bytes:
-    """Any JSON content as a document of an export root, with the checksum that it ought to have."""
+    """Return any JSON content as a document of an export root, with a correct checksum."""
     checksum = xxhash.xxh3_64_hexdigest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
     return orjson.dumps(content | {"checksum": checksum})
 
 
 def falsify(root: ExportRoot, manifest: Manifest, **changes: Any) -> None:
-    """Have an entry that is published say something else, under a checksum that is right."""
+    """Change members of a published entry's manifest, and give the manifest a correct checksum."""
     content = sealed(manifest.model_dump(mode="json") | changes)
     (root.path / manifest.view.name / "deltas" / f"{manifest.seq:012d}" / MANIFEST).write_bytes(content)
     if manifest.kind == "snapshot":
         (root.directory(manifest) / MANIFEST).write_bytes(content)
 
 
-def load(store: Path, root: ExportRoot, **options: Any) -> list[loading.Applied]:
-    """What `shoal load` does."""
+def load(store: Path, root: ExportRoot, **options: Any) -> list[loading.AppliedEntry]:
+    """Load a store as `shoal load` does, and return the applied entries."""
     with StoreWriter(store) as writer:
-        return loading.load(writer, root, Silence(), **options)
+        return loading.load(writer, root, NullObserver(), **options)
 
 
 def published_table(view: ViewSchema, rows: Sequence[Row], tombstones: Sequence[Row], *, delta: bool) -> pa.Table:
-    """Rows and tombstones as an exporter writes them, in the order of their hashes."""
+    """Return rows and tombstones as an exporter writes them, in the order of their hashes."""
     everything = [*rows, *tombstones]
     keys = [pa.array([row[key.name] for row in everything], arrow_type(key.type)) for key in view.join_keys]
     first, second = key_hashes(keys) if everything else (np.array([], np.int64), np.array([], np.int64))

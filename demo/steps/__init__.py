@@ -1,1 +1,1 @@
-"""The steps of the demo, in the order of `demo.story`: each does something, and prints what it did and measured."""
+"""The steps of the demo, as `demo.story` runs them. Each step prints its results and measurements."""

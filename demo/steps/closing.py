@@ -1,4 +1,4 @@
-"""Step: say what was measured, and what to type next; whatever is printed was tried."""
+"""Step: print the measurements, and commands to try next. The step runs each command before it prints the command."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ Command = list[str]
 
 
 def requests_about(departure: Departure, client: Client, port: int) -> list[Command]:
-    """Requests to the running server; without curl, what they ask for is tried in its place."""
+    """Return curl commands for the running server, and run them. Without curl, only the lookup request is sent."""
     url = f"http://127.0.0.1:{port}/v1"
     request = body(entities([departure]), service=SERVICE)
     client.lookup(request)
@@ -26,8 +26,9 @@ def requests_about(departure: Departure, client: Client, port: int) -> list[Comm
 
 
 def commands_about(departure: Departure, setting: Setting) -> list[Command]:
-    """Commands that read the store and the root, or follow the root, while no server runs."""
-    shoal, store = str(server.shoal()), str(setting.workspace.store)
+    """Return commands that read the store and the root, or follow the root, without a server, and run them."""
+    shoal = str(server.shoal())
+    store = str(setting.workspace.store)
     keys = entities([departure])
     options = [option for name, (value,) in keys.items() for option in ("--key", f"{name}={value}")]
     plane = ["--features", "planes:*", "--key", f"tailnum={departure.tailnum}"]
@@ -45,15 +46,16 @@ def commands_about(departure: Departure, setting: Setting) -> list[Command]:
 
 
 def close(setting: Setting, commands: Sequence[Command], requests: Sequence[Command], port: int) -> None:
-    """Print the end."""
-    terminal, workspace = setting.terminal, setting.workspace
+    """Print the measurements and the commands."""
+    terminal = setting.terminal
+    workspace = setting.workspace
     terminal.heading("What was measured")
     terminal.show(terminal.findings())
     terminal.say(f"\nOn {os.cpu_count()} cores, shared by Spark, the server and its clients.")
-    terminal.heading("What to type next")
-    terminal.say(f"The export root is {workspace.root}, the store {workspace.store}. Look into them:\n")
+    terminal.heading("What to try next")
+    terminal.say(f"The export root is {workspace.root}, the store is {workspace.store}. Look into them:\n")
     for command in commands:
         terminal.command(command)
-    terminal.say("\nServe the store again, and ask the server from another terminal:\n")
+    terminal.say("\nServe the store again, and send requests to the server from another terminal:\n")
     for command in (server.serve_command(workspace, port), *requests):
         terminal.command(command)

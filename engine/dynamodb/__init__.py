@@ -1,1 +1,1 @@
-"""Views that are kept in tables of DynamoDB, or of another server that speaks its interface."""
+"""Views in tables of DynamoDB, or of another server with the same interface."""

@@ -1,7 +1,7 @@
-"""A table that does not answer is not waited for by every request.
+"""The circuit breaker of a table: if the table does not answer, requests do not wait for the table.
 
-Source: the circuit breaker of M. Nygard, Release It!, 2007, ch. 5: closed, open for a while, and then half open, where
-one request tries.
+Source: M. Nygard, Release It!, 2007, ch. 5. The breaker is closed at first. After several failures in a row it is open
+for a while, and then half open. While the breaker is half open, one request tries the table.
 """
 
 import logging
@@ -11,15 +11,15 @@ import time
 log = logging.getLogger("shoal.remote")
 
 FAILURES = 5
-"""Requests in a row that got nothing from a table before it is left alone."""
+"""The number of failed requests in a row after which the breaker opens."""
 COUNTED_FROM_SECONDS = 0.02
-"""A request that waited less says nothing about the table, unless that refused it."""
+"""A failed request counts only if it waited at least this long. A refusal by the table always counts."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 8.0
 
 
 class Breaker:
-    """Whether one table is to be asked."""
+    """The circuit breaker of one table."""
 
     def __init__(self, table: str) -> None:
         self._table = table
@@ -29,7 +29,8 @@ class Breaker:
         self._is_tried = False
 
     def may_ask(self) -> bool:
-        """Whether a request may ask the table; who may says what came of it by one of the other methods."""
+        """Return whether a request may ask the table. If it may, the caller must afterwards call `answered`, `failed`
+        or `given_up`."""
         if self._failures < FAILURES:
             return True
         if self._is_tried or time.monotonic() < self._open_until:
@@ -38,22 +39,25 @@ class Breaker:
         return True
 
     def answered(self) -> None:
-        """Something came."""
+        """Record that the table answered."""
         if self._failures >= FAILURES:
             log.warning("table %r answers again", self._table)
-        self._failures, self._pause, self._is_tried = 0, FIRST_PAUSE_SECONDS, False
+        self._failures = 0
+        self._pause = FIRST_PAUSE_SECONDS
+        self._is_tried = False
 
     def failed(self) -> None:
-        """Nothing came."""
-        was_tried, self._is_tried = self._is_tried, False
+        """Record that the table did not answer, or that it refused the request."""
+        was_tried = self._is_tried
+        self._is_tried = False
         self._failures += 1
         if self._failures == FAILURES or was_tried:
-            # Not all workers at the same time.
+            # A random pause, so that not all workers try at the same time.
             pause = self._pause * random.uniform(0.5, 1.0)
             self._open_until = time.monotonic() + pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
-            log.warning("table %r does not answer: it is asked again in %.1f s", self._table, pause)
+            log.warning("table %r does not answer; the next request to it is in %.1f s", self._table, pause)
 
     def given_up(self) -> None:
-        """Nobody waited for what might have come."""
+        """Record that the caller stopped waiting too early to judge the table."""
         self._is_tried = False

@@ -1,10 +1,10 @@
-"""A small cache of rows from tables, shared by all processes of a node: an LMDB environment of its own.
+"""A small cache of rows from tables, in its own LMDB environment, shared by all processes of a node.
 
-    <store>/remote-cache/<boot>/     <boot> is the running kernel's
+    <store>/remote-cache/<boot>/     <boot> is the boot id of the running kernel
 
-Nothing in it is worth a sync: a process that dies leaves what it committed in the system's pages, and after a failure
-of power the directory of another boot is not opened, but removed. An entry says until when it holds; a cache that is
-full starts over.
+The cache is never synced to the disk. If a process dies, its commits are still in the page cache. After a power failure
+the boot id is different, so the cache has another directory. Directories of other boots are removed without being
+opened. Each entry has an expiry time. A full cache is emptied.
 """
 
 import shutil
@@ -18,19 +18,20 @@ from weakref import WeakValueDictionary
 
 import lmdb
 
-from engine.environment import LOCK, make_directory
-from engine.reader_slots import claim_process_id
+from shoal.engine.format.paths import LOCK
+from shoal.engine.store.disk import make_directory
+from shoal.engine.store.reader_slots import claim_process_id
 
 _DIRECTORY = "remote-cache"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _EXPIRY = struct.Struct("<q")
 _MAX_READERS = 2048
 NO_ROW = b""
-"""What stands for a key that has no row."""
+"""The value of a key without a row."""
 
 
 class RowCache:
-    """One store's cache in this process. `open` gives the one there is."""
+    """The cache of one store in this process. `open` returns the existing instance if there is one."""
 
     _opened: ClassVar["WeakValueDictionary[Path, RowCache]"] = WeakValueDictionary()
     _opening = threading.Lock()
@@ -50,11 +51,11 @@ class RowCache:
 
     @classmethod
     def open(cls, store: Path, size: int) -> "RowCache":
-        """The cache of a store, of at most so many bytes.
+        """Return the cache of a store, of at most `size` bytes.
 
         Raises:
-            lmdb.Error, OSError: it cannot be opened.
-            ProcessIdTaken: a process of another PID namespace has it open under this process's id.
+            lmdb.Error, OSError: the cache cannot be opened.
+            ProcessIdTaken: a process of another PID namespace has the cache open under this process's id.
         """
         path = store.resolve() / _DIRECTORY / _BOOT.read_text().strip()
         with cls._opening:
@@ -64,8 +65,9 @@ class RowCache:
             return cache
 
     def get(self, prefix: bytes, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values of those keys that are in the cache and hold still; NO_ROW where there is known to be no row."""
-        now, found = time.time_ns(), {}
+        """Return the unexpired cached values of keys. The value of a key that is known to have no row is NO_ROW."""
+        now = time.time_ns()
+        found = {}
         with self._env.begin() as transaction, transaction.cursor() as cursor:
             cut = len(prefix)
             for key, value in cursor.getmulti([prefix + key for key in keys]):
@@ -74,7 +76,7 @@ class RowCache:
         return found
 
     def put(self, prefix: bytes, rows: Mapping[bytes, bytes], seconds: float) -> None:
-        """Keep values for so many seconds from now."""
+        """Keep values for the given number of seconds from now."""
         until = _EXPIRY.pack(time.time_ns() + int(seconds * 1e9))
         items = [(prefix + key, until + value) for key, value in rows.items()]
         try:

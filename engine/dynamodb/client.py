@@ -1,7 +1,8 @@
-"""Talk to DynamoDB: one operation is one signed request, whose answer is parsed once.
+"""A client of DynamoDB: one operation is one signed request, and its response is parsed once.
 
-Endpoint, region and credentials are those of boto3's environment and profiles, and its library signs. It does not make
-the requests: it would block, and takes milliseconds to make objects of the attributes of a hundred items.
+Endpoint, region and credentials come from boto3's environment and profiles, and botocore signs the requests. boto3 does
+not send the requests: boto3 would block, and it needs milliseconds to turn the attributes of a hundred items into
+objects.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Any, Self
 import aiohttp
 import orjson
 
-from engine.errors import TableClientMissing, TableFailed, TableMissing
+from shoal.engine.base.errors import TableClientMissing, TableFailed, TableMissing
 
 _VERSION = "DynamoDB_20120810"
 _MEDIA_TYPE = "application/x-amz-json-1.0"
@@ -35,7 +36,7 @@ _CLOCK_OFF = {"InvalidSignatureException", "RequestExpired"}
 
 
 class DynamoClient:
-    """A client in one event loop. `connect` it before use, and close it at the end."""
+    """A client in one event loop. Call `connect` before use, and `close` at the end."""
 
     def __init__(self, *, connections: int = 64) -> None:
         self._connections = connections
@@ -57,7 +58,7 @@ class DynamoClient:
         await self.close()
 
     async def connect(self) -> None:
-        """Find out whom to ask, and as whom.
+        """Resolve the endpoint and the credentials, and open a session.
 
         Raises:
             TableClientMissing: boto3 is not installed.
@@ -80,11 +81,11 @@ class DynamoClient:
             self._session = None
 
     async def call(self, operation: str, document: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """What the server answers to an operation within so many seconds.
+        """Return the server's response to an operation, waiting at most `seconds`.
 
         Raises:
-            TableMissing: there is no such table.
-            TableFailed: anything else, and whether it may pass.
+            TableMissing: the server has no such table.
+            TableFailed: any other failure; `is_transient` says whether a retry may succeed.
         """
         assert self._session is not None, "the client is not connected"
         body = orjson.dumps(document)
@@ -99,20 +100,20 @@ class DynamoClient:
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise TableFailed(
-                f"{self.endpoint} cannot be asked: {error or type(error).__name__}; see to its address and the network",
+                f"{self.endpoint} cannot be reached: {error or type(error).__name__}; check its address and network",
                 "Broken",
                 is_transient=True,
             ) from error
         stated = response.headers.get("x-amz-crc32")
         if stated is not None and stated != str(zlib.crc32(content)):
-            raise TableFailed(f"{self.endpoint}: an answer came damaged", "Damaged", is_transient=True)
+            raise TableFailed(f"{self.endpoint}: a response has a wrong checksum", "Damaged", is_transient=True)
         if response.status != 200:
             raise self._failure(operation, document, response.status, content)
         try:
             answer: dict[str, Any] = orjson.loads(content)
         except orjson.JSONDecodeError as error:
             raise TableFailed(
-                f"{self.endpoint} answers {operation} with what is no JSON: {error}", "Damaged", is_transient=True
+                f"{self.endpoint} answers {operation} with invalid JSON: {error}", "Damaged", is_transient=True
             ) from None
         return answer
 
@@ -128,23 +129,27 @@ class DynamoClient:
         return dict(request.headers.items())
 
     async def _refresh(self) -> None:
-        """Take the credentials that hold now: those that expire are fetched anew, which may take its time."""
+        """Take the current credentials. Expired credentials are fetched again, which may take a while."""
         self._frozen = await asyncio.to_thread(self._credentials.get_frozen_credentials)
         self._frozen_until = time.monotonic() + _CREDENTIALS_SECONDS
 
     def _failure(self, operation: str, document: dict[str, Any], status: int, content: bytes) -> TableFailed:
         try:
-            told = orjson.loads(content)
-            code, message = str(told["__type"]).rpartition("#")[2], told.get("message") or told.get("Message") or ""
+            document = orjson.loads(content)
+            code = str(document["__type"]).rpartition("#")[2]
+            message = document.get("message") or document.get("Message") or ""
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            code, message = f"HTTP {status}", content[:200].decode(errors="replace")
+            code = f"HTTP {status}"
+            message = content[:200].decode(errors="replace")
         table = document.get("TableName") or ", ".join(document.get("RequestItems", {}))
         if code == "ResourceNotFoundException":
             return TableMissing(
-                f"{self.endpoint} has no table {table!r}; `shoal sync-dynamodb --create-tables` makes it", code
+                f"{self.endpoint} has no table {table!r}; `shoal sync-dynamodb --create-tables` creates it", code
             )
-        mend = "set the clock right" if code in _CLOCK_OFF else "see to the credentials, and what they may do there"
-        message = f"table {table!r} at {self.endpoint}: {operation} is answered {status} {code}: {message or 'no more'}"
+        mend = "set this machine's clock" if code in _CLOCK_OFF else "check the credentials and their permissions"
+        message = (
+            f"table {table!r} at {self.endpoint}: {operation} failed with {status} {code}: {message or 'no message'}"
+        )
         is_transient = code in _TRANSIENT or status >= 500
         return TableFailed(
             message if is_transient or status == 404 else f"{message}; {mend}", code, is_transient=is_transient
@@ -152,7 +157,7 @@ class DynamoClient:
 
 
 def _environment() -> tuple[str, str, Any]:
-    """The endpoint, the region and the credentials that boto3 would take."""
+    """Return the endpoint, the region and the credentials that boto3 would use."""
     try:
         import boto3
         from botocore.exceptions import BotoCoreError
@@ -163,22 +168,26 @@ def _environment() -> tuple[str, str, Any]:
         client = session.client("dynamodb")
         credentials = session.get_credentials()
     except (BotoCoreError, ValueError) as error:
-        raise TableFailed(f"DynamoDB cannot be asked: {error}; set AWS_DEFAULT_REGION, or a profile") from error
+        raise TableFailed(
+            f"boto3 cannot make a client of DynamoDB: {error}; set AWS_DEFAULT_REGION, or a profile"
+        ) from error
     if credentials is None:
-        raise TableFailed("DynamoDB cannot be asked without credentials; give some in the ways that boto3 knows")
+        raise TableFailed(
+            "boto3 finds no credentials for DynamoDB; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        )
     return str(client.meta.endpoint_url), str(client.meta.region_name), credentials
 
 
 def binary(value: bytes) -> dict[str, str]:
-    """Bytes as an attribute."""
+    """Return bytes as an attribute."""
     return {"B": binascii.b2a_base64(value, newline=False).decode()}
 
 
 def number(value: int) -> dict[str, str]:
-    """An integer as an attribute."""
+    """Return an integer as an attribute."""
     return {"N": str(value)}
 
 
 def binary_of(attribute: dict[str, str]) -> bytes:
-    """The bytes of an attribute."""
+    """Return the bytes of an attribute."""
     return binascii.a2b_base64(attribute["B"])

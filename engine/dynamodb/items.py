@@ -1,15 +1,15 @@
-"""The items of a table that holds a view: what their attributes are, and the bytes of a row in one of them.
+"""The items in the table of a view: their attributes, and the encoding of a row.
 
     k  B  the key: both hashes of a row's key, int64 each, little-endian; the table's only key
-    v  B  the row: fingerprint of the schema that it was written under (8 bytes), first hash (8), then the row and its
-          variable-length values as in a segment (docs/segment-format.md), references counting from the row's end
+    v  B  the row: fingerprint of its schema (8 bytes), first hash (8), then the row and its variable-length values as
+          in a segment (docs/segment-format.md); a reference counts from the end of the row
     n  B  the join keys, as in a segment
     e  N  event time, microseconds since 1970
-    q  N  the seq of the log's entry that wrote it
-    h  B  XXH3 (64 bits) of v, by which a snapshot tells what it need not write
+    q  N  the seq of the log entry that wrote the row
+    h  B  XXH3 (64 bits) of v; with this hash, a snapshot skips unchanged rows
 
-Besides, there are items whose keys are words: `progress` says how far the table is, `lease` who writes to it, and
-`schema/` with a fingerprint what rows look like that were written under it.
+Other items have a word as their key. The item `progress` has the position of the table in the log. The item `lease` has
+the writer of the table. An item `schema/` followed by a fingerprint has the schema of the rows with this fingerprint.
 """
 
 from functools import lru_cache
@@ -21,25 +21,25 @@ import orjson
 import xxhash
 from numba import njit
 
-from engine.dynamodb.client import binary, binary_of
-from engine.errors import TableInvalid
-from engine.kernels.compiling import kernel
-from engine.kernels.memory import copy_bytes, load_i64, load_u8, store_i64
-from engine.layout import (
+from shoal.engine.base.errors import TableInvalid
+from shoal.engine.dynamodb.client import binary, binary_of
+from shoal.engine.format.layout import (
     FIRST_FEATURE_BIT,
     HEAP_LENGTH_BITS,
     MAX_HEAP_VALUE,
     ROW_PRESENCE,
     RowLayout,
-    Storage,
+    ValueStorage,
     storage_of,
 )
-from engine.schema import ViewSchema
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.kernels.compiling import kernel
+from shoal.engine.kernels.memory import copy_bytes, load_i64, load_u8, store_i64
 
 KEY, VALUE, NAMES, EVENT_TIME, SEQ, ROW_HASH = "k", "v", "n", "e", "q", "h"
 KEY_BYTES = 16
 ROW_AT = 16
-"""Where in `v` the row begins."""
+"""The start of the row in `v`, in bytes."""
 
 PROGRESS, LEASE = b"progress", b"lease"
 _SCHEMA = b"schema/"
@@ -47,46 +47,48 @@ _SCHEMA = b"schema/"
 
 @lru_cache(maxsize=1024)
 def fingerprint(schema: ViewSchema) -> bytes:
-    """What tells schemas apart whose rows are laid out differently: 8 bytes."""
+    """Return 8 bytes that differ between schemas with different row layouts."""
     content = schema.model_dump(mode="json", include={"join_keys", "features"})
     return xxhash.xxh3_64_digest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
 
 
-def schema_key(of: bytes) -> bytes:
-    """The key of the item that describes the schema with a fingerprint."""
-    return _SCHEMA + of
+def schema_key(schema_id: bytes) -> bytes:
+    """Return the key of the item that describes a schema, from the schema's fingerprint."""
+    return _SCHEMA + schema_id
 
 
 def schema_item(schema: ViewSchema) -> dict[str, Any]:
-    """The item that describes a schema."""
+    """Return the item that describes a schema."""
     return {KEY: binary(schema_key(fingerprint(schema))), "s": {"S": schema.model_dump_json()}}
 
 
-def schema_in(item: dict[str, Any], of: bytes, table: str) -> ViewSchema:
-    """The schema that an item describes; raises TableInvalid."""
+def schema_in(item: dict[str, Any], schema_id: bytes, table: str) -> ViewSchema:
+    """Return the schema that an item describes; raise TableInvalid if the item is damaged, or describes another
+    schema."""
     try:
         schema = ViewSchema.model_validate_json(item["s"]["S"])
     except (KeyError, TypeError, ValueError) as error:
-        raise TableInvalid(f"table {table!r}: the item of schema {of.hex()} cannot be read: {error}") from None
-    if fingerprint(schema) != of:
-        raise TableInvalid(f"table {table!r}: the item of schema {of.hex()} describes another")
+        raise TableInvalid(f"table {table!r}: the item of schema {schema_id.hex()} cannot be read: {error}") from None
+    if fingerprint(schema) != schema_id:
+        raise TableInvalid(f"table {table!r}: the item of schema {schema_id.hex()} describes another schema")
     return schema
 
 
 @lru_cache(maxsize=1024)
 def heap_fields(schema: ViewSchema) -> npt.NDArray[np.int64]:
-    """int64[features in the heap, 2]: where in a row each one's reference is, and its presence bit."""
+    """Return int64[features in the heap, 2]: for each feature, the offset of its reference in a row, and its presence
+    bit."""
     layout = RowLayout(schema)
     found = [
         (layout.offsets[index], FIRST_FEATURE_BIT + index)
         for index, feature in enumerate(schema.features)
-        if storage_of(feature.type) is Storage.HEAP
+        if storage_of(feature.type) is ValueStorage.HEAP
     ]
     return np.array(found, np.int64).reshape(len(found), 2)
 
 
 def read_item(item: dict[str, Any]) -> bytes:
-    """`v` of an item, decoded."""
+    """Return `v` of an item, decoded."""
     return binary_of(item[VALUE])
 
 
@@ -97,7 +99,7 @@ def _is_present(row: int, bit: int) -> Any:
 
 @kernel
 def values_size(rows: int, stride: int, count: int, fields: Any) -> int:
-    """The bytes of the `v` of so many rows at an address together."""
+    """Return the total size in bytes of the `v` of `count` rows. `rows` is the address of the first row."""
     total = count * (ROW_AT + stride)
     for number in range(count):
         row = rows + stride * number
@@ -111,14 +113,14 @@ def values_size(rows: int, stride: int, count: int, fields: Any) -> int:
 def pack_values(
     print_of_schema: int, hashes: Any, rows: int, stride: int, heap: int, fields: Any, to: int, ends: Any
 ) -> None:
-    """Write the `v` of rows, one after the other, at `to`.
+    """Write the `v` of each row, one after the other, to the address `to`.
 
     Args:
         print_of_schema: the fingerprint, as an int64.
         hashes: int64[rows], the first hashes.
-        rows, heap: addresses of the rows, and of the heap that they refer to.
-        fields: as `heap_fields` has them.
-        ends: int64[rows], becomes where each ends.
+        rows, heap: the address of the rows, and the address of the heap that the rows refer to.
+        fields: the result of `heap_fields`.
+        ends: int64[rows], an output: the end of each `v`, counted from `to`.
     """
     position = 0
     for number in range(hashes.size):
@@ -141,17 +143,19 @@ def pack_values(
 
 @kernel
 def unpack_values(values: int, starts: Any, order: Any, stride: int, fields: Any, hashes: int, rows: int) -> int:
-    """Lay the rows of values side by side, with references that count from the first value on.
+    """Copy the row in each value to `rows`, one row after the other. In the copies, references count from the start of
+    the first value.
 
     Args:
-        values: address of the values, one after the other.
-        starts: int64[values + 1], where each begins.
-        order: int64[values], which of them comes first, and so on.
-        fields: as `heap_fields` has them.
-        hashes, rows: addresses where the first hashes and the rows go.
+        values: the address of the values, one after the other.
+        starts: int64[values + 1], the start of each value, and the end of the last value.
+        order: int64[values], the index of each value, in the order of the output.
+        fields: the result of `heap_fields`.
+        hashes, rows: the addresses to which the first hashes and the rows are written.
 
     Returns:
-        The number of a value that is not a row of this stride with values inside it, or -1.
+        The index of an invalid value, or -1 if all values are valid. A value is invalid if it is shorter than a row of
+        this stride, or if a reference leads out of the value.
     """
     for place in range(order.size):
         number = order[place]
@@ -167,7 +171,8 @@ def unpack_values(values: int, starts: Any, order: Any, stride: int, fields: Any
         for field in range(fields.shape[0]):
             if _is_present(row, fields[field, 1]):
                 reference = load_i64(row + fields[field, 0])
-                offset, length = reference >> HEAP_LENGTH_BITS, reference & MAX_HEAP_VALUE
+                offset = reference >> HEAP_LENGTH_BITS
+                length = reference & MAX_HEAP_VALUE
                 if offset < 0 or offset + length > heap_size:
                     return int(number)
                 store_i64(row + fields[field, 0], (heap_at + offset) << HEAP_LENGTH_BITS | length)

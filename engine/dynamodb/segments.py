@@ -1,4 +1,4 @@
-"""Lay rows that were fetched from a table into memory as a segment, which the kernels find and gather as any other."""
+"""Make segments in memory from rows of a table. The kernels treat such a segment like any other."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -6,49 +6,50 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engine.catalog import SegmentRecord
-from engine.dynamodb.items import ROW_AT, heap_fields, unpack_values
-from engine.errors import ViewDamaged
-from engine.kernels.memory import address_of
-from engine.layout import ChunkHeader, RowLayout, most_buckets
-from engine.schema import Feature, JoinKey, ViewSchema
-from engine.segment import Chunk, Segment
+from shoal.engine.base.errors import ViewDamaged
+from shoal.engine.dynamodb.items import ROW_AT, heap_fields, unpack_values
+from shoal.engine.format.catalog import SegmentRecord
+from shoal.engine.format.layout import ChunkHeader, RowLayout, most_buckets
+from shoal.engine.format.schema import Feature, JoinKey, ViewSchema
+from shoal.engine.kernels.memory import address_of
+from shoal.engine.store.segment import Chunk, Segment
 
 
 def segments_of(
     view: str, values: Sequence[bytes], schema_of: Callable[[bytes], ViewSchema], names: Sequence[bytes] | None = None
 ) -> list[Segment]:
-    """Rows as segments, one for each schema under which some of them were written.
+    """Return rows as segments, one for each schema of the rows.
 
     Args:
-        values: `v` of items (see `engine.dynamodb.items`), each of another key.
-        schema_of: the schema with a fingerprint.
-        names: `n` of the same items, where keys are to be read from the segments.
+        values: `v` of items (see `shoal.engine.dynamodb.items`), each with a different key.
+        schema_of: a function that returns the schema with a given fingerprint.
+        names: `n` of the same items, if keys will be read from the segments.
 
     Raises:
-        ViewDamaged: a value is none.
+        ViewDamaged: a value is not a valid row.
     """
     by_schema: defaultdict[bytes, list[int]] = defaultdict(list)
     for number, value in enumerate(values):
         by_schema[value[:8]].append(number)
     segments = []
-    for of, numbers in by_schema.items():
+    for schema_id, numbers in by_schema.items():
         rows = [values[number] for number in numbers]
         own_names = [names[number] for number in numbers] if names is not None else None
-        segments.append(_segment(view, schema_of(of), rows, own_names))
+        segments.append(_segment(view, schema_of(schema_id), rows, own_names))
     return segments
 
 
 def warm() -> None:
-    """Have the kernels ready, which are compiled when they are first called."""
+    """Compile the kernels of this module. Otherwise they would be compiled at their first call."""
     schema = ViewSchema(
         name="v", join_keys=(JoinKey(name="k", type="int64"),), features=(Feature(name="f", type="string"),)
     )
-    segments_of(schema.name, [bytes(ROW_AT + RowLayout(schema).stride)], lambda of: schema)
+    segments_of(schema.name, [bytes(ROW_AT + RowLayout(schema).stride)], lambda schema_id: schema)
 
 
 def _segment(view: str, schema: ViewSchema, values: Sequence[bytes], names: Sequence[bytes] | None) -> Segment:
-    count, stride = len(values), RowLayout(schema).stride
+    count = len(values)
+    stride = RowLayout(schema).stride
     starts = np.zeros(count + 1, np.int64)
     np.cumsum(np.fromiter(map(len, values), np.int64, count), out=starts[1:])
     if np.diff(starts).min() < ROW_AT + stride:
@@ -57,7 +58,8 @@ def _segment(view: str, schema: ViewSchema, values: Sequence[bytes], names: Sequ
     keys = np.frombuffer(b"".join(value[8:24] for value in values), np.int64).reshape(count, 2)
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     buckets = most_buckets(count)
-    hashes_at, rows_at = 0, 8 * count
+    hashes_at = 0
+    rows_at = 8 * count
     directory_at = rows_at + stride * count
     key_offsets_at = directory_at + 4 * (buckets + 1)
     heap_at = -(-(key_offsets_at + (4 * (count + 1) if names is not None else 0)) // 16) * 16
@@ -93,7 +95,7 @@ def _segment(view: str, schema: ViewSchema, values: Sequence[bytes], names: Sequ
         total=memory.size,
         checksum=0,
     )
-    # Only what is asked of a segment that is read, or merged; nothing of it ever stands in a catalog.
+    # Set only the fields that reading and merging need, because this record is never written to a catalog.
     record = SegmentRecord.model_construct(
         id="table", view_schema=schema, origins=(), rows=count, tombstones=0, bytes=memory.size
     )
@@ -101,7 +103,7 @@ def _segment(view: str, schema: ViewSchema, values: Sequence[bytes], names: Sequ
 
 
 def _fill_directory(hashes: npt.NDArray[np.int64], directory: npt.NDArray[np.uint32], most: int) -> tuple[int, int]:
-    """Write the directory of hashes; returns its shift and how many buckets it has."""
+    """Write the directory of hashes; return its shift and its number of buckets."""
     span = int(hashes[-1]) - int(hashes[0])
     shift = max(0, (span // most).bit_length())
     buckets = (span >> shift) + 1
@@ -111,4 +113,4 @@ def _fill_directory(hashes: npt.NDArray[np.int64], directory: npt.NDArray[np.uin
 
 
 def _damaged(view: str) -> ViewDamaged:
-    return ViewDamaged(f"view {view!r}: its table holds a value that is no row; write it again with a new snapshot")
+    return ViewDamaged(f"view {view!r}: its table holds a value that is not a row; write it again with a new snapshot")

@@ -1,8 +1,8 @@
-"""Fetch the rows of a request that are kept in tables, in parallel and within its deadline.
+"""Fetch the rows of a request from tables, in parallel and within the request's deadline.
 
-Keys are asked for once each, a hundred in a request (BatchGetItem), those that the node's cache has not. What the
-server leaves out, or refuses for now, is asked for again while there is time. Whatever has not come by then is marked,
-and nothing waits for it.
+Keys that are not in the node's cache are read once each, a hundred per request (BatchGetItem). Keys that the server
+does not process now are read again while there is time. Rows that have not arrived by the deadline are marked as
+unavailable, and the request does not wait for these rows.
 """
 
 import asyncio
@@ -22,35 +22,40 @@ import lmdb
 import numpy as np
 import xxhash
 
-from engine.dynamodb.breaker import COUNTED_FROM_SECONDS, Breaker
-from engine.dynamodb.cache import NO_ROW, RowCache
-from engine.dynamodb.client import DynamoClient, binary, binary_of
-from engine.dynamodb.items import KEY, VALUE, fingerprint, read_item, schema_in, schema_key
-from engine.dynamodb.segments import segments_of, warm
-from engine.errors import ProcessIdTaken, ShoalError, TableFailed, TableInvalid
-from engine.key_columns import Entities, Hashes, Incomplete, KeyColumns
-from engine.remote_rows import Fetched, FetchedRows
-from engine.schema import ViewSchema
-from engine.version import ViewVersion
+from shoal.engine.base.errors import ProcessIdTaken, ShoalError, TableFailed, TableInvalid
+from shoal.engine.dynamodb.breaker import COUNTED_FROM_SECONDS, Breaker
+from shoal.engine.dynamodb.cache import NO_ROW, RowCache
+from shoal.engine.dynamodb.client import DynamoClient, binary, binary_of
+from shoal.engine.dynamodb.items import KEY, VALUE, fingerprint, read_item, schema_in, schema_key
+from shoal.engine.dynamodb.segments import segments_of, warm
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.lookup.key_columns import Entities, Hashes, Incomplete, KeyColumns
+from shoal.engine.lookup.remote_rows import Fetched, FetchedRows
+from shoal.engine.store.version import ViewVersion
 
 log = logging.getLogger("shoal.remote")
 
 BATCH = 100
-"""The most keys that BatchGetItem takes."""
+"""The maximum number of keys in a BatchGetItem."""
 _FIRST_PAUSE = 0.004
 _LONGEST_PAUSE = 0.1
 _TOLD_EVERY_SECONDS = 10.0
 _CONNECT_AGAIN_SECONDS = 5.0
 _END_SECONDS = 2.0
 _HEDGED_SHARE = 0.05
-"""Of requests so many may be sent once more: a table that is slow altogether is not to get twice the load."""
+"""The maximum share of requests that may be hedged. Without this limit, a table that is slow for all requests would get
+twice the load."""
 _MOST_HEDGES_AT_ONCE = 10.0
 
 
 @dataclass
 class FetchCounts:
-    """What fetching the rows of one view took: keys whose rows were in the cache, were fetched, are known to be absent
-    from the table, or did not come; requests, and how many of them were hedges; and seconds."""
+    """Counts of the work of fetching the rows of one view.
+
+    Keys are counted as found in the cache (`cached`), fetched from the table (`fetched`), not in the table (`absent`),
+    or not arrived in time (`unavailable`). `requests` counts all requests, hedges included. `hedges` counts only the
+    hedges. `seconds` is the duration of the fetch.
+    """
 
     view: str
     cached: int = 0
@@ -64,7 +69,8 @@ class FetchCounts:
 
 @dataclass
 class _Asked:
-    """The distinct keys of a view, and what is known of them: a row's value, or NO_ROW."""
+    """The distinct keys that a request has in a view, and their values known so far. A value is that of a row, or
+    NO_ROW."""
 
     view: ViewVersion
     keys: list[bytes]
@@ -76,13 +82,14 @@ class _Asked:
 
 
 class RemoteTier:
-    """What fetches rows, in one event loop.
+    """A client that fetches rows from tables, in one event loop.
 
     Args:
-        store: the node's store, where its cache is.
-        cache_seconds: how long rows may be served from the cache; 0 for none.
-        cache_bytes: the most room that the cache takes.
-        hedge_seconds: after how long a request that is not answered is sent once more, if few are; None for never.
+        store: the node's store, which contains the cache.
+        cache_seconds: how long rows may be served from the cache; 0 for no cache.
+        cache_bytes: the maximum size of the cache.
+        hedge_seconds: the time after which an unanswered request is sent once more (a hedge), as long as only few
+            requests are hedged. None for no hedges.
     """
 
     def __init__(
@@ -109,11 +116,11 @@ class RemoteTier:
         self._breakers: dict[str, Breaker] = {}
 
     async def connect(self) -> None:
-        """Find the server and open the cache, which takes a moment, unless that is done.
+        """Connect to the server and open the cache, unless this is already done. This takes a moment.
 
         Raises:
-            TableClientMissing, TableFailed: the server cannot be found; it is looked for again at the next call, but
-                not more often than every few seconds.
+            TableClientMissing, TableFailed: the server cannot be found. The next call tries again, but at most once
+                every few seconds.
         """
         before = self._connecting
         has_failed = before is not None and before.done() and before.exception() is not None
@@ -140,16 +147,18 @@ class RemoteTier:
     async def fetch(
         self, views: Sequence[ViewVersion], entities: Entities, incomplete: Incomplete, seconds: float
     ) -> tuple[Fetched, list[FetchCounts]]:
-        """The rows of a request's keys in some views, as far as they come within so many seconds.
+        """Return the rows that arrive within `seconds`, for a request's keys in some views, and the counts of each
+        view.
 
         Raises:
             LookupInvalid: the entities do not fit the views.
-            ViewDamaged: a table holds a value that is no row.
+            ViewDamaged: a table holds a value that is not a row.
         """
         started = time.monotonic()
         until = started + seconds
         columns = KeyColumns(entities, incomplete)
-        asked, rows = [], []
+        asked = []
+        rows = []
         for view in views:
             of_rows = _key_bytes(columns.hashes(view))
             distinct = [key for key in dict.fromkeys(of_rows) if key != _NOWHERE]
@@ -174,8 +183,9 @@ class RemoteTier:
         return fetched, [of_view.counts for of_view in asked]
 
     async def _fill_in(self, asked: Sequence[_Asked], until: float) -> None:
-        """Learn what there is of all keys, from the cache and the tables."""
-        started, waited_for = time.monotonic(), list[_Asked]()
+        """Read the values of all keys, from the cache and the tables."""
+        started = time.monotonic()
+        waited_for = list[_Asked]()
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + until - time.monotonic()):
                 await self.connect()
@@ -196,7 +206,7 @@ class RemoteTier:
                 for of_view in asked:
                     await self._learn_schemas(of_view, until)
         except TimeoutError:
-            self._tell("late", f"rows of {', '.join(of_view.view.name for of_view in asked)} did not come in time")
+            self._tell("late", f"rows of {', '.join(of_view.view.name for of_view in asked)} did not arrive in time")
         except ShoalError as error:
             self._tell(_kind(error), error)
         finally:
@@ -222,17 +232,17 @@ class RemoteTier:
                 self._breaker(of_view).given_up()
 
     def _knows(self, of_view: _Asked, value: bytes) -> bool:
-        """Whether it is known what a row looks like."""
-        of = value[:8]
-        if of in of_view.schemas:
+        """Return whether the schema of a row is known."""
+        schema_id = value[:8]
+        if schema_id in of_view.schemas:
             return True
         schema = of_view.view.record.view_schema
-        if of != fingerprint(schema):
-            known = self._schemas.get((schema.table_name, of))
+        if schema_id != fingerprint(schema):
+            known = self._schemas.get((schema.table_name, schema_id))
             if known is None:
                 return False
             schema = known
-        of_view.schemas[of] = schema
+        of_view.schemas[schema_id] = schema
         return True
 
     def _look_in_cache(self, of_view: _Asked) -> None:
@@ -244,8 +254,9 @@ class RemoteTier:
             of_view.counts.cached = len(of_view.known)
 
     async def _read(self, of_view: _Asked, keys: Sequence[bytes], until: float) -> None:
-        """Learn what a table has of some keys; those that it leaves out are asked for again."""
-        table, pause = of_view.view.record.view_schema.table_name, _FIRST_PAUSE
+        """Read some keys from a table. If the server did not process some of the keys, read those keys again."""
+        table = of_view.view.record.view_schema.table_name
+        pause = _FIRST_PAUSE
         wanted: Any = {"Keys": [{KEY: binary(key)} for key in keys], "ProjectionExpression": VALUE}
         missing = set(keys)
         while missing:
@@ -262,7 +273,7 @@ class RemoteTier:
                         value = read_item(item)
                         key = value[8:24]
                         if key not in missing:
-                            raise TableInvalid(f"table {table!r} answers with a row of another key, {key.hex()!r}")
+                            raise TableInvalid(f"table {table!r} returned a row of unrequested key {key.hex()!r}")
                         of_view.known[key] = of_view.fresh[key] = value
                 left = answer.get("UnprocessedKeys", {}).get(table)
                 refused = {_key_of(key) for key in left["Keys"]} if left else set()
@@ -276,7 +287,8 @@ class RemoteTier:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _hedged(self, counts: FetchCounts, document: dict[str, Any], until: float) -> dict[str, Any]:
-        """An operation's answer; of two, where the first takes too long, the one that comes first."""
+        """Return the response to an operation. If the response takes too long, send the operation once more (a hedge),
+        and return the response that arrives first."""
         counts.requests += 1
         first = self._client.call("BatchGetItem", document, until - time.monotonic())
         if self._hedge_seconds is None:
@@ -301,18 +313,21 @@ class RemoteTier:
                 task.cancel()
 
     async def _learn_schemas(self, of_view: _Asked, until: float) -> None:
-        """Ask the table for the schemas of rows that were written under others than the view's own."""
+        """Read the schemas of rows that were written with a schema other than the view's own."""
         table = of_view.view.record.view_schema.table_name
         unknown = {value[:8] for value in of_view.known.values() if value and not self._knows(of_view, value)}
-        for of in unknown:
-            document = {"TableName": table, "Key": {KEY: binary(schema_key(of))}, "ConsistentRead": True}
+        for schema_id in unknown:
+            document = {"TableName": table, "Key": {KEY: binary(schema_key(schema_id))}, "ConsistentRead": True}
             item = (await self._client.call("GetItem", document, until - time.monotonic())).get("Item")
             if item is None:
-                raise TableInvalid(f"table {table!r} has rows of a schema {of.hex()} that it does not describe")
-            self._schemas[table, of] = schema_in(item, of, table)
+                raise TableInvalid(
+                    f"table {table!r} has rows of schema {schema_id.hex()}, but no item that describes it"
+                )
+            self._schemas[table, schema_id] = schema_in(item, schema_id, table)
 
     def _remember(self, asked: Sequence[_Asked]) -> None:
-        """Put into the cache what came from tables, behind the answer; while that is done, more is not kept."""
+        """Write fetched rows to the cache, in the background. Rows that arrive while an earlier write still runs are
+        not cached."""
         cache = self._cache
         fresh = {self._prefix(of_view.view): of_view.fresh for of_view in asked if of_view.fresh}
         if cache is None or not fresh or self._is_filling:
@@ -331,11 +346,12 @@ class RemoteTier:
         self._filling.submit(fill)
 
     def _prefix(self, view: ViewVersion) -> bytes:
-        """What keys of a view's table begin with in the cache."""
+        """Return the prefix that the keys of a view's table have in the cache."""
         return xxhash.xxh3_64_digest(f"{self._client.endpoint} {view.record.view_schema.table_name}".encode())
 
     def _tell(self, kind: str, message: object) -> None:
-        """Log what went wrong, each kind of it seldom: while a table fails, each request does."""
+        """Log a problem, but log each kind of problem only once every few seconds: while a table fails, every request
+        fails."""
         now = time.monotonic()
         if now - self._told_at.get(kind, -_TOLD_EVERY_SECONDS) > _TOLD_EVERY_SECONDS:
             self._told_at[kind] = now
@@ -343,11 +359,11 @@ class RemoteTier:
 
 
 _NOWHERE = bytes(16)
-"""The key that no row has (see `engine.key_columns`)."""
+"""The key that no row has (see `shoal.engine.lookup.key_columns`)."""
 
 
 def _key_bytes(hashes: Hashes) -> list[bytes]:
-    """The keys of items with some hashes."""
+    """Return the items' keys for the hashes of some join keys."""
     raw = np.ascontiguousarray(hashes.T).tobytes()
     return [raw[start : start + 16] for start in range(0, len(raw), 16)]
 
@@ -361,19 +377,20 @@ def _key_of(key: Mapping[str, Any]) -> bytes:
 
 
 class BlockingTier:
-    """A `RemoteTier` for callers that wait: in a thread with an event loop of its own."""
+    """A `RemoteTier` for blocking callers, in a thread with its own event loop."""
 
     def __init__(self, store: Path, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="remote-tier", daemon=True).start()
         self._tier = RemoteTier(store, **options)
-        # When nobody has it any more, or the process ends.
+        # Called when this object is garbage-collected, or when the process ends.
         weakref.finalize(self, _end, self._loop, self._tier)
 
     def fetch(
         self, views: Sequence[ViewVersion], entities: Entities, incomplete: Incomplete, seconds: float
     ) -> Fetched:
-        """As `RemoteTier.fetch`. The first call may wait longer, to find the server."""
+        """Fetch rows as `RemoteTier.fetch` does. The first call may wait longer, because it must first connect to the
+        server."""
 
         async def fetch() -> Fetched:
             await self._tier.connect()
@@ -383,7 +400,7 @@ class BlockingTier:
 
 
 def _end(loop: asyncio.AbstractEventLoop, tier: RemoteTier) -> None:
-    """Close what a thread's loop has open, and end the thread."""
+    """Close the tier in the loop of its thread, and end the thread."""
     with suppress(TimeoutError):
         asyncio.run_coroutine_threadsafe(tier.close(), loop).result(_END_SECONDS)
     loop.call_soon_threadsafe(loop.stop)

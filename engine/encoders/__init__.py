@@ -1,1 +1,1 @@
-"""The formats of answers: a file a format, each a pure function from a LookupResult to bytes."""
+"""The formats of answers: one file per format, each with a pure function from a result to bytes."""

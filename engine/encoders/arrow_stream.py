@@ -1,8 +1,9 @@
-"""The answer as an Arrow IPC stream of one record batch (see `LookupResult.to_arrow`): every type, nulls as nulls.
+"""The answer as an Arrow IPC stream of one record batch (see `LookupResult.to_arrow`). The stream can contain features
+of every type, and nulls.
 
-Of numbers, the body of the batch is the memory that the kernels gathered into, and what stands before it (the schema
-and the batch's metadata) depends only on the features, the number of keys and whether anything is null: it is written
-once and kept. Source: Apache Arrow Columnar Format, "Serialization and Interprocess Communication".
+For numbers, the body of the batch is the gathered memory itself. The head before the body (the schema and the batch's
+metadata) depends only on the features, the number of keys and whether there are nulls. So the head is encoded once and
+cached. Source: Apache Arrow Columnar Format, "Serialization and Interprocess Communication".
 """
 
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.allowance import UNLIMITED, Allowance
-from engine.result import LookupResult, ViewColumns
-from engine.schema import arrow_type
+from shoal.engine.format.schema import arrow_type
+from shoal.engine.lookup.allowance import UNLIMITED, Allowance
+from shoal.engine.lookup.result import LookupResult, ViewColumns
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 
@@ -48,7 +49,7 @@ def _encode_numbers(result: LookupResult) -> bytes:
 
 
 def _columns(result: LookupResult) -> Iterator[Any]:
-    """The body's buffers where nothing is null: the columns, each to its end in multiples of 8 bytes."""
+    """Yield the buffers of the body of an answer without nulls: the columns, each padded to a multiple of 8 bytes."""
     if len(result.parts) == 1 and _is_in_order(result.plan.order):
         yield result.parts[0].arena.data
         return
@@ -56,7 +57,7 @@ def _columns(result: LookupResult) -> Iterator[Any]:
 
 
 def _columns_with_validity(result: LookupResult) -> Iterator[Any]:
-    """The body's buffers where something is null: each column's validity, then its values."""
+    """Yield the buffers of the body of an answer with nulls: each column's validity, then its values."""
     validity = [_bitmaps(part) for part in result.parts]
     for part, column in result.plan.order:
         yield validity[part][column].data
@@ -70,7 +71,7 @@ def _values(part: ViewColumns, column: int) -> Any:
 
 
 def _bitmaps(part: ViewColumns) -> npt.NDArray[np.uint8]:
-    """The validity bitmaps of all columns, each a multiple of 8 bytes."""
+    """Return the validity bitmaps of all columns, each padded to a multiple of 8 bytes."""
     packed = np.packbits(part.valid, axis=1, bitorder="little")
     return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8)))
 
@@ -88,9 +89,10 @@ def _head(
     keys: int,
     nullable: bool,
 ) -> tuple[bytes, int]:
-    """What stands before the body, and where in it the field nodes (int64 length and null count of each column) are."""
+    """Return the head before the body, and the position of the field nodes in the head. A field node has the length and
+    the null count of a column, both as int64."""
     data_types = [arrow_type(types[part][column]) for part, column in order]
-    # A first value that is null makes pyarrow describe a validity buffer.
+    # If the first value is null, pyarrow describes a validity buffer.
     columns = [pa.array([None if nullable else 0] + [0] * (keys - 1), data_type) for data_type in data_types]
     batch = pa.RecordBatch.from_arrays(columns, names=list(references))
     stream = _stream(batch)
@@ -102,7 +104,7 @@ def _head(
 
 
 def _round_up(size: int) -> int:
-    """The room that a buffer takes in a message's body."""
+    """Return the padded size of a buffer in a message's body, in bytes."""
     return -(-size // 8) * 8
 
 

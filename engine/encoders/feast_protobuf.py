@@ -1,8 +1,8 @@
-"""The answer of Feast's serving protocol over gRPC, a `GetOnlineFeaturesResponse`, as it goes over the wire.
+"""The answer of Feast's serving protocol over gRPC: an encoded `GetOnlineFeaturesResponse`.
 
-It is written without the protobuf library, which would make an object of each of an answer's tens of thousands of
-values. Join keys come first, as the request sent them. Types are Feast's: a timestamp is whole seconds since 1970, a
-value that is absent is a `Value` with no field set, and a key without a row has the event time 1970-01-01T00:00:00Z.
+The protobuf library is not used: it would create an object for each of an answer's tens of thousands of values. The
+join keys come first, encoded as in the request. Types are Feast's: a timestamp is whole seconds since 1970, an absent
+value is a `Value` with no field set, and a key without a row has the event time 1970-01-01T00:00:00Z.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from engine.allowance import UNLIMITED, Allowance
-from engine.encoders.feast_names import answer_names
-from engine.kernels import protobuf
-from engine.kernels.gathering import Status
-from engine.kernels.protobuf import Field
-from engine.result import LookupResult, ViewColumns
-from engine.schema import embedding_size
+from shoal.engine.encoders.feast_names import answer_names
+from shoal.engine.format.schema import embedding_size
+from shoal.engine.kernels import protobuf
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.kernels.protobuf import Field
+from shoal.engine.lookup.allowance import UNLIMITED, Allowance
+from shoal.engine.lookup.result import LookupResult, ViewColumns
 
 _FIELDS = {
     "bool": Field.BOOL,
@@ -46,18 +46,18 @@ def encode(
     name_views: bool = False,
     allowance: Allowance = UNLIMITED,
 ) -> bytes:
-    """The answer as a message.
+    """Return the answer as an encoded message.
 
     Args:
-        result: what was looked up.
-        join_keys: join key → the request's `RepeatedValue`, encoded, of one value a row.
+        result: the result of the lookup.
+        join_keys: join key → the request's encoded `RepeatedValue`, with one value per row.
         full_feature_names: name a feature `view__feature` instead of `feature`.
-        name_views: list the views that were read in the metadata.
-        allowance: what the answer may take.
+        name_views: list the views of the result in the metadata.
+        allowance: the limit on the size of the answer.
 
     Raises:
         AmbiguousFeature: two names in the answer are the same.
-        RequestTooLarge: it takes more than the allowance.
+        RequestTooLarge: the answer exceeds the allowance.
     """
     views = tuple(part.rows.view for part in result.parts) if name_views else ()
     head = _head(tuple(join_keys), result.plan.references, full_feature_names, views)
@@ -72,12 +72,12 @@ def encode(
 
 
 def encode_serving_info(version: str) -> bytes:
-    """A `GetFeastServingInfoResponse`."""
+    """Return an encoded `GetFeastServingInfoResponse`."""
     return _field(1, version.encode())
 
 
 def _vectors(part: ViewColumns, allowance: Allowance) -> Iterator[tuple[bytes | memoryview, ...]]:
-    """The `FeatureVector` of each feature of a view, as a field of the response, in pieces."""
+    """For each feature of a view, yield the pieces of its `FeatureVector` as a field of the response."""
     times = np.empty(protobuf.MAX_TIMESTAMP * part.rows.event_time.size, np.uint8)
     of_times = times[: protobuf.write_event_times(part.rows.event_time, times)].data
     of_rows = _field(2, part.rows.status.tobytes())
@@ -88,7 +88,7 @@ def _vectors(part: ViewColumns, allowance: Allowance) -> Iterator[tuple[bytes | 
 
 
 def _values_of(part: ViewColumns) -> Iterator[memoryview]:
-    """The values of each feature of a view."""
+    """Yield the encoded values of each feature of a view."""
     fields, most_bytes = _table(part.program.types)
     features, keys = part.valid.shape
     out = np.empty(most_bytes * keys + protobuf.OVERWRITTEN, np.uint8)
@@ -108,8 +108,10 @@ def _values_of(part: ViewColumns) -> Iterator[memoryview]:
 
 @lru_cache(maxsize=256)
 def _table(types: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], int]:
-    """The table of fields for features of some types, and the most bytes that all of a key's values take."""
-    rows, most_bytes = [], 0
+    """Return the table of fields for some feature types, and the maximum size in bytes of the fixed-width values of one
+    key."""
+    rows = []
+    most_bytes = 0
     for feature_type in types:
         items = embedding_size(feature_type)
         field = Field.FLOAT_LIST if items else _FIELDS.get(feature_type, protobuf.ELSEWHERE)
@@ -121,18 +123,18 @@ def _table(types: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], int]:
 
 @lru_cache(maxsize=2048)
 def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool, views: tuple[str, ...]) -> bytes:
-    """The metadata: the names of what follows, and of views."""
+    """Return the metadata: the names of the join keys and features that follow, and the names of views."""
     listed = _field(1, *(_field(1, name.encode()) for name in answer_names(join_keys, references, full=full)))
     return _field(1, listed, *(_field(2, _field(1, view.encode())) for view in views))
 
 
 def _field(number: int, *content: bytes) -> bytes:
-    """A field of a message that has a length of its own: a text, a message, or numbers packed."""
+    """Return a length-delimited field of a message: a text, a message, or packed numbers."""
     return b"".join((_start(number, sum(map(len, content))), *content))
 
 
 def _start(number: int, size: int) -> bytes:
-    """What stands before the `size` bytes of such a field."""
+    """Return the tag and the length before the `size` bytes of a length-delimited field."""
     return _varint(number << 3 | _SIZED) + _varint(size)
 
 

@@ -1,10 +1,10 @@
-"""The JSON answer of Feast's feature server (POST /get-online-features), so that its clients can stay.
+"""The JSON answer of Feast's feature server (POST /get-online-features), so that Feast's clients keep working.
 
     {"metadata": {"feature_names": ["user_id", "ctr"]},
      "results": [{"values": [7], "statuses": ["PRESENT"], "event_timestamps": ["1970-01-01T00:00:00Z"]}, ...]}
 
-One result a name, join keys first. Types are Feast's: a timestamp is whole seconds since 1970, int64 is a JSON number,
-bytes are base64, and a key without a row has the event time 1970-01-01T00:00:00Z.
+There is one result per name, and the join keys come first. Types are Feast's: a timestamp is whole seconds since 1970,
+int64 is a JSON number, bytes are base64, and a key without a row has the event time 1970-01-01T00:00:00Z.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from engine.allowance import UNLIMITED, Allowance
-from engine.encoders.feast_names import answer_names
-from engine.encoders.json_values import dumps, event_times_of, row_statuses, statuses_of, values_of
-from engine.kernels.gathering import Status
-from engine.result import LookupResult, ViewColumns
+from shoal.engine.encoders.feast_names import answer_names
+from shoal.engine.encoders.json_values import (
+    dumps,
+    event_times_of,
+    row_statuses,
+    statuses_of,
+    values_of,
+)
+from shoal.engine.format.schema import split_reference
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.lookup.allowance import UNLIMITED, Allowance
+from shoal.engine.lookup.result import LookupResult, ViewColumns
 
 MEDIA_TYPE = "application/json"
 
@@ -33,20 +40,20 @@ def encode(
     strict: bool = False,
     allowance: Allowance = UNLIMITED,
 ) -> bytes:
-    """The answer as JSON.
+    """Return the answer as JSON.
 
     Args:
-        result: what was looked up.
-        join_keys: the lists of the request, join key → one value a row.
+        result: the result of the lookup.
+        join_keys: join key → the list of the request, with one value per row.
         full_feature_names: name a feature `view__feature` instead of `feature`.
         view_names: list the views in the metadata, as Feast does if view versions are requested. Shoal has only the
-            current definition, to which Feast gives no version number.
+            current definition of a view, and Feast gives no version number to the current definition.
         strict: write floats as Feast does, and give a null in an existing row the status PRESENT.
-        allowance: what the answer may take.
+        allowance: the limit on the size of the answer.
 
     Raises:
         AmbiguousFeature: two names in the answer are the same.
-        RequestTooLarge: it takes more than the allowance.
+        RequestTooLarge: the answer exceeds the allowance.
     """
     head = _head(tuple(join_keys), result.plan.references, full_feature_names, view_names)
     all_present = np.full(result.keys, Status.PRESENT, np.uint8)
@@ -59,10 +66,11 @@ def encode(
 
 
 def _columns(part: ViewColumns, strict: bool, allowance: Allowance) -> list[bytes]:
-    """The results of each feature of a view."""
+    """Return the result of each feature of a view, as JSON."""
     of_features = [row_statuses(part.rows.status)] * len(part.valid) if strict else statuses_of(part)
     times = b',"event_timestamps":' + event_times_of(part.rows, _EPOCH) + b"}"
-    # The times, in addition to the values: they are repeated for each feature.
+    # `values_of` adds the values to the allowance. The statuses and the times are added here; the times are repeated
+    # for each feature.
     allowance.take(sum(map(len, of_features)) + len(of_features) * len(times))
     return [
         b'{"values":' + values + b',"statuses":' + of_feature + times
@@ -74,7 +82,7 @@ def _columns(part: ViewColumns, strict: bool, allowance: Allowance) -> list[byte
 
 @lru_cache(maxsize=256)
 def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool, view_names: bool) -> bytes:
-    """What stands before the results."""
+    """Return the JSON before the results."""
     metadata: dict[str, Any] = {"feature_names": answer_names(join_keys, references, full=full)}
     if view_names:
         metadata["feature_view_metadata"] = [{"name": view} for view in _views(references)]
@@ -82,5 +90,5 @@ def _head(join_keys: tuple[str, ...], references: tuple[str, ...], full: bool, v
 
 
 def _views(references: Sequence[str]) -> dict[str, None]:
-    """The views of features, each once, in the order of their first mention."""
-    return dict.fromkeys(reference.partition(":")[0] for reference in references)
+    """Return the views of features, each once, in the order of their first mention."""
+    return dict.fromkeys(split_reference(reference)[0] for reference in references)

@@ -4,15 +4,15 @@
      "status": {"docs": ["PRESENT", "NOT_FOUND", ...]},
      "event_timestamps": {"docs": ["2025-01-31T12:00:00Z", null, ...]}}
 
-Lists have one item a key, in the order asked. Statuses and event times are those of a view's rows.
+Lists have one item per key, in the requested order. Statuses and event times are those of a view's rows.
 """
 
 from collections.abc import Mapping
 from functools import lru_cache
 
-from engine.allowance import UNLIMITED, Allowance
-from engine.encoders.json_values import dumps, event_times_of, row_statuses, values_of
-from engine.result import LookupResult
+from shoal.engine.encoders.json_values import dumps, event_times_of, row_statuses, values_of
+from shoal.engine.lookup.allowance import UNLIMITED, Allowance
+from shoal.engine.lookup.result import LookupResult
 
 MEDIA_TYPE = "application/json"
 
@@ -34,7 +34,7 @@ def encode(result: LookupResult, allowance: Allowance = UNLIMITED) -> bytes:
 
 
 def _object(members: Mapping[str, bytes]) -> bytes:
-    """A JSON object of members that are JSON already."""
+    """Return a JSON object from members that are already JSON."""
     return b"{" + b",".join([_name(name) + value for name, value in members.items()]) + b"}"
 
 

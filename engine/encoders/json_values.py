@@ -1,7 +1,7 @@
-"""The parts of a JSON answer as text: values, statuses and event times, an array each, without Python work per value.
+"""The parts of a JSON answer as text: arrays of values, statuses and event times, without Python work per value.
 
-Kernels write what a row holds in itself. orjson writes the rest, from NumPy arrays where there are such. A null float
-is NaN, which JSON does not know and both write as null; so is a stored NaN or infinity.
+Kernels write values of fixed width, except float64. orjson writes the rest, from NumPy arrays where possible. A null
+float is NaN in memory. JSON has no NaN or infinity, so kernels and orjson write both as null.
 """
 
 import base64
@@ -14,13 +14,13 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from engine.allowance import UNLIMITED, Allowance
-from engine.column import Column, ViewRows
-from engine.kernels import json_text
-from engine.kernels.decimal import MAX_TIME
-from engine.kernels.json_text import Form
-from engine.result import ViewColumns
-from engine.schema import embedding_size
+from shoal.engine.format.schema import embedding_size
+from shoal.engine.kernels import json_text
+from shoal.engine.kernels.decimal import MAX_TIME
+from shoal.engine.kernels.json_text import Form
+from shoal.engine.lookup.allowance import UNLIMITED, Allowance
+from shoal.engine.lookup.result import ViewColumns
+from shoal.engine.lookup.result_column import Column, ViewRows
 
 _FORMS = {
     "bool": Form.BOOL,
@@ -32,26 +32,28 @@ _FORMS = {
 _FLOAT_FORMS = (Form.FLOAT32, Form.FLOATS)
 _BRACKETS = 2
 _KEYS_AT_ONCE = 1024
-"""Keys per call of orjson, which holds the interpreter's lock. Between calls other threads can run."""
+"""The number of keys per call of orjson. A call holds Python's global interpreter lock (GIL); other threads can run
+between calls."""
 
 
 def dumps(document: Any) -> bytes:
-    """A document that may hold NumPy arrays, as JSON."""
+    """Return a document as JSON; it may contain NumPy arrays."""
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def values_of(
     part: ViewColumns, allowance: Allowance = UNLIMITED, *, seconds: bool = False, named_floats: bool = False
 ) -> list[bytes]:
-    """The values of each feature: numbers as numbers, bytes in base64, times in RFC 3339, or in whole seconds.
+    """Return the values of each feature as JSON: numbers as numbers, bytes in base64, times in RFC 3339.
 
     Args:
-        named_floats: write a float32 with all the digits of a float64, and infinities as "Infinity" and "-Infinity",
-            also "NaN" in a list, instead of null.
+        seconds: write times as whole seconds since 1970 instead.
+        named_floats: write a float32 with all the digits of a float64, and infinities as "Infinity" and "-Infinity"
+            instead of null. In a list, write NaN as "NaN" instead of null.
 
     Raises:
         ViewDamaged: a stored text is not UTF-8.
-        RequestTooLarge: they take more than the allowance.
+        RequestTooLarge: the values exceed the allowance.
     """
     forms, most_bytes = _forms(part.program.types, seconds, named_floats)
     features, keys = part.valid.shape
@@ -59,7 +61,9 @@ def values_of(
     ends = np.empty(features, np.int64)
     json_text.write_columns(forms, part.arena, part.starts, part.valid, text, ends)
     allowance.take(int(ends[-1]))
-    written, start, texts = text[: ends[-1]].tobytes(), 0, []
+    written = text[: ends[-1]].tobytes()
+    start = 0
+    texts = []
     for feature, end in enumerate(ends.tolist()):
         in_python = end == start
         texts.append(_dumps_column(part.columns[feature], named_floats, allowance) if in_python else written[start:end])
@@ -68,7 +72,7 @@ def values_of(
 
 
 def statuses_of(part: ViewColumns) -> list[bytes]:
-    """The statuses of each feature."""
+    """Return the statuses of each feature, as JSON."""
     of_rows = row_statuses(part.rows.status)
     return [
         _statuses(part.rows.status, part.valid[feature]) if nulls else of_rows
@@ -77,26 +81,29 @@ def statuses_of(part: ViewColumns) -> list[bytes]:
 
 
 def row_statuses(status: npt.NDArray[np.uint8]) -> bytes:
-    """The names of the statuses of rows."""
+    """Return the names of the statuses of rows, as JSON."""
     return _statuses(status, np.ones(status.size, np.uint8))
 
 
 def _statuses(status: npt.NDArray[np.uint8], valid: npt.NDArray[np.uint8]) -> bytes:
-    """The names of statuses, as a column has them that is null where `valid`, uint8[keys], is 0."""
+    """Return the names of the statuses of a column, as JSON. `valid`, uint8[keys], is 0 for a value that is null."""
     text = np.empty(json_text.MAX_STATUS * status.size + _BRACKETS, np.uint8)
     return text[: json_text.write_statuses(status, valid, text)].tobytes()
 
 
 def event_times_of(rows: ViewRows, absent: int = json_text.NULL_TIME) -> bytes:
-    """The event times of a view's rows; `absent`, in microseconds since 1970, where there is no row, else null."""
+    """Return the event times of a view's rows, as JSON. A key without a row gets `absent`, in microseconds since 1970,
+    or null by default."""
     text = np.empty(MAX_TIME * rows.event_time.size + _BRACKETS, np.uint8)
     return text[: json_text.write_event_times(rows.event_time, absent, text)].tobytes()
 
 
 @lru_cache(maxsize=256)
 def _forms(types: tuple[str, ...], seconds: bool, named_floats: bool) -> tuple[npt.NDArray[np.int64], int]:
-    """The table of forms for features of some types, and the most bytes that all of a key's values take."""
-    rows, most_bytes = [], 0
+    """Return the table of forms for features of the given types, and the maximum size in bytes of the values of one
+    key."""
+    rows = []
+    most_bytes = 0
     for feature_type in types:
         items = embedding_size(feature_type)
         form = Form.FLOATS if items else _FORMS.get(feature_type, Form.ELSEWHERE)
@@ -110,7 +117,7 @@ def _forms(types: tuple[str, ...], seconds: bool, named_floats: bool) -> tuple[n
 
 
 def _dumps_column(column: Column, named_floats: bool, allowance: Allowance) -> bytes:
-    """Return the values of a column that no kernel encodes, as JSON."""
+    """Return the values of a column that the kernels do not write, as JSON."""
     pieces = []
     for start in range(0, column.valid.size, _KEYS_AT_ONCE):
         piece = dumps(_objects(column.slice(start, start + _KEYS_AT_ONCE), named_floats))
@@ -120,7 +127,7 @@ def _dumps_column(column: Column, named_floats: bool, allowance: Allowance) -> b
 
 
 def _objects(column: Column, named_floats: bool) -> Any:
-    """The values of a column that the kernels do not write."""
+    """Return the values of a column that the kernels do not write, as input for orjson."""
     if named_floats and "float" in column.feature.type:
         return _named_floats(column)
     if column.feature.type == "float64":
@@ -128,20 +135,21 @@ def _objects(column: Column, named_floats: bool) -> Any:
     if column.feature.type == "bytes":
         return [None if value is None else base64.b64encode(value).decode() for value in column.to_pylist()]
     if column.feature.type == "list<float32>":
-        # As Python floats they would be written with all the digits of a float64.
+        # The values stay NumPy arrays, because Python floats would be written with all the digits of a float64.
         return column.to_arrow().to_numpy(zero_copy_only=False).tolist()
     return column.to_pylist()
 
 
 def _named_floats(column: Column) -> Any:
-    """Floats with the digits of a float64; what is no number by its name, but null where a scalar is NaN."""
+    """Return floats with the digits of a float64, and infinities by name. In a list, return NaN by name; otherwise,
+    return null for NaN."""
     values = column.to_arrow()
     if not pa.types.is_floating(values.type):
         items = np.asarray(values.flatten())
         return (
             values.to_pylist() if np.isfinite(items).all() else [_list_of_named(items) for items in values.to_pylist()]
         )
-    # A null is NaN here, and orjson writes both as null.
+    # A null is NaN here, and orjson writes NaN as null.
     numbers = column.values.astype(np.float64)
     if not np.isinf(numbers).any():
         return numbers

@@ -1,12 +1,12 @@
-"""The answer as one NumPy matrix (see `engine.matrix_lookup`) in the .npy format."""
+"""The answer as one NumPy matrix (see `shoal.engine.lookup.matrix`) in the .npy format."""
 
 import io
 from functools import lru_cache
 
 import numpy as np
 
-from engine.allowance import UNLIMITED, Allowance
-from engine.result import MatrixResult
+from shoal.engine.lookup.allowance import UNLIMITED, Allowance
+from shoal.engine.lookup.result import MatrixResult
 
 MEDIA_TYPE = "application/x-npy"
 
@@ -19,7 +19,7 @@ def encode(result: MatrixResult, allowance: Allowance = UNLIMITED) -> bytes:
 
 @lru_cache(maxsize=256)
 def _head(shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> bytes:
-    """What stands before the numbers of a matrix in C order."""
+    """Return the header before the numbers of a matrix in C order."""
     file = io.BytesIO()
     empty = np.empty(0, dtype)
     header = np.lib.format.header_data_from_array_1_0(empty) | {"shape": shape}

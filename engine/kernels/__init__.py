@@ -1,16 +1,18 @@
-"""The compiled part of a lookup: hash, find, judge, gather, and write as text."""
+"""The compiled part of a lookup: hash keys, find rows, check the ages of the rows, gather values, and write the values
+as text."""
 
 import numpy as np
 import pyarrow as pa
 
-from engine.kernels import answering, finding, gathering, hashing, json_text, matrix, protobuf
-from engine.kernels.memory import address_of
+from shoal.engine.kernels import answering, finding, gathering, hashing, json_text, matrix, protobuf
+from shoal.engine.kernels.memory import address_of
 
 
 def warm() -> None:
-    """Compile every kernel of a lookup, or load it from the cache, for the types that a lookup calls it with.
+    """Compile every kernel of a lookup for the argument types of a lookup, or load the machine code from the cache.
 
-    It is done before worker processes fork, so that none spends its first request, or memory of its own, on it.
+    Call this before worker processes fork. A worker then spends neither the time of its first request nor its own
+    memory on the machine code.
     """
     hashes = hashing.seeds(1)
     hashing.chain_joined(np.frombuffer(b"key", np.uint8), *hashes)
@@ -22,15 +24,18 @@ def warm() -> None:
     chunks = np.zeros((1, finding.CHUNK_COLUMNS), np.int64)
     finding.find(first, second, chunks, no_segments, address, chunk)
     zero_row = np.zeros(64, np.uint8)
-    status, event_time = np.empty(1, np.uint8), np.empty(1, np.int64)
+    status = np.empty(1, np.uint8)
+    event_time = np.empty(1, np.int64)
     found = first, second, chunks, no_segments, address_of(zero_row), 0, 0, False, status, event_time
     instructions = np.zeros((1, 1, gathering.PROGRAM_COLUMNS), np.int64)
     outputs = np.array([[16] + [0] * (gathering.OUTPUT_COLUMNS - 1)], np.int64)
-    references, valid = np.zeros(gathering.COLUMN_ALIGNMENT, np.uint8), np.empty((1, 1), np.uint8)
+    references = np.zeros(gathering.COLUMN_ALIGNMENT, np.uint8)
+    valid = np.empty((1, 1), np.uint8)
     nulls, at = np.empty((2, 1), np.int64)
-    presence, alike = np.zeros((1, 1), np.uint8), np.zeros(1, np.bool_)
+    presence = np.zeros((1, 1), np.uint8)
+    same_layout = np.zeros(1, np.bool_)
     counts = np.zeros(gathering.STATUSES, np.int64)
-    answering.answer_columns(*found, instructions, presence, alike, outputs, references, at, valid, nulls, counts)
+    answering.answer_columns(*found, instructions, presence, same_layout, outputs, references, at, valid, nulls, counts)
     no_features = np.zeros((1, 0, matrix.PROGRAM_COLUMNS), np.int64)
     spans = np.zeros((1, matrix.SPAN_COLUMNS), np.int64)
     for dtype in (np.float32, np.float64):
@@ -38,7 +43,8 @@ def warm() -> None:
     offsets = np.empty(2, np.int64)
     gathering.heap_offsets(address_of(references), valid[0], offsets, 1)
     gathering.copy_heap(address_of(references), offsets, address_of(zero_row))
-    list_offsets, string_offsets = np.empty(2, np.int32), np.empty(1, np.int32)
+    list_offsets = np.empty(2, np.int32)
+    string_offsets = np.empty(1, np.int32)
     ends = offsets.astype(np.int32)
     gathering.string_lists_fit(address_of(zero_row), offsets)
     gathering.string_list_sizes(address_of(zero_row), ends, list_offsets)

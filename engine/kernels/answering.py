@@ -1,15 +1,16 @@
-"""Answer all keys of a view: find, judge and gather a block of them at a time, while its rows are in the caches."""
+"""Answer all keys of a view, one block of keys at a time. For each block, find the rows, check their ages and gather
+their values, while the rows are in the CPU caches."""
 
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from engine.kernels.compiling import kernel
-from engine.kernels.finding import BLOCK, find_block
-from engine.kernels.gathering import Status, gather_block, judge, place_columns
-from engine.kernels.matrix import gather_matrix_block
-from engine.kernels.memory import data_of
+from shoal.engine.kernels.compiling import kernel
+from shoal.engine.kernels.finding import BLOCK, find_block
+from shoal.engine.kernels.gathering import Status, gather_block, judge_row, place_columns
+from shoal.engine.kernels.matrix import gather_matrix_block
+from shoal.engine.kernels.memory import data_of
 
 _PRESENT = int(Status.PRESENT)
 _NULL_VALUE = int(Status.NULL_VALUE)
@@ -31,41 +32,54 @@ def answer_columns(
     event_time: Any,
     program: Any,
     presence: Any,
-    alike: Any,
+    same_layout: Any,
     outputs: Any,
     arena: Any,
-    at: Any,
+    column_starts: Any,
     valid: Any,
     nulls: Any,
     counts: Any,
 ) -> int:
-    """Answer with a column a feature.
+    """Write the answer as one column per feature.
 
     Args:
-        first, second, chunks, segments: as in `engine.kernels.finding.find`.
-        zero_row, oldest, low_watermark, serve_stale: as in `engine.kernels.gathering.judge`.
-        status, event_time: the same, for all keys.
-        program, presence, alike, outputs, valid: as in `engine.kernels.gathering.gather_block`.
-        arena: uint8[bytes], becomes the columns.
-        at: int64[features], becomes where in the arena each column begins.
-        nulls: int64[features], becomes the number of nulls.
-        counts: int64[STATUSES], becomes how many values have each Status.
+        first, second, chunks, segments: as in `shoal.engine.kernels.finding.find`.
+        zero_row, oldest, low_watermark, serve_stale: as in `shoal.engine.kernels.gathering.judge_row`.
+        status, event_time: as in `judge_row`, but for all keys.
+        program, presence, same_layout, outputs, valid: as in `shoal.engine.kernels.gathering.gather_block`.
+        arena: uint8[bytes]: receives the columns.
+        column_starts: int64[features]: receives the start of each column in the arena, in bytes.
+        nulls: int64[features]: receives the number of nulls.
+        counts: int64[STATUSES]: receives the number of values with each Status.
 
     Returns:
-        How many keys are OUTSIDE_MAX_AGE.
+        The number of keys that are OUTSIDE_MAX_AGE.
     """
     keys = first.size
-    address, chunk_of = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
-    place_columns(keys, outputs, at)
+    address = np.empty(BLOCK, np.int64)
+    chunk_of = np.empty(BLOCK, np.int64)
+    place_columns(keys, outputs, column_starts)
     nulls[:] = 0
     stale = 0
     for start in range(0, keys, BLOCK):
         end = min(start + BLOCK, keys)
-        rows, own_chunk = address[: end - start], chunk_of[: end - start]
+        rows = address[: end - start]
+        own_chunk = chunk_of[: end - start]
         find_block(first[start:end], second[start:end], chunks, segments, rows, own_chunk)
-        stale += judge(rows, zero_row, oldest, low_watermark, serve_stale, status[start:end], event_time[start:end])
+        stale += judge_row(rows, zero_row, oldest, low_watermark, serve_stale, status[start:end], event_time[start:end])
         gather_block(
-            rows, own_chunk, start, chunks, program, presence, alike, outputs, data_of(arena), at, valid, nulls
+            rows,
+            own_chunk,
+            start,
+            chunks,
+            program,
+            presence,
+            same_layout,
+            outputs,
+            data_of(arena),
+            column_starts,
+            valid,
+            nulls,
         )
     _count_values(status, valid, nulls, counts)
     return stale
@@ -73,7 +87,7 @@ def answer_columns(
 
 @njit(inline="always")
 def _count_values(status: Any, valid: Any, nulls: Any, counts: Any) -> None:
-    """Count the values of each Status: those of rows that are PRESENT are NULL_VALUE where they are null."""
+    """Count the values with each Status. A null in a row that is PRESENT counts as NULL_VALUE."""
     features = nulls.size
     counts[:] = 0
     nulls_elsewhere = 0
@@ -104,24 +118,27 @@ def answer_matrix(
     matrix: Any,
     counts: Any,
 ) -> int:
-    """Answer with a row of a matrix for each key.
+    """Write the answer as one matrix row per key.
 
     Args:
-        first, second, chunks, segments: as in `engine.kernels.finding.find`.
-        zero_row, oldest, low_watermark, serve_stale: as in `engine.kernels.gathering.judge`.
-        status, event_time: the same, for all keys.
-        program, spans, presence, matrix, counts: as in `engine.kernels.matrix.gather_matrix_block`.
+        first, second, chunks, segments: as in `shoal.engine.kernels.finding.find`.
+        zero_row, oldest, low_watermark, serve_stale: as in `shoal.engine.kernels.gathering.judge_row`.
+        status, event_time: as in `judge_row`, but for all keys.
+        program, spans, presence, matrix, counts: as in `shoal.engine.kernels.matrix.gather_matrix_block`.
 
     Returns:
-        How many keys are OUTSIDE_MAX_AGE.
+        The number of keys that are OUTSIDE_MAX_AGE.
     """
     keys = first.size
-    address, chunk_of = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    address = np.empty(BLOCK, np.int64)
+    chunk_of = np.empty(BLOCK, np.int64)
     stale = 0
     for start in range(0, keys, BLOCK):
         end = min(start + BLOCK, keys)
-        rows, own_chunk, of_block = address[: end - start], chunk_of[: end - start], status[start:end]
+        rows = address[: end - start]
+        own_chunk = chunk_of[: end - start]
+        of_block = status[start:end]
         find_block(first[start:end], second[start:end], chunks, segments, rows, own_chunk)
-        stale += judge(rows, zero_row, oldest, low_watermark, serve_stale, of_block, event_time[start:end])
+        stale += judge_row(rows, zero_row, oldest, low_watermark, serve_stale, of_block, event_time[start:end])
         gather_matrix_block(rows, own_chunk, start, chunks, program, spans, presence, of_block, matrix, counts)
     return stale

@@ -1,9 +1,10 @@
-"""The decorator of kernels, and the machine code that they leave on disk for the processes to come.
+"""The decorator for kernels, and the cache on disk that keeps the kernels' machine code for later processes.
 
-Numba's own cache checks only the source file of the kernel itself, not the modules whose constants and functions the
-machine code contains. Here the name of a file contains the kernel's fingerprint, which covers all of them. Machine code
-of another release is therefore never read, and two releases may run side by side. A file holds one signature of one
-kernel and is replaced as a whole, so processes that compile at the same time, or are killed, do no harm.
+Numba's own cache checks only the source file of the kernel itself. But machine code also contains constants and
+functions of other modules. In this cache, the name of a file contains the kernel's fingerprint, which covers all these
+modules. A process therefore never reads machine code of another release, and two releases may run side by side. A file
+contains one signature of one kernel and is replaced as a whole. So processes may compile at the same time, and may be
+killed, without harm.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ from numba import njit
 from numba.core import compiler, config, serialize
 from numba.core.caching import _Cache
 
-from engine.kernels.fingerprint import fingerprint
+from shoal.engine.kernels.fingerprint import fingerprint
 
-# Numba's types cover a part of it.
+# Numba's type hints cover these objects only in part.
 _Compiled: Any = compiler.CompileResult
 _dumps: Any = serialize.dumps
 _config: Any = config
@@ -35,13 +36,14 @@ log = logging.getLogger("shoal.kernels")
 _SUFFIX = ".kernel"
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _MOST_FILES = 512
-"""A release has about 60 files for one kind of CPU, 5 MB. Those that were not used for longest make room for others."""
+"""The maximum number of files in a directory. A release has about 60 files (5 MB) for one kind of CPU. If there are
+more, the least recently used files are removed."""
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function when it is first called with arguments of certain types, or read its machine code from disk.
+    """Turn a function into a kernel, which runs without Python's global interpreter lock (GIL).
 
-    It runs without the interpreter's lock.
+    At the first call with new argument types, the function is compiled, or its machine code is read from disk.
     """
     dispatcher: Any = njit(nogil=True)(function)
     dispatcher._cache = _KernelCache(dispatcher)
@@ -49,9 +51,10 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 class _KernelCache(_Cache):
-    """The machine code of one kernel on disk, as Numba asks for it: by signature and CPU.
+    """The machine code of one kernel on disk, as a Numba cache. Each entry is for one signature and one CPU type.
 
-    A kernel works without it. What cannot be read is compiled, and what cannot be written is warned of once.
+    A kernel works without this cache. If its file cannot be read, the kernel is compiled. If its file cannot be
+    written, a warning is logged once.
     """
 
     def __init__(self, dispatcher: Any) -> None:
@@ -68,16 +71,17 @@ class _KernelCache(_Cache):
         for directory in _directories():
             payload = _read(directory / name)
             if payload is not None:
-                # As in Numba's own cache: who can write here can replace the machine code itself.
+                # This is as safe as Numba's own cache: anyone who can write here can replace the machine code itself.
                 return _Compiled._rebuild(target_context, *pickle.loads(payload))  # nosec B301
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled kernel in the first directory that takes it."""
+        """Write a compiled kernel to the first directory that accepts the file."""
         if data.library.has_dynamic_globals:
-            # It contains an address of this process.
+            # The code contains an address of this process.
             return
-        name, payload = self._file_name(sig, data.codegen), _dumps(data._reduce())
+        name = self._file_name(sig, data.codegen)
+        payload = _dumps(data._reduce())
         errors = []
         for directory in _directories():
             try:
@@ -89,13 +93,13 @@ class _KernelCache(_Cache):
         _warn("; ".join(errors))
 
     def enable(self) -> None:
-        """Do nothing: it is always enabled."""
+        """Do nothing: the cache is always enabled."""
 
     def disable(self) -> None:
-        """Do nothing: it is always enabled."""
+        """Do nothing: the cache is always enabled."""
 
     def flush(self) -> None:
-        """Do nothing: what is on disk is never out of date."""
+        """Do nothing: files on disk are never out of date."""
 
     def _file_name(self, sig: Any, codegen: Any) -> str:
         function = self._dispatcher.py_func
@@ -105,8 +109,8 @@ class _KernelCache(_Cache):
 
 
 def _directories() -> Iterator[Path]:
-    """Yield the directories for machine code: those that Numba would use, in its order, and then one for users without
-    a home directory, as in containers."""
+    """Yield the directories for machine code: first the directories that Numba uses, in Numba's order, and then a
+    directory for users without a home directory, as in containers."""
     if _config.CACHE_DIR:
         yield Path(_config.CACHE_DIR) / "shoal"
     yield Path(__file__).parent / "__pycache__"
@@ -119,8 +123,8 @@ def _directories() -> Iterator[Path]:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether only this user can write to a directory, which is created if missing. Code that is read from it is
-    run."""
+    """Return whether only this user has access to a directory; create the directory if it is missing. The access
+    matters because this process runs the machine code in the directory."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
@@ -130,22 +134,23 @@ def _is_private(path: Path) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return a file's machine code, or None if there is none that is whole."""
+    """Return a file's machine code, or None if the file is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+    checksum = content[:_CHECKSUM_BYTES]
+    payload = content[_CHECKSUM_BYTES:]
     if hashlib.sha256(payload).digest() != checksum:
         return None
     with contextlib.suppress(OSError):
-        # Its time says when it was last used.
+        # The file's modification time is the time of its last use.
         os.utime(path)
     return payload
 
 
 def _write(path: Path, payload: bytes) -> None:
-    """Write a file of machine code, or replace it. It is not synced: its checksum tells whether all of it is there."""
+    """Write or replace a file of machine code. The file is not synced: its checksum shows whether it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -158,7 +163,7 @@ def _write(path: Path, payload: bytes) -> None:
 
 
 def _make_room(directory: Path, written: str) -> None:
-    """Remove the files that were not used for longest, where there are too many; unfinished ones count as well."""
+    """Remove the least recently used files if there are too many; unfinished files count as well."""
     found = []
     for entry in os.scandir(directory):
         if _SUFFIX in entry.name and entry.name != written:
@@ -172,7 +177,7 @@ def _make_room(directory: Path, written: str) -> None:
 @cache
 def _warn(reasons: str) -> None:
     log.warning(
-        "the machine code of kernels cannot be kept (%s), so each process compiles them again, which takes "
-        "about a minute; set NUMBA_CACHE_DIR to a directory that this process can write to",
+        "the machine code of kernels cannot be written to disk (%s), so each process compiles the kernels again, which "
+        "takes about a minute; set NUMBA_CACHE_DIR to a directory that this process can write to",
         reasons,
     )

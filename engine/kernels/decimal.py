@@ -1,7 +1,7 @@
-"""Write numbers and times as text at an address, as JSON wants them.
+"""Write numbers and times as JSON text at a memory address.
 
-Source of the shortest decimal of a float: Raffaello Giulietti, "The Schubfach way to render doubles" (2021), in the
-form for 32 bits, where a 64-bit approximation of the powers of ten suffices.
+Source of the shortest decimal of a float: Raffaello Giulietti, "The Schubfach way to render doubles" (2021). This
+module has the variant for 32-bit floats, for which 64-bit approximations of the powers of ten are enough.
 """
 
 from fractions import Fraction
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.kernels.compiling import kernel
-from engine.kernels.memory import leading_zeros, store_i64, store_u8, store_u16
+from shoal.engine.kernels.compiling import kernel
+from shoal.engine.kernels.memory import leading_zeros, store_i64, store_u8, store_u16
 
 MAX_NUMBER = 24
-"""The most bytes that a number takes, with a comma."""
+"""The maximum size of a number in bytes, including a comma."""
 MAX_TIME = 32
-"""The most bytes that a time takes, with quotes and a comma."""
+"""The maximum size of a time in bytes, including quotes and a comma."""
 
 _QUOTE, _MINUS, _POINT, _ZERO, _PLUS, _COLON, _E, _T, _Z = b'"-.0+:eTZ'
 
@@ -31,9 +31,9 @@ _LEAST_POWER, _GREATEST_POWER = -31, 45
 
 
 def _power_of_ten(exponent: int) -> int:
-    """10^exponent as a 64-bit number whose highest bit is set, rounded up."""
+    """Return 10^exponent, scaled to a 64-bit number with the highest bit set and rounded up."""
     power = Fraction(10) ** exponent
-    # Whichever of two shifts it is that puts the highest bit there, the power alone tells.
+    # Two shifts are possible. Only the scaled power shows which of them sets the highest bit.
     shift = 64 - power.numerator.bit_length() + power.denominator.bit_length()
     scaled = ceil(power * Fraction(2) ** shift)
     return scaled if scaled < 1 << 64 else ceil(power * Fraction(2) ** (shift - 1))
@@ -69,18 +69,22 @@ _BIAS = 150
 
 @njit(inline="always")
 def _round_to_odd(power: Any, value: Any) -> Any:
-    """The upper 32 of 96 bits of a product, the lowest set if any bit below is (but the very last, which is noise)."""
+    """Return the upper 32 of the 96 bits of a product, rounded to odd.
+
+    The lowest bit of the result is also set if any lower bit of the product is set. The very last bit of the product
+    does not count, because it is noise.
+    """
     upper = (power >> _THIRTY_TWO) * value + (((power & _LOW) * value) >> _THIRTY_TWO)
     return (upper >> _THIRTY_TWO) | np.uint64((upper & _LOW) > _ONE)
 
 
 @njit(inline="always")
 def _shortest(bits: Any) -> Any:
-    """The decimal digits, which may end in zeros, and the power of ten of a positive float32: of the shortest that
-    stand for it, the closest.
+    """Return the shortest decimal of a positive float32: its digits, which may end in zeros, and its power of ten.
 
-    Most are found by one product that is exact enough to tell that nothing is close to where the answer changes; where
-    something is, `_shortest_exactly` decides.
+    If several shortest decimals read back as the same float, return the closest of them. For most numbers, one product
+    is exact enough to find this decimal. If a number is so close to a point where the result changes that the product
+    is not exact enough, `_shortest_exactly` finds the decimal.
     """
     fraction = bits & _FRACTION
     exponent = np.int64(bits >> np.uint64(_FRACTION_BITS))
@@ -89,7 +93,7 @@ def _shortest(bits: Any) -> Any:
     power = (power_of_two * _LOG10_OF_2) >> 22
     shift = np.uint64(power_of_two + ((-power * _LOG2_OF_10) >> 19) + 1)
     scale = _POWERS[-power - _LEAST_POWER]
-    # The value in units of 10^power is whole + rest / 2^64; half the distance to its neighbours is half / 2^60 of them.
+    # In units of 10^power, the value is whole + rest / 2^64, and half the distance to its neighbours is half / 2^60.
     shifted = significand << shift
     low = (scale & _LOW) * shifted
     high = (scale >> _THIRTY_TWO) * shifted + (low >> _THIRTY_TWO)
@@ -102,7 +106,7 @@ def _shortest(bits: Any) -> Any:
     is_close = _is_close(beyond_tens, half) | _is_close(until_tens, half) | _is_close(rest >> _FOUR, _HALF_UNIT)
     if is_close or fraction == 0 or exponent == 0:
         return _shortest_exactly(bits)
-    # Which one it is cannot be foreseen, so that it is chosen without a branch.
+    # The CPU cannot predict this choice, so the code has no branch here.
     up = until_tens < half
     tens = whole - last + np.uint64(up) * _TEN
     return tens if (beyond_tens < half) | up else whole + (rest >> np.uint64(63)), power
@@ -110,13 +114,14 @@ def _shortest(bits: Any) -> Any:
 
 @njit(inline="always")
 def _is_close(one: Any, other: Any) -> Any:
-    """Whether two numbers, in units of 2^-60, may be in the other order: each is less than 2^25 off."""
+    """Return whether the order of two numbers, in units of 2^-60, is uncertain: each number has an error of less than
+    2^25."""
     return one - other + _ERROR <= _ERROR + _ERROR
 
 
 @kernel
 def _shortest_exactly(bits: Any) -> Any:
-    """`_shortest` of any positive float32."""
+    """Do the same as `_shortest` for every positive float32, even if the product in `_shortest` is not exact enough."""
     fraction = bits & _FRACTION
     exponent = np.int64(bits >> np.uint64(_FRACTION_BITS))
     significand, power_of_two = (_HIDDEN | fraction, exponent - _BIAS) if exponent else (fraction, 1 - _BIAS)
@@ -136,10 +141,12 @@ def _shortest_exactly(bits: Any) -> Any:
     digits = value // _FOUR
     if digits >= _TEN:
         shorter = digits // _TEN
-        below, above = lower <= _FORTY * shorter, _FORTY * shorter + _FORTY <= upper
+        below = lower <= _FORTY * shorter
+        above = _FORTY * shorter + _FORTY <= upper
         if below != above:
             return shorter + np.uint64(above), power + 1
-    below, above = lower <= _FOUR * digits, _FOUR * digits + _FOUR <= upper
+    below = lower <= _FOUR * digits
+    above = _FOUR * digits + _FOUR <= upper
     if below != above:
         return digits + np.uint64(above), power
     tie = _FOUR * digits + _TWO
@@ -149,7 +156,7 @@ def _shortest_exactly(bits: Any) -> Any:
 
 @njit(inline="always")
 def _length(value: Any) -> Any:
-    """The number of digits of an unsigned number from 1 to 10^10."""
+    """Return the number of digits of an unsigned number from 1 to 10^10."""
     # 1233 / 4096 is a little more than log10(2).
     estimate = ((np.int64(64) - leading_zeros(value)) * 1233) >> 12
     return estimate + (value >= _TENS[estimate])
@@ -157,7 +164,10 @@ def _length(value: Any) -> Any:
 
 @njit(inline="always")
 def _eight_digits(value: Any) -> Any:
-    """The digits of an unsigned number below 10^8 as eight bytes, the first the lowest: four, two, one at a time."""
+    """Return the digits of an unsigned number below 10^8 as eight bytes, with the first digit in the lowest byte.
+
+    The number is split into groups of four digits, then of two, then of one.
+    """
     upper = value // _TENS[4]
     fours = upper | (value - upper * _TENS[4]) << _THIRTY_TWO
     upper = (fours * np.uint64(10_486)) >> np.uint64(20) & np.uint64(0x0000007F_0000007F)
@@ -168,7 +178,7 @@ def _eight_digits(value: Any) -> Any:
 
 @njit(inline="always")
 def _write_digits(to: int, value: Any, length: int) -> Any:
-    """Write an unsigned number in so many digits, zeros first; returns the end."""
+    """Write an unsigned number in `length` digits, with leading zeros; return the end address."""
     position = to + length
     while position - 2 >= to:
         rest = value // _HUNDRED
@@ -182,7 +192,7 @@ def _write_digits(to: int, value: Any, length: int) -> Any:
 
 @njit(inline="always")
 def write_integer(to: int, value: int) -> Any:
-    """Write an int64; returns the end."""
+    """Write an int64; return the end address."""
     magnitude = np.uint64(value)
     if value < 0:
         store_u8(to, _MINUS)
@@ -196,9 +206,9 @@ def write_integer(to: int, value: int) -> Any:
 
 @njit(inline="always")
 def write_float32(to: int, bits: int) -> Any:
-    """Write a finite float32, given as its 32 bits, so that it stays the same when read again; returns the end.
+    """Write a finite float32, given as its 32 bits, and return the end address. The text reads back as the same float.
 
-    Up to 8 bytes behind the end are overwritten.
+    Up to 8 bytes after the end are overwritten.
     """
     if bits & 0x80000000:
         store_u8(to, _MINUS)
@@ -210,7 +220,7 @@ def write_float32(to: int, bits: int) -> Any:
     digits, exponent = _shortest(magnitude)
     length = _length(digits)
     point = length + exponent
-    # Nine digits from the first on, of which those behind the last that is not zero do not count.
+    # The nine digits that start with the first digit of the number. Zeros at the end are not significant.
     nine = digits * _TENS[9 - length]
     leading = nine // _TENS[8]
     others = _eight_digits(nine - leading * _TENS[8])
@@ -245,12 +255,14 @@ def write_float32(to: int, bits: int) -> Any:
 
 @njit(inline="always")
 def write_time(to: int, microseconds: int) -> Any:
-    """Write a time since 1970 in quotes, as RFC 3339 has it in UTC, with a fraction of three or six digits where it has
-    one; returns the end. It must lie in the range of `engine.times`.
+    """Write a time, in microseconds since 1970, as a quoted RFC 3339 text in UTC; return the end address.
+
+    A fraction of a second is written in three or six digits, or not at all if it is zero. The time must be in the
+    range of `shoal.engine.base.times`.
 
     Source of the calendar: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
     """
-    # All unsigned, from the first of March of the year 0 on: that is, of numbers without a sign, fast to divide.
+    # Times are counted from the first of March of the year 0, so all numbers are unsigned and fast to divide.
     time = np.uint64(microseconds + _EPOCH_SINCE_0000)
     seconds = time // _MILLION
     fraction = time - seconds * _MILLION

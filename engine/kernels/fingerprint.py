@@ -1,8 +1,9 @@
-"""A digest of everything that a kernel is compiled from, so that machine code is never used for another source.
+"""A digest of everything that a kernel is compiled from, so that machine code from other source code is never used.
 
-A kernel's machine code contains more than the kernel: the constants that it names, wherever they are defined, and the
-functions that it calls or inlines. All of these are read from the running process, not from source files. So the digest
-is right while an upgrade replaces files, and when two files have the same size and time.
+A kernel's machine code also contains the constants that the kernel names, wherever they are defined, and the functions
+that the kernel calls or inlines. All these constants and functions are read from the running process, not from source
+files. So the digest is correct even while an upgrade replaces files, or if two files have the same size and
+modification time.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ VERSIONS = f"{sys.version} numba {numba.__version__} llvmlite {llvmlite.__versio
 
 _COMPILER = frozenset(("llvmlite", "numba", "numpy"))
 _KNOWN_BY_VERSION = _COMPILER | sys.stdlib_module_names
-"""Packages whose functions and types the digest only names: `VERSIONS` says what they are."""
+"""The packages whose functions and types are in the digest only by name, because `VERSIONS` identifies their code."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -30,11 +31,12 @@ def fingerprint(kernel: Any) -> str:
     """Return the digest of a kernel or a plain function, as 64 hexadecimal digits.
 
     Raises:
-        TypeError: it refers to a value of a kind whose influence on machine code is not known.
+        TypeError: the kernel refers to a kind of value whose influence on machine code is unknown.
     """
     function = _function_of(kernel)
     digest = hashlib.sha256(VERSIONS.encode())
-    places, waiting = {function: 0}, [function]
+    places = {function: 0}
+    waiting = [function]
     while waiting:
         own, others = _own(waiting.pop())
         digest.update(own)
@@ -42,15 +44,17 @@ def fingerprint(kernel: Any) -> str:
             if other not in places:
                 places[other] = len(places)
                 waiting.append(other)
-            # Which of the functions found so far it is: two that exchange their names make another kernel.
+            # Add the function's position in the order of discovery, so that the digest changes if two functions swap
+            # names.
             digest.update(b"%d " % places[other])
     return digest.hexdigest()
 
 
 @cache
 def _own(function: Any) -> tuple[bytes, tuple[FunctionType, ...]]:
-    """Return a digest of what a function says itself, and the functions that it refers to, in order."""
-    digest, others = hashlib.sha256(), []
+    """Return a digest of a function's own parts, and the functions that it refers to, in order."""
+    digest = hashlib.sha256()
+    others = []
     for part in _parts(function):
         if isinstance(part, FunctionType):
             others.append(part)
@@ -60,15 +64,16 @@ def _own(function: Any) -> tuple[bytes, tuple[FunctionType, ...]]:
 
 
 def _function_of(value: Any) -> Any:
-    """Return the Python function behind what Numba's decorators return, or None."""
+    """Return a Python function itself. For the result of a Numba decorator, return the Python function behind the
+    result. Return None for any other value."""
     function = getattr(value, "__wrapped__", value)
     return function if isinstance(function, FunctionType) else None
 
 
 def _parts(function: FunctionType) -> Iterator[str | FunctionType]:
-    """Yield all that a function is: texts, and the functions that it refers to."""
+    """Yield all parts of a function: texts, and the functions that it refers to."""
     code = function.__code__
-    yield from _code(code)
+    yield from _code(code, function.__doc__)
     names = _names(code)
     yield from _value((function.__defaults__, *(function.__kwdefaults__ or {}).items()), names, function)
     yield from _value(tuple(cell.cell_contents for cell in function.__closure__ or ()), names, function)
@@ -77,15 +82,17 @@ def _parts(function: FunctionType) -> Iterator[str | FunctionType]:
         yield from _value(function.__globals__[name], names, function)
 
 
-def _code(code: CodeType) -> Iterator[str]:
-    """Yield what the interpreter would run, without line numbers and file names."""
+def _code(code: CodeType, docstring: str | None = None) -> Iterator[str]:
+    """Yield the bytecode and the constants of some code, without line numbers, file names and docstring."""
     yield f"{code.co_code!r} {code.co_exceptiontable!r} {code.co_flags} {code.co_argcount}"
     yield f"{code.co_names} {code.co_varnames} {code.co_freevars} {code.co_cellvars}"
-    for constant in code.co_consts:
+    for number, constant in enumerate(code.co_consts):
+        if number == 0 and docstring is not None and constant == docstring:
+            continue
         if isinstance(constant, CodeType):
             yield from _code(constant)
         elif isinstance(constant, frozenset):
-            # Its order differs from process to process.
+            # The order of a set differs from process to process.
             yield f"{sorted(map(repr, constant))}"
         else:
             yield repr(constant)
@@ -98,7 +105,8 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _value(value: Any, names: set[str], function: FunctionType) -> Iterator[str | FunctionType]:
-    """Yield what a value is that a function refers to. Of a module, only the attributes with these names count."""
+    """Yield the content of a value that a function refers to. If the value is a module, yield only its attributes in
+    `names`."""
     wrapped = _function_of(value)
     if isinstance(value, _PLAIN):
         yield f"{type(value).__qualname__} {value!r}"
@@ -111,7 +119,7 @@ def _value(value: Any, names: set[str], function: FunctionType) -> Iterator[str 
     elif isinstance(value, type) and issubclass(value, Enum):
         yield f"{[(member.name, member.value) for member in value]}"
     elif wrapped is not None and not _is_known_by_version(wrapped):
-        # What Numba's decorators return has options; those of an intrinsic have no influence here.
+        # The result of a Numba decorator has compiler options. An intrinsic has no options that matter here.
         yield f"{getattr(value, 'targetoptions', None)}"
         yield wrapped
     elif _is_known_by_version(value):
@@ -129,14 +137,16 @@ def _value(value: Any, names: set[str], function: FunctionType) -> Iterator[str 
 
 
 def _module_of(value: Any) -> str:
-    """Return the name of the module that a value is, or that it or its type is defined in."""
+    """Return the name of the module that defines a value. If the value is itself a module, return its own name. If the
+    value does not say where it is defined, return the name of the module that defines its type."""
     if isinstance(value, ModuleType):
         return value.__name__
     return str(getattr(value, "__module__", type(value).__module__))
 
 
 def _is_known_by_version(value: Any) -> bool:
-    """Return whether a name and `VERSIONS` say all about a value. They do not for a list or another instance that
-    Python has; types of the compiler have all of it in their names."""
+    """Return whether a value's name and `VERSIONS` together identify the value's content. The result is false for an
+    instance of a Python type, such as a list. The result is true for a type of the compiler, because the name of such a
+    type contains all of its content."""
     is_named = isinstance(value, ModuleType) or hasattr(value, "__qualname__")
     return _module_of(value).partition(".")[0] in (_KNOWN_BY_VERSION if is_named else _COMPILER)

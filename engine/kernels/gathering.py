@@ -1,7 +1,7 @@
 """Gather features of found rows into columns, and copy variable-length values out of the heap.
 
-The rows of one column may come from segments of different layouts: a program, a table of one instruction per
-(segment, feature), says where in its rows a segment has the feature and how to read it.
+The rows of one column may come from segments of different layouts. So a program has one instruction per (segment,
+feature): the position of the feature in the segment's rows, and the way to read the feature.
 """
 
 from enum import IntEnum
@@ -10,9 +10,20 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.kernels.compiling import kernel
-from engine.kernels.finding import HEAP, HEAP_SIZE, NOT_FOUND, SEGMENT
-from engine.kernels.memory import (
+from shoal.engine.base.times import FIRST_TIME, LAST_TIME
+from shoal.engine.format.layout import (
+    HEAP_LENGTH_BITS,
+    MAX_HEAP_VALUE,
+    OWN_AGE,
+    PUSHED,
+    ROW_EVENT_TIME,
+    ROW_PRESENCE,
+    TOMBSTONE,
+    is_own_age,
+)
+from shoal.engine.kernels.compiling import kernel
+from shoal.engine.kernels.finding import HEAP, HEAP_SIZE, NOT_FOUND, SEGMENT
+from shoal.engine.kernels.memory import (
     copy_bytes,
     float64_bits,
     load_f32,
@@ -23,17 +34,6 @@ from engine.kernels.memory import (
     store_i64,
     store_u8,
 )
-from engine.layout import (
-    HEAP_LENGTH_BITS,
-    MAX_HEAP_VALUE,
-    OWN_AGE,
-    PUSHED,
-    ROW_EVENT_TIME,
-    ROW_PRESENCE,
-    TOMBSTONE,
-    is_own_age,
-)
-from engine.times import FIRST_TIME, LAST_TIME
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
 OPERATION = 0
@@ -47,11 +47,12 @@ NULL_PATTERN = 1
 OUTPUT_COLUMNS = 2
 
 COLUMN_ALIGNMENT = 8
-"""As in the body of an Arrow IPC message, so that gathered columns can be sent as they are."""
+"""The alignment of a column in bytes. The body of an Arrow IPC message has the same alignment, so a column can be sent
+without a copy."""
 
 
 class Operation(IntEnum):
-    """How one feature is read from the rows of one segment."""
+    """The way to read one feature from the rows of one segment."""
 
     ABSENT = 0
     COPY_1 = 1
@@ -66,9 +67,9 @@ class Operation(IntEnum):
 
 
 class Status(IntEnum):
-    """What became of one key, or of one value; the numbers are those of Feast's FieldStatus.
+    """The outcome for one key, or for one value; the numbers are those of Feast's FieldStatus.
 
-    A row is UNAVAILABLE if it is kept elsewhere and did not come in time; Feast calls that INVALID.
+    A row is UNAVAILABLE if it is kept in a table and did not arrive in time; Feast calls this status INVALID.
     """
 
     UNAVAILABLE = 0
@@ -79,7 +80,7 @@ class Status(IntEnum):
 
 
 STATUSES = max(Status) + 1
-"""The size of an array with a place for each Status."""
+"""The size of an array with one element for each Status."""
 
 _PRESENT = int(Status.PRESENT)
 _NOT_FOUND = int(Status.NOT_FOUND)
@@ -95,25 +96,29 @@ _FLOAT32_TO_FLOAT64 = int(Operation.FLOAT32_TO_FLOAT64)
 HEAP_REFERENCE = int(Operation.HEAP_REFERENCE)
 
 NO_EVENT_TIME = np.iinfo(np.int64).min
-"""Event time of a key that has no row: NumPy's NaT."""
+"""The event time of a key without a row: NumPy's NaT."""
 
 MISFIT = -1
-"""Where a length is expected: what is there is no value, since its reference or its own lengths lead out of it."""
+"""The number that is returned as the length of an invalid value. A value is invalid if its reference leads out of the
+heap, or if the lengths in the value do not add up."""
 
 
 @njit(inline="always")
 def length_in_heap(reference: int, heap_size: int) -> Any:
-    """The bytes of the value that a heap reference refers to, or MISFIT if they are not all in the heap.
+    """Return the size in bytes of the value at a heap reference, or MISFIT if the value is not entirely in the heap.
 
-    A row's checksum is not taken when it is read: a flipped bit in it must not lead out of the chunk.
+    The checksum is not verified when a row is read. Even if a bit of the row is flipped, a kernel must not read outside
+    the chunk.
     """
-    offset, length = reference >> HEAP_LENGTH_BITS, reference & MAX_HEAP_VALUE
+    offset = reference >> HEAP_LENGTH_BITS
+    length = reference & MAX_HEAP_VALUE
     return length if 0 <= offset <= heap_size - length else MISFIT
 
 
 @njit(inline="always")
 def in_range(time: int) -> Any:
-    """A stored time, or the nearest in the range that answers hold: older versions stored times outside it."""
+    """Return a stored time, limited to the range of times in answers. Older versions of Shoal stored times outside this
+    range."""
     return min(max(time, FIRST_TIME), LAST_TIME)
 
 
@@ -122,35 +127,38 @@ _is_own_age = njit(inline="always")(is_own_age)
 
 @njit(inline="always")
 def has_own_age(row: int) -> Any:
-    """Whether the age of the row at an address counts from its own event time alone (see `engine.layout.OWN_AGE`)."""
+    """Return whether the age of the row at an address is computed only from the row's own event time (see
+    `shoal.engine.format.layout.OWN_AGE`)."""
     return _is_own_age(load_i64(row + ROW_EVENT_TIME))
 
 
 @njit(inline="always")
 def event_time_of(row: int) -> Any:
-    """The event time of the row at an address, in microseconds since 1970."""
+    """Return the event time of the row at an address, in microseconds since 1970."""
     word = load_i64(row + ROW_EVENT_TIME)
     return word ^ OWN_AGE if _is_own_age(word) else word
 
 
 @njit(inline="always")
-def judge(
+def judge_row(
     address: Any, zero_row: int, oldest: int, low_watermark: int, serve_stale: bool, status: Any, event_time: Any
 ) -> Any:
-    """Judge each found row, and send keys that have nothing to serve to the zero row, where every feature is null.
+    """Set the status of each key, from the age of its row. If a key has no row that may be served, use the zero row, in
+    which all features are null.
 
     Args:
-        address: int64[keys] as `find_block` left it; NOT_FOUND, tombstones and rows too old become `zero_row`.
+        address: int64[keys] as `find_block` left it. `zero_row` replaces NOT_FOUND, and the addresses of tombstones and
+            of rows that are too old to be served.
         zero_row: address of a row of zeros at least as long as the longest stride.
         oldest: rows with an earlier event time (microseconds) are OUTSIDE_MAX_AGE.
-        low_watermark: the event time (microseconds) that the source of every published row has reached, except of rows
-            with an age of their own; NO_EVENT_TIME if it is not known.
-        serve_stale: whether their values are served all the same.
-        status: uint8[keys], becomes the Status.
-        event_time: int64[keys], becomes the event time, or NO_EVENT_TIME where there is no row.
+        low_watermark: the event time (microseconds) that the sources of all published rows have reached, except the
+            sources of rows with an age of their own; NO_EVENT_TIME if it is not known.
+        serve_stale: whether the values of OUTSIDE_MAX_AGE rows are served.
+        status: uint8[keys]: receives the Status.
+        event_time: int64[keys]: receives the event time, or NO_EVENT_TIME if there is no row.
 
     Returns:
-        How many keys are OUTSIDE_MAX_AGE.
+        The number of keys that are OUTSIDE_MAX_AGE.
     """
     stale = 0
     published_are_young = low_watermark >= oldest
@@ -180,7 +188,8 @@ def is_present(row: int, bit: int) -> Any:
 
 @njit(inline="always")
 def copy_field(operation: int, source: int, destination: int, width: int) -> None:
-    """Copy a value that lies in the row itself, widening it if the operation says so; `width` is that of the copy."""
+    """Copy a value that is in the row itself, not in the heap. Widen the value if the operation says so. `width` is the
+    size of the copy in bytes."""
     if operation == _COPY_4:
         store_i32(destination, load_i32(source))
     elif operation == _COPY_8:
@@ -201,7 +210,7 @@ def copy_field(operation: int, source: int, destination: int, width: int) -> Non
 
 @kernel
 def _gather_mixed(address: Any, chunk_of: Any, chunks: Any, instructions: Any, output: Any, to: int, valid: Any) -> int:
-    """Gather one column's keys, choosing the instruction row by row; returns how many are null."""
+    """Gather one column's values. Choose the instruction for each row. Return the number of nulls."""
     nulls = 0
     width = output[WIDTH]
     for key in range(address.size):
@@ -237,7 +246,8 @@ def _store_null(destination: int, width: int, pattern: int) -> None:
 
 @kernel
 def _gather_words_4(address: Any, instruction: Any, null_pattern: int, to: int, valid: Any) -> int:
-    """`_gather_mixed` for rows of one layout and a feature of 4 bytes, the case that ranking lives on."""
+    """Do the same as `_gather_mixed` for rows of one layout and a feature of 4 bytes. This is the main case in
+    ranking."""
     nulls = 0
     offset = instruction[OFFSET]
     byte = ROW_PRESENCE + (instruction[PRESENCE_BIT] >> 3)
@@ -253,14 +263,14 @@ def _gather_words_4(address: Any, instruction: Any, null_pattern: int, to: int, 
 
 @kernel
 def _copy_words_4(address: Any, offset: int, to: int) -> None:
-    """`_gather_words_4` where no value is null."""
+    """Do the same as `_gather_words_4` for values without nulls."""
     for key in range(address.size):
         store_i32(to + 4 * key, load_i32(address[key] + offset))
 
 
 @njit(inline="always")
 def has_all(row: int, presence: Any) -> Any:
-    """Whether a row has every feature of which the presence mask, uint8[bytes], has a bit."""
+    """Return whether a row has every feature of a presence mask, uint8[bytes]."""
     missing = 0
     for byte in range(presence.size):
         missing |= ~load_u8(row + ROW_PRESENCE + byte) & presence[byte]
@@ -276,11 +286,12 @@ def _all_have_all(address: Any, chunk_of: Any, chunks: Any, presence: Any) -> An
 
 
 @njit(inline="always")
-def place_columns(keys: int, outputs: Any, at: Any) -> None:
-    """Find where in the arena each column begins: at[features], from `outputs` as in `gather_block`."""
+def place_columns(keys: int, outputs: Any, column_starts: Any) -> None:
+    """Set column_starts[features] to the start of each column in the arena, in bytes; `outputs` is as in
+    `gather_block`."""
     position = 0
     for feature in range(outputs.shape[0]):
-        at[feature] = position
+        column_starts[feature] = position
         position += (outputs[feature, WIDTH] * keys + COLUMN_ALIGNMENT - 1) // COLUMN_ALIGNMENT * COLUMN_ALIGNMENT
 
 
@@ -292,54 +303,55 @@ def gather_block(
     chunks: Any,
     program: Any,
     presence: Any,
-    alike: Any,
+    same_layout: Any,
     outputs: Any,
     arena: int,
-    at: Any,
+    column_starts: Any,
     valid: Any,
     nulls: Any,
 ) -> None:
-    """Gather every feature of the program, for the keys of a block, into its column.
+    """For the keys of a block, gather every feature of the program into the feature's column.
 
     Args:
-        address, chunk_of: int64[keys of the block] as `judge` left them.
+        address, chunk_of: int64[keys of the block] as `judge_row` left them.
         start: the number of the block's first key.
         chunks: the chunk table.
         program: int64[segments, features, PROGRAM_COLUMNS].
         presence: uint8[segments, bytes], a presence bitmap with the bits of all features.
-        alike: bool[features], whether all segments have a feature in the same place and form, as those of one schema
-            have.
-        outputs: int64[features, OUTPUT_COLUMNS]: bytes per value, and the bit pattern that stands for null.
-        arena: address of the memory of all columns; each begins at a multiple of COLUMN_ALIGNMENT bytes and has
-            keys x width bytes. A value in the heap takes 16: its address and its length.
-        at: int64[features], where in the arena each column begins.
-        valid: uint8[features, keys], becomes 1 where the value is not null.
-        nulls: int64[features], counts the nulls.
+        same_layout: bool[features], whether all segments have the feature at the same position and in the same form.
+            This is true for segments of the same schema.
+        outputs: int64[features, OUTPUT_COLUMNS]: bytes per value, and the bit pattern of a null.
+        arena: address of the memory of all columns; each column begins at a multiple of COLUMN_ALIGNMENT bytes and has
+            keys x width bytes. For a value in the heap, the column has 16 bytes: the value's address and its length.
+        column_starts: int64[features], the start of each column in the arena, in bytes.
+        valid: uint8[features, keys]: receives 1 where the value is not null.
+        nulls: int64[features], the number of nulls; this call adds to it.
     """
     complete = _all_have_all(address, chunk_of, chunks, presence)
     for feature in range(outputs.shape[0]):
-        to = arena + at[feature] + outputs[feature, WIDTH] * start
+        target = arena + column_starts[feature] + outputs[feature, WIDTH] * start
         of_block = valid[feature, start : start + address.size]
         instruction = program[0, feature]
-        if not alike[feature] or instruction[OPERATION] != _COPY_4:
+        if not same_layout[feature] or instruction[OPERATION] != _COPY_4:
             output = outputs[feature]
-            nulls[feature] += _gather_mixed(address, chunk_of, chunks, program[:, feature], output, to, of_block)
+            nulls[feature] += _gather_mixed(address, chunk_of, chunks, program[:, feature], output, target, of_block)
         elif complete:
-            _copy_words_4(address, instruction[OFFSET], to)
+            _copy_words_4(address, instruction[OFFSET], target)
             of_block[:] = 1
         else:
-            nulls[feature] += _gather_words_4(address, instruction, outputs[feature, NULL_PATTERN], to, of_block)
+            nulls[feature] += _gather_words_4(address, instruction, outputs[feature, NULL_PATTERN], target, of_block)
 
 
 @kernel
 def heap_offsets(references: int, valid: Any, offsets: Any, unit: int) -> int:
-    """Turn a gathered column of heap references into byte offsets, offsets[keys + 1]; null values are empty.
+    """Write the byte offsets of the values of a gathered column of heap references to offsets[keys + 1]. A null value
+    is empty.
 
     Args:
-        unit: the bytes of an item of a value, a power of two, of which each value has a whole number.
+        unit: the size of an item in bytes, a power of two; the size of each value must be a multiple of the item size.
 
     Returns:
-        The bytes of all values together, or MISFIT if one of them is.
+        The total size of all values in bytes, or MISFIT if a value is invalid.
     """
     total = 0
     for key in range(valid.size):
@@ -355,7 +367,7 @@ def heap_offsets(references: int, valid: Any, offsets: Any, unit: int) -> int:
 
 @kernel
 def copy_heap(references: int, offsets: Any, destination: int) -> None:
-    """Copy the values of a gathered column of heap references to `destination`, as `heap_offsets` laid them out."""
+    """Copy the values of a gathered column of heap references to `destination`, at the offsets from `heap_offsets`."""
     for key in range(offsets.size - 1):
         size = offsets[key + 1] - offsets[key]
         if size:
@@ -364,8 +376,8 @@ def copy_heap(references: int, offsets: Any, destination: int) -> None:
 
 @kernel
 def string_lists_fit(data: int, offsets: Any) -> bool:
-    """Whether copied list<string> values are such: count, then each string's end, ascending, as uint32, then as many
-    bytes as the last of them says."""
+    """Return whether copied list<string> values are valid. A valid value consists of the number of strings, the end of
+    each string (uint32, ascending), and the bytes of all strings. The last end is the number of these bytes."""
     for key in range(offsets.size - 1):
         size = offsets[key + 1] - offsets[key]
         if size == 0:
@@ -377,7 +389,8 @@ def string_lists_fit(data: int, offsets: Any) -> bool:
             return False
         end = 0
         for index in range(count):
-            start, end = end, load_i32(value + 4 + 4 * index)
+            start = end
+            end = load_i32(value + 4 + 4 * index)
             if end < start:
                 return False
         if end != text_size:
@@ -387,8 +400,9 @@ def string_lists_fit(data: int, offsets: Any) -> bool:
 
 @kernel
 def string_list_sizes(data: int, offsets: Any, list_offsets: Any) -> int:
-    """Turn copied list<string> values (count, then each string's end, as uint32, then the bytes) into offsets of
-    lists, list_offsets[keys + 1], counted in strings. Returns the bytes of all strings together."""
+    """Write Arrow's list offsets for copied list<string> values to list_offsets[keys + 1]. An offset counts strings.
+    Return the total size of all strings in bytes. A value consists of the number of strings, the end of each string
+    (uint32), and the bytes of all strings."""
     strings = 0
     total = 0
     for key in range(offsets.size - 1):
@@ -404,7 +418,8 @@ def string_list_sizes(data: int, offsets: Any, list_offsets: Any) -> int:
 
 @kernel
 def copy_string_lists(data: int, offsets: Any, list_offsets: Any, string_offsets: Any, destination: int) -> None:
-    """Copy the strings of copied list<string> values, with string_offsets[strings + 1] as Arrow wants them."""
+    """Copy the strings of list<string> values to `destination`, and write the strings' Arrow offsets to
+    string_offsets[strings + 1]. `data` and `offsets` are as in `string_list_sizes`."""
     position = 0
     string = 0
     for key in range(offsets.size - 1):

@@ -1,7 +1,7 @@
 """XXH64 over whole key columns: both hashes of a key in one pass, chained from column to column.
 
-Source: the XXH64 specification by Yann Collet (doc/xxhash_spec.md of the xxHash project). `engine.keys` is the
-reference and says how the hashes make up a key's identity.
+Source: the XXH64 specification by Yann Collet (doc/xxhash_spec.md of the xxHash project). `shoal.engine.format.keys` is
+the reference implementation, and defines how the two hashes identify a key.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
-from engine.kernels.compiling import kernel
-from engine.kernels.memory import data_of, load_i32, load_u8, load_u32, load_u64
-from engine.keys import SECOND_SEED, SPARK_SEED
+from shoal.engine.format.keys import SECOND_SEED, SPARK_SEED
+from shoal.engine.kernels.compiling import kernel
+from shoal.engine.kernels.memory import data_of, load_i32, load_u8, load_u32, load_u64
 
 SEPARATOR = 0
-"""The byte between values that are hashed as one text: few strings have it, and those take another way."""
+"""The byte between the values of a joined text. Few strings contain this byte. A column with such a string is hashed as
+an Arrow array."""
 
 PRIME_1 = np.uint64(0x9E3779B185EBCA87)
 PRIME_2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -50,14 +51,14 @@ def _avalanche(value: Any) -> Any:
 
 @njit(inline="always")
 def _hash_word(word: Any, seed: Any) -> Any:
-    """XXH64 of 8 bytes."""
+    """Return the XXH64 of 8 bytes."""
     value = (seed + PRIME_5 + np.uint64(8)) ^ _round(np.uint64(0), word)
     return _avalanche(_rotate(value, 27) * PRIME_1 + PRIME_4)
 
 
 @njit(inline="always")
 def _stripes(address: int, end: int, seed: Any) -> Any:
-    """What the 32-byte stripes of a long input come to."""
+    """Return the accumulator after the 32-byte stripes of a long input."""
     lane_1 = seed + PRIME_1 + PRIME_2
     lane_2 = seed + PRIME_2
     lane_3 = seed
@@ -89,8 +90,9 @@ def _one(value: Any, lane: Any) -> Any:
 
 @njit(inline="always")
 def _hash_bytes(address: int, size: int, first_seed: Any, second_seed: Any) -> Any:
-    """XXH64 of `size` bytes at an address with each of two seeds, as uint64: keys are short, and the two, being chains
-    of dependent multiplications, overlap."""
+    """Return the XXH64 of `size` bytes at an address, for each of two seeds, as uint64. Keys are short, and each hash
+    is a chain of dependent multiplications. Both hashes are computed together, so that the two chains overlap in the
+    CPU."""
     end = address + size
     if size >= 32:
         first = _stripes(address, end, first_seed)
@@ -103,15 +105,18 @@ def _hash_bytes(address: int, size: int, first_seed: Any, second_seed: Any) -> A
     second += np.uint64(size)
     while address + 8 <= end:
         lane = _round(np.uint64(0), load_u64(address))
-        first, second = _eight(first, lane), _eight(second, lane)
+        first = _eight(first, lane)
+        second = _eight(second, lane)
         address += 8
     if address + 4 <= end:
         lane = np.uint64(load_u32(address)) * PRIME_1
-        first, second = _four(first, lane), _four(second, lane)
+        first = _four(first, lane)
+        second = _four(second, lane)
         address += 4
     while address < end:
         lane = np.uint64(load_u8(address)) * PRIME_5
-        first, second = _one(first, lane), _one(second, lane)
+        first = _one(first, lane)
+        second = _one(second, lane)
         address += 1
     return _avalanche(first), _avalanche(second)
 
@@ -121,8 +126,8 @@ def chain_strings(offsets: int, data: int, first: Any, second: Any) -> None:
     """Chain a string column into both hashes.
 
     Args:
-        offsets: address of the column's int32 Arrow offsets, one more than there are rows.
-        data: address of its UTF-8 bytes.
+        offsets: address of the column's Arrow offsets, int32[rows + 1].
+        data: address of the column's UTF-8 bytes.
         first, second: uint64[rows], the seeds on entry, the hashes on return.
     """
     for row in range(first.size):
@@ -133,15 +138,14 @@ def chain_strings(offsets: int, data: int, first: Any, second: Any) -> None:
 
 @kernel
 def chain_joined(text: Any, first: Any, second: Any) -> Any:
-    """Chain a string column, given as its values with SEPARATOR between them, into both hashes.
+    """Chain a string column into both hashes. The column is one text: its values, with SEPARATOR between them.
 
     Args:
         text: uint8[bytes], UTF-8.
         first, second: as in `chain_strings`.
 
     Returns:
-        Whether there are as many values as rows. If not, a value has a separator in it, and the hashes stay as they
-        were.
+        Whether there are as many values as rows. If not, a value contains a separator, and the hashes are unchanged.
     """
     separators = 0
     for position in range(text.size):
@@ -161,7 +165,8 @@ def chain_joined(text: Any, first: Any, second: Any) -> Any:
 
 @kernel
 def chain_integers(values: int, first: Any, second: Any) -> None:
-    """Chain an int64 column, at address `values`, into both hashes; `first` and `second` as in `chain_strings`."""
+    """Chain an int64 column at the address `values` into both hashes. `first` and `second` are as in
+    `chain_strings`."""
     for row in range(first.size):
         word = load_u64(values + 8 * row)
         first[row] = _hash_word(word, first[row])
@@ -169,7 +174,7 @@ def chain_integers(values: int, first: Any, second: Any) -> None:
 
 
 def seeds(keys: int) -> npt.NDArray[np.uint64]:
-    """uint64[2, keys], what both hashes of keys begin with."""
+    """Return the initial values of both hashes of all keys, uint64[2, keys]."""
     hashes = np.empty((2, keys), np.uint64)
     hashes[0] = SPARK_SEED
     hashes[1] = SECOND_SEED
@@ -186,7 +191,7 @@ def chain_array(column: pa.Array, first: npt.NDArray[np.uint64], second: npt.NDA
 
 
 def key_hashes(join_keys: Sequence[pa.Array]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Both hashes, int64[keys] each, of keys given as one Arrow array (string or int64, no nulls) per join key."""
+    """Return both hashes of keys, int64[keys] each, from one Arrow array (string or int64, no nulls) per join key."""
     first, second = seeds(len(join_keys[0]))
     for column in join_keys:
         chain_array(column, first, second)

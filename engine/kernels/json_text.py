@@ -1,4 +1,4 @@
-"""Write gathered columns, statuses and event times as JSON arrays, straight from the memory that they stand in."""
+"""Write gathered columns, statuses and event times as JSON arrays, directly from the gathered memory."""
 
 from enum import IntEnum
 from typing import Any
@@ -6,10 +6,25 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.kernels.compiling import kernel
-from engine.kernels.decimal import MAX_NUMBER, MAX_TIME, write_float32, write_integer, write_time
-from engine.kernels.gathering import NO_EVENT_TIME, Status
-from engine.kernels.memory import copy_bytes, data_of, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
+from shoal.engine.kernels.compiling import kernel
+from shoal.engine.kernels.decimal import (
+    MAX_NUMBER,
+    MAX_TIME,
+    write_float32,
+    write_integer,
+    write_time,
+)
+from shoal.engine.kernels.gathering import NO_EVENT_TIME, Status
+from shoal.engine.kernels.memory import (
+    copy_bytes,
+    data_of,
+    load_i32,
+    load_i64,
+    load_u8,
+    store_i32,
+    store_i64,
+    store_u8,
+)
 
 # Columns of the table of forms, int64[features, FORM_COLUMNS].
 FORM = 0
@@ -18,7 +33,7 @@ FORM_COLUMNS = 2
 
 
 class Form(IntEnum):
-    """How the values of a column are written; ELSEWHERE is not by these kernels."""
+    """The JSON form of a column's values. These kernels do not write ELSEWHERE columns."""
 
     ELSEWHERE = 0
     BOOL = 1
@@ -51,23 +66,23 @@ _NAMES = [b"", *(f'"{status.name}",'.encode() for status in Status)]
 _NAME_BYTES = np.frombuffer(b"".join(_NAMES), np.uint8)
 _NAME_ENDS = np.cumsum([len(name) for name in _NAMES])
 MAX_STATUS = max(map(len, _NAMES))
-"""The most bytes that a status takes, with a comma."""
+"""The maximum size of a status in bytes, including a comma."""
 
 OVERWRITTEN = 8
-"""Bytes behind the end of a number that may be written to."""
+"""The number of bytes after the end of a number that a kernel may overwrite."""
 
 NULL_TIME = NO_EVENT_TIME
-"""What stands for no event time: null is written."""
+"""The event time that is written as null."""
 
 
 def most_bytes(form: Form, items: int) -> int:
-    """The most bytes that a value takes, with a comma; `items` is the length of an embedding, or 1."""
+    """Return the maximum size of a value in bytes, including a comma; `items` is the length of an embedding, or 1."""
     return MAX_TIME if form is Form.TIME else MAX_NUMBER * items + 3
 
 
 @njit(inline="always")
 def _close(start: int, to: int) -> Any:
-    """Turn the comma after the last item, if there is one, into the end of the array that began at `start`."""
+    """End the array that began at `start`. If the array has items, replace the comma after the last item."""
     if to > start + 1:
         to -= 1
     store_u8(to, _CLOSE)
@@ -82,7 +97,7 @@ def _write_null(to: int) -> Any:
 
 @njit(inline="always")
 def _write_float(to: int, bits: int) -> Any:
-    """A float32; null, which is what JSON has, if it is no number."""
+    """Write a float32, or null for NaN and infinity, since JSON has neither."""
     if bits & _INFINITY == _INFINITY:
         return _write_null(to)
     return write_float32(to, bits)
@@ -90,7 +105,7 @@ def _write_float(to: int, bits: int) -> Any:
 
 @njit(inline="always")
 def _write_value(to: int, form: int, items: int, source: int) -> Any:
-    """One value that is there; a time is in the range of `engine.times`, since it was gathered."""
+    """Write a value that is not null. A gathered time is always in the range of `shoal.engine.base.times`."""
     if form == _FLOAT32:
         return _write_float(to, load_i32(source))
     if form == _INT64:
@@ -112,27 +127,29 @@ def _write_value(to: int, form: int, items: int, source: int) -> Any:
             store_u8(to, _COMMA)
             to += 1
         return _close(start, to)
-    # Towards 1970, as Feast does.
+    # Round towards 1970, as Feast does.
     time = load_i64(source)
     return write_integer(to, time // 1_000_000 if time >= 0 else -(-time // 1_000_000))
 
 
 @kernel
-def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: Any) -> None:
-    """Write each column as an array of its values, null where it has none and where a float is no number.
+def write_columns(forms: Any, arena: Any, column_starts: Any, valid: Any, text: Any, ends: Any) -> None:
+    """Write each column as an array of its values, with null for an absent value, NaN or infinity.
 
     Args:
-        forms: int64[features, FORM_COLUMNS]: the Form of each column, and how many items a value has.
-        arena, at, valid: as `engine.kernels.answering.answer_columns` left them.
-        text: uint8[bytes], becomes the texts, one after the other.
-        ends: int64[features], becomes where in it each ends; an ELSEWHERE column has none.
+        forms: int64[features, FORM_COLUMNS]: the Form of each column, and the number of items in a value.
+        arena, column_starts, valid: as `shoal.engine.kernels.answering.answer_columns` left them.
+        text: uint8[bytes]: receives the texts, one after the other.
+        ends: int64[features]: receives the end of each column in `text`; an ELSEWHERE column adds no text.
     """
     to = data_of(text)
     for feature in range(forms.shape[0]):
-        form, items = forms[feature, FORM], forms[feature, ITEMS]
+        form = forms[feature, FORM]
+        items = forms[feature, ITEMS]
         if form != _ELSEWHERE:
             start = to
-            source, width = data_of(arena) + at[feature], _WIDTHS[form] * items
+            source = data_of(arena) + column_starts[feature]
+            width = _WIDTHS[form] * items
             store_u8(to, _OPEN)
             to += 1
             for key in range(valid.shape[1]):
@@ -145,8 +162,8 @@ def write_columns(forms: Any, arena: Any, at: Any, valid: Any, text: Any, ends: 
 
 @kernel
 def write_event_times(event_time: Any, absent: int, text: Any) -> int:
-    """Write event times, int64[keys] microseconds since 1970, as an array; `absent` stands in for NO_EVENT_TIME, and is
-    NULL_TIME or a time. Returns where the text ends."""
+    """Write event times, int64[keys] microseconds since 1970, as an array; return the size of the text in bytes.
+    `absent` replaces NO_EVENT_TIME; it is a time or NULL_TIME."""
     start = data_of(text)
     store_u8(start, _OPEN)
     to = start + 1
@@ -162,8 +179,8 @@ def write_event_times(event_time: Any, absent: int, text: Any) -> int:
 
 @kernel
 def write_statuses(status: Any, valid: Any, text: Any) -> int:
-    """Write the names of a column's Status, uint8[keys] of its rows; those whose `valid` is 0 in a row that is PRESENT
-    are NULL_VALUE. Returns where the text ends."""
+    """Write the names of a column's statuses as an array; return the size of the text in bytes. `status`, uint8[keys],
+    has the Status of each row. A value is NULL_VALUE if its row is PRESENT and its `valid` is 0."""
     start = data_of(text)
     store_u8(start, _OPEN)
     to = start + 1
@@ -171,7 +188,8 @@ def write_statuses(status: Any, valid: Any, text: Any) -> int:
         own = status[key]
         if own == _PRESENT and not valid[key]:
             own = _NULL_VALUE
-        begin, end = _NAME_ENDS[own], _NAME_ENDS[own + 1]
+        begin = _NAME_ENDS[own]
+        end = _NAME_ENDS[own + 1]
         copy_bytes(to, data_of(_NAME_BYTES) + begin, end - begin)
         to += end - begin
     return int(_close(start, to) - start)

@@ -1,7 +1,7 @@
-"""Gather numeric features of found rows straight into one matrix, a row a key: what a ranker multiplies with.
+"""Gather numeric features of found rows directly into one matrix with one row per key: the input of a ranker.
 
-A row of a segment holds its features side by side as a row of the matrix does, so that where they are the same numbers
-in the same order a key costs one copy. Any other number is converted on the way.
+In a row of a segment, the features are next to each other, as in a row of the matrix. If both rows contain the same
+float32 numbers in the same order, one copy per key is enough. Any other number is converted during the copy.
 """
 
 from enum import IntEnum
@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.kernels.finding import SEGMENT
-from engine.kernels.gathering import Status, has_all, in_range, is_present
-from engine.kernels.memory import copy_bytes, data_of, float64_from_bits, load_f32, load_i32, load_i64, load_u8
+from shoal.engine.kernels.finding import SEGMENT
+from shoal.engine.kernels.gathering import Status, has_all, in_range, is_present
+from shoal.engine.kernels.memory import (
+    copy_bytes,
+    data_of,
+    float64_from_bits,
+    load_f32,
+    load_i32,
+    load_i64,
+    load_u8,
+)
 
 # Columns of the program, int64[segments, features, PROGRAM_COLUMNS].
 KIND = 0
@@ -22,7 +30,8 @@ COLUMN = 3
 WIDTH = 4
 PROGRAM_COLUMNS = 5
 
-# Columns of the spans, int64[segments, SPAN_COLUMNS]: all features of a segment as one run of float32, or SIZE 0.
+# Columns of the table of spans, int64[segments, SPAN_COLUMNS]. A span describes all features of a segment as one
+# contiguous run of float32. SPAN_SIZE is 0 if the features are not such a run.
 SPAN_OFFSET = 0
 SPAN_COLUMN = 1
 SPAN_SIZE = 2
@@ -30,7 +39,7 @@ SPAN_COLUMNS = 3
 
 
 class Number(IntEnum):
-    """How a feature lies in the rows of a segment."""
+    """The storage of a feature in the rows of a segment."""
 
     ABSENT = 0
     BOOL = 1
@@ -81,11 +90,11 @@ def gather_matrix_block(
     matrix: Any,
     counts: Any,
 ) -> None:
-    """Gather every feature of the program, for the keys of a block, into its columns of the matrix; what is null
+    """For the keys of a block, gather every feature of the program into the feature's columns of the matrix. A null
     becomes NaN.
 
     Args:
-        address, chunk_of: int64[keys of the block] as `judge` left them.
+        address, chunk_of: int64[keys of the block] as `judge_row` left them.
         start: the number of the block's first key.
         chunks: the chunk table.
         program: int64[segments, features, PROGRAM_COLUMNS].
@@ -93,10 +102,11 @@ def gather_matrix_block(
         presence: uint8[segments, bytes], a presence bitmap with the bits of all features.
         status: uint8[keys of the block].
         matrix: float32 or float64[keys, columns], in C order.
-        counts: int64[STATUSES], how many values have each Status, added to.
+        counts: int64[STATUSES], the number of values with each Status; this call adds to it.
     """
     for number in range(address.size):
-        row, key = address[number], start + number
+        row = address[number]
+        key = start + number
         segment = chunks[max(chunk_of[number], 0), SEGMENT]
         span = spans[segment]
         if span[SPAN_SIZE] and has_all(row, presence[segment]):

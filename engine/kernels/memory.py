@@ -1,8 +1,8 @@
 """Loads, stores, copies and prefetches at raw addresses, for kernels that read the memory map.
 
-A kernel sees the map as addresses because one request touches many LMDB values (chunks of several segments) whose
-number and types differ from store to store; one compiled kernel serves them all. All accesses are unaligned-safe:
-LMDB promises no more than even addresses.
+A kernel gets addresses in the map, because one request reads many LMDB values (chunks of several segments). The number
+and the types of these values differ from store to store, but one compiled kernel serves all stores. All accesses also
+work at unaligned addresses, because LMDB only guarantees even addresses.
 """
 
 from typing import Any
@@ -61,7 +61,7 @@ store_u8 = _storer(8)
 
 @intrinsic
 def _copy_bytes(_typing_context: Any, _destination: Any, _source: Any, _size: Any) -> tuple[Signature, Any]:
-    """memcpy(destination, source, size); the ranges must not overlap."""
+    """Call memcpy(destination, source, size); the ranges must not overlap."""
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         byte_pointer = ir.IntType(8).as_pointer()
@@ -79,7 +79,7 @@ def _copy_bytes(_typing_context: Any, _destination: Any, _source: Any, _size: An
 
 @intrinsic
 def _prefetch(_typing_context: Any, _address: Any) -> tuple[Signature, Any]:
-    """Ask for the cache line at an address, to be read soon; any address is safe."""
+    """Prefetch the cache line at an address for a read that follows soon; any address is safe."""
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         byte_pointer = ir.IntType(8).as_pointer()
@@ -88,14 +88,16 @@ def _prefetch(_typing_context: Any, _address: Any) -> tuple[Signature, Any]:
         function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
             builder.module, function_type, "llvm.prefetch.p0"
         )
-        read, keep_in_all_levels, data_cache = int32(0), int32(3), int32(1)
+        read = int32(0)
+        keep_in_all_levels = int32(3)
+        data_cache = int32(1)
         builder.call(function, [builder.inttoptr(args[0], byte_pointer), read, keep_in_all_levels, data_cache])
         return context.get_dummy_value()
 
     return types.none(ADDRESS), codegen
 
 
-# Typed as Any: the checker would hold callers to the arguments that the typing context adds.
+# Typed as Any: otherwise the type checker would require callers to pass the typing context.
 copy_bytes: Any = _copy_bytes
 prefetch: Any = _prefetch
 
@@ -118,7 +120,7 @@ _float32_from_bits = _bits_of(types.int32, types.float32, ir.FloatType())
 
 @intrinsic
 def _leading_zeros(_typing_context: Any, _value: Any) -> tuple[Signature, Any]:
-    """The number of zeros before the first one in the 64 bits of an unsigned number; of 0, 64."""
+    """Return the number of leading zeros in the 64 bits of an unsigned number; 64 for 0."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.ctlz(args[0], ir.IntType(1)(0))
@@ -131,17 +133,17 @@ leading_zeros: Any = _leading_zeros
 
 @njit(inline="always")
 def data_of(array: Any) -> Any:
-    """In a kernel, the address of an array's first element: signed, since Numba adds signed and unsigned numbers as
-    floats."""
+    """Return, in a kernel, the address of an array's first element. The address is signed, since Numba adds signed and
+    unsigned numbers as floats."""
     return np.int64(array.ctypes.data)
 
 
 @njit(inline="always")
 def load_f32(address: int) -> Any:
-    """The float32 at an address."""
+    """Return the float32 at an address."""
     return _float32_from_bits(np.int32(load_i32(address)))
 
 
 def address_of(array: "np.ndarray[Any, Any]") -> int:
-    """The address of an array's first element."""
+    """Return the address of an array's first element."""
     return int(array.ctypes.data)

@@ -1,8 +1,8 @@
-"""Write gathered columns and event times as fields of Protocol Buffers, straight from the memory that they stand in,
-and read the keys of a request.
+"""Write gathered columns and event times as Protocol Buffers fields, directly from the gathered memory, and read the
+keys of a request.
 
-A column is a repeated field 1 of Feast's messages `Value`, each a oneof: the field that is set says the type, and none
-is where there is no value. Source: Protocol Buffers, "Encoding".
+A column is a repeated field with the number 1, and each item is Feast's message `Value`. A `Value` is a oneof: the
+field that is set gives the type. For an absent value, no field is set. Source: Protocol Buffers, "Encoding".
 """
 
 from enum import IntEnum
@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from engine.kernels.compiling import kernel
-from engine.kernels.gathering import NO_EVENT_TIME
-from engine.kernels.memory import copy_bytes, data_of, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
+from shoal.engine.kernels.compiling import kernel
+from shoal.engine.kernels.gathering import NO_EVENT_TIME
+from shoal.engine.kernels.memory import (
+    copy_bytes,
+    data_of,
+    load_i32,
+    load_i64,
+    load_u8,
+    store_i32,
+    store_i64,
+    store_u8,
+)
 
 # Columns of the table of fields, int64[features, FIELD_COLUMNS].
 FIELD = 0
@@ -22,7 +31,7 @@ FIELD_COLUMNS = 2
 
 
 class Field(IntEnum):
-    """The field of a `Value` that the values of a column are; the numbers are Feast's."""
+    """The field of a `Value` that contains a value of a column. The numbers are Feast's."""
 
     BYTES = 1
     STRING = 2
@@ -38,12 +47,12 @@ class Field(IntEnum):
 
 
 ELSEWHERE = 0
-"""In the table of fields: not of fixed width, so not written by `write_columns`."""
+"""In the table of fields, this number marks a column of variable width, which `write_columns` does not write."""
 
 MAX_TIMESTAMP = 2 + 11 + 6
-"""The most bytes that an event time takes."""
+"""The maximum size of an event time in bytes."""
 OVERWRITTEN = 8
-"""Bytes behind the end of what is written that a kernel may write to."""
+"""The number of bytes after the end of its output that a kernel may overwrite."""
 
 _MAX_VARINT = 10
 _MAX_SIZE = 5
@@ -70,14 +79,14 @@ _SECOND = 1_000_000
 
 
 def most_bytes(items: int) -> int:
-    """The most bytes that a value of fixed width takes; `items` is the length of an embedding, or 1."""
+    """Return the maximum size of a value of fixed width in bytes; `items` is the length of an embedding, or 1."""
     return max(_MAX_HEAD + 4 * items, 2 + 1 + _MAX_VARINT)
 
 
 def most_bytes_of_heap(field: Field, keys: int, size: int) -> int:
-    """The most bytes that a column of variable-length values takes, which are of `size` bytes together."""
-    # The smallest thing that is written larger than it lies there: an int64 in a list, of 8 bytes, takes up to 10, and
-    # a string in a list has its end before it, of 4 bytes, where its tag and its size take up to 6.
+    """Return the maximum size in bytes of a column of variable-length values; `size` is their total stored size."""
+    # Only two kinds of items can grow. An int64 in a list is stored in 8 bytes and written in up to 10. A string in a
+    # list is stored with an end of 4 bytes, but written with a tag and a size of up to 6 bytes together.
     growth = 2 if field in (Field.INT64_LIST, Field.STRING_LIST) else 1
     return _MAX_HEAD * keys + growth * size
 
@@ -105,19 +114,20 @@ def _write_varint(to: int, number: int) -> Any:
 
 @njit(inline="always")
 def _open(to: int, tag: int, size: int) -> Any:
-    """A field that holds `size` bytes, which come next."""
+    """Write the tag and the size of a field. The caller then writes the content, which has `size` bytes."""
     return _write_varint(_write_varint(to, tag), size)
 
 
 @njit(inline="always")
 def _sized(size: int) -> Any:
-    """What `size` bytes take as a field with a tag of one byte."""
+    """Return the size in bytes of a field with a tag of one byte and `size` bytes of content."""
     return 1 + _varint_size(size) + size
 
 
 @njit(inline="always")
 def _open_value(to: int, field: int, size: int) -> Any:
-    """A `Value` of which a field holds `size` bytes, which come next."""
+    """Write the beginning of a `Value` with one field. The caller then writes the content of the field, which has
+    `size` bytes."""
     tag = field << 3 | _SIZED
     to = _open(to, _FIRST, _varint_size(tag) + _varint_size(size) + size)
     return _open(to, tag, size)
@@ -125,7 +135,8 @@ def _open_value(to: int, field: int, size: int) -> Any:
 
 @njit(inline="always")
 def _open_floats(to: int, size: int) -> Any:
-    """A `Value` that is a list of float32 of `size` bytes, which come next."""
+    """Write the beginning of a `Value` with a list of float32. The caller then writes the numbers, which have `size`
+    bytes."""
     if size == 0:
         return _open_value(to, _FLOAT_LIST, 0)
     return _open(_open_value(to, _FLOAT_LIST, _sized(size)), _FIRST, size)
@@ -133,7 +144,7 @@ def _open_floats(to: int, size: int) -> Any:
 
 @njit(inline="always")
 def _write_nothing(to: int) -> Any:
-    """A `Value` without a field."""
+    """Write a `Value` without a field."""
     store_u8(to, _FIRST)
     store_u8(to + 1, 0)
     return to + 2
@@ -141,9 +152,9 @@ def _write_nothing(to: int) -> Any:
 
 @njit(inline="always")
 def _write_value(to: int, field: int, items: int, source: int) -> Any:
-    """A value of fixed width."""
+    """Write a `Value` of fixed width."""
     if field == _FLOAT:
-        # Head and number are seven bytes: one store.
+        # The head and the number together have seven bytes, so one store is enough.
         store_i64(to, _FLOAT_HEAD | load_i32(source) << 24)
         return to + 7
     if field == _DOUBLE:
@@ -176,20 +187,23 @@ def _width(field: int, items: int) -> Any:
 
 
 @kernel
-def write_columns(fields: Any, arena: Any, at: Any, valid: Any, out: Any, ends: Any) -> None:
-    """Write the columns of fixed width, each as its values.
+def write_columns(fields: Any, arena: Any, column_starts: Any, valid: Any, out: Any, ends: Any) -> None:
+    """Write the columns of fixed width, each as one `Value` per key.
 
     Args:
-        fields: int64[features, FIELD_COLUMNS]: the Field of each column, or ELSEWHERE, and how many items a value has.
-        arena, at, valid: as `engine.kernels.answering.answer_columns` left them.
-        out: uint8[bytes], becomes the columns, one after the other.
-        ends: int64[features], becomes where in it each ends; an ELSEWHERE column has none.
+        fields: int64[features, FIELD_COLUMNS]: the Field of each column, or ELSEWHERE, and the number of items in a
+            value.
+        arena, column_starts, valid: as `shoal.engine.kernels.answering.answer_columns` left them.
+        out: uint8[bytes]: receives the columns, one after the other.
+        ends: int64[features]: receives the end of each column in `out`; an ELSEWHERE column adds no bytes.
     """
     to = data_of(out)
     for feature in range(fields.shape[0]):
-        field, items = fields[feature, FIELD], fields[feature, ITEMS]
+        field = fields[feature, FIELD]
+        items = fields[feature, ITEMS]
         if field != ELSEWHERE:
-            source, width = data_of(arena) + at[feature], _width(field, items)
+            source = data_of(arena) + column_starts[feature]
+            width = _width(field, items)
             for key in range(valid.shape[1]):
                 there = valid[feature, key]
                 to = _write_value(to, field, items, source + width * key) if there else _write_nothing(to)
@@ -198,7 +212,7 @@ def write_columns(fields: Any, arena: Any, at: Any, valid: Any, out: Any, ends: 
 
 @njit(inline="always")
 def _write_integers(to: int, source: int, count: int) -> Any:
-    """A `Value` that is a list of int64."""
+    """Write a `Value` with a list of int64."""
     size = 0
     for index in range(count):
         size += _varint_size(load_i64(source + 8 * index))
@@ -212,7 +226,8 @@ def _write_integers(to: int, source: int, count: int) -> Any:
 
 @njit(inline="always")
 def _write_strings(to: int, source: int) -> Any:
-    """A `Value` that is a list of strings, from their count, the end of each, and their bytes."""
+    """Write a `Value` with a list of strings. At `source` are the number of strings, the end of each string, and the
+    bytes of all strings."""
     count = load_i32(source)
     ends = source + 4
     text = ends + 4 * count
@@ -234,11 +249,12 @@ def _write_strings(to: int, source: int) -> Any:
 
 @kernel
 def write_heap(field: int, data: Any, offsets: Any, valid: Any, out: Any) -> int:
-    """Write one column of variable-length values, of which value i is data[offsets[i]:offsets[i + 1]], into `out`,
-    uint8[bytes]. Returns where it ends."""
+    """Write one column of variable-length values into `out`, uint8[bytes]; return the written size in bytes. Value i is
+    data[offsets[i]:offsets[i + 1]]."""
     to = data_of(out)
     for key in range(valid.size):
-        source, size = data_of(data) + offsets[key], np.int64(offsets[key + 1]) - offsets[key]
+        source = data_of(data) + offsets[key]
+        size = np.int64(offsets[key + 1]) - offsets[key]
         if not valid[key]:
             to = _write_nothing(to)
         elif field == _INT64_LIST:
@@ -254,8 +270,8 @@ def write_heap(field: int, data: Any, offsets: Any, valid: Any, out: Any) -> int
 
 @kernel
 def write_event_times(event_time: Any, out: Any) -> int:
-    """Write event times, int64[keys] microseconds since 1970, as a repeated field 3 of `Timestamp`; NO_EVENT_TIME is
-    1970, which is an empty one. Returns where they end."""
+    """Write event times, int64[keys] microseconds since 1970, as a repeated field with the number 3, of type
+    `Timestamp`. Return the written size in bytes. NO_EVENT_TIME is written as 1970, which is an empty `Timestamp`."""
     to = data_of(out)
     for key in range(event_time.size):
         time = event_time[key]
@@ -277,49 +293,52 @@ def write_event_times(event_time: Any, out: Any) -> int:
 
 
 @njit(inline="always")
-def _read_varint(at: int, end: int) -> Any:
-    """A number, and where it ends: behind `end` if it goes on there."""
-    number, shift = np.uint64(0), np.uint64(0)
-    while at < end and shift < np.uint64(64):
-        byte = np.uint64(load_u8(at))
-        at += 1
+def _read_varint(position: int, end: int) -> Any:
+    """Return a number and its end address, which is after `end` if the number is not complete."""
+    number = np.uint64(0)
+    shift = np.uint64(0)
+    while position < end and shift < np.uint64(64):
+        byte = np.uint64(load_u8(position))
+        position += 1
         number |= (byte & np.uint64(0x7F)) << shift
         if byte < np.uint64(0x80):
-            return np.int64(number), at
+            return np.int64(number), position
         shift += np.uint64(7)
     return np.int64(0), end + 1
 
 
 @njit(inline="always")
-def _read_key(at: int, end: int, kind: int) -> Any:
-    """Where the content of the `Value` at an address begins, and where it ends; -1 if it is not one field of a kind."""
-    if load_u8(at) != _FIRST:
+def _read_key(position: int, end: int, kind: int) -> Any:
+    """Return the start and the end of the content of the `Value` at an address; the start is -1 if the `Value` is not
+    exactly one field with the tag `kind`."""
+    if load_u8(position) != _FIRST:
         return -1, 0
-    size, at = _read_varint(at + 1, end)
-    if at > end or size < 2 or size > end - at:
+    size, position = _read_varint(position + 1, end)
+    if position > end or size < 2 or size > end - position:
         return -1, 0
-    return (at + 1, at + size) if load_u8(at) == kind else (-1, 0)
+    return (position + 1, position + size) if load_u8(position) == kind else (-1, 0)
 
 
 @kernel
 def read_integers(data: Any, field: int, out: Any) -> int:
-    """Read a `RepeatedValue` of INT64 or INT32 as its encoders write it.
+    """Read a `RepeatedValue` of INT64 or INT32 in the encoding that Protocol Buffers libraries write.
 
     Args:
         data: uint8[bytes], the encoded message.
-        out: int64[bytes // 4], becomes the numbers.
+        out: int64[bytes // 4]: receives the numbers.
 
     Returns:
-        How many there are, or -1 if it is written otherwise, or is something else.
+        The number of integers, or -1 if the message is encoded in another way, or is another message.
     """
-    at, count = data_of(data), 0
-    end = at + data.size
-    while at < end:
-        source, at = _read_key(at, end, field << 3 | _VARINT)
+    position = data_of(data)
+    count = 0
+    end = position + data.size
+    while position < end:
+        source, position = _read_key(position, end, field << 3 | _VARINT)
         if source < 0:
             return -1
-        number, behind = _read_varint(source, at)
-        if behind != at or (field == _INT32 and np.int32(number) != number):
+        number, behind = _read_varint(source, position)
+        if behind != position or (field == _INT32 and np.int32(number) != number):
             return -1
         out[count] = number
         count += 1
@@ -328,25 +347,27 @@ def read_integers(data: Any, field: int, out: Any) -> int:
 
 @kernel
 def read_strings(data: Any, offsets: Any, out: Any) -> int:
-    """Read a `RepeatedValue` of STRING as its encoders write it.
+    """Read a `RepeatedValue` of STRING in the encoding that Protocol Buffers libraries write.
 
     Args:
         data: uint8[bytes], the encoded message.
-        offsets: int32[bytes // 4 + 1], becomes where each string begins in `out`, and at last where the last ends.
-        out: uint8[bytes], becomes the strings, one after the other, which may not be UTF-8.
+        offsets: int32[bytes // 4 + 1]: receives the start of each string in `out`, and the end of the last string.
+        out: uint8[bytes]: receives the strings, one after the other. They may not be valid UTF-8.
 
     Returns:
-        How many there are, or -1 if it is written otherwise, or is something else.
+        The number of strings, or -1 if the message is encoded in another way, or is another message.
     """
-    at, count, to = data_of(data), 0, 0
-    end = at + data.size
+    position = data_of(data)
+    count = 0
+    to = 0
+    end = position + data.size
     offsets[0] = 0
-    while at < end:
-        source, at = _read_key(at, end, _STRING << 3 | _SIZED)
+    while position < end:
+        source, position = _read_key(position, end, _STRING << 3 | _SIZED)
         if source < 0:
             return -1
-        size, source = _read_varint(source, at)
-        if source > at or size != at - source:
+        size, source = _read_varint(source, position)
+        if source > position or size != position - source:
             return -1
         copy_bytes(data_of(out) + to, source, size)
         to += size

@@ -1,14 +1,16 @@
-"""Take connections from a listening socket that all workers share, so that each worker gets its part of them.
+"""Accept connections from a listening socket that all workers share, and spread them evenly over the workers.
 
-The kernel wakes every worker for a connection and gives it to the first that comes, which tends to be the same one
-again and again: of 64 connections made in a row one of two workers took 63, and kept them, being keep-alive. So a
-worker that has more connections than another leaves that one a moment to come first. The numbers stand in memory that
-the workers share; each writes its own place, and nobody waits for anybody: a worker that hangs costs the others that
-moment.
+The kernel wakes every worker for a new connection, and gives the connection to the first worker that accepts. That
+tends to be the same worker again and again: of 64 connections made in a row, one of two workers took 63. Keep-alive
+connections then stay with that worker. So a worker that has more connections than another worker waits for a short time
+before it accepts, so that the other worker can accept first. The connection counts are in shared memory. Each worker
+writes only its own count, and waits for no other worker. So a hung worker delays the other workers by no more than this
+short time.
 
-A worker has a limit of connections. When it is reached, the worker closes the connection that has been idle longest to
-accept the next. If none is idle, it accepts a few more, answers one request on each, and closes them, so that /health
-is answered. Further connections wait in the kernel's queue until others have closed.
+The number of connections per worker is limited. At the limit, the worker closes the connection that has been idle
+longest, and accepts the next connection in its place. If no connection is idle, the worker accepts a few extra
+connections, so that /health works. It answers one request on each extra connection, and then closes the connection.
+Further connections wait in the kernel's queue until other connections have closed.
 """
 
 import asyncio
@@ -33,17 +35,18 @@ _FULL_SECONDS = 0.05
 
 
 class Host(Protocol):
-    """What makes the protocol of a new connection, and counts it out when it is lost."""
+    """The factory of connection protocols. When a connection is lost, the host also subtracts it from the worker's
+    count."""
 
-    def meet(self, connection: socket.socket, *, is_extra: bool) -> asyncio.BaseProtocol:
-        """One that `is_extra` is over the limit, and to be got rid of."""
+    def protocol_for(self, connection: socket.socket, *, is_extra: bool) -> asyncio.BaseProtocol:
+        """Return the protocol of a new connection. If `is_extra`, the connection is over the limit and soon closed."""
 
     def make_room(self, *, at_once: bool) -> bool:
-        """Close the connection that has been idle longest; return whether there was one."""
+        """Close the connection that has been idle longest; return whether any connection was idle."""
 
 
 class ConnectionCounts:
-    """How many connections each worker has; made before the workers are forked."""
+    """The number of connections of each worker, in shared memory. Create this before the workers are forked."""
 
     def __init__(self, workers: int) -> None:
         self._counts = memoryview(mmap.mmap(-1, 4 * workers)).cast("i")
@@ -55,19 +58,20 @@ class ConnectionCounts:
         self._counts[worker] = count
 
     def least(self) -> int:
-        """The number of connections of the worker that has fewest."""
+        """Return the smallest number of connections of any worker."""
         return min(self._counts)
 
 
 class Acceptor:
-    """Accepts connections for one worker until `close`.
+    """The acceptor of one worker's connections, until `close`.
 
     Args:
         listener: the shared socket, non-blocking.
-        host: takes in each connection.
-        counts: where all workers note how many connections they have, and `worker`, this one's place there.
-        most: the limit of this worker's connections.
-        tls: tells what a new connection is to be made with; None is plain TCP.
+        host: the factory of the connections' protocols.
+        counts: the connection counts of all workers.
+        worker: the index of this worker in `counts`.
+        most: the maximum number of connections of this worker.
+        tls: a function that returns the TLS context for a new connection, or None for plain TCP.
     """
 
     def __init__(
@@ -86,14 +90,14 @@ class Acceptor:
         self._worker = worker
         self._most = most
         self._tls = tls
-        # The connections in their TLS handshake, in order of arrival; None for one whose handshake was aborted.
+        # The connections in their TLS handshake, in order of arrival; None if the handshake was aborted.
         self._greeting: dict[asyncio.Task[None], socket.socket | None] = {}
         self._waiting: asyncio.TimerHandle | None = None
-        counts[worker] = 0  # One that died in this place had some.
+        counts[worker] = 0  # An earlier worker with this index may have died with open connections.
         self._listen()
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting connections."""
         self._loop.remove_reader(self._listener)
         if self._waiting is not None:
             self._waiting.cancel()
@@ -110,7 +114,7 @@ class Acceptor:
         elif mine > self._counts.least():
             self._pause(_HEAD_START_SECONDS, self._accept_and_listen)
         else:
-            # One at a time, a worker with much to do would leave those that wait here for seconds.
+            # Accept several per wakeup. With only one per wakeup, a busy worker would let connections wait for seconds.
             while self._accept() and self._counts[self._worker] <= min(self._counts.least(), self._most):
                 pass
 
@@ -119,11 +123,11 @@ class Acceptor:
         self._accept()
 
     def _accept(self) -> bool:
-        """Take one connection if there is one; returns whether there was."""
+        """Accept one connection if one is waiting; return whether it was accepted."""
         try:
             connection, client = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return False  # Another worker was first, or the client has gone.
+            return False  # Another worker was first, or the client has disconnected.
         except OSError as error:
             log.error("connections cannot be accepted: %s", error)
             self._host.make_room(at_once=False)
@@ -138,7 +142,8 @@ class Acceptor:
         return True
 
     def _make_room(self) -> bool:
-        """Close an idle connection, or else the one whose TLS handshake takes longest; return whether there was one."""
+        """Close an idle connection. If no connection is idle, close the one whose TLS handshake has taken longest.
+        Return whether a connection was closed."""
         if self._host.make_room(at_once=True):
             return True
         for greeting, connection in self._greeting.items():
@@ -160,14 +165,14 @@ class Acceptor:
             patience = _EXTRA_HANDSHAKE_SECONDS if is_extra else HANDSHAKE_SECONDS
         try:
             await self._loop.connect_accepted_socket(
-                partial(self._host.meet, connection, is_extra=is_extra),
+                partial(self._host.protocol_for, connection, is_extra=is_extra),
                 connection,
                 ssl=context,
                 ssl_handshake_timeout=patience,
             )
         except OSError as error:
-            # The client has gone already, or was sent away: then only this log says why.
+            # The client disconnected, or its TLS handshake failed. Only this log says why a handshake failed.
             if isinstance(error, ssl.SSLError):
-                log.info("no TLS with %s: %s", client, error)
+                log.info("TLS handshake with %s failed: %s", client, error)
             connection.close()
             self._counts[self._worker] -= 1

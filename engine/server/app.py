@@ -1,4 +1,4 @@
-"""The HTTP application of one worker: its endpoints, and what all of them have in common.
+"""The HTTP application of one worker: its endpoints, and their common error handling, authorization and metrics.
 
     POST /v1/lookup               features in JSON, Arrow or NumPy
     POST /get-online-features     the same for Feast's clients
@@ -6,14 +6,14 @@
     POST /push                    the same for Feast's clients, by push source
     POST /write-to-online-store   and by feature view
     GET  /v1/views              schemas and feature services
-    GET  /v1/status             where each view stands, and the processes
+    GET  /v1/status             the state of each view, and the processes
     POST /v1/reload             forwarded to the writer
-    GET  /openapi.json          all of this, as OpenAPI has it
+    GET  /openapi.json          the OpenAPI document of these endpoints
     GET  /health, /ready        for load balancers
     GET  /metrics               for Prometheus
 
-Every answer carries the header X-Shoal-Version once a store is open, and that to a lookup X-Shoal-Applied. Where there
-are tokens, a request needs one with the role that the endpoint names; those for load balancers name none.
+Once a store is open, every response has the header X-Shoal-Version. A response to a lookup also has X-Shoal-Applied. If
+the server has tokens, a request needs a token with the endpoint's role. The endpoints for load balancers need no token.
 """
 
 import asyncio
@@ -27,9 +27,7 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
-from engine.control import WriterClient, error_document, first_failure
-from engine.encoders.negotiation import choose_format
-from engine.errors import (
+from shoal.engine.base.errors import (
     BodyTooSlow,
     DeadlinePassed,
     MaterializeElsewhere,
@@ -38,35 +36,43 @@ from engine.errors import (
     ShoalError,
     TokenInvalid,
 )
-from engine.live_status import describe_live
-from engine.processes import describe_server
-from engine.remote_rows import NOTHING
-from engine.result import LookupResult, MatrixResult
-from engine.scrubbed import describe_scrub
-from engine.server import feast
-from engine.server.accepting import ConnectionCounts
-from engine.server.admission import TIMEOUT_HEADER, Admission, timeout_seconds
-from engine.server.connections import Connection, ConnectionServer
-from engine.server.metrics import Metrics
-from engine.server.openapi import DOCUMENT
-from engine.server.outgoing import Outgoing
-from engine.server.protection import Protection
-from engine.server.pushes import Pushes
-from engine.server.requests import (
+from shoal.engine.lookup.remote_rows import NOTHING
+from shoal.engine.lookup.result import LookupResult, MatrixResult
+from shoal.engine.process.control import WriterClient, error_document, first_failure
+from shoal.engine.server import feast
+from shoal.engine.server.accepting import ConnectionCounts
+from shoal.engine.server.admission import TIMEOUT_HEADER, Admission, timeout_seconds
+from shoal.engine.server.connections import Connection, ConnectionServer
+from shoal.engine.server.metrics import Metrics
+from shoal.engine.server.negotiation import choose_format
+from shoal.engine.server.openapi import DOCUMENT
+from shoal.engine.server.outgoing import Outgoing
+from shoal.engine.server.protection import Auth
+from shoal.engine.server.pushes import Pushes
+from shoal.engine.server.requests import (
     BodyReader,
     LookupRequest,
-    ReloadRequest,
+    ReloadBody,
     check_keys,
     remaining_seconds,
     set_deadline,
 )
-from engine.server.responses import VERSION_HEADER, answer_bytes, answer_error, answer_json, answer_lookup
-from engine.server.served_store import ServedStore
-from engine.server.served_tables import PARTIAL_HEADER, ServedTables, parse_partial
-from engine.server.tokens import Role
-from engine.settings import ServerSettings
-from engine.standing import read_standing
-from engine.status import describe_version, describe_views
+from shoal.engine.server.responses import (
+    VERSION_HEADER,
+    answer_lookup,
+    bytes_response,
+    error_response,
+    json_response,
+)
+from shoal.engine.server.served_store import ServedStore
+from shoal.engine.server.served_tables import PARTIAL_HEADER, ServedTables, parse_partial
+from shoal.engine.server.settings import ServerSettings
+from shoal.engine.server.tokens import Role
+from shoal.engine.status.live import describe_live
+from shoal.engine.status.processes import describe_server
+from shoal.engine.status.replication import read_replication
+from shoal.engine.status.scrubbed import describe_scrub
+from shoal.engine.status.store import describe_version, describe_views
 
 log = logging.getLogger("shoal.worker")
 
@@ -81,8 +87,9 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 class Endpoint(NamedTuple):
-    """What answers one method of a path, and the role that it takes to ask; anybody may where that is None. Where it
-    `has_deadline`, a request that cannot be answered in time is refused; what operators ask is answered anyway."""
+    """The handler of one method of a path, and the role that a request needs. The role is None if the request needs no
+    token. If `has_deadline`, requests that cannot be answered in time are rejected. Endpoints for operators have no
+    deadline."""
 
     handler: Handler
     role: Role | None
@@ -90,7 +97,8 @@ class Endpoint(NamedTuple):
 
 
 def _path(request: web.BaseRequest) -> str:
-    """The path that was asked for. Feast's server sends clients that end it with a slash to the one without."""
+    """Return the requested path. Remove a trailing slash from Feast's paths, because Feast's server redirects requests
+    with such a slash."""
     path = request.path
     return path[:-1] if path.endswith("/") and path[:-1] in _FEAST_PATHS else path
 
@@ -102,13 +110,13 @@ def _shed_reason(error: Overloaded | DeadlinePassed | BodyTooSlow) -> str:
 
 
 class Application:
-    """One worker's `endpoints`, by path and method. `admission` says which requests are taken on; `in_flight` counts
-    those whose answer is not made yet."""
+    """One worker's `endpoints`, by path and method. `admission` decides which requests are accepted; `in_flight` is the
+    number of requests without a response so far."""
 
     def __init__(
         self,
         settings: ServerSettings,
-        protection: Protection,
+        protection: Auth,
         served: ServedStore,
         metrics: Metrics,
         writer: WriterClient,
@@ -146,10 +154,10 @@ class Application:
         self._limits = {"max_values": settings.max_values, "max_bytes": settings.max_answer_bytes}
 
     def server(self, counts: ConnectionCounts, worker: int) -> ConnectionServer:
-        """What makes the protocol of each connection, and counts it in a worker's place.
+        """Return the server that makes the protocol of each connection. It counts the connections of `worker`.
 
-        It is aiohttp's low-level server: finding one of a few fixed paths in a dict takes a third less of the CPU of a
-        small request than a router and middlewares do.
+        This is aiohttp's low-level server, without router and middlewares: a dict of the few fixed paths saves a third
+        of the CPU time of a small request.
         """
         access_log = logging.getLogger("shoal.access") if self._settings.access_log else None
         options = {"request_factory": self._request, "access_log": access_log}
@@ -177,7 +185,8 @@ class Application:
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=most)
 
     def _handler(self, request: web.BaseRequest) -> Handler:
-        """What is to answer a request, which may ask for it."""
+        """Return the handler of a request; raise an error if there is no handler, or if the request is not allowed or
+        too late."""
         methods = self.endpoints.get(_path(request))
         if methods is None:
             raise web.HTTPNotFound
@@ -194,15 +203,17 @@ class Application:
         return endpoint.handler
 
     def _admit(self, request: web.BaseRequest) -> None:
-        """Refuse what would not be answered in time, while that costs no more than its head."""
-        connection, timeout = request.protocol, self.admission.timeout
+        """Raise Overloaded if a request would be answered too late. At this point only its head has been parsed."""
+        connection = request.protocol
+        timeout = self.admission.timeout
         assert isinstance(connection, Connection)
         if connection.is_extra:
             raise Overloaded(
                 f"the worker has {self._settings.max_connections} connections, its max_connections; try again later",
                 "connections",
             )
-        waited, asked = connection.waited(), request.headers.get(TIMEOUT_HEADER)
+        waited = connection.waited()
+        asked = request.headers.get(TIMEOUT_HEADER)
         if asked is not None:
             timeout = timeout_seconds(asked)
             set_deadline(request, timeout - waited)
@@ -218,7 +229,7 @@ class Application:
         )
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Every request: errors become answers, and every answer is counted and gets its headers."""
+        """Handle any request: turn errors into responses, set the common headers, and count the response."""
         started = time.perf_counter()
         connection = request.protocol
         assert isinstance(connection, Connection)
@@ -241,7 +252,7 @@ class Application:
                 response.headers["Allow"] = error.headers["Allow"]
         except Exception as error:
             log.exception("%s %s failed", request.method, request.path)
-            response = self._refuse(request, error, "the server met something unexpected; its log says what", 500)
+            response = self._refuse(request, error, "an unexpected error occurred; see the log of the server", 500)
         finally:
             self.in_flight -= 1
             connection.end_request()
@@ -257,9 +268,9 @@ class Application:
 
     def _refuse(self, request: web.BaseRequest, error: Exception, message: str, status: int) -> web.Response:
         if _path(request) in _FEAST_PATHS:
-            return feast.answer_error(error, message, status, strict=self._settings.feast_strict)
+            return feast.feast_error_response(error, message, status, strict=self._settings.feast_strict)
         is_foreseen = isinstance(error, ShoalError | web.HTTPException)
-        return answer_error(type(error).__name__ if is_foreseen else "InternalError", message, status)
+        return error_response(type(error).__name__ if is_foreseen else "InternalError", message, status)
 
     # --- lookups -----------------------------------------------------------------------------------------------
 
@@ -267,15 +278,16 @@ class Application:
         asked = await self._bodies.parse(request, LookupRequest)
         check_keys(asked.entities, self._settings.max_keys)
         encoding = choose_format(request.headers.get("Accept", ""))
-        how: dict[str, Any] = self._limits | {"max_age": asked.max_age, "stale": asked.stale}
-        how |= {"fetched": NOTHING, "partial": parse_partial(request.headers.get(PARTIAL_HEADER))}
+        options: dict[str, Any] = self._limits | {"max_age": asked.max_age, "stale": asked.stale}
+        options |= {"fetched": NOTHING, "partial": parse_partial(request.headers.get(PARTIAL_HEADER))}
         if self._tables.are_needed():
             remaining = remaining_seconds(request)
-            how["fetched"] = await self._tables.fetch(asked.wanted, asked.entities, "fail", remaining)
+            options["fetched"] = await self._tables.fetch(asked.wanted, asked.entities, "fail", remaining)
         self._outgoing.check()
-        # From here on nothing waits: the version that is read is held only until its rows are copied.
+        # There is no await from here to the end of the lookup, so the store version is held only until its rows are
+        # copied.
         store = self._served.open()
-        result = encoding.look_up(store, asked.wanted, asked.entities, **how)
+        result = encoding.look_up(store, asked.wanted, asked.entities, **options)
         self._metrics.count_lookup(result)
         content = await self._outgoing.encode(result, partial(encoding.encode, result))
         return self._marked(answer_lookup(content, encoding.media_type, result), result)
@@ -283,21 +295,21 @@ class Application:
     async def _lookup_for_feast(self, request: web.BaseRequest) -> web.Response:
         strict = self._settings.feast_strict
         body = await self._bodies.read(request)
-        asked = feast.parse_request(body, request.content_type if strict else feast.MEDIA_TYPE)
+        asked = feast.parse_feast_request(body, request.content_type if strict else feast.MEDIA_TYPE)
         check_keys(asked.entities, self._settings.max_keys)
-        how: dict[str, Any] = self._limits | {"fetched": NOTHING}
-        how["partial"] = parse_partial(request.headers.get(PARTIAL_HEADER))
+        options: dict[str, Any] = self._limits | {"fetched": NOTHING}
+        options["partial"] = parse_partial(request.headers.get(PARTIAL_HEADER))
         if self._tables.are_needed():
             wanted, entities = feast.lenient(self._served.open().version(), asked)
-            how["fetched"] = await self._tables.fetch(wanted, entities, "not_found", remaining_seconds(request))
+            options["fetched"] = await self._tables.fetch(wanted, entities, "not_found", remaining_seconds(request))
         self._outgoing.check()
-        result, encode = feast.look_up(self._served.open(), asked, strict=strict, **how)
+        result, encode = feast.look_up(self._served.open(), asked, strict=strict, **options)
         self._metrics.count_lookup(result)
         content = await self._outgoing.encode(result, encode)
         return self._marked(answer_lookup(content, feast.MEDIA_TYPE, result), result)
 
     def _marked(self, response: web.Response, result: LookupResult | MatrixResult) -> web.Response:
-        """An answer that says of which views rows are missing in it that did not come in time."""
+        """Add the header that names the views whose rows did not all arrive in time, and return the response."""
         if result.partial:
             response.headers[PARTIAL_HEADER] = ",".join(result.partial)
             self._metrics.count_partial(result.partial)
@@ -305,59 +317,59 @@ class Application:
 
     async def _materialize_for_feast(self, request: web.BaseRequest) -> web.Response:
         raise MaterializeElsewhere(
-            "the store follows an export root: run `shoal export`, which publishes what changed, or `feast "
-            "materialize` with Shoal as its online store"
+            "the store follows an export root: run `shoal export` to publish changes, or `feast materialize` with "
+            "Shoal as its online store"
         )
 
     # --- the store ---------------------------------------------------------------------------------------------
 
     async def _views(self, request: web.BaseRequest) -> web.Response:
         version = self._served.open().version()
-        return answer_json(describe_views(version), version.id)
+        return json_response(describe_views(version), version.id)
 
     async def _status(self, request: web.BaseRequest) -> web.Response:
-        """Also of a store that is not open: then only the processes are known."""
-        # The kernel may take its time to add up the memory of processes.
+        """Return the status. If the store is not open, the status has only the processes."""
+        # Do this in a thread, because the kernel may take long to add up the memory of processes.
         server = await asyncio.to_thread(describe_server, self._settings.store)
         version = self._served.version()
         trouble = self._served.trouble()
         document: dict[str, Any] = {"version": None, "views": []}
         if version is not None:
-            standing = read_standing(self._settings.store)
+            standing = read_replication(self._settings.store)
             document = describe_version(version, standing)
             if trouble is None:
                 document["live"] = describe_live(self._settings.store)
             document["scrub"] = describe_scrub(self._settings.store)
         document["trouble"] = error_document(trouble)["error"] if trouble is not None else None
-        return answer_json({"server": server} | document, version.id if version else None)
+        return json_response({"server": server} | document, version.id if version else None)
 
     async def _reload(self, request: web.BaseRequest) -> web.Response:
-        asked = await self._bodies.parse(request, ReloadRequest)
+        asked = await self._bodies.parse(request, ReloadBody)
         answer = await self._writer.reload(
             asked.view, snapshot=asked.snapshot, accept_schema_change=asked.accept_schema_change
         )
         error = first_failure(answer["views"])
         if error is None:
-            return answer_json(answer)
-        return answer_json(error_document(error) | answer, status=error.http_status)
+            return json_response(answer)
+        return json_response(error_document(error) | answer, status=error.http_status)
 
     async def _describe(self, request: web.BaseRequest) -> web.Response:
-        return answer_bytes(DOCUMENT, "application/json")
+        return bytes_response(DOCUMENT, "application/json")
 
     # --- the worker --------------------------------------------------------------------------------------------
 
     async def _health(self, request: web.BaseRequest) -> web.Response:
-        return answer_json({"status": "alive"})
+        return json_response({"status": "alive"})
 
     async def _ready(self, request: web.BaseRequest) -> web.Response:
         if self.admission.is_draining:
-            return answer_error("Draining", "the server is stopping", 503)
+            return error_response("Draining", "the server is stopping", 503)
         try:
             version = self._served.ready()
         except ShoalError as error:
-            return answer_error(type(error).__name__, str(error), 503)
-        return answer_json({"status": "ready", "version": version.id}, version.id)
+            return error_response(type(error).__name__, str(error), 503)
+        return json_response({"status": "ready", "version": version.id}, version.id)
 
     async def _expose_metrics(self, request: web.BaseRequest) -> web.Response:
         content, content_type = self._metrics.exposition(self._served.version(), request.headers.get("Accept", ""))
-        return answer_bytes(content, content_type)
+        return bytes_response(content, content_type)

@@ -1,7 +1,7 @@
-"""Rows that are pushed as an Arrow IPC stream: read, but for streams that would unpack to more than the server takes.
+"""Read rows that are pushed as an Arrow IPC stream, and reject streams that unpack to more than the server's limits.
 
-A stream may be far smaller than what it says: its buffers may be compressed, and some types repeat a value. What it
-takes in memory is added up before any of it is unpacked. Source: Apache Arrow Columnar Format, "Serialization and
+A stream may be far smaller than its unpacked rows: its buffers may be compressed, and some types repeat a value. So the
+size in memory is added up before any buffer is unpacked. Source: Apache Arrow Columnar Format, "Serialization and
 Interprocess Communication", and its Message.fbs.
 """
 
@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.errors import PushInvalid, RequestTooLarge
+from shoal.engine.base.errors import PushInvalid, RequestTooLarge
 
-# The fields of tables in Message.fbs, by their number.
+# The numbers of table fields in Message.fbs.
 _MESSAGE_HEADER = 2
 _BATCH_LENGTH, _BATCH_BUFFERS, _BATCH_COMPRESSION = 0, 2, 3
 _DICTIONARY_DATA = 1
@@ -25,24 +25,25 @@ _NOT_COMPRESSED = -1
 
 
 def arrow_columns(body: bytes, *, max_rows: int, max_bytes: int) -> dict[str, Any]:
-    """The columns of a stream, by name.
+    """Return the columns of a stream, by name.
 
     Args:
-        max_rows: the most rows that it may have.
-        max_bytes: the most bytes that it may have when its buffers are unpacked.
+        max_rows: the maximum number of rows.
+        max_bytes: the maximum size of the unpacked buffers in bytes.
 
     Raises:
-        PushInvalid: it is no Arrow stream, or names a column twice.
-        RequestTooLarge: it has more rows or bytes.
+        PushInvalid: the body is not an Arrow stream, or two columns have the same name.
+        RequestTooLarge: the stream has more rows or bytes than the maximum.
     """
     try:
         _check_size(body, max_rows, max_bytes)
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()
         table.validate(full=True)
-        names, columns = table.column_names, [column.combine_chunks() for column in table.columns]
+        names = table.column_names
+        columns = [column.combine_chunks() for column in table.columns]
     except (pa.ArrowException, OSError, UnicodeDecodeError, struct.error) as error:
-        raise PushInvalid(f"the body is no Arrow stream: {error}") from None
+        raise PushInvalid(f"the body is not an Arrow stream: {error}") from None
     _check_bytes(sum(map(_repeated_bytes, columns)), max_bytes)
     for name in names:
         if names.count(name) > 1:
@@ -64,7 +65,7 @@ def _check_size(body: bytes, max_rows: int, max_bytes: int) -> None:
             size += sum(_unpacked_sizes(batch, memoryview(message.body)))
         if rows > max_rows:
             raise RequestTooLarge(
-                f"the push has {rows} rows, the server takes {max_rows}; push in parts, or raise its max_keys"
+                f"the push has {rows} rows, the server accepts at most {max_rows}; push in parts, or raise its max_keys"
             )
         _check_bytes(size, max_bytes)
 
@@ -72,13 +73,14 @@ def _check_size(body: bytes, max_rows: int, max_bytes: int) -> None:
 def _check_bytes(size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise RequestTooLarge(
-            f"the stream unpacks to {size} bytes, the server takes {max_bytes}; push in parts, or raise its "
+            f"the stream unpacks to {size} bytes, the server accepts at most {max_bytes}; push in parts, or raise its "
             f"max_body_bytes"
         )
 
 
 def _repeated_bytes(values: pa.Array) -> int:
-    """What texts and bytes of the types that may repeat one, dictionaries and views, take when each is written out."""
+    """Return the size in bytes that a column's strings or bytes values have when each value is copied separately.
+    Return 0 if the column's type cannot repeat a value."""
     if pa.types.is_dictionary(values.type):
         lengths = pa.array(_lengths(values.dictionary))
         return int(pc.sum(lengths.take(values.indices)).as_py() or 0)
@@ -90,9 +92,10 @@ def _repeated_bytes(values: pa.Array) -> int:
 
 
 def _lengths(values: pa.Array) -> npt.NDArray[np.int64]:
-    """The bytes of each text, or bytes, of an array; 0 of what is neither."""
+    """Return the size of each string or bytes value in bytes; 0 for other types."""
     if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
-        # A view is 16 bytes, of which the first four are the length; no kernel of Arrow's tells it.
+        # A view has 16 bytes, and the first four bytes are the length of the value. No Arrow kernel returns this
+        # length.
         views = np.frombuffer(values.buffers()[1], np.int32)[: 4 * (values.offset + len(values))]
         return np.where(values.is_valid(), views[4 * values.offset :: 4], 0).astype(np.int64)
     try:
@@ -102,7 +105,7 @@ def _lengths(values: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _unpacked_sizes(batch: "_Table", body: memoryview) -> Iterator[int]:
-    """What each buffer of a compressed batch says that it unpacks to, in bytes."""
+    """Yield the unpacked size in bytes that each buffer of a compressed batch declares."""
     for offset, length in batch.pairs(_BATCH_BUFFERS):
         if length >= 8:
             (size,) = struct.unpack_from("<q", body, offset)
@@ -110,7 +113,8 @@ def _unpacked_sizes(batch: "_Table", body: memoryview) -> Iterator[int]:
 
 
 class _Table:
-    """A table of a flatbuffer that Arrow has verified: as much of one as it takes to find the sizes."""
+    """A reader for a table of a flatbuffer that Arrow has verified. It supports only what the computation of the sizes
+    needs."""
 
     def __init__(self, data: bytes, position: int) -> None:
         self._data = data
@@ -126,7 +130,7 @@ class _Table:
         return value
 
     def _place(self, field: int) -> int:
-        """Where a field is; 0 if the table has it not."""
+        """Return the position of a field; 0 if the table does not have the field."""
         entry = 4 + 2 * field
         offset = self._read("<H", self._fields + entry) if entry < self._read("<H", self._fields) else 0
         return self._position + offset if offset else 0
@@ -143,7 +147,7 @@ class _Table:
         return _Table(self._data, place + self._read("<I", place))
 
     def pairs(self, field: int) -> Iterator[tuple[int, int]]:
-        """A vector of structs of two int64."""
+        """Yield the elements of a vector of structs with two int64 fields each."""
         place = self._place(field)
         if place:
             start = place + self._read("<I", place)

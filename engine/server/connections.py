@@ -1,8 +1,8 @@
-"""A worker's connections: how long what came over them waited, and an end to those whose client does not go on.
+"""A worker's connections: measure how long requests have waited, and close connections with slow clients.
 
-A worker answers one request after the other, so that under too much load requests wait, most of them in their
-sockets, where no event loop sees them. The kernel knows when each socket last took in a packet, and tells for half a
-microsecond.
+A worker answers one request after the other. So under overload, requests wait. Most of them wait in their sockets,
+where the event loop does not see them. The kernel knows when each socket last received a packet, and reading that time
+takes half a microsecond.
 """
 
 import math
@@ -15,19 +15,21 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError
 
-from engine.server.accepting import ConnectionCounts
-from engine.server.admission import Admission
-from engine.server.outgoing import Outgoing
-from engine.server.requests import unsupported
-from engine.server.responses import answer_error
+from shoal.engine.server.accepting import ConnectionCounts
+from shoal.engine.server.admission import Admission
+from shoal.engine.server.outgoing import Outgoing
+from shoal.engine.server.requests import unsupported
+from shoal.engine.server.responses import error_response
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None)
-"""Linux alone has it in this form: tcpi_last_data_recv, milliseconds, stands at byte 52 of struct tcp_info."""
+"""The socket option for struct tcp_info. Only Linux has this form of the struct: tcpi_last_data_recv, in milliseconds,
+is at byte 52."""
 _LAST_RECEIVED = struct.Struct("=52xI")
 _TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _EXTRA_SECONDS = 1.0
 _SPARED_SECONDS = 5.0
-"""Connections that have been idle for less are not closed to make room: their client may be about to send a request."""
+"""A connection that has been idle for less than this time is not closed to make room, because its client may be about
+to send a request."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -35,9 +37,10 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Connection(web.RequestHandler):
     """One connection.
 
-    If `is_extra`, the connection is over the limit: it gets one answer and is closed, so that /health works, and other
-    requests get an error. `patience` is how many seconds a client may take to send its first byte, and a request's
-    headers. aiohttp's `keepalive_timeout` limits how long the connection may be idle after an answer.
+    If `is_extra`, the connection is over the limit. It gets one answer and is then closed. On such a connection /health
+    works, and other requests get an error. `patience` is the time in seconds that a client has to send its first byte,
+    or the headers of a request. aiohttp's `keepalive_timeout` limits how long the connection may be idle after an
+    answer.
     """
 
     __slots__ = (
@@ -72,23 +75,24 @@ class Connection(web.RequestHandler):
         self.is_extra = is_extra
         self._admission = admission
         self._outgoing = outgoing
-        # The bytes of an answer that the client has not read, and since when it has stopped reading.
+        # The number of bytes of an answer that the client has not read, and the time when it stopped reading.
         self._unsent = 0
         self._unsent_since = 0.0
-        # How many requests are to be answered before the one that was read; None where none waits.
+        # The number of requests ahead of the request that was read; None if no request waits.
         self._ahead: int | None = None
         self._patience = _EXTRA_SECONDS if is_extra else patience
-        # When the last bytes were read, and when they reached this machine according to the kernel.
+        # The time when the last bytes were read, the time when they reached this machine according to the kernel, and
+        # the time of the last answer.
         self._came = self._arrived = self._ended = time.perf_counter()
-        # When the headers of a request began to arrive: 0 between requests, and while a body is read, which has a limit
-        # of its own.
+        # The time when the headers of a request began to arrive; 0 between requests, infinity while a request is
+        # answered. The body of a request has its own time limit.
         self._began = 0.0
         self._has_asked = self._has_finished = False
         self._socket = connection if _TCP_INFO is not None and connection.family in _TCP_FAMILIES else None
 
     def data_received(self, data: bytes) -> None:
-        """What the event loop calls with what it read."""
-        if not data:  # aiohttp calls this itself, to go on.
+        """Handle received bytes. Called by the event loop."""
+        if not data:  # aiohttp itself calls this with no data, to continue parsing.
             super().data_received(data)
             return
         self._came = time.perf_counter()
@@ -101,16 +105,17 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         request = self._current_request
         if request is not None and self._messages and not request.content.is_eof():
-            # All that can follow a body that has not ended is aiohttp's note that it cannot be unpacked, of which who
-            # reads the body would not hear.
+            # After an unfinished body, the only possible message is aiohttp's error that the body cannot be unpacked.
+            # The reader of the body would not see that error, so pass it on.
             self._messages.clear()
-            request.content.set_exception(web.RequestPayloadError("it is not packed as it says"))
+            request.content.set_exception(web.RequestPayloadError("it does not match its Content-Encoding"))
             self.close()
         if self._messages and self._ahead is None and self._began < math.inf:
             self._ahead = self._admission.take()
 
     def _refuses(self, data: bytes) -> bool:
-        """Whether this is a request for which there is no time, which so is answered already."""
+        """Reject a request if its deadline cannot be met; return whether the request was rejected. If it was, its
+        answer is already written."""
         waited = self._came - self._arrived
         if not self._admission.is_late_when_read(waited, self._admission.timeout):
             return False
@@ -119,7 +124,8 @@ class Connection(web.RequestHandler):
         answer = self._admission.refusal(data, waited)
         if answer is None:
             return False
-        self._has_asked, self._ended = True, self._came
+        self._has_asked = True
+        self._ended = self._came
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         self.transport.write(answer)
         return True
@@ -137,25 +143,25 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Return the answer to bytes that are not a valid HTTP request, or have an unknown Content-Encoding. That is
-        the client's fault, so it is not logged."""
+        """Return the answer to bytes that are not a valid HTTP request, or have an unknown Content-Encoding. The client
+        is at fault, so the error is not logged."""
         if status >= web.HTTPInternalServerError.status_code or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
         if isinstance(exc, ContentEncodingError):
             # aiohttp knows this encoding, but the package that unpacks it is not installed.
-            answer = answer_error("EncodingUnsupported", unsupported("one that the server cannot unpack"), 415)
+            answer = error_response("EncodingUnsupported", unsupported("one that the server cannot unpack"), 415)
         else:
-            answer = answer_error("HTTPBadRequest", message or "the request is not valid HTTP", status)
+            answer = error_response("HTTPBadRequest", message or "the request is not valid HTTP", status)
         answer.force_close()
         return answer
 
     def log_exception(self, *args: Any, **options: Any) -> None:
-        """What aiohttp does about an exception: here nothing, if what came of a client made it."""
+        """Log an exception, unless the client caused it with a body that cannot be read. Called by aiohttp."""
         if not isinstance(options.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **options)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """What the event loop calls at the end."""
+        """Release what the connection holds. Called by the event loop when the connection is lost."""
         if self._ahead is not None:
             self._admission.drop()
             self._ahead = None
@@ -163,14 +169,15 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Called by the event loop when the client reads an answer more slowly than it is sent."""
+        """Count the unsent bytes. Called by the event loop when the client reads an answer too slowly."""
         super().pause_writing()
         if self.transport is not None:
-            self._unsent, self._unsent_since = self.transport.get_write_buffer_size(), time.perf_counter()
+            self._unsent = self.transport.get_write_buffer_size()
+            self._unsent_since = time.perf_counter()
             self._outgoing.hold(self._unsent)
 
     def resume_writing(self) -> None:
-        """Called by the event loop once the client has read it."""
+        """Subtract the unsent bytes. Called by the event loop once the client has read the answer."""
         self._take_unsent()
         super().resume_writing()
 
@@ -179,9 +186,10 @@ class Connection(web.RequestHandler):
         self._unsent = 0
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Called by the event loop when the client has closed its sending side. Return whether the connection stays
-        open until all its requests are answered. TLS does not support half-closed connections."""
-        waiter, request = self._waiter, self._current_request
+        """Return whether the connection stays open until all its requests are answered. Called by the event loop when
+        the client has closed its sending side. TLS does not support half-closed connections."""
+        waiter = self._waiter
+        request = self._current_request
         if (waiter is not None and not waiter.done()) or self.ssl_context is not None:
             return False
         if request is None and not self._messages and not self._began:
@@ -191,39 +199,40 @@ class Connection(web.RequestHandler):
         return self._has_finished
 
     def begin_request(self) -> None:
-        """A head is complete, and its turn has come."""
-        self._has_asked, self._began = True, math.inf
+        """Note that a request begins: its head is complete, and its turn has come."""
+        self._has_asked = True
+        self._began = math.inf
         if self._ahead is not None:
             self._admission.begin(self._ahead, self._came, self._arrived, time.perf_counter())
             self._ahead = None
 
     def end_request(self) -> None:
-        """It is answered."""
+        """Note that a request is answered."""
         self._ended = time.perf_counter()
         # The next request may have arrived already.
         self._began = self._ended if self._messages else 0.0
-        # By then the event loop has polled all sockets once more.
+        # When the event loop calls `note_idle`, it has polled all sockets once more.
         self._loop.call_soon(self._admission.note_idle, self._admission.met)
         if self._has_finished and not self._messages:
             self.close()
 
     def waited(self) -> float:
-        """For how many seconds the last that came of the client has been here."""
+        """Return the seconds since the last bytes from the client reached this machine."""
         return time.perf_counter() - self._arrived
 
     def _waited_in_socket(self) -> float:
-        # The kernel counts in steps of some milliseconds.
+        # The kernel's value has a resolution of some milliseconds.
         if self._socket is None or _TCP_INFO is None:
             return 0.0
         try:
             account = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_RECEIVED.size)
             milliseconds: int = _LAST_RECEIVED.unpack(account)[0]
-        except (OSError, struct.error):  # The client has gone, or the kernel is not one that says so much.
+        except (OSError, struct.error):  # The client has disconnected, or the kernel lacks this field.
             return 0.0
         return milliseconds / 1e3
 
     def is_overdue(self, now: float) -> bool:
-        """Whether the first byte or the rest of a head has been awaited for too long."""
+        """Return whether the client takes too long to send its first byte, or the rest of a request's head."""
         if self._request_in_progress:
             return False
         if self._began:
@@ -231,11 +240,11 @@ class Connection(web.RequestHandler):
         return not self._has_asked and now - self._ended > self._patience
 
     def takes_too_long(self, now: float) -> bool:
-        """Whether the client has had enough time to read its answer."""
+        """Return whether the client takes too long to read its answer."""
         return self._unsent > 0 and now - self._unsent_since > self._patience
 
     def idle_seconds(self, now: float) -> float:
-        """Return how many seconds this connection has been without a complete request; 0 while one is being
+        """Return how many seconds this connection has been without a complete request; 0 while a request is being
         answered."""
         if self._request_in_progress or self._messages or self._began == math.inf:
             return 0.0
@@ -254,8 +263,8 @@ class Connection(web.RequestHandler):
 
 
 class ConnectionServer(web.Server):
-    """aiohttp's low-level server, with a count of its worker's connections that goes down as soon as one is lost: its
-    own list of them keeps each for a while."""
+    """aiohttp's low-level server. It reduces its worker's connection count as soon as a connection is lost, because
+    aiohttp keeps lost connections in its own list for a while."""
 
     def __init__(
         self,
@@ -275,14 +284,14 @@ class ConnectionServer(web.Server):
         self._worker = worker
         self._closed_idle = 0
         self._patience = patience
-        # What is left of a body that nobody reads any more is waited for no longer than for one that is read.
+        # The rest of a body that is no longer read gets no more time than a body that is read.
         self._options = options | {"lingering_time": min(10.0, patience)}
         self._options.pop("request_factory", None)
 
-    def meet(self, connection: socket.socket, *, is_extra: bool) -> Connection:
-        """The protocol of a new connection."""
+    def protocol_for(self, connection: socket.socket, *, is_extra: bool) -> Connection:
+        """Return the protocol of a new connection."""
         if hasattr(socket, "TCP_USER_TIMEOUT") and connection.family in _TCP_FAMILIES:
-            # Ends who does not take an answer, which is in memory until it is taken.
+            # Let the kernel close the connection if the client stops reading, because an unread answer occupies memory.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1e3 * self._patience))
         return Connection(
             self,
@@ -296,13 +305,15 @@ class ConnectionServer(web.Server):
         )
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """What aiohttp calls once for each connection that was made."""
+        """Reduce the connection count by one. Called by aiohttp once for each connection, when the connection is
+        lost."""
         super().connection_lost(handler, exc)
         self._counts[self._worker] -= 1
 
     def make_room(self, *, at_once: bool) -> bool:
-        """Close the connection that has been idle longest, first of those that never sent a request; return whether
-        there was one. Connections that became idle a moment ago are spared unless `at_once`."""
+        """Close the connection that has been idle longest, but prefer connections that never sent a request. Return
+        whether a connection was closed. Connections that became idle a moment ago are closed only if `at_once` is
+        true."""
         now = time.perf_counter()
         spared = 0.0 if at_once else _SPARED_SECONDS
         idle = [
@@ -318,13 +329,17 @@ class ConnectionServer(web.Server):
 
     def take_closed_idle(self) -> int:
         """Return how many connections were closed to make room since the last call."""
-        closed, self._closed_idle = self._closed_idle, 0
+        closed = self._closed_idle
+        self._closed_idle = 0
         return closed
 
     def end_overdue(self) -> int:
-        """Close connections whose client takes too long to send its first byte or a request's headers, or, while memory
-        is short, to read an answer. Return how many."""
-        now, ended, is_short = time.perf_counter(), 0, self._outgoing.is_short
+        """Close connections whose client takes too long to send its first byte or the headers of a request. While
+        memory is short, also close connections whose client takes too long to read an answer. Return the number of
+        closed connections."""
+        now = time.perf_counter()
+        ended = 0
+        is_short = self._outgoing.is_short
         for connection in self._connected():
             if connection.is_overdue(now) or (is_short and connection.takes_too_long(now)):
                 connection.end()

@@ -1,18 +1,19 @@
 """Raise the limit of open files to what the connections need, or lower the number of connections to fit the limit.
 
-A worker without a free descriptor cannot accept connections, and then not even /health is answered.
+A worker without a free descriptor cannot accept connections, so it cannot even answer /health.
 """
 
 import logging
 import resource
 
-from engine.server.accepting import EXTRA_CONNECTIONS
-from engine.settings import ServerSettings
+from shoal.engine.server.accepting import EXTRA_CONNECTIONS
+from shoal.engine.server.settings import ServerSettings
 
 log = logging.getLogger("shoal.supervisor")
 
 _OTHER_FILES = 1024
-"""The number of files that a worker may have open besides connections: of the store, its tables and everything else."""
+"""The number of descriptors that a worker may need in addition to those of its clients' connections: for the store, the
+store's tables, and everything else."""
 
 
 def fit_connections(settings: ServerSettings) -> ServerSettings:

@@ -1,7 +1,7 @@
-"""POST /get-online-features as Feast's feature server has it: what its clients send, what they read, what they raise.
+"""POST /get-online-features, compatible with Feast's feature server: its requests, answers and errors.
 
-`docs/feast.md` compares the two, answer by answer. Requests are read as leniently as Feast reads them; what is unusual
-in one takes a slower way.
+`docs/feast.md` compares the two servers, answer by answer. Requests are parsed as leniently as in Feast; unusual
+requests take a slower path.
 """
 
 import json
@@ -14,19 +14,25 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.allowance import Allowance
-from engine.encoders import json_feast
-from engine.encoders.feast_names import feature_names
-from engine.errors import FeastBodyInvalid, LookupInvalid, RequestTooLarge, TokenInvalid, UnknownFeature
-from engine.feature_store import FeatureStore
-from engine.lookup import resolve_features
-from engine.remote_rows import Fetched, Partial
-from engine.result import LookupResult
-from engine.schema import JoinKeyType
-from engine.server.requests import check_members
-from engine.server.responses import answer_json, sendable
-from engine.showing import shown
-from engine.version import StoreVersion
+from shoal.engine.base.errors import (
+    FeastBodyInvalid,
+    LookupInvalid,
+    RequestTooLarge,
+    TokenInvalid,
+    UnknownFeature,
+)
+from shoal.engine.base.quoting import abbreviated
+from shoal.engine.encoders import json_feast
+from shoal.engine.encoders.feast_names import feature_names
+from shoal.engine.feature_store import FeatureStore
+from shoal.engine.format.schema import JoinKeyType, split_reference
+from shoal.engine.lookup.allowance import Allowance
+from shoal.engine.lookup.columns import resolve_features
+from shoal.engine.lookup.remote_rows import Fetched, Partial
+from shoal.engine.lookup.result import LookupResult
+from shoal.engine.server.requests import check_members
+from shoal.engine.server.responses import json_response, sendable
+from shoal.engine.store.version import StoreVersion
 
 MEDIA_TYPE = json_feast.MEDIA_TYPE
 
@@ -41,14 +47,18 @@ _MISSING = {
     "service": ("FeatureServiceNotFoundException", "Feature service {} does not exist"),
 }
 _LATEST = re.compile(r"^([^@:]*)@(?:latest)?(?=:)", re.IGNORECASE)
-"""A view in a reference, of which the newest version is asked for, in so many words."""
-_LONGEST_REPEATED, _MOST_DETAILS = 64 << 10, 20
-"""An error repeats what was sent, as Feast's do, while that is no more bytes; else it is cut, and so many are told."""
+"""Matches the view of a reference that names the newest version explicitly: `view@latest:feature`, or
+`view@:feature`."""
+_LONGEST_REPEATED = 64 << 10
+_MOST_DETAILS = 20
+"""An error repeats the input, as Feast's errors do. An error that would be longer than `_LONGEST_REPEATED` bytes has at
+most `_MOST_DETAILS` details, and their input is abbreviated."""
 _NOT_JSON = "Input should be a valid dictionary or object to extract fields from"
 
 
 class FeastRequest(BaseModel):
-    """The body; members that Feast does not know are left out, and a feature service goes before features."""
+    """The body of a request. Members unknown to Feast are ignored, and `feature_service` takes precedence over
+    `features`."""
 
     model_config = ConfigDict(frozen=True)
     entities: dict[str, list[Any]]
@@ -59,7 +69,7 @@ class FeastRequest(BaseModel):
 
     @property
     def wanted(self) -> str | list[str]:
-        """The features as a lookup takes them; raises LookupInvalid if there are none."""
+        """The features or the feature service for a lookup; raises LookupInvalid if the request names none."""
         if not self.feature_service and not self.features:
             raise LookupInvalid(
                 "No features specified for retrieval: give features, a list of view:feature, or feature_service"
@@ -70,23 +80,24 @@ class FeastRequest(BaseModel):
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
-def parse_request(body: bytes, content_type: str) -> FeastRequest:
-    """The request for features in a body; raises as `parse_body`."""
-    return parse_body(body, content_type, FeastRequest)
+def parse_feast_request(body: bytes, content_type: str) -> FeastRequest:
+    """Return the lookup request in a body; raise the same errors as `parse_feast_body`."""
+    return parse_feast_body(body, content_type, FeastRequest)
 
 
-def parse_body(body: bytes, content_type: str, model: type[_Body], *, nan: bool = False) -> _Body:
-    """What a body says; with `nan` it may say NaN, which JSON has not but Python writes.
+def parse_feast_body(body: bytes, content_type: str, model: type[_Body], *, nan: bool = False) -> _Body:
+    """Return the content of a body. If `nan` is true, the body may contain NaN, which is not valid JSON, but which
+    Python writes.
 
     Raises:
-        FeastBodyInvalid: it is not JSON, or has not the members, or they are not of the types that Feast takes.
-        RequestTooLarge: it has more of them than a request takes.
+        FeastBodyInvalid: the body is not JSON, lacks a member, or has a member of a type that Feast does not accept.
+        RequestTooLarge: the body has too many members.
     """
     if not body:
         raise _refused({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
     if not _is_json(content_type):
-        shown = body.decode(errors="replace")
-        raise _refused({"type": "model_attributes_type", "loc": ["body"], "msg": _NOT_JSON, "input": shown})
+        abbreviated = body.decode(errors="replace")
+        raise _refused({"type": "model_attributes_type", "loc": ["body"], "msg": _NOT_JSON, "input": abbreviated})
     content = _loads(body, nan)
     check_members(content)
     try:
@@ -102,8 +113,8 @@ def _is_json(content_type: str) -> bool:
 
 
 def _loads(body: bytes, nan: bool) -> Any:
-    """The content of a body; the words for what is not JSON are those of Python's own parser, which Feast's server
-    uses."""
+    """Return the content of a body. If the body is not JSON, the error has the words of Python's own parser, as in
+    Feast's server."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -111,7 +122,7 @@ def _loads(body: bytes, nan: bool) -> Any:
     try:
         content = json.loads(body)
         if nan:
-            # Half a surrogate pair is no text: nothing could be answered that names it.
+            # Reject half a surrogate pair: it is not valid text, so no answer could repeat it.
             json.dumps(content, ensure_ascii=False).encode()
             return content
     except json.JSONDecodeError as error:
@@ -127,7 +138,7 @@ def _refused(*details: Mapping[str, Any]) -> FeastBodyInvalid:
 
 
 def lenient(version: StoreVersion, asked: FeastRequest) -> tuple[str | list[str], dict[str, list[Any]]]:
-    """What `answer` looks up if what was asked is not right to the letter: names and keys as Feast reads them.
+    """Return the features and entities of a request, for `look_up`. Names and keys are read as leniently as in Feast.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
@@ -135,7 +146,7 @@ def lenient(version: StoreVersion, asked: FeastRequest) -> tuple[str | list[str]
     wanted = asked.wanted
     if not isinstance(wanted, str):
         wanted = [_LATEST.sub(r"\1", reference) for reference in wanted]
-    # Of several things that are wrong, Feast tells views that do not exist first, and then names that are the same.
+    # If several things are wrong, Feast reports missing views first, and then names that collide.
     references = resolve_features(version, wanted)
     types = _key_types(version, references)
     feature_names(references, full=asked.full_feature_names)
@@ -152,23 +163,24 @@ def look_up(
     fetched: Fetched | None = None,
     partial: Partial = "serve",
 ) -> tuple[LookupResult, Callable[[Allowance], bytes]]:
-    """Look up the features; return the result, and the encoder of the answer's body.
+    """Look up the features; return the result, and a function that encodes the answer's body.
 
     The answer has every entity that is a join key of any view, and no other entities. A key with a null or missing part
-    is not found.
+    counts as not found.
 
     Args:
         strict: answer exactly as Feast does: rows of any age count as present.
-        max_values: the most values that the answer may hold.
-        max_bytes: the most bytes that it may take, as it is gathered.
-        fetched: the rows of views that are kept in tables, by the keys that `lenient` gives.
+        max_values: the maximum number of values in the answer.
+        max_bytes: the maximum size of the answer in bytes while it is gathered.
+        fetched: the rows of views that are kept in tables, for the keys that `lenient` returns.
         partial: what to do if such rows did not arrive in time.
 
     Raises:
         LookupInvalid, UnknownFeature: the request does not fit the store.
     """
-    wanted, entities = asked.wanted, asked.entities
-    how: dict[str, Any] = {
+    wanted = asked.wanted
+    entities = asked.entities
+    options: dict[str, Any] = {
         "max_age": timedelta.max if strict else None,
         "max_values": max_values,
         "max_bytes": max_bytes,
@@ -176,12 +188,12 @@ def look_up(
         "partial": partial,
     }
     try:
-        result = store.lookup(wanted, entities, incomplete="not_found", **how)
+        result = store.lookup(wanted, entities, incomplete="not_found", **options)
     except RequestTooLarge:
         raise
     except LookupInvalid:
         wanted, entities = lenient(store.version(), asked)
-        result = store.lookup(wanted, entities, incomplete="not_found", **how)
+        result = store.lookup(wanted, entities, incomplete="not_found", **options)
     known = store.version().join_key_names
     join_keys = {name: values for name, values in entities.items() if name in known}
 
@@ -199,16 +211,16 @@ def look_up(
 
 
 def _key_types(version: StoreVersion, references: Sequence[str]) -> dict[str, JoinKeyType]:
-    """The types of the join keys by which features are looked up."""
-    views = {reference.partition(":")[0] for reference in references}
+    """Return the types of the join keys of the requested views, by name."""
+    views = {split_reference(reference)[0] for reference in references}
     return {key.name: key.type for name in views for key in version.view(name).join_keys}
 
 
 def coerced(entities: Mapping[str, list[Any]], types: Mapping[str, JoinKeyType]) -> dict[str, list[Any]]:
-    """Entities with their values as Feast reads them: what Python's int or str makes of them, nulls excepted.
+    """Return the entities with each value converted as in Feast, by Python's int or str; nulls stay null.
 
     Raises:
-        LookupInvalid: a value is a list or an object, or no whole number where there must be one.
+        LookupInvalid: a value is a list or an object, or is not a whole number although its join key is an int64.
     """
     return {
         name: [_coerced(name, value, types[name]) for value in values] if name in types else values
@@ -229,31 +241,31 @@ def _coerced(name: str, value: Any, key_type: JoinKeyType) -> Any:
         raise LookupInvalid(f"entity {name!r} must be int64: {error}") from None
 
 
-def answer_error(error: Exception, message: str, status: int, *, strict: bool) -> web.Response:
-    """An error as Feast's server says it.
+def feast_error_response(error: Exception, message: str, status: int, *, strict: bool) -> web.Response:
+    """Return an error in the format of Feast's server.
 
-    A body that has not the right shape is answered with a list of what is wrong, anything else with a JSON text that
-    holds the JSON of the exception to raise in the client.
+    For a body of the wrong shape, the answer is a list of the mistakes. For any other error, the answer is a JSON
+    string. This string contains the JSON of the exception that Feast's client raises.
 
     Args:
-        strict: answer 500, as Feast does, for a request that does not fit the store. Feast's own client tries again
-            what is answered so, and then does not tell why.
+        strict: answer 500, as Feast does, if a request does not fit the store. Feast's own client retries after a 500,
+            and then does not report the reason.
     """
     message = sendable(message)
     if isinstance(error, FeastBodyInvalid):
         try:
             content = orjson.dumps({"detail": error.details}, default=str)
         except TypeError:
-            # An integer of more than 64 bits was sent, which only Python's own JSON has.
+            # The request has an integer of more than 64 bits, and orjson cannot write it.
             content = b""
         if not content or len(content) > _LONGEST_REPEATED:
             few = error.details[:_MOST_DETAILS]
             content = orjson.dumps(
-                {"detail": [{**detail, "input": sendable(shown(detail["input"]))} for detail in few]}
+                {"detail": [{**detail, "input": sendable(abbreviated(detail["input"]))} for detail in few]}
             )
         return web.Response(body=content, status=status, content_type=MEDIA_TYPE)
     if isinstance(error, TokenInvalid):
-        return answer_json({"detail": message}, status=status)
+        return json_response({"detail": message}, status=status)
     kind = _EXCEPTIONS.get(type(error).__name__, "FeastError")
     if isinstance(error, UnknownFeature) and error.what in _MISSING:
         kind, pattern = _MISSING[error.what]
@@ -261,4 +273,4 @@ def answer_error(error: Exception, message: str, status: int, *, strict: bool) -
     elif strict and isinstance(error, LookupInvalid) and status in (400, 404):
         status = 500
     detail = orjson.dumps({"module": "feast.errors", "class": kind, "message": message}).decode()
-    return answer_json(detail, status=status)
+    return json_response(detail, status=status)

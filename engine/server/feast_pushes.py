@@ -1,7 +1,7 @@
-"""What Feast's clients write: the bodies of POST /push and POST /write-to-online-store as rows.
+"""Read the rows in Feast's POST /push and POST /write-to-online-store.
 
-They hold a data frame as columns. As with Feast's server all features of a view must be there, and columns that are
-none of the view's are left out.
+A body contains a data frame as columns. As with Feast's server, all features of the view must be present, and other
+columns are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from engine.encoders import json_feast
-from engine.errors import PushInvalid, PushSourceUnknown, UnknownFeature
-from engine.pushed_rows import EVENT_TIME_COLUMN, check_range, from_base64, pushed_rows
-from engine.server.feast import coerced, parse_body
-from engine.version import StoreVersion, ViewVersion
+from shoal.engine.base.errors import PushInvalid, PushSourceUnknown, UnknownFeature
+from shoal.engine.encoders import json_feast
+from shoal.engine.push.pushed_rows import EVENT_TIME_COLUMN, check_range, from_base64, pushed_rows
+from shoal.engine.server.feast import coerced, parse_feast_body
+from shoal.engine.store.version import StoreVersion, ViewVersion
 
 MEDIA_TYPE = json_feast.MEDIA_TYPE
 _NOT_A_TIME = -(2**63)
@@ -39,16 +39,17 @@ class WriteToView(BaseModel):
 
 
 def rows_for_source(version: StoreVersion, body: bytes, content_type: str) -> list[tuple[ViewVersion, pa.RecordBatch]]:
-    """The rows of a push for each view that has the push source; where none has, for the view of that name.
+    """Return each view that has the push source, with the rows for this view. If no view has the push source, use the
+    view of the same name.
 
     Raises:
         FeastBodyInvalid: the body does not have Feast's shape.
-        PushSourceUnknown: there is no such push source.
-        PushInvalid: the rows do not fit, or are for an offline store.
+        PushSourceUnknown: no view has this push source or name.
+        PushInvalid: the rows do not fit the view, or are for an offline store.
     """
-    asked = parse_body(body, content_type, PushToSource, nan=True)
+    asked = parse_feast_body(body, content_type, PushToSource, nan=True)
     if asked.to != "online":
-        raise PushInvalid(f"to is {asked.to!r}, but there is no offline store here; push to 'online'")
+        raise PushInvalid(f"to is {asked.to!r}, but Shoal has no offline store; push to 'online'")
     name = asked.push_source_name
     views = [view for view in version.views.values() if view.record.view_schema.push_source == name]
     if not views and name in version.views:
@@ -59,8 +60,8 @@ def rows_for_source(version: StoreVersion, body: bytes, content_type: str) -> li
 
 
 def rows_for_view(version: StoreVersion, body: bytes, content_type: str) -> tuple[ViewVersion, pa.RecordBatch]:
-    """The view that a body names, and the rows for it; raises as `rows_for_source`, or UnknownFeature."""
-    asked = parse_body(body, content_type, WriteToView, nan=True)
+    """Return the view named in a body, and its rows; raise the errors of `rows_for_source`, or UnknownFeature."""
+    asked = parse_feast_body(body, content_type, WriteToView, nan=True)
     name = asked.feature_view_name
     if name not in version.views:
         raise UnknownFeature(f"Can't recognize feast object with a name {name}", "object", name)
@@ -68,7 +69,7 @@ def rows_for_view(version: StoreVersion, body: bytes, content_type: str) -> tupl
 
 
 def _rows(view: ViewVersion, frame: Mapping[str, list[Any]]) -> pa.RecordBatch:
-    # Feast takes a number that is none for no value.
+    # Feast treats NaN as null.
     frame = {name: [None if value != value else value for value in values] for name, values in frame.items()}
     schema = view.record.view_schema
     names = [*(key.name for key in schema.join_keys), *(feature.name for feature in schema.features)]
@@ -96,9 +97,9 @@ def _values(name: str, feature_type: str, values: Sequence[Any]) -> Any:
 
 
 def _times(name: str, values: Sequence[Any], unit: str) -> Any:
-    """Timestamps that are whole numbers count in a unit since 1970; others are as everywhere.
+    """Convert a column of whole numbers to timestamps, counted in `unit` since 1970; return other columns unchanged.
 
-    The least int64 is null: Feast's remote store and pandas write it for a time that is absent.
+    The smallest int64 means null: Feast's remote store and pandas write it for a missing time.
     """
     if not values or not all(value is None or type(value) is int for value in values):
         return values
@@ -108,5 +109,5 @@ def _times(name: str, values: Sequence[Any], unit: str) -> Any:
     except (pa.ArrowInvalid, OverflowError) as error:
         raise PushInvalid(f"column {name!r} must be timestamps: {error}") from None
     check_range(name, times)
-    # Only parts of a microsecond are lost: all times in the range fit.
+    # The unsafe cast loses only fractions of a microsecond, because the new type can hold all times in the range.
     return times.cast(pa.timestamp("us", tz="UTC"), safe=False)

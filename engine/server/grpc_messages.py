@@ -1,9 +1,10 @@
 """Read the requests of Feast's serving protocol over gRPC.
 
-The messages are described here as far as Shoal reads them, under the names and numbers of fields that Feast gives them,
-and in a pool of their own: Feast's package may be loaded in the same process. Two fields have another type than Feast
-says, one that is the same on the wire. A map is a repeated message of a key and a value, whose order is the client's;
-and the list of a join key's values stays encoded, since the answer repeats it as it came.
+This module declares the parts of Feast's messages that Shoal reads, with Feast's field names and numbers. The
+declarations have their own descriptor pool, because Feast's package may be loaded in the same process. Two fields have
+another type than in Feast, with the same encoding on the wire. The map of entities is a repeated message of a key and a
+value, which keeps the client's order. The list of a join key's values stays encoded, because the answer repeats this
+list unchanged.
 """
 
 from collections.abc import Iterator
@@ -18,10 +19,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from engine.errors import LookupInvalid
-from engine.kernels import protobuf
-from engine.kernels.protobuf import Field
-from engine.server.requests import check_count
+from shoal.engine.base.errors import LookupInvalid
+from shoal.engine.kernels import protobuf
+from shoal.engine.kernels.protobuf import Field
+from shoal.engine.server.requests import check_count
 
 _TEXT = FieldDescriptorProto.TYPE_STRING
 _BYTES = FieldDescriptorProto.TYPE_BYTES
@@ -36,8 +37,8 @@ _KEY_FIELDS = ("string_val", "int64_val", "int32_val")
 
 @dataclass(frozen=True)
 class OnlineFeaturesRequest:
-    """GetOnlineFeatures, as Feast's clients send it: `wanted` as a lookup takes it, `entities` encoded, each a Feast
-    `RepeatedValue`."""
+    """A GetOnlineFeatures request: `wanted` is a feature service or a list of features, and each value of `entities` is
+    an encoded Feast `RepeatedValue`."""
 
     wanted: str | list[str]
     entities: dict[str, bytes]
@@ -45,12 +46,12 @@ class OnlineFeaturesRequest:
     name_views: bool
 
 
-def parse_request(data: bytes) -> OnlineFeaturesRequest:
-    """The request in `data`.
+def parse_grpc_request(data: bytes) -> OnlineFeaturesRequest:
+    """Return the request in `data`.
 
     Raises:
-        LookupInvalid: it cannot be decoded, or asks for nothing.
-        RequestTooLarge: it names more features or entities than a request takes.
+        LookupInvalid: the request cannot be decoded, or names no features and no feature service.
+        RequestTooLarge: the request names too many features or entities.
     """
     request = _decode(_REQUEST, data, "the request")
     check_count("features", request.features.val)
@@ -67,27 +68,28 @@ def parse_request(data: bytes) -> OnlineFeaturesRequest:
 
 
 def parse_keys(name: str, data: bytes) -> Any:
-    """The values of the join key `name`: a list, a NumPy array or an Arrow array.
+    """Return the values of the join key `name`: a list, a NumPy array or an Arrow array.
 
     Raises:
-        LookupInvalid: they cannot be decoded, or are not all of one type that a key has.
+        LookupInvalid: the values cannot be decoded, or do not all have the same type, one of `_KEY_FIELDS`.
     """
     keys = _read_keys(np.frombuffer(data, np.uint8))
     return keys if keys is not None else _parse_any_keys(name, data)
 
 
 def _read_keys(data: npt.NDArray[np.uint8]) -> Any:
-    """Keys as a client's library usually writes them, in a kernel: making an object of each would take longer than the
-    lookup. None if they are anything else, or are wrong."""
+    """Read keys with a kernel, if they have the usual encoding of protobuf libraries. Making one Python object per key
+    would take longer than the lookup. Return None if the keys have another encoding, or are invalid."""
     most = data.size // _LEAST_KEY_BYTES
     if not 0 < data.size <= _MAX_TEXT:
         return None
-    offsets, text = np.empty(most + 1, np.int32), np.empty(data.size, np.uint8)
+    offsets = np.empty(most + 1, np.int32)
+    text = np.empty(data.size, np.uint8)
     count = protobuf.read_strings(data, offsets, text)
     if count >= 0:
         strings = pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(text))
         try:
-            strings.validate(full=True)  # That is, whether they are UTF-8.
+            strings.validate(full=True)  # Checks that the strings are UTF-8.
         except pa.ArrowInvalid:
             return None
         return strings
@@ -112,7 +114,7 @@ def _parse_any_keys(name: str, data: bytes) -> list[Any]:
 
 
 def _strange(values: Any) -> Iterator[tuple[int, str]]:
-    """Values that have no place in a list of keys: no keys themselves, or others than the first."""
+    """Yield the position and type of each value that is not a key, or has another type than the first value."""
     first = values[0].WhichOneof("val")
     for position, value in enumerate(values):
         kind = value.WhichOneof("val")
@@ -137,11 +139,12 @@ def _message(name: str, *fields: FieldDescriptorProto, oneof: str | None = None)
 def _field(
     name: str, number: int, field_type: int | str, *, repeated: bool = False, in_oneof: bool = False
 ) -> FieldDescriptorProto:
-    """A field; its type is a message if it is given as that one's name."""
+    """Return a field. A `field_type` that is a string is the name of a message type."""
     label = FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL
     field = FieldDescriptorProto(name=name, number=number, label=label)
     if isinstance(field_type, str):
-        field.type, field.type_name = FieldDescriptorProto.TYPE_MESSAGE, f".feast.{field_type}"
+        field.type = FieldDescriptorProto.TYPE_MESSAGE
+        field.type_name = f".feast.{field_type}"
     else:
         field.type = field_type
     if in_oneof:

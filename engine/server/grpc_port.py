@@ -1,9 +1,10 @@
-"""The port on which all workers answer gRPC, held for them before there are any.
+"""Reserve the port on which all workers answer gRPC, before the workers are forked.
 
-A gRPC server makes its listening sockets itself, so that the workers cannot share one as they do for HTTP: each listens
-on the port for itself, with SO_REUSEPORT, and the kernel gives each a part of the connections. That option would let
-another server in as well. So the supervisor binds the port alone first, which fails if anybody has it, and only then
-opens it to sockets of the same user that have the option too.
+A gRPC server creates its own listening sockets, so the workers cannot share one socket as they do for HTTP. Instead,
+each worker listens on the port with SO_REUSEPORT, and the kernel spreads the connections over them. That option would
+also let another server share the port. So the supervisor first binds the port without the option, which fails if the
+port is in use. Then the supervisor sets the option. From then on, other sockets of the same user may share the port if
+they have the option, too.
 """
 
 import importlib.util
@@ -11,20 +12,23 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.errors import AddressUnusable, GrpcMissing
-from engine.server.listening import is_bound_to
-from engine.settings import ServerSettings
+from shoal.engine.base.errors import AddressUnusable, GrpcMissing
+from shoal.engine.server.listening import is_bound_to
+from shoal.engine.server.settings import ServerSettings
 
 _PACKAGES = ("grpc", "grpc_health", "google.protobuf")
 
 
 @contextmanager
 def reserve_port(settings: ServerSettings, inherited: int | None = None) -> Iterator[socket.socket | None]:
-    """Hold the port for gRPC, and yield what holds it; None if the settings name no port. The
-    descriptor of what held it for the server before is taken if that is the port that the settings name.
+    """Reserve the gRPC port, and yield the socket that holds it; yield None if the settings name no port.
+
+    Args:
+        inherited: the descriptor of the previous server's socket. That socket is used if it holds the port of the
+            settings.
 
     Raises:
-        AddressUnusable: the address cannot be listened on.
+        AddressUnusable: the server cannot listen on the address.
         GrpcMissing: the packages for gRPC are not installed.
     """
     passed = socket.socket(fileno=inherited) if inherited is not None else None
@@ -38,19 +42,19 @@ def reserve_port(settings: ServerSettings, inherited: int | None = None) -> Iter
         yield passed
 
 
-def address_of(holder: socket.socket) -> str:
-    """The address for workers to listen on."""
+def grpc_address(holder: socket.socket) -> str:
+    """Return the address for the workers to listen on."""
     host, port = holder.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check_packages() -> None:
-    """Look for the packages without importing them, which is for the workers to do."""
+    """Raise GrpcMissing if a package is not installed. The packages are not imported: only workers import them."""
     for package in _PACKAGES:
         try:
             found = importlib.util.find_spec(package) is not None
         except ModuleNotFoundError:
-            found = False  # Not even the package that it would be in is there.
+            found = False  # Its parent package is missing too.
         if not found:
             raise GrpcMissing(f"gRPC needs the package {package}; install it: pip install 'shoal[grpc]'")
 
@@ -62,10 +66,10 @@ def _bind(host: str, port: int) -> socket.socket:
         )[0]
         holder = socket.socket(family, kind, protocol)
         try:
-            # Connections of an earlier server that wait for their end are no reason to refuse ...
+            # Connections of an earlier server in TIME_WAIT must not block the port ...
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             holder.bind(address)
-            # ... but this option must not let another server share the address that nobody listens on yet.
+            # ... but until a worker listens, this option would let another server share the address.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         except OSError:

@@ -1,11 +1,11 @@
-"""Feast's serving protocol over gRPC, as one worker answers it: lookups for clients of Feast's Go and Java servers.
+"""One worker's gRPC server for Feast's serving protocol: lookups for clients of Feast's Go and Java servers.
 
     feast.serving.ServingService   GetOnlineFeatures, GetFeastServingInfo
-    GrpcFeatureServer              GetOnlineFeatures, as Feast's own `feast listen` names it
+    GrpcFeatureServer              GetOnlineFeatures, under the service name of `feast listen`
     grpc.health.v1.Health          for load balancers
 
-Messages go in and out as bytes, and gRPC runs in the worker's own event loop. Every answer carries x-shoal-version in
-its trailing metadata once a store is open.
+Requests and answers are passed as encoded bytes, and gRPC runs in the worker's own event loop. Once a store is open,
+every answer has x-shoal-version in its trailing metadata.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from typing import Any, NamedTuple
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from engine.allowance import Allowance
-from engine.encoders import feast_protobuf
-from engine.errors import DeadlinePassed, Overloaded, ShoalError
-from engine.remote_rows import NOTHING
-from engine.server.accepting import HANDSHAKE_SECONDS
-from engine.server.grpc_messages import parse_keys, parse_request
-from engine.server.metrics import Metrics
-from engine.server.outgoing import Outgoing
-from engine.server.protection import Protection
-from engine.server.requests import check_keys
-from engine.server.responses import APPLIED_HEADER, VERSION_HEADER, sendable
-from engine.server.served_store import ServedStore
-from engine.server.served_tables import PARTIAL_HEADER, ServedTables, parse_partial
-from engine.server.tls import Tls
-from engine.settings import ServerSettings
+from shoal.engine.base.errors import DeadlinePassed, Overloaded, ShoalError
+from shoal.engine.encoders import feast_protobuf
+from shoal.engine.lookup.allowance import Allowance
+from shoal.engine.lookup.remote_rows import NOTHING
+from shoal.engine.server.accepting import HANDSHAKE_SECONDS
+from shoal.engine.server.grpc_messages import parse_grpc_request, parse_keys
+from shoal.engine.server.metrics import Metrics
+from shoal.engine.server.outgoing import Outgoing
+from shoal.engine.server.protection import Auth
+from shoal.engine.server.requests import check_keys
+from shoal.engine.server.responses import APPLIED_HEADER, VERSION_HEADER, sendable
+from shoal.engine.server.served_store import ServedStore
+from shoal.engine.server.served_tables import PARTIAL_HEADER, ServedTables, parse_partial
+from shoal.engine.server.settings import ServerSettings
+from shoal.engine.server.tls import Tls
 
 log = logging.getLogger("shoal.worker")
 _access_log = logging.getLogger("shoal.access")
@@ -41,7 +41,7 @@ _access_log = logging.getLogger("shoal.access")
 _SERVING_SERVICE = "feast.serving.ServingService"
 _FEATURE_SERVER = "GrpcFeatureServer"
 _EVERYTHING = ""
-"""The name of the health of a server as a whole."""
+"""The service name for the health of the whole server."""
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,8 +56,8 @@ _CODES = {
 
 
 class Answer(NamedTuple):
-    """A message, where the views that it was read from stand (see `StoreVersion.applied`), and those of which rows are
-    missing in it."""
+    """An encoded message, the log positions of its views (see `StoreVersion.applied`), and the names of views with
+    missing rows."""
 
     content: bytes
     applied: str = ""
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
 
 
 Method = Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Answer]]
-"""Answers a message."""
+"""The handler of a gRPC method."""
 
 
 class GrpcServer:
@@ -74,7 +74,7 @@ class GrpcServer:
     def __init__(
         self,
         settings: ServerSettings,
-        protection: Protection,
+        protection: Auth,
         served: ServedStore,
         metrics: Metrics,
         tables: ServedTables,
@@ -86,31 +86,31 @@ class GrpcServer:
         self._served = served
         self._metrics = metrics
         self._outgoing = outgoing
-        # The calls whose clients have not read the answer yet, and since when.
+        # The calls with an answer that the client has not read yet, and the time when the answer was ready.
         self._untaken: dict[asyncio.Task[Any], float] = {}
         self._health = health.aio.HealthServicer()
         options = {
             "grpc.so_reuseport": 1,
             "grpc.max_receive_message_length": settings.max_body_bytes,
             "grpc.max_allowed_incoming_connections": settings.max_connections,
-            # How long a client may take for TLS, and to send its first bytes.
+            # The time limit for a client's TLS handshake and first bytes.
             "grpc.server_handshake_timeout_ms": _milliseconds(min(settings.patience_seconds, HANDSHAKE_SECONDS)),
             "grpc.max_connection_idle_ms": _milliseconds(settings.idle_seconds),
-            # Close connections whose client is gone or reads nothing, and drop the answers that wait for it.
+            # Close the connections of clients that are gone or read nothing, and drop their unread answers.
             "grpc.keepalive_time_ms": _milliseconds(settings.patience_seconds),
             "grpc.keepalive_timeout_ms": _milliseconds(settings.patience_seconds),
         }
-        # What comes while so many are under way is answered with RESOURCE_EXHAUSTED.
+        # While this many requests are being answered, further requests get RESOURCE_EXHAUSTED.
         self._server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=settings.max_connections)
         self._offer(_SERVING_SERVICE, self._get_online_features, self._get_feast_serving_info)
         self._offer(_FEATURE_SERVER, self._get_online_features)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     async def start(self, address: str) -> None:
-        """Listen on an address that other workers listen on too.
+        """Listen on an address that is shared with other workers, and start the server.
 
         Raises:
-            RuntimeError: that cannot be done.
+            RuntimeError: the server cannot listen on the address.
         """
         tls = self._protection.tls
         if tls is None:
@@ -121,7 +121,7 @@ class GrpcServer:
         await self._server.start()
 
     async def show_health(self) -> None:
-        """Note for those who ask, or watch, whether this server is to be sent lookups now."""
+        """Update the health status: SERVING if this server is ready for lookups, else NOT_SERVING."""
         try:
             self._served.ready()
             state = health_pb2.HealthCheckResponse.SERVING
@@ -131,7 +131,7 @@ class GrpcServer:
             await self._health.set(service, state)
 
     async def stop(self) -> None:
-        """Take no more requests, and finish what is under way."""
+        """Accept no more requests, and finish the current ones."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(self._settings.drain_seconds)
 
@@ -143,9 +143,11 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
     async def _answer(self, name: str, method: Method, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        """Every request: errors become status codes, and every answer is counted."""
+        """Answer any request: turn errors into status codes, set the trailing metadata, and count the answer."""
         started = time.perf_counter()
-        answer, code, message = Answer(b""), grpc.StatusCode.OK, ""
+        answer = Answer(b"")
+        code = grpc.StatusCode.OK
+        message = ""
         try:
             if self._protection.asks_for_tokens:
                 self._protection.authorize(_metadata(context, "authorization"), "read")
@@ -156,10 +158,12 @@ class GrpcServer:
         except ShoalError as error:
             if isinstance(error, DeadlinePassed | Overloaded):
                 self._metrics.count_shed(error.reason if isinstance(error, Overloaded) else "deadline")
-            code, message = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL), sendable(str(error))
+            code = _CODES.get(error.http_status, grpc.StatusCode.INTERNAL)
+            message = sendable(str(error))
         except Exception:
             log.exception("%s failed", name)
-            code, message = grpc.StatusCode.INTERNAL, "the server met something unexpected; its log says what"
+            code = grpc.StatusCode.INTERNAL
+            message = "an unexpected error occurred; see the log of the server"
         now = self._served.version()
         if now is not None:
             metadata = [(VERSION_HEADER.lower(), str(now.id))]
@@ -181,7 +185,8 @@ class GrpcServer:
 
     def _hold_until_done(self, content: bytes, context: grpc.aio.ServicerContext) -> None:
         """Count an answer as unread until gRPC has sent it."""
-        size, call = len(content), asyncio.current_task()
+        size = len(content)
+        call = asyncio.current_task()
         assert call is not None
 
         def done(_: object) -> None:
@@ -193,7 +198,7 @@ class GrpcServer:
         context.add_done_callback(done)
 
     def end_overdue(self) -> None:
-        """While memory is short, cancel the calls whose client takes too long to read its answer."""
+        """Cancel the calls of clients that take too long to read their answer, but only while memory is short."""
         if not self._outgoing.is_short:
             return
         for call, since in list(self._untaken.items()):
@@ -201,20 +206,21 @@ class GrpcServer:
                 self._metrics.count_shed("slow")
 
     async def _get_online_features(self, request: bytes, context: grpc.aio.ServicerContext) -> Answer:
-        asked = parse_request(request)
+        asked = parse_grpc_request(request)
         entities = {name: parse_keys(name, data) for name, data in asked.entities.items()}
         check_keys(entities, self._settings.max_keys)
-        # Rows that are too old are served, and marked as such, as Feast's own servers do.
-        how: dict[str, Any] = {"stale": "serve", "incomplete": "not_found", "max_values": self._settings.max_values}
-        how["max_bytes"] = self._settings.max_answer_bytes
-        how |= {"fetched": NOTHING, "partial": parse_partial(_metadata(context, PARTIAL_HEADER.lower()))}
+        # Rows that are too old are served and marked as such, as in Feast's own servers.
+        options: dict[str, Any] = {"stale": "serve", "incomplete": "not_found", "max_values": self._settings.max_values}
+        options["max_bytes"] = self._settings.max_answer_bytes
+        options |= {"fetched": NOTHING, "partial": parse_partial(_metadata(context, PARTIAL_HEADER.lower()))}
         if self._tables.are_needed():
             remaining = context.time_remaining()
-            how["fetched"] = await self._tables.fetch(asked.wanted, entities, "not_found", remaining)
+            options["fetched"] = await self._tables.fetch(asked.wanted, entities, "not_found", remaining)
         self._outgoing.check()
-        # From here on nothing waits: the version that is read is held only until its rows are copied.
+        # There is no await from here to the end of the lookup, so the store version is held only until its rows are
+        # copied.
         store = self._served.open()
-        result = store.lookup(asked.wanted, entities, **how)
+        result = store.lookup(asked.wanted, entities, **options)
         self._metrics.count_lookup(result)
         views = store.version().views
         used = frozenset().union(*(views[part.rows.view].join_key_names for part in result.parts))
@@ -248,8 +254,9 @@ def _metadata(context: grpc.aio.ServicerContext, wanted: str) -> str | None:
     return None
 
 
-def _credentials(protection: Protection, first: Tls) -> grpc.ServerCredentials:
-    """What gRPC makes its connections with: it asks before each whether that has changed."""
+def _credentials(protection: Auth, first: Tls) -> grpc.ServerCredentials:
+    """Return gRPC's TLS credentials. gRPC calls `changed` before each new connection, so that a changed certificate is
+    used."""
     given = first
 
     def changed() -> grpc.ServerCertificateConfiguration | None:

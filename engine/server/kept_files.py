@@ -1,4 +1,4 @@
-"""Settings that come from files which somebody replaces while the server runs: secrets, certificates."""
+"""Settings from files that may be replaced while the server runs, such as secrets and certificates."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,22 +6,22 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from engine.errors import SettingsInvalid
+from shoal.engine.base.errors import SettingsInvalid
 
 log = logging.getLogger("shoal.supervisor")
 
 Value = TypeVar("Value")
 
 
-class KeptFiles(Generic[Value]):
-    """What files say: `value` is read anew by a `refresh` that finds them changed, and stays while what they say is
-    invalid.
+class ReloadableFiles(Generic[Value]):
+    """A `value` that is read from files. `refresh` reads it again if the files have changed. If their new content is
+    invalid, the old value stays.
 
-    The contents are compared, and not the times of change: Kubernetes replaces a mounted secret by a change of links,
+    Changes are found by content, not by modification time: Kubernetes replaces a mounted secret by switching a link,
     other tools write in place, and a few kilobytes are read in microseconds.
 
     Raises:
-        SettingsInvalid: whatever `read` raises of the files as they are at first.
+        SettingsInvalid: the content of the files is invalid at the first reading.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], Value]) -> None:
@@ -31,7 +31,7 @@ class KeptFiles(Generic[Value]):
         self.value = read()
 
     def refresh(self) -> None:
-        """Take over what has changed; to be called every second or so."""
+        """Read the files again if they have changed. Call this about every second."""
         contents = self._contents()
         if contents == self._seen:
             return
@@ -40,17 +40,18 @@ class KeptFiles(Generic[Value]):
         try:
             self.value = self._read()
         except SettingsInvalid as error:
-            log.error("%s; what was read before stays in force", error)
+            log.error("%s; the previous value stays in force", error)
         else:
-            log.info("%s changed, and holds from now on", names)
+            log.info("%s changed; the new value is in force", names)
 
     def _contents(self) -> list[bytes | None]:
         return [_digest(path) for path in self._paths]
 
 
 def _digest(path: Path) -> bytes | None:
-    """Of what a file holds, since that may be a secret, and need not stay in memory."""
+    """Return a digest of a file's content, so that a secret need not stay in memory. Return None if the file cannot be
+    read."""
     try:
         return sha256(path.read_bytes()).digest()
     except OSError:
-        return None  # What that means is for the reader to say.
+        return None  # The function `read` then reports the error.

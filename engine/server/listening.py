@@ -1,20 +1,24 @@
-"""The socket that all workers accept connections for HTTP from: made, or taken over from the server before."""
+"""The HTTP listening socket of all workers: a new one, or the one inherited from the previous server."""
 
 import socket
 
-from engine.control import listen_unix
-from engine.errors import AddressUnusable
-from engine.handover import Inheritance
-from engine.settings import ServerSettings
+from shoal.engine.base.errors import AddressUnusable
+from shoal.engine.process.control import listen_unix
+from shoal.engine.process.handover import Inheritance
+from shoal.engine.server.settings import ServerSettings
 
 _BACKLOG = 1024
 
 
 def listen(settings: ServerSettings, inherited: Inheritance | None = None) -> socket.socket:
-    """A non-blocking socket that listens where the settings say: what is inherited if it does.
+    """Return a non-blocking socket that listens on the address of the settings.
+
+    Args:
+        inherited: the sockets of the previous server. Its HTTP socket is used if this socket has the address of the
+            settings.
 
     Raises:
-        AddressUnusable: it cannot be listened on.
+        AddressUnusable: the server cannot listen on the address.
     """
     if inherited is not None:
         passed = socket.socket(fileno=inherited.http)
@@ -37,8 +41,8 @@ def listen(settings: ServerSettings, inherited: Inheritance | None = None) -> so
     return listener
 
 
-def address_of(listener: socket.socket, settings: ServerSettings) -> str:
-    """Where a server listens: an http:// or https:// address, or unix: and a path."""
+def http_address(listener: socket.socket, settings: ServerSettings) -> str:
+    """Return the address of a server: an http:// or https:// address, or unix: and a path."""
     if settings.unix_socket is not None:
         return f"unix:{settings.unix_socket}"
     scheme = "http" if settings.tls_certificate is None else "https"
@@ -47,7 +51,7 @@ def address_of(listener: socket.socket, settings: ServerSettings) -> str:
 
 
 def is_bound_to(bound: socket.socket, host: str, port: int) -> bool:
-    """Whether a TCP socket is bound to an address, or to any port of its host if that is 0."""
+    """Return whether a TCP socket is bound to a host and port; if `port` is 0, to any port of the host."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError:

@@ -1,7 +1,8 @@
-"""The files in which prometheus_client keeps a process's counters, and room on the disk for them.
+"""The files in which prometheus_client keeps a process's counters, and the allocation of their disk space.
 
-They are sparse files that are mapped into memory: a process that first touches a page without room on the disk dies of
-SIGBUS. So the room is allocated first. A process that gets no room counts only in its own memory, and survives.
+The files are sparse, and are mapped into memory. When a process touches a page for the first time, and the disk has no
+space for the page, the process dies of SIGBUS. So the disk space is allocated before the files are used. If the disk
+has no space, the process counts only in its own memory, and survives.
 """
 
 import logging
@@ -10,11 +11,11 @@ from pathlib import Path
 
 from prometheus_client import values
 
-from engine.environment import allocate
+from shoal.engine.store.disk import allocate
 
 log = logging.getLogger("shoal.worker")
 
-# As `prometheus_client.values` names them, for the kinds that `engine.server.metrics` has.
+# The kinds of the metrics in `shoal.engine.server.metrics`, with the names that `prometheus_client.values` uses.
 _KINDS = ("counter", "histogram", "gauge_liveall")
 _BYTES = 256 << 10
 
@@ -34,9 +35,10 @@ class MetricsFiles:
             values.ValueClass = values.MutexValue
 
     def mend(self) -> None:
-        """Count from zero in new files if some are missing for the second time: the counts of removed files cannot be
-        read."""
-        was_missing, self._is_missing = self._is_missing, any(not file.exists() for file in self._files(self._name))
+        """If two calls in a row find that files are missing, count from zero in new files, because the counts in
+        removed files cannot be read."""
+        was_missing = self._is_missing
+        self._is_missing = any(not file.exists() for file in self._files(self._name))
         if values.ValueClass is values.MutexValue or not (was_missing and self._is_missing):
             return
         name = f"{os.getpid()}.{self._times_lost + 1}"
@@ -49,7 +51,7 @@ class MetricsFiles:
         return [self.directory / f"{kind}_{name}.db" for kind in _KINDS]
 
     def _allocate(self, name: str) -> bool:
-        """Create files under a name; return whether there was room for them."""
+        """Create files under a name; return whether the disk had space for them."""
         files = self._files(name)
         try:
             for file in files:

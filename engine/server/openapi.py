@@ -1,4 +1,4 @@
-"""The OpenAPI document of the HTTP interface, as GET /openapi.json answers it: `openapi.json` beside this file."""
+"""The OpenAPI document of the HTTP interface, for GET /openapi.json: the file `openapi.json` in this directory."""
 
 from importlib.resources import files
 

@@ -1,25 +1,26 @@
 """A worker's answers, from the lookup until clients have read them: limited in bytes, and encoded outside the event
 loop.
 
-An answer that the client does not read stays in memory, and so does one that waits to be encoded. All of these bytes
-are counted here, and lookups are rejected while there are too many.
+An answer that the client does not read stays in memory, and so does an answer that waits to be encoded. The bytes of
+all these answers are counted here, and lookups are rejected while there are too many bytes.
 
-The event loop answers no request while it encodes, and above all /health should not wait for a large answer. So one
-thread encodes the large answers, one after the other. It encodes a copy, because the store may move on to another
-version.
+While the event loop encodes an answer, it answers no other request. Above all, /health should not wait for a large
+answer. So one thread encodes the large answers, one after the other. The thread encodes a copy of the values, because
+the store may move on to another version.
 """
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from engine.allowance import Allowance
-from engine.errors import Overloaded
-from engine.result import LookupResult, MatrixResult
-from engine.settings import ServerSettings
+from shoal.engine.base.errors import Overloaded
+from shoal.engine.lookup.allowance import Allowance
+from shoal.engine.lookup.result import LookupResult, MatrixResult
+from shoal.engine.server.settings import ServerSettings
 
 _LARGE_BYTES = 1 << 20
-"""From this many gathered bytes on, encoding takes some milliseconds, and a thread is worth its cost."""
+"""The size of a large answer, in gathered bytes. From this size on, encoding takes some milliseconds, and a thread is
+worth its cost."""
 
 
 class Outgoing:
@@ -33,11 +34,11 @@ class Outgoing:
 
     @property
     def is_short(self) -> bool:
-        """Whether so much is held that clients that read too slowly must be disconnected."""
+        """Whether memory is short; clients that read too slowly must then be disconnected."""
         return self._held > self._most // 2
 
     def check(self) -> None:
-        """Raise Overloaded while too much is held. Call this before a lookup."""
+        """Raise Overloaded while too many bytes are held. Call this before a lookup."""
         if self._held > self._most:
             raise Overloaded(
                 f"{self._held} bytes of answers wait for clients to read them, more than the worker's "
@@ -54,7 +55,7 @@ class Outgoing:
         self._held -= size
 
     async def encode(self, result: LookupResult | MatrixResult, encoding: Callable[[Allowance], bytes]) -> bytes:
-        """Encode a result within its allowance; raise what `encoding` raises, and RequestTooLarge."""
+        """Encode a result; raise the errors of `encoding`, and RequestTooLarge if the answer is over its size limit."""
         allowance = Allowance(self._most_of_one)
         if result.nbytes < _LARGE_BYTES:
             content = encoding(allowance)

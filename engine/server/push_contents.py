@@ -1,8 +1,9 @@
-"""A digest of what a client pushed, by which another push under the same Idempotency-Key is told from a repetition.
+"""A digest of a push's content, to tell a repeated push from a different one under the same Idempotency-Key.
 
-It is taken of the request's body, before anything is added to its rows: those that come without an event time get
-another one each time. A client that adds the time itself, as `shoal_client` does for all replicas to have the same,
-says so in the header X-Shoal-Stamped; then event times do not count.
+The digest is computed from the request's body, before the server adds event times, because rows without an event time
+get a new event time at each repetition. A client may add the event times itself, as `shoal.client` does, so that all
+replicas have the same event times. Such a client names the rows in the header X-Shoal-Stamped, and the digest then
+ignores their event times.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,16 +14,17 @@ import orjson
 import pyarrow as pa
 import xxhash
 
-from engine.errors import PushInvalid
+from shoal.engine.base.errors import PushInvalid
 
 STAMPED_HEADER = "X-Shoal-Stamped"
-"""In which members of a push, `rows` or `deletes`, the event times are those at which the client sent it."""
+"""The header that names the members of a push (`rows`, `deletes`) to which the client added event times when it sent
+the push."""
 
 _MEMBERS = ("rows", "deletes")
 
 
 def stamped_members(header: str | None) -> Collection[str]:
-    """The members that a header names; raises PushInvalid if it names another."""
+    """Return the members that a header names; raise PushInvalid if the header names anything else."""
     members = [name.strip() for name in header.split(",")] if header is not None else []
     if unknown := set(members) - set(_MEMBERS):
         raise PushInvalid(f"{STAMPED_HEADER} names {min(unknown)!r}; it may name {' and '.join(_MEMBERS)}")
@@ -30,14 +32,14 @@ def stamped_members(header: str | None) -> Collection[str]:
 
 
 def content_of_json(body: bytes, stamped: Collection[str], time_names: Collection[str | None]) -> bytes:
-    """The digest of a body in JSON. Whitespace, escapes in strings and the order of an object's members do not count;
-    all else does, such as the order of rows, and 1.0 in place of 1.
+    """Return the digest of a JSON body. The digest ignores whitespace, escapes in strings, and the order of an object's
+    members. All other differences count, such as the order of rows, or 1.0 in place of 1.
 
     Args:
-        stamped: the members in which event times do not count.
-        time_names: what event times are called.
+        stamped: the members in which event times are ignored.
+        time_names: the names of the event time column.
     """
-    # A body with NaN, which Feast's clients write, counts byte by byte.
+    # A body with NaN, as Feast's clients write it, is not valid JSON: its raw bytes are digested.
     with suppress(orjson.JSONDecodeError, orjson.JSONEncodeError):
         document = orjson.loads(body)
         for member in stamped:
@@ -48,7 +50,7 @@ def content_of_json(body: bytes, stamped: Collection[str], time_names: Collectio
 
 
 def content_of_arrow(body: bytes, stamped: Collection[str], time_names: Collection[str | None]) -> bytes:
-    """The digest of an Arrow stream. Every byte counts. The arguments are those of JSON."""
+    """Return the digest of an Arrow stream. Every byte counts. For the arguments, see `content_of_json`."""
     if "rows" in stamped:
         with pa.ipc.open_stream(body) as stream:
             table = stream.read_all()

@@ -1,7 +1,7 @@
 """POST /v1/push: rows written directly, in JSON or Arrow, with some or all of their features, and deletions.
 
-A worker checks rows against their view and hands them to the writer; it answers when they are on the disk. The request
-id in the header Idempotency-Key, if there is one, keeps a push that is sent again from being applied again; one with
+A worker checks the rows against their view and sends them to the writer. It answers once the rows are on the disk. A
+repeated push with the same request id, in the header Idempotency-Key, is not applied again. A push with the same id and
 other content is refused.
 """
 
@@ -12,19 +12,24 @@ from typing import Any
 import pyarrow as pa
 from aiohttp import web
 
-from engine.control import REQUEST_ID_HEADER, WriterClient
-from engine.encoders import arrow_stream
-from engine.errors import PushInvalid, RequestTooLarge
-from engine.pushed_rows import EVENT_TIME_COLUMN, deleted_rows, from_base64, pushed_rows
-from engine.server import feast_pushes
-from engine.server.arrow_pushes import arrow_columns
-from engine.server.metrics import Metrics
-from engine.server.push_contents import STAMPED_HEADER, content_of_arrow, content_of_json, stamped_members
-from engine.server.requests import BodyReader, PushRequest, parse_body
-from engine.server.responses import answer_bytes, answer_json
-from engine.server.served_store import ServedStore
-from engine.settings import ServerSettings
-from engine.version import ViewVersion
+from shoal.engine.base.errors import PushInvalid, RequestTooLarge
+from shoal.engine.encoders import arrow_stream
+from shoal.engine.process.control import REQUEST_ID_HEADER, WriterClient
+from shoal.engine.push.pushed_rows import EVENT_TIME_COLUMN, deleted_rows, from_base64, pushed_rows
+from shoal.engine.server import feast_pushes
+from shoal.engine.server.arrow_pushes import arrow_columns
+from shoal.engine.server.metrics import Metrics
+from shoal.engine.server.push_contents import (
+    STAMPED_HEADER,
+    content_of_arrow,
+    content_of_json,
+    stamped_members,
+)
+from shoal.engine.server.requests import BodyReader, PushRequest, parse_body
+from shoal.engine.server.responses import bytes_response, json_response
+from shoal.engine.server.served_store import ServedStore
+from shoal.engine.server.settings import ServerSettings
+from shoal.engine.store.version import ViewVersion
 
 _LONGEST_REQUEST_ID = 256
 
@@ -47,11 +52,15 @@ class Pushes:
         self._writer = writer
 
     async def push(self, request: web.BaseRequest) -> web.Response:
-        """POST /v1/push."""
+        """Answer POST /v1/push."""
         body = await self._bodies.read(request)
-        version, now, batches, content = self._served.open().version(), datetime.now(UTC), [], content_of_json
+        version = self._served.open().version()
+        now = datetime.now(UTC)
+        batches = []
+        content = content_of_json
         if request.content_type == arrow_stream.MEDIA_TYPE:
-            view, content = version.view(_asked_view(request)), content_of_arrow
+            view = version.view(_asked_view(request))
+            content = content_of_arrow
             most = self._settings
             columns = arrow_columns(body, max_rows=most.max_keys, max_bytes=most.max_body_bytes)
             batches.append(pushed_rows(view, _timed(view, columns), now=now))
@@ -63,22 +72,22 @@ class Pushes:
             if asked.deletes is not None:
                 batches.append(deleted_rows(view, _timed(view, asked.deletes), now=now))
         answer = await self._write(request, view, batches, body, content)
-        return answer_json(answer, answer["version"])
+        return json_response(answer, answer["version"])
 
     async def push_for_feast(self, request: web.BaseRequest) -> web.Response:
-        """POST /push."""
+        """Answer POST /push."""
         body = await self._bodies.read(request)
         parts = feast_pushes.rows_for_source(self._served.open().version(), body, request.content_type)
         for view, batch in parts:
             await self._write(request, view, [batch], body, content_of_json)
-        return answer_bytes(b"", feast_pushes.MEDIA_TYPE)
+        return bytes_response(b"", feast_pushes.MEDIA_TYPE)
 
     async def write_for_feast(self, request: web.BaseRequest) -> web.Response:
-        """POST /write-to-online-store."""
+        """Answer POST /write-to-online-store."""
         body = await self._bodies.read(request)
         view, batch = feast_pushes.rows_for_view(self._served.open().version(), body, request.content_type)
         answer = await self._write(request, view, [batch], body, content_of_json)
-        return answer_json(None, answer["version"])
+        return json_response(None, answer["version"])
 
     async def _write(
         self,
@@ -96,10 +105,11 @@ class Pushes:
         rows = sum(batch.num_rows for batch in batches)
         if rows > self._settings.max_keys:
             raise RequestTooLarge(
-                f"the push has {rows} rows, the server takes {self._settings.max_keys}; push in parts, or raise its "
-                f"max_keys"
+                f"the push has {rows} rows, the server accepts at most {self._settings.max_keys}; push in parts, or "
+                f"raise its max_keys"
             )
-        # The writer checks this of its own files, which must be those that lookups read.
+        # The files that lookups read must be at the store's path. The writer makes the same check for the files that it
+        # writes.
         self._served.open().check_in_place()
         digest = b""
         if request_id is not None:
@@ -113,17 +123,17 @@ class Pushes:
 def _asked_view(request: web.BaseRequest) -> str:
     name = request.query.get("view")
     if name is None:
-        raise PushInvalid("rows in Arrow do not say of which view they are; add ?view=NAME to the URL")
+        raise PushInvalid("a push in Arrow does not name its view in the body; add ?view=NAME to the URL")
     return name
 
 
 def _timed(view: ViewVersion, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns with the event time under the name that it always has, where the client used the view's own for it."""
+    """Rename the view's own timestamp column, if the client sent it, to the common name of the event time column."""
     own = view.record.view_schema.timestamp_field
     return {EVENT_TIME_COLUMN if name == own else name: values for name, values in columns.items()}
 
 
 def _json_columns(view: ViewVersion, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """Columns as they came in JSON, which has no bytes: those come in base64."""
+    """Decode the columns of bytes from base64, because JSON has no bytes."""
     as_bytes = {feature.name for feature in view.record.view_schema.features if feature.type == "bytes"}
     return {name: from_base64(name, values) if name in as_bytes else values for name, values in columns.items()}

@@ -1,4 +1,4 @@
-"""Read the bodies of requests: strictly, and with errors that name what is wrong."""
+"""Read the bodies of requests: strictly, with errors that name the mistake."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from engine.durations import parse_duration
-from engine.errors import (
+from shoal.engine.base.durations import parse_duration
+from shoal.engine.base.errors import (
     BodyTooSlow,
     DeadlinePassed,
     EncodingUnsupported,
@@ -22,16 +22,16 @@ from engine.errors import (
     Overloaded,
     RequestTooLarge,
 )
-from engine.lookup import MAX_FEATURES, Stale
-from engine.settings import ServerSettings
-from engine.showing import shown
+from shoal.engine.base.quoting import abbreviated
+from shoal.engine.lookup.columns import MAX_FEATURES, Stale
+from shoal.engine.server.settings import ServerSettings
 
 _LARGEST_AT_ONCE = 8
-"""So many of the largest bodies may be on their way to a worker at once, or more of smaller ones."""
+"""A worker may receive this many bodies of the maximum size at once, or more bodies of a smaller size."""
 _DEADLINE = "deadline"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _ENCODINGS = ("gzip", "deflate", "identity")
-"""The encodings that aiohttp always unpacks. If it does not know an encoding, it leaves the body encoded."""
+"""The encodings that aiohttp always unpacks. If aiohttp does not know an encoding, it leaves the body encoded."""
 _SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
 
 
@@ -41,7 +41,7 @@ def _wrong(message: str) -> PydanticCustomError:
 
 def _duration(value: object) -> object:
     if not isinstance(value, str):
-        raise _wrong(f"{shown(value)} is no duration; give a text such as 12h")
+        raise _wrong(f"{abbreviated(value)} is not a duration; give a string such as 12h")
     try:
         return parse_duration(value)
     except ValueError as error:
@@ -50,7 +50,7 @@ def _duration(value: object) -> object:
 
 def _entity(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, list | str | int):
-        raise _wrong(f"{shown(value)} is no entity; give a list of keys, or one string or integer for all rows")
+        raise _wrong(f"{abbreviated(value)} is not an entity; give a list of keys, or a string or integer for all rows")
     return value
 
 
@@ -59,7 +59,7 @@ class _Body(BaseModel):
 
 
 class LookupRequest(_Body):
-    """POST /v1/lookup. The values of an entity are checked by the lookup, against the type of the join key."""
+    """The body of POST /v1/lookup. The lookup checks the values of entities against the types of the join keys."""
 
     features: list[str] | None = None
     service: str | None = None
@@ -75,13 +75,13 @@ class LookupRequest(_Body):
 
     @property
     def wanted(self) -> str | list[str]:
-        """The features as a lookup takes them."""
+        """The name of the feature service, or the list of features."""
         return self.service if self.service is not None else self.features or []
 
 
 class PushRequest(_Body):
-    """POST /v1/push: columns of rows, and of the keys of rows that are to go. Their values are checked against the
-    view's schema."""
+    """The body of POST /v1/push: the columns of rows to write, and the key columns of rows to delete. The values are
+    checked against the view's schema."""
 
     view: str
     rows: dict[str, list[Any]] | None = None
@@ -94,8 +94,8 @@ class PushRequest(_Body):
         return self
 
 
-class ReloadRequest(_Body):
-    """POST /v1/reload."""
+class ReloadBody(_Body):
+    """The body of POST /v1/reload."""
 
     view: str | None = None
     snapshot: str | None = None
@@ -106,18 +106,18 @@ Body = TypeVar("Body", bound=_Body)
 
 
 def set_deadline(request: web.BaseRequest, seconds: float) -> None:
-    """Note that a client waits for so long from now."""
+    """Set a request's deadline to `seconds` from now."""
     request[_DEADLINE] = asyncio.get_running_loop().time() + seconds
 
 
 def remaining_seconds(request: web.BaseRequest) -> float | None:
-    """How long the client waits still; None if it has not said."""
+    """Return the seconds until a request's deadline; None if the client set none."""
     deadline: float | None = request.get(_DEADLINE)
     return None if deadline is None else deadline - asyncio.get_running_loop().time()
 
 
 class BodyReader:
-    """Reads the bodies of a worker's requests, and knows how many bytes it holds of those that are on their way."""
+    """A reader of the bodies of a worker's requests. It limits the total size of the bodies that are being received."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._most = settings.max_body_bytes
@@ -126,18 +126,18 @@ class BodyReader:
         self._held = 0
 
     async def parse(self, request: web.BaseRequest, model: type[Body]) -> Body:
-        """The body of a request; raises what `read` does, and LookupInvalid if it is not what `model` says."""
+        """Return the body of a request; raise the errors of `read`, and LookupInvalid if it does not fit `model`."""
         return parse_body(await self.read(request), model)
 
     async def read(self, request: web.BaseRequest) -> bytes:
-        """The body of a request as it came, unpacked.
+        """Return the body of a request, unpacked.
 
         Raises:
-            EncodingUnsupported: its Content-Encoding is not known here.
-            RequestTooLarge: it has more bytes than the settings allow, as sent or unpacked.
-            LookupInvalid: it ends early, or cannot be unpacked.
-            BodyTooSlow: the client takes too long to send it.
-            DeadlinePassed: it takes longer than the client waits.
+            EncodingUnsupported: the server does not support the body's Content-Encoding.
+            RequestTooLarge: the body has more bytes than the settings allow, as sent or unpacked.
+            LookupInvalid: the body ends early, or cannot be unpacked.
+            BodyTooSlow: the client takes too long to send the body.
+            DeadlinePassed: the request's deadline passes before the body has arrived.
             Overloaded: too many bytes of bodies are being received.
         """
         if (encodings := request.headers.getall("Content-Encoding", None)) is not None:
@@ -145,14 +145,14 @@ class BodyReader:
         if request.content_length is not None and request.content_length > self._most:
             raise self._too_large(f"{request.content_length} bytes")
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-            # curl, .NET and others hold a body back for up to a second until they are told to send it.
+            # Before they send a body, curl, .NET and others wait for this response, for up to a second.
             request.transport.write(_CONTINUE)
         try:
-            if request.content.is_eof():  # It came with the head, as small ones do: there is nothing to wait for.
+            if request.content.is_eof():  # A small body usually arrives with the head: no need to wait.
                 return await request.read()
             return await self._receive(request)
         except web.HTTPRequestEntityTooLarge:
-            raise self._too_large("more") from None
+            raise self._too_large("too many bytes") from None
         except (web.RequestPayloadError, ConnectionError) as error:
             raise LookupInvalid(f"the request's body ended early or cannot be unpacked: {error}") from error
 
@@ -167,18 +167,18 @@ class BodyReader:
                     body += chunk
                     self._held += len(chunk)
                     if len(body) > self._most:
-                        raise self._too_large("more")
+                        raise self._too_large("too many bytes")
                     if self._held > self._most_held:
                         raise Overloaded(
-                            f"more than {self._most_held} bytes of requests' bodies are on their way; try again later",
+                            f"the worker is receiving over {self._most_held} bytes of request bodies; try again later",
                             "bodies",
                         )
         except TimeoutError:
             if until == deadline:
-                raise DeadlinePassed("the body had not come when the time of X-Request-Timeout-Ms was over") from None
+                raise DeadlinePassed("the body did not arrive within the time of X-Request-Timeout-Ms") from None
             raise BodyTooSlow(
-                f"{len(body)} bytes of the body came in {self._patience:g} s; send it faster, in parts, or raise the "
-                f"server's patience_seconds"
+                f"only {len(body)} bytes of the body arrived in {self._patience:g} s; send it faster, in parts, or "
+                f"raise the server's patience_seconds"
             ) from None
         finally:
             self._held -= len(body)
@@ -186,14 +186,14 @@ class BodyReader:
 
     def _too_large(self, size: str) -> RequestTooLarge:
         return RequestTooLarge(
-            f"the body has {size}, the server takes {self._most} bytes; ask in parts, or raise its max_body_bytes"
+            f"the body has {size}, the server accepts at most {self._most}; send less, or raise its max_body_bytes"
         )
 
 
 def check_encoding(encoding: str) -> None:
     """Raise EncodingUnsupported if the server cannot unpack a Content-Encoding."""
     if encoding.strip().lower() not in _ENCODINGS:
-        raise EncodingUnsupported(unsupported(shown(encoding)))
+        raise EncodingUnsupported(unsupported(abbreviated(encoding)))
 
 
 def unsupported(encoding: str) -> str:
@@ -202,8 +202,8 @@ def unsupported(encoding: str) -> str:
 
 
 def parse_body(data: bytes, model: type[Body]) -> Body:
-    """The body in `data`; raises LookupInvalid, also of a member that stands twice, and RequestTooLarge as
-    `check_members`."""
+    """Return the body in `data`; raise LookupInvalid if it is invalid or has a duplicate key, and RequestTooLarge as
+    `check_members` does."""
     try:
         content = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -214,14 +214,19 @@ def parse_body(data: bytes, model: type[Body]) -> Body:
     except ValidationError as error:
         raise LookupInvalid(_describe(error.errors(include_url=False)[0], model)) from None
     if _may_repeat_members(data, content):
-        with suppress(RecursionError):  # Lists in lists are none of the values that a request may have.
+        with suppress(RecursionError):  # Lists nested so deeply are invalid in any request.
             json.loads(data, object_pairs_hook=_without_repetition)
     return body
 
 
 def _may_repeat_members(data: bytes, content: dict[str, Any]) -> bool:
-    """Whether there are more colons behind quotes than members, of which the parser keeps the last of a name. Texts
-    may have some too. Colons alone, of which a feature's reference has one, are counted in a fraction of the time."""
+    """Return whether a key may occur more than once in `data`.
+
+    The parser keeps only the last member of a repeated key, so `data` then has more colons after quotes than parsed
+    members. Strings may contain such colons too, so True may be a false alarm. A quicker test comes first: without a
+    repetition, and if no other text has a colon, `data` has at most one colon per member and one per feature reference
+    (`view:feature`).
+    """
     members = len(content) + sum(len(member) for member in content.values() if isinstance(member, dict))
     references = sum(len(member) for member in content.values() if isinstance(member, list))
     if data.count(b":") <= members + references:
@@ -233,26 +238,26 @@ def _without_repetition(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in members:
         if name in found:
-            raise LookupInvalid(f"{shown(name)} stands twice in an object of the body; give it once")
+            raise LookupInvalid(f"{abbreviated(name)} appears twice in an object of the body; give it once")
         found[name] = value
     return found
 
 
 def check_members(content: Any) -> None:
-    """Raise RequestTooLarge if a request's JSON names more features, entities or columns than any request has reason
-    to: a worker would do nothing else for seconds than look at each, and write down what is wrong with it."""
+    """Raise RequestTooLarge if a request's JSON has more features, entities or columns than MAX_FEATURES. Otherwise the
+    validation of all these names, and the error messages, would block the worker for seconds."""
     if not isinstance(content, dict):
         return
     check_count("the body", content)
     for name, member in content.items():
         if isinstance(member, list | dict):
-            check_count(shown(name), member)
+            check_count(abbreviated(name), member)
 
 
 def check_count(what: str, names: Sized) -> None:
-    """Raise RequestTooLarge if there are more than a request takes."""
+    """Raise RequestTooLarge if there are more names than MAX_FEATURES."""
     if len(names) > MAX_FEATURES:
-        raise RequestTooLarge(f"{what} has {len(names)} members, a request takes {MAX_FEATURES}; ask in parts")
+        raise RequestTooLarge(f"{what} has {len(names)} members, a request may have {MAX_FEATURES}; ask in parts")
 
 
 def check_keys(entities: dict[str, Any], max_keys: int) -> None:
@@ -260,8 +265,8 @@ def check_keys(entities: dict[str, Any], max_keys: int) -> None:
     for name, values in entities.items():
         if isinstance(values, Sized) and not isinstance(values, str) and len(values) > max_keys:
             raise RequestTooLarge(
-                f"entity {name!r} has {len(values)} values, the server takes {max_keys}; ask in parts, or raise its "
-                f"max_keys"
+                f"entity {name!r} has {len(values)} values, the server accepts at most {max_keys}; ask in parts, or "
+                f"raise its max_keys"
             )
 
 
@@ -273,4 +278,4 @@ def _describe(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"the field {place!r} is missing"
     if error["type"] == "request":
         return f"{place}: {error['msg']}" if place else error["msg"]
-    return f"{place or 'the body'} is {shown(error['input'])}: {error['msg']}"
+    return f"{place or 'the body'} is {abbreviated(error['input'])}: {error['msg']}"

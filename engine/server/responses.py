@@ -1,22 +1,22 @@
-"""Answers as responses: lookups, documents and errors."""
+"""Build HTTP responses: for lookups, documents and errors."""
 
 from typing import Any
 
 import orjson
 from aiohttp import web
 
-from engine.result import LookupResult, MatrixResult
+from shoal.engine.lookup.result import LookupResult, MatrixResult
 
 VERSION_HEADER = "X-Shoal-Version"
 APPLIED_HEADER = "X-Shoal-Applied"
-"""Where the views of a lookup stand in their logs: see `engine.version.StoreVersion.applied`."""
+"""The header with the log positions of a lookup's views: see `shoal.engine.store.version.StoreVersion.applied`."""
 COLUMNS_HEADER = "X-Shoal-Columns"
 """The header with the columns of a matrix, if the request names a feature service or `view:*`."""
 _LONGEST_COLUMNS = 3000
 """In characters. A proxy such as nginx rejects a response whose headers do not fit into 4 KiB."""
 _LARGE_BYTES = 1 << 20
 _LONGEST_MESSAGE = 2000
-"""Characters. The end of a message says what to do."""
+"""In characters. A longer message is cut in the middle, because its end says what to do."""
 
 
 class LargeResponse(web.Response):
@@ -30,8 +30,8 @@ class LargeResponse(web.Response):
         await super().write_eof(data)
 
 
-def answer_bytes(content: bytes, content_type: str, version: int | None = None, status: int = 200) -> web.Response:
-    """An answer of any type; with the store version that it was read from, where that is known already."""
+def bytes_response(content: bytes, content_type: str, version: int | None = None, status: int = 200) -> web.Response:
+    """Return a response of any content type; with the header of the store version, if `version` is given."""
     headers = {"Content-Type": content_type}
     if version is not None:
         headers[VERSION_HEADER] = str(version)
@@ -39,7 +39,7 @@ def answer_bytes(content: bytes, content_type: str, version: int | None = None, 
 
 
 def answer_lookup(content: bytes, content_type: str, result: LookupResult | MatrixResult) -> web.Response:
-    """The answer to a lookup, with what it was read from."""
+    """Return the response to a lookup, with headers for the store version and the log positions of its views."""
     headers = {
         "Content-Type": content_type,
         VERSION_HEADER: str(result.version),
@@ -51,19 +51,19 @@ def answer_lookup(content: bytes, content_type: str, result: LookupResult | Matr
     return response(body=content, headers=headers)
 
 
-def answer_json(document: Any, version: int | None = None, status: int = 200) -> web.Response:
-    """A document as JSON."""
-    return answer_bytes(orjson.dumps(document), "application/json", version, status)
+def json_response(document: Any, version: int | None = None, status: int = 200) -> web.Response:
+    """Return a response with a document as JSON."""
+    return bytes_response(orjson.dumps(document), "application/json", version, status)
 
 
-def answer_error(code: str, message: str, status: int) -> web.Response:
-    """An error."""
-    return answer_json({"error": {"code": code, "message": sendable(message)}}, status=status)
+def error_response(code: str, message: str, status: int) -> web.Response:
+    """Return the response for an error."""
+    return json_response({"error": {"code": code, "message": sendable(message)}}, status=status)
 
 
 def sendable(message: str) -> str:
-    """A message as it is sent: of what it repeats of a request, bytes of a header that are not UTF-8 come escaped, and
-    what is very long is cut."""
+    """Return a message in a form that can be sent. Bytes of a header that are not UTF-8 are escaped, and a very long
+    message is cut in the middle."""
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
     return message.encode(errors="backslashreplace").decode()

@@ -1,19 +1,19 @@
-"""The store as a worker serves it: from before it exists, and for as long as it can be read."""
+"""The store that a worker serves. It need not exist when the worker starts."""
 
 import logging
 from pathlib import Path
 
-from engine.errors import ProcessIdTaken, ShoalError, StoreNotFound
-from engine.feature_store import FeatureStore
-from engine.server.readiness import Readiness
-from engine.version import StoreVersion
+from shoal.engine.base.errors import ProcessIdTaken, ShoalError, StoreNotFound
+from shoal.engine.feature_store import FeatureStore
+from shoal.engine.server.readiness import Readiness
+from shoal.engine.store.version import StoreVersion
 
 log = logging.getLogger("shoal.worker")
 
 
 class ServedStore:
-    """Opens the store as soon as there is one. `refresh` is to be called every second, lest a worker without requests
-    hold on to an old version."""
+    """The store, opened as soon as it exists. Call `refresh` every second, so that a worker without requests does not
+    hold an old version."""
 
     def __init__(self, path: Path, readiness: Readiness | None = None) -> None:
         self._path = path
@@ -22,7 +22,7 @@ class ServedStore:
         self._failure: ShoalError = StoreNotFound(f"{path} is not open yet; try again in a second")
 
     def refresh(self) -> None:
-        """Open the store if that was not possible yet, and move on to its newest version.
+        """Open the store if it is not open yet, and move on to its newest version.
 
         Raises:
             ProcessIdTaken: another process has this process's id, so only a process with another id can open the store.
@@ -35,36 +35,37 @@ class ServedStore:
         except ProcessIdTaken:
             raise
         except ShoalError as error:
-            # The writer's log and /ready say that a store is new.
+            # Do not log that the store does not exist yet: the writer's log and /ready report that.
             if str(error) != str(self._failure) and not isinstance(error, StoreNotFound):
                 log.warning("%s", error)
             self._failure = error
 
     def open(self) -> FeatureStore:
-        """The store, ready for lookups.
+        """Return the store, ready for lookups.
 
         Raises:
-            StoreNotFound: there is none yet, or nothing was loaded into it.
-            StoreDamaged: none of it can be read.
-            StoreUnreadable: the system does not let it be read now.
+            StoreNotFound: the store does not exist yet, or nothing was loaded into it.
+            StoreDamaged: no part of the store can be read.
+            StoreUnreadable: the operating system does not allow the store to be read now.
         """
         if self._store is None:
-            # All workers become ready at the same moment: /ready, answered by one, speaks for the others.
+            # Try again now, so that all workers become ready at the same time. The answer of one worker to /ready must
+            # be true for all workers.
             self.refresh()
         if self._store is None:
             raise self._failure
         version = self._store.version()
         if not version.views:
             for name in version.damaged:
-                version.view(name)  # Says what is wrong with it.
+                version.view(name)  # Raises the error of the damaged view.
             for name, trouble in version.troubles.items():
                 raise StoreNotFound(f"nothing was loaded into {self._path} yet: {name}: {trouble.message}")
-            raise StoreNotFound(f"nothing was loaded into {self._path} yet; `shoal load` does")
+            raise StoreNotFound(f"nothing was loaded into {self._path} yet; run `shoal load`")
         return self._store
 
     def ready(self) -> StoreVersion:
-        """The newest version, if this server is to be sent requests; raises as `open` does, NotCaughtUp, and StoreMoved
-        where what it serves is not what a restart would."""
+        """Return the newest version if this server is ready for requests; otherwise raise the errors of `open`, or
+        NotCaughtUp. Raise StoreMoved if the server would serve other files after a restart."""
         try:
             store = self.open()
         except StoreNotFound:
@@ -80,7 +81,7 @@ class ServedStore:
         return version
 
     def trouble(self) -> ShoalError | None:
-        """Why the store as a whole cannot be read, or is no longer at its path; None if nothing is wrong with it."""
+        """Return the error if the whole store cannot be read, or is no longer at its path; else None."""
         if self._store is None:
             return None if isinstance(self._failure, StoreNotFound) else self._failure
         try:
@@ -90,7 +91,7 @@ class ServedStore:
         return None
 
     def version(self) -> StoreVersion | None:
-        """The newest version, if one can be read."""
+        """Return the newest version; None if it cannot be read."""
         try:
             return self._store.version() if self._store else None
         except ShoalError:

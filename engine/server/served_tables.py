@@ -1,38 +1,39 @@
-"""The tables of a store as a worker reads them: nothing of it is loaded unless there is a view that is kept in one."""
+"""A worker's access to the tables of a store. The table client is imported only if a view is kept in a table."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from engine.errors import ShoalError
-from engine.key_columns import Incomplete
-from engine.lookup import remote_views
-from engine.remote_rows import Fetched, Partial, check_partial
-from engine.server.metrics import Metrics
-from engine.server.served_store import ServedStore
-from engine.settings import ServerSettings
+from shoal.engine.base.errors import ShoalError
+from shoal.engine.lookup.columns import remote_views
+from shoal.engine.lookup.key_columns import Incomplete
+from shoal.engine.lookup.remote_rows import Fetched, Partial, check_partial
+from shoal.engine.server.metrics import Metrics
+from shoal.engine.server.served_store import ServedStore
+from shoal.engine.server.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from engine.dynamodb.tier import RemoteTier
+    from shoal.engine.dynamodb.tier import RemoteTier
 
 log = logging.getLogger("shoal.worker")
 
 PARTIAL_HEADER = "X-Shoal-Partial"
-"""In a request: whether an answer may lack rows (`serve`, or `fail`). In an answer: the views of which it does."""
+"""In a request: what to do if rows do not arrive in time (`serve` or `fail`). In an answer: the views with missing
+rows."""
 _SHARE = 0.9
-"""What of the time that a client waits still may be spent waiting for tables."""
+"""The share of a request's remaining time that may be spent on waiting for tables."""
 
 
 def parse_partial(text: str | None) -> Partial:
-    """What a client says of answers that lack rows; raises LookupInvalid."""
+    """Return the value of a request's X-Shoal-Partial header; raise LookupInvalid if it is not valid."""
     partial = cast(Partial, "serve" if text is None else text.strip().lower())
     check_partial(partial)
     return partial
 
 
 class ServedTables:
-    """Fetches the rows of requests in a worker's event loop."""
+    """The fetcher of rows from tables, in a worker's event loop."""
 
     def __init__(self, settings: ServerSettings, served: ServedStore, metrics: Metrics) -> None:
         self._settings = settings
@@ -41,13 +42,13 @@ class ServedTables:
         self._tier: RemoteTier | None = None
 
     def are_needed(self) -> bool:
-        """Whether the store has views that are kept in tables."""
+        """Return whether the store has views that are kept in tables."""
         version = self._served.version()
         return version is not None and version.has_remote_views
 
     async def prepare(self) -> None:
-        """If there are such views, find their server, lest the first request waits for that; to be called again and
-        again, since such a view may come."""
+        """Connect to the tables' server if views are kept in tables, so that the first request need not wait for the
+        connection. Call this regularly, because such a view may be added later."""
         if self.are_needed():
             with suppress(ShoalError):
                 await self._opened().connect()
@@ -59,10 +60,10 @@ class ServedTables:
         incomplete: Incomplete,
         remaining: float | None,
     ) -> Fetched:
-        """The rows of a request that are kept in tables, as far as they come in time.
+        """Return the rows of a request that are kept in tables, if they arrive in time.
 
         Args:
-            remaining: how many seconds the client waits still, if it has said so.
+            remaining: the seconds until the request's deadline; None if the client set none.
 
         Raises:
             LookupInvalid, UnknownFeature: the request does not fit the store.
@@ -83,7 +84,7 @@ class ServedTables:
 
     def _opened(self) -> "RemoteTier":
         if self._tier is None:
-            from engine.dynamodb.tier import RemoteTier
+            from shoal.engine.dynamodb.tier import RemoteTier
 
             settings = self._settings
             self._tier = RemoteTier(

@@ -1,16 +1,16 @@
-"""The server's certificate, and whose certificates it takes, for HTTP and gRPC alike."""
+"""The server's TLS certificate, and the CAs of client certificates, for both HTTP and gRPC."""
 
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import SettingsInvalid
-from engine.settings import ServerSettings
+from shoal.engine.base.errors import SettingsInvalid
+from shoal.engine.server.settings import ServerSettings
 
 
 @dataclass(frozen=True)
 class Tls:
-    """What the files of the settings hold: ready for HTTP, and as it is, PEM, for gRPC, which has a TLS of its own."""
+    """The content of the TLS files: a context for HTTP, and the raw PEM for gRPC's own TLS implementation."""
 
     context: ssl.SSLContext
     certificate: bytes
@@ -19,19 +19,20 @@ class Tls:
 
 
 def tls_files(settings: ServerSettings) -> list[Path]:
-    """The files that make up the server's TLS; none if it has none."""
+    """Return the paths of the TLS files in the settings; an empty list without TLS."""
     files = (settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     return [path for path in files if path is not None]
 
 
 def read_tls(settings: ServerSettings) -> Tls:
-    """What the settings' files hold.
+    """Return the checked content of the TLS files in the settings.
 
-    TLS 1.2 is the oldest that is spoken, and of its ciphers only those with forward secrecy: the defaults of Python, as
-    of gRPC. With a `tls_client_ca`, nobody gets as far as a request without a certificate that one of it signed.
+    The oldest accepted version is TLS 1.2, with only the ciphers that have forward secrecy. These are the defaults of
+    Python and of gRPC. With a `tls_client_ca`, only clients with a certificate signed by one of its CAs can send
+    requests.
 
     Raises:
-        SettingsInvalid: a file cannot be read, or holds something else, or the key is of another certificate.
+        SettingsInvalid: a file cannot be read or has invalid content, or the key belongs to another certificate.
     """
     if settings.tls_certificate is None or settings.tls_key is None:
         raise SettingsInvalid("tls_certificate and tls_key are not set; give both")
@@ -47,7 +48,7 @@ def read_tls(settings: ServerSettings) -> Tls:
     except ssl.SSLError as error:
         what = "is the key of another certificate" if "MISMATCH" in (error.reason or "") else "holds no private key"
         raise SettingsInvalid(
-            f"tls_key is {str(settings.tls_key)!r}, which {what}; give the one of {settings.tls_certificate}, as PEM "
+            f"tls_key is {str(settings.tls_key)!r}, which {what}; give the key of {settings.tls_certificate}, as PEM "
             f"and without a passphrase"
         ) from None
     except OSError as error:
@@ -69,10 +70,11 @@ def _read(name: str, path: Path) -> bytes:
 def _check_certificates(name: str, path: Path) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError as error:  # Which ssl's own errors are.
+    except OSError as error:  # Includes ssl.SSLError.
         raise SettingsInvalid(f"{name} is {str(path)!r}, which holds no certificate as PEM: {error}") from None
 
 
 def _refuse_passphrase() -> str:
-    """Otherwise OpenSSL would ask for one at the terminal; with this one it says that the key cannot be read."""
+    """Return an empty passphrase. Without this function, OpenSSL would ask for a passphrase on the terminal instead of
+    failing."""
     return ""

@@ -1,11 +1,11 @@
-"""Who may ask the server for what: bearer tokens and their roles.
+"""The bearer tokens of clients, and the roles that they grant.
 
     # roles      token, or its SHA-256 in hex    a name for the log
     read         vJ0mZ1…                         ranker
     read,push    sha256:5e884898da28…            stream
     admin        sha256:9b74c9897bac…            ops
 
-`admin` may do everything. `push` may write and not read: a job that delivers features has no use for those of others.
+`admin` may do everything. `push` may write but not read: a job that writes features need not read other features.
 """
 
 import logging
@@ -18,27 +18,27 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from engine.errors import RoleMissing, SettingsInvalid, TokenInvalid
-from engine.settings import ServerSettings
+from shoal.engine.base.errors import RoleMissing, SettingsInvalid, TokenInvalid
+from shoal.engine.server.settings import ServerSettings
 
 log = logging.getLogger("shoal.supervisor")
 
 Role = Literal["read", "push", "admin"]
-"""What a request may need: to read features, to write them, or to tell the server what to do."""
+"""The role that a request may need: to read features, to write them, or to administer the server."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 TOKENS_VARIABLE = "SHOAL_TOKENS"
 _LEAST_CHARACTERS = 16
-"""Of a token. Its SHA-256 has no salt, and a short one could be found by trying."""
+"""The minimum length of a token. Its SHA-256 has no salt, so a short token could be guessed from it."""
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""As RFC 6750 has it, so that every client can send it."""
+"""The syntax of tokens in RFC 6750, so that every client can send them."""
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _MEND = "write lines of ROLES TOKEN [NAME], see docs/security.md"
 
 
 @dataclass(frozen=True)
 class _Token:
-    """A token that is known, by its digest alone."""
+    """A known token. Only its digest is stored."""
 
     digest: bytes
     roles: frozenset[Role]
@@ -46,26 +46,27 @@ class _Token:
 
 
 class Tokens:
-    """The tokens that are known."""
+    """The set of known tokens."""
 
     def __init__(self, tokens: Sequence[_Token]) -> None:
         self._tokens = tokens
 
     def check(self, authorization: str | None, role: Role) -> str:
-        """The name of whoever sends an Authorization header, if its token has a role.
+        """Return the name of the token in an Authorization header, if the token has the role.
 
         Raises:
-            TokenInvalid: there is none, or nobody knows it.
-            RoleMissing: the token has not the role.
+            TokenInvalid: the request has no bearer token, or the token is not known.
+            RoleMissing: the token does not have the role.
         """
         if authorization is None:
-            raise TokenInvalid("this needs a token, and none came; send it as Authorization: Bearer TOKEN")
+            raise TokenInvalid("the request needs a token, and has none; send it as Authorization: Bearer TOKEN")
         scheme, _, sent = authorization.partition(" ")
         if scheme.lower() != "bearer":
-            raise TokenInvalid("the Authorization is not a bearer token; send Bearer TOKEN")
+            raise TokenInvalid("the Authorization header is not a bearer token; send Bearer TOKEN")
         digest = sha256(sent.strip().encode(errors="surrogateescape")).digest()
         found = None
-        # All of them, however early one fits: how long it takes tells nothing.
+        # Compare all tokens, even after a match: otherwise the time of the comparison would reveal the position of the
+        # token.
         for token in self._tokens:
             if compare_digest(token.digest, digest):
                 found = token
@@ -73,15 +74,15 @@ class Tokens:
             raise TokenInvalid("the token is not one of this server's; it may have been replaced")
         if role not in found.roles:
             held = " and ".join(each for each in ROLES if each in found.roles)
-            raise RoleMissing(f"the token {found.name!r} may {held}; this needs one that may {role}")
+            raise RoleMissing(f"the token {found.name!r} may {held}; the request needs one that may {role}")
         return found.name
 
 
 def read_tokens(settings: ServerSettings) -> Tokens:
-    """The tokens that the settings name: those of the file, or else of the environment.
+    """Return the tokens of the file in the settings, or else of the environment variable.
 
     Raises:
-        SettingsInvalid: the file cannot be read, or a line of it is wrong; no message repeats a token.
+        SettingsInvalid: the file cannot be read, or a line is invalid; no message repeats a token.
     """
     if settings.tokens is None:
         return parse_tokens(settings.tokens_text.get_secret_value() if settings.tokens_text else "", TOKENS_VARIABLE)
@@ -93,10 +94,10 @@ def read_tokens(settings: ServerSettings) -> Tokens:
 
 
 def parse_tokens(text: str, origin: str) -> Tokens:
-    """The tokens in a text; `origin` names it in errors.
+    """Return the tokens in a text; `origin` names the text in errors.
 
     Raises:
-        SettingsInvalid: a line is wrong, or there is no token.
+        SettingsInvalid: a line is invalid, or the text has no token.
     """
     tokens: dict[bytes, _Token] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -105,7 +106,7 @@ def parse_tokens(text: str, origin: str) -> Tokens:
             continue
         token = _parsed(fields, f"{origin}, line {number}")
         if token.digest in tokens:
-            raise SettingsInvalid(f"{origin}, line {number}: the token stands there twice; give it one line: read,push")
+            raise SettingsInvalid(f"{origin}, line {number}: the token appears twice; give it one line: read,push")
         tokens[token.digest] = token
     if not tokens:
         raise SettingsInvalid(f"{origin} holds no token; {_MEND}")
@@ -118,8 +119,8 @@ def _parsed(fields: Sequence[str], place: str) -> _Token:
     roles = fields[0].split(",")
     for role in roles:
         if role not in ROLES:
-            # It may be a token that stands in the wrong place.
-            raise SettingsInvalid(f"{place} begins with no role; the roles are {', '.join(ROLES)}; {_MEND}")
+            # Do not repeat the role in the message: it may be a token in the wrong place.
+            raise SettingsInvalid(f"{place} does not begin with a role; the roles are {', '.join(ROLES)}; {_MEND}")
     name = fields[2] if len(fields) == 3 else place.rpartition(", ")[2]
     granted = ROLES if "admin" in roles else cast(list[Role], roles)
     return _Token(_digest(fields[1], place), frozenset(granted), name)
@@ -133,19 +134,18 @@ def _digest(token: str, place: str) -> bytes:
         return bytes.fromhex(match[1])
     if len(token) < _LEAST_CHARACTERS:
         raise SettingsInvalid(
-            f"{place}: the token has {len(token)} characters, and {_LEAST_CHARACTERS} are the least; make one by "
+            f"{place}: the token has {len(token)} characters, but needs at least {_LEAST_CHARACTERS}; make one with "
             f"`openssl rand -hex 32`"
         )
     if not _TOKEN.fullmatch(token):
-        raise SettingsInvalid(f"{place}: a token is of letters, digits and -._~+/ and may end in =")
+        raise SettingsInvalid(f"{place}: a token may have only letters, digits and -._~+/, with = at the end")
     return sha256(token.encode()).digest()
 
 
 def warn_of_readers(path: Path) -> None:
-    """Log it if any user of the machine can read tokens.
+    """Log a warning if any user of the machine can read the tokens in a file.
 
-    That is no reason to refuse them: a secret that Kubernetes mounts is so unless it is told otherwise, in a container
-    where nobody else is.
+    This is not an error: by default Kubernetes mounts secrets with such a mode, in a container without other users.
     """
     if path.stat().st_mode & stat.S_IROTH and any(
         fields[1:] and not fields[0].startswith("#") and not fields[1].startswith("sha256:")

@@ -1,1 +1,1 @@
-"""Write views to tables of DynamoDB, and bring such tables local."""
+"""Write views to DynamoDB tables, and load such tables into a local store."""

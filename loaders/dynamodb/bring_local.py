@@ -1,7 +1,8 @@
-"""Bring a table local: its rows become a base generation of their view on this node.
+"""Load a DynamoDB table into the local store. The table's rows become a base generation of their view on this node.
 
-A table gives its rows in no order, and may have more than fit into memory: they are first parted by hash into files
-beside the store, then sorted part by part. A load that dies leaves those files, which the next one removes.
+A scan returns rows in no particular order, and there may be more rows than fit into memory. So the rows are first
+partitioned by hash into files in the store's directory, and each partition is then sorted. An interrupted load leaves
+its files behind, and the next load removes them.
 """
 
 import shutil
@@ -14,20 +15,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from engine.catalog import Origin, SegmentRecord, ViewRecord
-from engine.dynamodb.client import DynamoClient, binary_of
-from engine.dynamodb.items import KEY, NAMES, ROW_AT, VALUE, fingerprint
-from engine.dynamodb.segments import segments_of
-from engine.environment import make_directory, store_full_named
-from engine.errors import ForeignDelta, StoreDamaged, TableInvalid, TableMissing
-from engine.kernels.hashing import key_hashes
-from engine.schema import JoinKey, ViewSchema, arrow_type
-from loaders.dynamodb.table import Pace, Progress, Table
-from loaders.generation import CHUNK_BYTES, GenerationBuilder, fold_id
-from loaders.generation import Progress as Tell
-from loaders.merge import Merge
-from loaders.retention import retained
-from loaders.store_writer import StoreWriter
+from shoal.engine.base.errors import ForeignDelta, StoreDamaged, TableInvalid, TableMissing
+from shoal.engine.dynamodb.client import DynamoClient, binary_of
+from shoal.engine.dynamodb.items import KEY, NAMES, ROW_AT, VALUE, fingerprint
+from shoal.engine.dynamodb.segments import segments_of
+from shoal.engine.format.catalog import Origin, SegmentRecord, ViewRecord
+from shoal.engine.format.schema import JoinKey, ViewSchema, arrow_type
+from shoal.engine.kernels.hashing import key_hashes
+from shoal.engine.store.disk import make_directory, store_full_named
+from shoal.loaders.apply.retention import retained
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.dynamodb.table import Pace, Progress, Table
+from shoal.loaders.segments.generation import CHUNK_BYTES, GenerationBuilder, fold_id
+from shoal.loaders.segments.generation import Progress as Tell
+from shoal.loaders.segments.merge import Merge
 
 _PARTS = 256
 _HEAD = struct.Struct("<II")
@@ -35,30 +36,33 @@ _SCANNED = ".scanned-"
 
 
 async def load_table(writer: StoreWriter, name: str, tell: Tell) -> tuple[Progress, int]:
-    """Load a table that Shoal wrote into its view, which is then local, until its log says otherwise.
+    """Load the rows of a view from the DynamoDB table that Shoal wrote for the view.
+
+    Afterwards, the view is kept on this node, until a later entry of the view's log moves it back to a table.
 
     Returns:
-        Where the log the rows stand, and how many there are.
+        The last log entry that the table held completely before its rows were read, and the number of rows.
 
     Raises:
-        TableMissing: there is no such table, or no entry was ever written to its end.
-        TableInvalid: what is in it is not what Shoal writes.
-        TableFailed: it cannot be read; nothing was loaded.
-        ForeignDelta: the store stands further along the log already.
-        StoreFull: there is no room; nothing was loaded.
+        TableMissing: the table does not exist, or does not hold any log entry completely.
+        TableInvalid: the table's content is not what Shoal writes.
+        TableFailed: the table cannot be read; nothing was loaded.
+        ForeignDelta: the store has already applied a later entry of the log.
+        StoreFull: the disk is full; nothing was loaded.
     """
     async with DynamoClient() as client:
         table = Table(client, name, Pace(1.0))
-        # Before the rows: what is written meanwhile is of entries behind it, which are applied again.
+        # Read the progress before the rows. Rows that are written meanwhile belong to later entries, and those entries
+        # are applied again after this load.
         progress = await table.progress()
         if progress is None:
-            raise TableMissing(f"table {name!r} holds no whole snapshot yet; `shoal sync-dynamodb` writes one")
+            raise TableMissing(f"table {name!r} holds no complete snapshot yet; `shoal sync-dynamodb` writes one")
         schema = progress.view.model_copy(update={"tier": "local", "table": None})
         old = writer.record(schema.name)
         if old is not None and not old.view_schema.is_remote and old.applied_seq > progress.seq:
             raise ForeignDelta(
-                f"view {schema.name!r} stands at seq {old.applied_seq} in {writer.store}, table {name!r} at "
-                f"{progress.seq}; load it from the export root, or into a new store"
+                f"view {schema.name!r} is at seq {old.applied_seq} in {writer.store}, but table {name!r} is at "
+                f"{progress.seq}; load the view from the export root, or into a new store"
             )
         parts = writer.store / f"{_SCANNED}{schema.name}"
         shutil.rmtree(parts, ignore_errors=True)
@@ -73,15 +77,15 @@ async def load_table(writer: StoreWriter, name: str, tell: Tell) -> tuple[Progre
 
 
 async def _scan(table: Table, parts: Path, tell: Tell) -> None:
-    """Write all rows of a table to files, by the highest bits of their first hashes."""
+    """Write all rows of a table to files, partitioned by the highest bits of each row's first hash."""
     with ExitStack() as stack:
         files = [stack.enter_context((parts / f"{number:03d}").open("wb")) for number in range(_PARTS)]
         async for page in table.scan((KEY, VALUE, NAMES)):
             for item in page:
                 key, value, names = (binary_of(item[name]) for name in (KEY, VALUE, NAMES))
                 if value[8:24] != key:
-                    raise TableInvalid(f"table {table.name!r}: the item of key {key.hex()} holds a row of another")
-                # A signed hash, whose order begins at the negative ones.
+                    raise TableInvalid(f"table {table.name!r}: the item of key {key.hex()} holds a row of another key")
+                # Flip the sign bit of the hash: the hash is signed, and negative hashes must come first.
                 files[key[7] ^ 0x80].write(_HEAD.pack(len(value), len(names)) + value + names)
             tell(len(page))
 
@@ -114,7 +118,9 @@ async def _build(writer: StoreWriter, table: Table, schema: ViewSchema, progress
                     schemas[value[:8]] = await table.schema(value[:8])
             if size >= CHUNK_BYTES:
                 _add(builder, schema, schemas, values, names)
-                values, names, size = [], [], 0
+                values = []
+                names = []
+                size = 0
         if values:
             _add(builder, schema, schemas, values, names)
         base = builder.record(
@@ -152,11 +158,11 @@ def _add(
         for chunk in Merge(segments, schema).chunks(CHUNK_BYTES):
             builder.add(chunk)
     except StoreDamaged as error:
-        raise TableInvalid(f"view {schema.name!r}: its table holds rows that make no sense: {error}") from None
+        raise TableInvalid(f"view {schema.name!r}: its table holds invalid rows: {error}") from None
 
 
 def _check_keys(schema: ViewSchema, values: list[bytes], names: list[bytes]) -> None:
-    """Raises TableInvalid if some row's hashes are not those of its key."""
+    """Raise TableInvalid if the hashes of a row do not match its key."""
     columns = [
         pa.array(column, arrow_type(key.type))
         for key, column in zip(schema.join_keys, _keys(schema, names), strict=True)
@@ -164,11 +170,14 @@ def _check_keys(schema: ViewSchema, values: list[bytes], names: list[bytes]) -> 
     first, second = key_hashes(columns)
     stored = np.frombuffer(b"".join(value[8 : ROW_AT + 8] for value in values), np.int64).reshape(-1, 2)
     if np.any(stored[:, 0] != first) or np.any(stored[:, 1] != second):
-        raise TableInvalid(f"view {schema.name!r}: its table has a row whose hashes are not those of its key")
+        raise TableInvalid(f"view {schema.name!r}: its table has a row with hashes that do not match its key")
 
 
 def _keys(schema: ViewSchema, names: list[bytes]) -> list[list[str | int]]:
-    """The values of each join key, as segments have keys (see `engine.segment.Chunk.key_of`)."""
+    """Return one list per join key with its values, decoded from the format of keys in segments.
+
+    See `shoal.engine.store.segment.Chunk.key_of` for the format.
+    """
     columns: list[list[str | int]] = [[] for _ in schema.join_keys]
     try:
         for key in names:
@@ -177,7 +186,7 @@ def _keys(schema: ViewSchema, names: list[bytes]) -> list[list[str | int]]:
                 value, at = _key_value(join_key, key, at)
                 column.append(value)
     except (struct.error, UnicodeDecodeError) as error:
-        raise TableInvalid(f"view {schema.name!r}: its table has a key that is none: {error}") from None
+        raise TableInvalid(f"view {schema.name!r}: its table has an invalid key: {error}") from None
     return columns
 
 

@@ -12,48 +12,48 @@ from typing import Any
 
 import click
 
-from engine.dynamodb.client import DynamoClient
-from engine.errors import NotPublished, ShoalError
-from engine.export_root import ExportRoot
-from engine.terminal import say, say_json
-from loaders.dynamodb.sync import Sync, Written
+from shoal.engine.base.errors import NotPublished, ShoalError
+from shoal.engine.cli.terminal import say, say_json
+from shoal.engine.dynamodb.client import DynamoClient
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.dynamodb.sync import Sync, Written
 
 log = logging.getLogger("shoal.sync")
 
 
-@click.command("sync-dynamodb", short_help="Write views of an export root to tables of DynamoDB, and keep them so.")
+@click.command("sync-dynamodb", short_help="Write views of an export root to DynamoDB tables, and keep them current.")
 @click.option(
     "--from", "address", required=True, metavar="ROOT", help="The export root: a directory, or s3://BUCKET/PREFIX."
 )
-@click.option("--view", "views", multiple=True, metavar="NAME", help="Only this view; may be given again.")
-@click.option("--once", is_flag=True, help="End when the tables have all that the root has.")
-@click.option("--dry-run", is_flag=True, help="Count what would be written, and what it would cost; write nothing.")
-@click.option("--create-tables", is_flag=True, help="Make tables that are not there, billed by request.")
+@click.option("--view", "views", multiple=True, metavar="NAME", help="Only this view; may be repeated.")
+@click.option("--once", is_flag=True, help="Exit when the tables have all entries of the root.")
+@click.option("--dry-run", is_flag=True, help="Count the writes and estimate their cost, but write nothing.")
+@click.option("--create-tables", is_flag=True, help="Create missing tables, billed by request.")
 @click.option(
     "--units-per-second",
     type=click.FloatRange(min=0, min_open=True),
     default=1000.0,
     show_default=True,
     metavar="NUMBER",
-    help="The most write units that are used of each table in a second.",
+    help="The maximum of write units per second for each table.",
 )
-@click.option("--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to look for what is new.")
+@click.option("--poll", default=5.0, show_default=True, metavar="SECONDS", help="How often to look for new entries.")
 @click.option(
     "--lease-seconds",
     type=click.FloatRange(min=0.2),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="After how long another may take over from a process that died.",
+    help="The time after which another process may take over from one that died.",
 )
 @click.option(
     "--write-price",
     default=0.625,
     show_default=True,
     metavar="DOLLARS",
-    help="Of a million write units, for --dry-run.",
+    help="The price of a million write units, for --dry-run.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON, an object an entry.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON, one object per entry.")
 def sync_dynamodb_command(
     address: str,
     views: tuple[str, ...],
@@ -66,10 +66,10 @@ def sync_dynamodb_command(
     write_price: float,
     as_json: bool,
 ) -> None:
-    """Write the views of an export root whose tier is dynamodb to their tables, and go on as more is published.
+    """Write the views with tier dynamodb of an export root to their tables, and continue as new entries are published.
 
-    Only what changed is written. A run that died, or was stopped, is gone on with by the next. Endpoint, region and
-    credentials are those of boto3's environment.
+    Only changed rows are written. If a run dies or is stopped, the next run continues it. Endpoint, region and
+    credentials come from boto3's environment.
     """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     log.setLevel(logging.WARNING if once or dry_run else logging.INFO)
@@ -108,7 +108,7 @@ async def _once(sync: Sync, views: Sequence[str], as_json: bool, price: float | 
 
 
 async def _follow(sync: Sync, address: str, views: Sequence[str], as_json: bool, poll: float) -> None:
-    """Look for what is new until told to stop; what fails is tried again."""
+    """Write new entries until SIGTERM or SIGINT. Retry a failed view at the next poll."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -136,7 +136,7 @@ async def _follow(sync: Sync, address: str, views: Sequence[str], as_json: bool,
     await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         running.result()
-    # What is under way is broken off, and the right to write given back.
+    # Cancel the writes in progress, and release the leases.
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running

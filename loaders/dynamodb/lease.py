@@ -1,4 +1,5 @@
-"""The right to write to a table, which one process has at a time: an item of the table itself, with an end."""
+"""The lease on a table: the right of one process at a time to write to the table. The lease is an expiring item in the
+table."""
 
 import asyncio
 import contextlib
@@ -11,18 +12,21 @@ from typing import Self
 
 import orjson
 
-from engine.dynamodb.client import CONDITION_FAILED, DynamoClient, binary, number
-from engine.dynamodb.items import KEY, LEASE
-from engine.errors import TableFailed, TableTaken
-from engine.failpoints import reached
+from shoal.engine.base.errors import TableFailed, TableTaken
+from shoal.engine.base.failpoints import reached
+from shoal.engine.dynamodb.client import CONDITION_FAILED, DynamoClient, binary, number
+from shoal.engine.dynamodb.items import KEY, LEASE
 
 _SECONDS = 10.0
 _RENEWALS = 3
 
 
 class Lease:
-    """The right to write to a table, for as long as it is renewed. Writes that are conditional need it only lest two
-    processes pay for the same; those of a first load need it to be right."""
+    """The right to write to a table, as long as it is renewed.
+
+    Conditional writes are correct even without the lease. For them, the lease only prevents two processes from paying
+    for the same writes. The unconditional writes of a first load are correct only with the lease.
+    """
 
     def __init__(self, client: DynamoClient, table: str, seconds: float) -> None:
         self._client = client
@@ -33,16 +37,16 @@ class Lease:
         self._renewing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Take it, once nobody else has it.
+        """Take the lease as soon as no other process has it.
 
         Raises:
-            TableTaken: somebody keeps it.
+            TableTaken: another process keeps the lease.
         """
         give_up = time.monotonic() + 2 * self._seconds
         while not await self._take("attribute_not_exists(k) OR x < :now OR o = :o"):
             if time.monotonic() > give_up:
                 raise TableTaken(
-                    f"table {self._table!r} is being written by {await self._holder()}; let one process do so"
+                    f"table {self._table!r} is being written by {await self._holder()}; stop one of the two processes"
                 )
             await asyncio.sleep(min(0.5, self._seconds / _RENEWALS))
         reached("sync.leased")
@@ -64,11 +68,11 @@ class Lease:
             await self._client.call("DeleteItem", document, _SECONDS)
 
     def check(self) -> None:
-        """Raises TableTaken if it may have lapsed."""
+        """Raise TableTaken if the lease may have expired."""
         if time.monotonic() > self._until:
             raise TableTaken(
-                f"the right to write to table {self._table!r} could not be renewed for {self._seconds:g} s; what "
-                f"was written stands, and writing goes on from there"
+                f"the right to write to table {self._table!r} could not be renewed for {self._seconds:g} s; rows that "
+                f"were written are kept, and the next attempt continues there"
             )
 
     async def _renew(self) -> None:
@@ -80,8 +84,9 @@ class Lease:
                     return
 
     async def _take(self, condition: str) -> bool:
-        """Whether it is held from now on."""
-        began, now = time.monotonic(), time.time_ns() // 1_000_000
+        """Write the lease item under a condition. Return whether this process now holds the lease."""
+        began = time.monotonic()
+        now = time.time_ns() // 1_000_000
         names = {":o": {"S": self._owner}, ":now": number(now)}
         document = {
             "TableName": self._table,

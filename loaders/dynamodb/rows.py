@@ -1,4 +1,4 @@
-"""Published rows as items of a table: see `engine.dynamodb.items`."""
+"""Convert published rows to items of a table: see `shoal.engine.dynamodb.items`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from engine.dynamodb.client import binary, number
-from engine.dynamodb.items import (
+from shoal.engine.base.errors import RowTooLarge
+from shoal.engine.dynamodb.client import binary, number
+from shoal.engine.dynamodb.items import (
     EVENT_TIME,
     KEY,
     NAMES,
@@ -21,14 +22,13 @@ from engine.dynamodb.items import (
     pack_values,
     values_size,
 )
-from engine.errors import RowTooLarge
-from engine.kernels.memory import address_of
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.layout import RowLayout
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
-from loaders.arrow_rows import encode
-from loaders.low_watermark import rows_with_own_age
-from loaders.segment_writer import ChunkBuilder, ChunkMemory
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.format.layout import RowLayout
+from shoal.engine.kernels.memory import address_of
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
+from shoal.loaders.segments.arrow_rows import encode
+from shoal.loaders.segments.low_watermark import rows_with_own_age
+from shoal.loaders.segments.segment_writer import ChunkBuilder, ChunkMemory
 
 ROWS_AT_ONCE = 2048
 _UNIT_BYTES = 1024
@@ -37,7 +37,7 @@ _LARGEST_ITEM = 400 << 10
 
 @dataclass(frozen=True)
 class Row:
-    """A published row, or a tombstone, whose `value` is None. `event_time` is in microseconds since 1970."""
+    """A published row, or a tombstone with the value None. `event_time` is in microseconds since 1970."""
 
     key: bytes
     event_time: int
@@ -46,11 +46,11 @@ class Row:
 
     @property
     def row_hash(self) -> bytes:
-        """What tells the row from another of its key."""
+        """The 8-byte hash of the row's value, to compare rows with the same key."""
         return xxhash.xxh3_64_digest(self.value or b"")
 
     def item(self, seq: int) -> dict[str, Any]:
-        """It as an item that an entry of the log writes."""
+        """Return the row as an item of the table. `seq` is the number of the log entry that contains the row."""
         assert self.value is not None
         return {
             KEY: binary(self.key),
@@ -62,10 +62,11 @@ class Row:
         }
 
     def write_units(self, seq: int) -> int:
-        """The write units that writing it takes; 1 for a tombstone, whose item's size is not known.
+        """Return how many write units it takes to write the row. For a tombstone, return 1, because the size of the
+        item to delete is not known.
 
         Raises:
-            RowTooLarge: no item is so large.
+            RowTooLarge: the row is larger than DynamoDB's limit for an item.
         """
         if self.value is None:
             return 1
@@ -73,20 +74,24 @@ class Row:
         size += _number_bytes(self.event_time) + _number_bytes(seq)
         if size > _LARGEST_ITEM:
             raise RowTooLarge(
-                f"the row of key {self.key.hex()} takes {size} bytes, DynamoDB's items at most {_LARGEST_ITEM}; keep "
-                f"the view local, or its large values elsewhere"
+                f"the row of key {self.key.hex()} takes {size} bytes, but an item of DynamoDB at most {_LARGEST_ITEM}; "
+                f"keep the view local, or its large values elsewhere"
             )
         return -(-size // _UNIT_BYTES)
 
 
 def _number_bytes(value: int) -> int:
-    """The bytes that DynamoDB counts for a number: one for two digits, zeros at its end apart, and one or two more."""
+    """Return the bytes that DynamoDB counts for a number.
+
+    That is one byte per two digits, plus one byte, plus another byte for a negative number. Trailing zeros are not
+    counted.
+    """
     digits = str(abs(value)).rstrip("0")
     return (len(digits) + 1) // 2 + (2 if value < 0 else 1)
 
 
 def published_rows(manifest: Manifest, batch: pa.RecordBatch) -> Iterator[list[Row]]:
-    """The rows of an entry's batch as `EntryReader` gives it, some at a time.
+    """Yield the rows of a batch that `EntryReader` returned, at most ROWS_AT_ONCE rows at a time.
 
     Raises:
         ValueError: a value does not fit its feature.
@@ -98,7 +103,8 @@ def published_rows(manifest: Manifest, batch: pa.RecordBatch) -> Iterator[list[R
 
 def _rows(manifest: Manifest, batch: pa.RecordBatch, memory: ChunkMemory) -> list[Row]:
     schema = manifest.view
-    layout, count = RowLayout(schema), batch.num_rows
+    layout = RowLayout(schema)
+    count = batch.num_rows
     chunk = ChunkBuilder(layout, count, with_origins=False, memory=memory)
     encode(chunk, 0, batch, own_age=rows_with_own_age(manifest, batch))
     fields = heap_fields(schema)
@@ -107,11 +113,13 @@ def _rows(manifest: Manifest, batch: pa.RecordBatch, memory: ChunkMemory) -> lis
     ends = np.empty(count, np.int64)
     schema_print = int.from_bytes(fingerprint(schema), "little", signed=True)
     pack_values(schema_print, chunk.hashes, chunk.row_address, layout.stride, heap, fields, address_of(content), ends)
-    values, names = content.tobytes(), chunk.keys.content.tobytes()
+    values = content.tobytes()
+    names = chunk.keys.content.tobytes()
     keys = np.stack([batch.column(name).to_numpy() for name in (KEY_HASH, KEY_HASH_2)], axis=1).tobytes()
     times = batch.column(EVENT_TIMESTAMP).cast(pa.int64()).to_pylist()
     dead = batch.column(TOMBSTONE).to_pylist() if TOMBSTONE in batch.schema.names else [False] * count
-    rows, begin = [], 0
+    rows = []
+    begin = 0
     name_ends = chunk.key_offsets.tolist()
     for number_of_row, end in enumerate(ends.tolist()):
         key = keys[16 * number_of_row : 16 * number_of_row + 16]

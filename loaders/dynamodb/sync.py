@@ -1,7 +1,7 @@
-"""Bring a view's table up to date with an export root: snapshots, then deltas, writing what changed alone.
+"""Bring a view's table up to date with an export root: snapshots, then deltas. Only changed rows are written.
 
-How far a table is stands in the table itself, and is noted when all rows of an entry are there: a process that dies,
-wherever it is, leaves an entry in part, whose rows the next one writes again, to the same effect.
+After all rows of an entry are written, the progress is recorded in the table itself. If a process dies, an entry may be
+partly written. The next process writes all rows of that entry again, with the same result.
 """
 
 import asyncio
@@ -14,26 +14,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.catalog import ViewRecord
-from engine.dynamodb.client import DynamoClient, binary_of
-from engine.dynamodb.items import KEY, ROW_HASH
-from engine.errors import FileDamaged, LineageError, ManifestInvalid, NotPublished, TableMissing
-from engine.export_root import ExportRoot
-from engine.failpoints import reached
-from engine.manifest import Manifest
-from loaders.dynamodb.lease import Lease
-from loaders.dynamodb.rows import Row, published_rows
-from loaders.dynamodb.table import Pace, Progress, Spent, Table
-from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
-from loaders.published_rows import EntryReader
-from loaders.recurring import RecurringFailures
+from shoal.engine.base.errors import (
+    FileDamaged,
+    LineageError,
+    ManifestInvalid,
+    NotPublished,
+    TableMissing,
+)
+from shoal.engine.base.failpoints import reached
+from shoal.engine.dynamodb.client import DynamoClient, binary_of
+from shoal.engine.dynamodb.items import KEY, ROW_HASH
+from shoal.engine.format.catalog import ViewRecord
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest
+from shoal.loaders.dynamodb.lease import Lease
+from shoal.loaders.dynamodb.rows import Row, published_rows
+from shoal.loaders.dynamodb.table import Pace, Progress, Table, WriteCosts
+from shoal.loaders.follow.plan import ApplyDelta, LoadSnapshot, fallback_snapshot, next_step
+from shoal.loaders.follow.recurring import RecurringFailures
+from shoal.loaders.segments.published_rows import EntryReader
 
 log = logging.getLogger("shoal.sync")
 
 
 @dataclass(frozen=True)
 class Written:
-    """One entry that was written to a table, or, in a dry run, would be: `unchanged` rows of a snapshot were there."""
+    """An entry that was written to a table, or in a dry run would be written. `unchanged` counts the rows of a snapshot
+    that the table already had."""
 
     view: str
     table: str
@@ -51,17 +58,19 @@ class Written:
 
 
 class Known:
-    """The rows that a table has: their keys, what tells each from others of its key, and which a snapshot has too."""
+    """The rows of a table: their keys, the hashes of their values, and whether the snapshot that is being written has
+    the same key."""
 
     def __init__(self, keys: bytes, hashes: bytes) -> None:
         both = np.frombuffer(keys, np.int64).reshape(-1, 2)
         order = np.lexsort((both[:, 1], both[:, 0]))
-        self._first, self._second = both[order, 0], both[order, 1]
+        self._first = both[order, 0]
+        self._second = both[order, 1]
         self._hashes = np.frombuffer(hashes, np.uint64)[order]
         self._seen = np.zeros(order.size, np.bool_)
 
     def unlike(self, rows: list[Row]) -> list[Row]:
-        """Those of a snapshot's rows that the table has not, or has otherwise."""
+        """Return those rows of a snapshot that the table lacks, or holds with another value."""
         both = np.frombuffer(b"".join(row.key for row in rows), np.int64).reshape(-1, 2)
         place = np.searchsorted(self._first, both[:, 0])
         hashes = np.frombuffer(b"".join(row.row_hash for row in rows), np.uint64)
@@ -79,7 +88,7 @@ class Known:
         return found
 
     def vanished(self) -> list[Row]:
-        """Tombstones of the rows that no snapshot's row was like."""
+        """Return tombstones for the keys of the table that the snapshot lacks."""
         gone: npt.NDArray[np.int64] = np.stack([self._first[~self._seen], self._second[~self._seen]], axis=1)
         raw = gone.tobytes()
         return [Row(raw[start : start + 16], 0) for start in range(0, len(raw), 16)]
@@ -89,9 +98,10 @@ class Sync:
     """Writes views of a root to their tables.
 
     Args:
-        pace: units per second that each table may be written at.
+        units_per_second: the maximum number of write units per second for each table.
+        lease_seconds: the time after which the lease of a dead process expires.
         dry_run: count what would be written, and write nothing.
-        create_tables: make tables that are not there.
+        create_tables: create missing tables.
     """
 
     def __init__(
@@ -111,26 +121,26 @@ class Sync:
         self._dry_run = dry_run
         self._create_tables = create_tables
         self.failures = RecurringFailures(log)
-        """Current failures, by the name of the view or table."""
+        """The current failures, by view, table or root."""
 
     def remote_views(self) -> list[str]:
-        """The views of the root that are kept in tables."""
+        """Return the views of the root that are kept in tables."""
         self._root.check_exists()
         return [view for view in self._root.views() if self._newest(view).view.is_remote]
 
     async def catch_up(self, view: str) -> list[Written]:
-        """Write to a view's table whatever its log has beyond it.
+        """Write the entries of a view's log that its table lacks.
 
         Raises:
-            NotPublished: the root has no such view, or it has no snapshot to begin with.
-            TableMissing: there is no table.
-            TableFailed, TableTaken, TableInvalid: it cannot be written to.
-            FileDamaged, ManifestInvalid, LineageError: an entry cannot be applied; those before it were.
+            NotPublished: the root does not have the view, or the view has no snapshot to start from.
+            TableMissing: the table does not exist.
+            TableFailed, TableTaken, TableInvalid: the table cannot be written to.
+            FileDamaged, ManifestInvalid, LineageError: an entry cannot be applied; earlier entries were applied.
         """
         newest = await asyncio.to_thread(self._newest, view)
         if not newest.view.is_remote:
             raise NotPublished(
-                f"view {view!r} in {self._root} is kept on each node; its tier would have to be dynamodb"
+                f"view {view!r} in {self._root} is kept on each node; to sync it, set its tier to dynamodb"
             )
         table = Table(self._client, newest.view.table_name, Pace(self._units_per_second), self.failures)
         if self._dry_run:
@@ -152,11 +162,11 @@ class Sync:
                 raise
             progress = None
         while (step := await asyncio.to_thread(self._step, view, progress)) is not None:
-            table.spent = Spent()
+            table.spent = WriteCosts()
             try:
                 entry = await self._write(table, step, progress)
             except (ManifestInvalid, FileDamaged, LineageError) as error:
-                detour = await asyncio.to_thread(way_around, self._root, view, step.manifest.seq, error)
+                detour = await asyncio.to_thread(fallback_snapshot, self._root, view, step.manifest.seq, error)
                 if detour is None:
                     raise
                 entry = await self._write(table, detour, progress)
@@ -190,7 +200,9 @@ class Sync:
         return next_step(self._root, view, record)
 
     async def _write(self, table: Table, step: LoadSnapshot | ApplyDelta, progress: Progress | None) -> Written:
-        started, manifest, unchanged = monotonic(), step.manifest, 0
+        started = monotonic()
+        manifest = step.manifest
+        unchanged = 0
         if progress is not None:
             manifest.view.check_succeeds(progress.view)
         if not self._dry_run:
@@ -215,8 +227,8 @@ class Sync:
         )
 
     async def _write_snapshot(self, table: Table, manifest: Manifest, *, is_first: bool) -> int:
-        """Write the rows that the table has not, and remove those that the snapshot has not; returns how many are in
-        both."""
+        """Write a snapshot's new and changed rows, and remove the table's other rows. Return the number of unchanged
+        rows."""
         known = await self._known(table)
         unchanged = 0
         async for rows in self._rows(manifest):
@@ -227,7 +239,8 @@ class Sync:
         return unchanged
 
     async def _known(self, table: Table) -> Known:
-        keys, hashes = bytearray(), bytearray()
+        keys = bytearray()
+        hashes = bytearray()
         try:
             async for page in table.scan((KEY, ROW_HASH)):
                 for item in page:
@@ -250,7 +263,7 @@ class Sync:
             reached("sync.rows-written")
 
     async def _rows(self, manifest: Manifest) -> AsyncIterator[list[Row]]:
-        """The rows of an entry, some at a time."""
+        """Yield the rows of an entry in batches."""
         reader = EntryReader(self._root, manifest)
         batches = reader.batches()
         while (following := await asyncio.to_thread(next, batches, None)) is not None:

@@ -1,7 +1,7 @@
-"""One view's table as its writer has it: conditional writes at a bounded rate, tried again.
+"""A view's DynamoDB table, as its writer uses it: conditional writes at a bounded rate, with retries.
 
-Every operation is repeated for as long as what it meets may pass, after a pause that is longer each time and left to
-chance. All of them may be repeated: whatever is written twice is the same.
+Every operation is retried after a transient failure, with exponential backoff and jitter. Retries are safe: all
+operations are idempotent.
 """
 
 import asyncio
@@ -14,14 +14,30 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
-from engine.dynamodb.client import CONDITION_FAILED, IN_USE, DynamoClient, binary, binary_of, number
-from engine.dynamodb.items import EVENT_TIME, KEY, KEY_BYTES, PROGRESS, SEQ, schema_in, schema_item, schema_key
-from engine.errors import TableFailed, TableInvalid, TableMissing, TableTaken
-from engine.manifest import Manifest
-from engine.schema import ViewSchema
-from loaders.dynamodb.lease import Lease
-from loaders.dynamodb.rows import Row
-from loaders.recurring import RecurringFailures
+from shoal.engine.base.errors import TableFailed, TableInvalid, TableMissing, TableTaken
+from shoal.engine.dynamodb.client import (
+    CONDITION_FAILED,
+    IN_USE,
+    DynamoClient,
+    binary,
+    binary_of,
+    number,
+)
+from shoal.engine.dynamodb.items import (
+    EVENT_TIME,
+    KEY,
+    KEY_BYTES,
+    PROGRESS,
+    SEQ,
+    schema_in,
+    schema_item,
+    schema_key,
+)
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.root.manifest import Manifest
+from shoal.loaders.dynamodb.lease import Lease
+from shoal.loaders.dynamodb.rows import Row
+from shoal.loaders.follow.recurring import RecurringFailures
 
 log = logging.getLogger("shoal.sync")
 
@@ -38,9 +54,12 @@ _ACTIVE_SECONDS = 120.0
 
 
 @dataclass
-class Spent:
-    """What writing took: requests for rows by kind, `superseded` of which met something newer; units that the server
-    says it used, and tries that failed."""
+class WriteCosts:
+    """The cost of writes: row writes by kind, units, and failed attempts.
+
+    `superseded` counts the row writes that found something newer in the table. `write_units` and `read_units` are what
+    the server reports.
+    """
 
     puts: int = 0
     deletes: int = 0
@@ -53,7 +72,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Progress:
-    """The last entry of the log that a table holds all of, and what its rows look like."""
+    """The last log entry that a table holds completely, and the view's schema."""
 
     seq: int
     entry: str
@@ -63,19 +82,19 @@ class Progress:
 
     @classmethod
     def at(cls, manifest: Manifest) -> Self:
-        """That of a table that holds all of an entry."""
+        """Return the progress of a table that holds an entry completely."""
         return cls(manifest.seq, manifest.id, manifest.view, manifest.published_at, manifest.watermark)
 
 
 @dataclass
 class Pace:
-    """Lets so many write units begin per second; not more than those of a second at once."""
+    """Limits the write units per second. A burst may use the units of at most one second."""
 
     units_per_second: float
     _free_at: float = field(default_factory=time.monotonic)
 
     async def take(self, units: float) -> None:
-        """Wait for the turn of a write of some units."""
+        """Wait until a write of the given number of units may begin."""
         now = time.monotonic()
         self._free_at = max(self._free_at, now - 1.0) + units / self.units_per_second
         if self._free_at > now:
@@ -83,26 +102,26 @@ class Pace:
 
 
 class Table:
-    """A table.
+    """The table of a view in DynamoDB.
 
     Args:
-        pace: how fast it may be written to.
+        pace: limits the rate of writes.
         failures: logs retried requests.
     """
 
     def __init__(self, client: DynamoClient, name: str, pace: Pace, failures: RecurringFailures | None = None) -> None:
         self.name = name
         self._failures = failures if failures is not None else RecurringFailures(log)
-        self.spent = Spent()
+        self.spent = WriteCosts()
         self.lease: Lease | None = None
         self._client = client
         self._pace = pace
         self._in_flight = asyncio.Semaphore(_IN_FLIGHT)
 
-    # --- what there is ---------------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------------------
 
     async def exists(self) -> bool:
-        """Whether there is such a table."""
+        """Return whether the table exists."""
         try:
             await self._call("DescribeTable", {"TableName": self.name})
         except TableMissing:
@@ -110,7 +129,7 @@ class Table:
         return True
 
     async def create(self) -> None:
-        """Make the table, if there is none, billed by request; returns once it can be used."""
+        """Create the table, billed by request, if it does not exist. Return when the table can be used."""
         document = {
             "TableName": self.name,
             "AttributeDefinitions": [{"AttributeName": KEY, "AttributeType": "B"}],
@@ -129,24 +148,25 @@ class Table:
                 if answer["Table"]["TableStatus"] == "ACTIVE":
                     return
             await asyncio.sleep(0.2)
-        raise TableFailed(f"table {self.name!r} was not made in {_ACTIVE_SECONDS:g} s; see to its status")
+        raise TableFailed(f"table {self.name!r} was not created within {_ACTIVE_SECONDS:g} s; check its status")
 
     async def check_key(self) -> None:
-        """Raises TableInvalid if it is not keyed as Shoal's tables are, and TableMissing if there is none."""
+        """Raise TableInvalid if the table does not have the key of Shoal's tables. Raise TableMissing if the table does
+        not exist."""
         answer = (await self._call("DescribeTable", {"TableName": self.name}))["Table"]
         keys = [(key["AttributeName"], key["KeyType"]) for key in answer["KeySchema"]]
         types = {one["AttributeName"]: one["AttributeType"] for one in answer["AttributeDefinitions"]}
         if keys != [(KEY, "HASH")] or types.get(KEY) != "B":
             raise TableInvalid(
-                f"table {self.name!r} is keyed by {keys}, Shoal's by {KEY!r} alone, which is binary; name another table"
+                f"table {self.name!r} has the key {keys}; Shoal needs only {KEY!r}, of type binary; name another table"
             )
 
     async def progress(self) -> Progress | None:
-        """How far the table is; None if no entry was ever written to its end.
+        """Return the table's progress, or None if the table does not hold any entry completely.
 
         Raises:
-            TableMissing: there is no such table.
-            TableInvalid: its own note of that cannot be read.
+            TableMissing: the table does not exist.
+            TableInvalid: the item that records the progress cannot be read.
         """
         item = await self._item(PROGRESS)
         if item is None:
@@ -160,7 +180,8 @@ class Table:
             raise TableInvalid(f"table {self.name!r}: its item {PROGRESS.decode()!r} cannot be read: {error}") from None
 
     async def scan(self, attributes: Sequence[str]) -> AsyncIterator[list[dict[str, Any]]]:
-        """All rows, some at a time, in no order, with some of their attributes: as they are now, and not before."""
+        """Yield the given attributes of all rows, in pages and in no particular order. Reads are strongly
+        consistent."""
         pages: asyncio.Queue[list[dict[str, Any]] | BaseException | None] = asyncio.Queue(2 * _SCANS)
 
         async def read(segment: int) -> None:
@@ -193,16 +214,17 @@ class Table:
             for task in tasks:
                 task.cancel()
 
-    async def schema(self, of: bytes) -> ViewSchema:
-        """The schema with a fingerprint, under which rows were written.
+    async def schema(self, schema_id: bytes) -> ViewSchema:
+        """Return the schema that has a given fingerprint. Each row contains the fingerprint of the schema of its
+        values.
 
         Raises:
-            TableInvalid: the table does not describe it.
+            TableInvalid: the table has no description of the schema, or an invalid one.
         """
-        item = await self._item(schema_key(of))
+        item = await self._item(schema_key(schema_id))
         if item is None:
-            raise TableInvalid(f"table {self.name!r} has rows of a schema {of.hex()} that it does not describe")
-        return schema_in(item, of, self.name)
+            raise TableInvalid(f"table {self.name!r} has rows of a schema {schema_id.hex()} that it does not describe")
+        return schema_in(item, schema_id, self.name)
 
     async def _item(self, key: bytes) -> dict[str, Any] | None:
         document = {"TableName": self.name, "Key": {KEY: binary(key)}, "ConsistentRead": True}
@@ -212,12 +234,15 @@ class Table:
     # --- writing ---------------------------------------------------------------------------------------------
 
     async def describe(self, view: ViewSchema) -> None:
-        """Write down what rows look like that are written from now on, before any is."""
+        """Write a view's schema to the table. Call this before rows with this schema are written."""
         await self._call("PutItem", {"TableName": self.name, "Item": schema_item(view)})
 
     async def write(self, rows: Sequence[Row], seq: int, *, replaces_all: bool) -> None:
-        """Write rows, and remove those of tombstones, each unless the table has something newer: of a later entry, or,
-        unless the entry `replaces_all`, of a later event time."""
+        """Write rows, and delete the items of the tombstones' keys. Skip each key if the table has a newer item for it.
+
+        An item is newer if it is of a later entry, or has a later event time. If `replaces_all` is true, event times
+        are ignored.
+        """
         newer = f"{SEQ} <= :q" if replaces_all else f"{SEQ} <= :q AND {EVENT_TIME} <= :e"
 
         async def one(row: Row) -> None:
@@ -246,18 +271,18 @@ class Table:
         await _all(one(row) for row in rows)
 
     async def write_first(self, rows: Sequence[Row], seq: int) -> None:
-        """As `write`, in batches and without conditions: for a table that no entry was ever written to its end."""
+        """Write rows like `write`, but in batches and without conditions, to a table without recorded progress."""
 
-        async def batch(of: Sequence[Row]) -> None:
+        async def batch(rows: Sequence[Row]) -> None:
             requests: list[dict[str, Any]] = [
                 {"DeleteRequest": {"Key": {KEY: binary(row.key)}}}
                 if row.value is None
                 else {"PutRequest": {"Item": row.item(seq)}}
-                for row in of
+                for row in rows
             ]
             pause = _FIRST_PAUSE
             async with self._in_flight:
-                await self._pace.take(sum(row.write_units(seq) for row in of))
+                await self._pace.take(sum(row.write_units(seq) for row in rows))
                 while requests:
                     answer = await self._call("BatchWriteItem", {"RequestItems": {self.name: requests}})
                     requests = answer.get("UnprocessedItems", {}).get(self.name, [])
@@ -265,13 +290,13 @@ class Table:
                         self.spent.retries += 1
                         await asyncio.sleep(random.uniform(0, pause))
                         pause = min(2 * pause, _LONGEST_PAUSE)
-            for row in of:
+            for row in rows:
                 self.count(row, row.write_units(seq))
 
         await _all(batch(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH))
 
     def count(self, row: Row, units: int) -> None:
-        """Count a row as written, or as one that would be."""
+        """Count a row as written, or as one that a dry run would write."""
         self.spent.estimated_units += units
         if row.value is None:
             self.spent.deletes += 1
@@ -279,10 +304,10 @@ class Table:
             self.spent.puts += 1
 
     async def note(self, progress: Progress) -> None:
-        """Note that all rows of an entry are in the table.
+        """Record in the table that it holds all rows of an entry.
 
         Raises:
-            TableTaken: it holds a later entry: another process has written to it.
+            TableTaken: the table holds a later entry: another process has written to it.
         """
         seq = progress.seq
         item = {
@@ -306,11 +331,11 @@ class Table:
             if error.code != CONDITION_FAILED:
                 raise
             raise TableTaken(
-                f"table {self.name!r} holds a later entry than {seq}: another process wrote to it"
+                f"table {self.name!r} holds an entry later than {seq}: another process wrote to it"
             ) from None
 
     async def _call(self, operation: str, document: dict[str, Any]) -> dict[str, Any]:
-        """An operation, again and again while what it meets may pass."""
+        """Run an operation, and retry it after transient failures."""
         if operation not in ("DescribeTable", "CreateTable"):
             document = document | {"ReturnConsumedCapacity": "TOTAL"}
         pause = _FIRST_PAUSE
@@ -324,9 +349,9 @@ class Table:
                     raise
                 self.spent.retries += 1
                 if error.code == "Timeout" or attempt == _TOLD_ATTEMPT:
-                    # Throttling ends sooner.
-                    told = f"table {self.name!r}: {error}; the request is retried, up to {_ATTEMPTS} times"
-                    self._failures.failed(f"table {self.name!r}", told, logging.WARNING)
+                    # Earlier attempts are not logged: throttling usually ends before this attempt.
+                    message = f"table {self.name!r}: {error}; the request is retried, up to {_ATTEMPTS} times"
+                    self._failures.failed(f"table {self.name!r}", message, logging.WARNING)
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
@@ -346,7 +371,7 @@ class Table:
 
 
 async def _all(work: Any) -> None:
-    """Do all of it at once; the first failure ends the rest."""
+    """Run coroutines concurrently. If one fails, cancel the others and raise its error."""
     try:
         async with asyncio.TaskGroup() as group:
             for one in work:

@@ -1,8 +1,8 @@
-"""Requests that arrive whatever the server does: how long they take at 60% of what two workers can do, and from 10%
-of that to more than all.
+"""Latency in an open loop, where requests arrive at a given rate, whatever the server does. The rate is 60% of the
+capacity of two workers, or rises from 10% of the capacity to more than the capacity.
 
-What the workers can do is what eight connections get from them that ask without a pause. Client and workers share the
-machine's cores there too, so the client's work is part of it.
+The capacity is the rate of answers on eight connections that send requests without a pause. In this measurement, too,
+the client and the workers share the machine's cores, so the client's work lowers the capacity.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,11 +31,11 @@ PERCENTILES = ("p50", "p95", "p99")
 SHARES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
 Point = dict[str, float]
-"""What came of a share of the capacity arriving; rates are of a second, times in milliseconds."""
+"""The results at one arrival rate. The rate is a share of the capacity. Rates are per second, times in milliseconds."""
 
 
 def read_json(body: bytes) -> npt.NDArray[np.float32]:
-    """float32[keys, features] of an answer in JSON."""
+    """Return float32[keys, features] from a JSON response."""
     return np.array(list(orjson.loads(body)["features"].values()), np.float32).T
 
 
@@ -46,7 +46,7 @@ FORMS: Mapping[str, Form] = {
 
 
 def run(scale: Scale) -> list[Finding]:
-    """At 60% of what two workers can do."""
+    """Measure the latency at 60% of the capacity of two workers."""
     findings = []
     for arrivals in ("even", "poisson"):
         for name, points in _measure(scale, (0.6,), seconds=3.0, arrivals=arrivals).items():
@@ -70,7 +70,7 @@ def _findings(case: str, point: Point, *, held: bool) -> list[Finding]:
 
 
 def run_rising(scale: Scale) -> list[Finding]:
-    """From 10% to 120% of what two workers can do."""
+    """Measure the latency from 10% to 120% of the capacity of two workers."""
     findings = []
     for name, points in _measure(scale, SHARES, seconds=2.0).items():
         case = f"HTTP, {KEYS} x {FEATURES}, {name}, even arrivals, rising"
@@ -85,7 +85,8 @@ def run_rising(scale: Scale) -> list[Finding]:
 def _measure(
     scale: Scale, shares: Sequence[float], *, seconds: float, arrivals: str = "even"
 ) -> dict[str, list[Point]]:
-    """For each format, the median over rounds of each share's point. The first round warms up and does not count."""
+    """Return the points of each format, one point per share. A point has the medians over the rounds. The first round
+    warms up and does not count."""
     data = Dataset(scale.rows, FEATURES)
     requests = random_documents(data, KEYS, 500)
     bodies = scale.directory / "bodies-arrivals.jsonl"
@@ -106,7 +107,7 @@ def _measure(
 def _sweep(
     server: Server, bodies: Path, accept: str, shares: Sequence[float], seconds: float, arrivals: str
 ) -> list[Point]:
-    # Nobody knows yet how many requests take so long; this is about right.
+    # The rate is not known yet, so this is only an estimate of the number of requests that take `seconds`.
     count = int(4_000 * seconds)
     closed = put_under_load(server, bodies, count=count, accept=accept, connections=CLOSED_CONNECTIONS)
     capacity = closed.load["requests_per_second"]

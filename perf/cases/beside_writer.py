@@ -1,7 +1,7 @@
-"""What a process that looks up notices of a server's writer: of deltas being applied, of a snapshot being loaded.
+"""The effect of a server's writer on lookups: while it applies deltas, and while it loads a snapshot.
 
-A process looks up without pause, on one core of two; the latency of its lookups while the writer works on what was just
-published is held against that of the moment before. The server's own worker has nothing to do.
+A process runs lookups without a pause, on one of two cores. The latency of these lookups while the writer loads a new
+entry is compared with their latency just before. The server's own worker is idle.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from statistics import median
 
 import numpy as np
 
-from engine.control import WriterClient
-from engine.export_root import ExportRoot
-from engine.manifest import Manifest
 from perf import servers
 from perf.dataset import Dataset, distinct_documents, random_documents, write_again, write_delta
 from perf.reading import Lookups, reading
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import check, copy_of_root, copy_of_store, loaded, published
+from shoal.engine.process.control import WriterClient
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest
 
 FEATURES = 50
 KEYS = 500
@@ -31,20 +31,20 @@ CHANGED_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Span:
-    """Between two moments of the monotonic clock, in seconds."""
+    """A span of time between two times of the monotonic clock, in seconds."""
 
     start: float
     end: float
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The length of the span in seconds."""
         return self.end - self.start
 
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of the writer's work, and the rests before and after it."""
+    """The span of one piece of the writer's work, and the idle spans before and after it."""
 
     before: Span
     work: Span
@@ -52,7 +52,7 @@ class Work:
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Deltas of 1%, one after the other, and then a whole new generation."""
+    """Measure lookups during deltas of 1% of the rows, one after the other, and then during a new snapshot."""
     data = Dataset(scale.load_rows, FEATURES)
     requests = random_documents(data, KEYS, scale.requests)
     rest_seconds = 0.2 if scale.small else 1.0
@@ -76,12 +76,12 @@ def run(scale: Scale) -> list[Finding]:
 
 
 def _publish(manifest: Manifest, root: ExportRoot, store: Path, rest_seconds: float) -> Work:
-    # What writing the files left in the caches, and on its way to the disk, is none of the writer's.
+    # Wait until the caches and the disk are quiet again: the writing of the files is not part of the writer's work.
     time.sleep(rest_seconds)
     before = _rest(rest_seconds)
     started = time.perf_counter()
     root.publish(manifest)
-    # The order is answered when there is nothing left to apply or to merge, whether or not the writer began by itself.
+    # The reload returns when nothing is left to apply or to merge, even if the writer had already begun by itself.
     asyncio.run(WriterClient(store).reload())
     return Work(before, Span(started, time.perf_counter()), _rest(rest_seconds))
 

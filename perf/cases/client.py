@@ -1,7 +1,7 @@
-"""The Python client: what it costs beside the bare libraries, what dividing a request over shards costs, and what a
-second request does for the slowest answers while a replica pauses again and again.
+"""The Python client: its cost compared with the bare HTTP libraries, the cost of splitting a request over shards, and
+the effect of hedged requests on the slowest answers while a replica pauses again and again.
 
-Client and servers share the cores, so CPU says more of the client than wall time does.
+Client and servers share the cores, so CPU time is a better measure of the client than wall time.
 """
 
 import asyncio
@@ -22,9 +22,6 @@ import numpy.typing as npt
 import orjson
 import urllib3
 
-from engine.shards import Shard
-from loaders.load import Silence, load
-from loaders.store_writer import StoreWriter
 from perf import servers
 from perf.dataset import Dataset, document_keys, matrix, random_documents
 from perf.measure import alternate, ratio
@@ -32,8 +29,11 @@ from perf.report import Finding
 from perf.scale import Scale
 from perf.servers import Server
 from perf.stores import loaded, published
-from shoal_client import Client
-from shoal_client.aio import AsyncClient
+from shoal.client import Client
+from shoal.client.aio import AsyncClient
+from shoal.engine.base.shards import Shard
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import NullObserver, load
 
 FEATURES = 20
 KEYS = 100
@@ -46,7 +46,7 @@ _TIMEOUT = 60.0
 
 
 def run(scale: Scale) -> list[Finding]:
-    """All three.
+    """Measure the cost of the client, the cost of shards, and the effect of hedged requests.
 
     Raises:
         AssertionError: an answer is wrong.
@@ -65,9 +65,11 @@ def run(scale: Scale) -> list[Finding]:
 
 def _overhead(server: Server, data: Dataset, count: int, rounds: int) -> list[Finding]:
     documents = random_documents(data, KEYS, 1)[0]
-    keys, expected = {"doc_id": document_keys(documents)}, matrix(documents, FEATURES)
+    keys = {"doc_id": document_keys(documents)}
+    expected = matrix(documents, FEATURES)
     body = orjson.dumps({"features": data.references, "entities": keys})
-    url, loop = f"http://127.0.0.1:{server.port}/v1/lookup", asyncio.new_event_loop()
+    url = f"http://127.0.0.1:{server.port}/v1/lookup"
+    loop = asyncio.new_event_loop()
 
     def check(content: bytes) -> None:
         if content[-expected.nbytes :] != expected.tobytes():
@@ -126,7 +128,8 @@ def _overhead(server: Server, data: Dataset, count: int, rounds: int) -> list[Fi
 
         def subject(name: str) -> Callable[[], float]:
             def cost() -> float:
-                began, cpu = time.perf_counter(), time.process_time()
+                began = time.perf_counter()
+                cpu = time.process_time()
                 works[name]()
                 wall[name].append((time.perf_counter() - began) / count)
                 return (time.process_time() - cpu) / count
@@ -164,7 +167,8 @@ def _sharded(scale: Scale, server: Server, data: Dataset, count: int) -> list[Fi
 
         def subject(name: str, client: Client) -> Callable[[], float]:
             def cost() -> float:
-                began, used = time.perf_counter(), time.process_time()
+                began = time.perf_counter()
+                used = time.process_time()
                 for number in range(count):
                     found = client.lookup(data.references, keys[number % 20], format="npy").to_numpy()
                     if number < 20 and not np.array_equal(found, expected[number]):
@@ -187,7 +191,7 @@ def _shard(directory: Path, data: Dataset, shard: Shard) -> Path:
     store = directory / f"store-{data.view}-{data.rows}x{data.features}-shard-{shard.number}-of-{shard.count}"
     if not store.exists():
         with StoreWriter(store, shard=shard) as writer:
-            load(writer, published(directory, data), Silence())
+            load(writer, published(directory, data), NullObserver())
     return store
 
 
@@ -196,7 +200,8 @@ def _shard(directory: Path, data: Dataset, shard: Shard) -> Path:
 
 def _hedged(scale: Scale, store: Path, data: Dataset, count: int) -> list[Finding]:
     documents = random_documents(data, KEYS, 1)[0]
-    keys, expected = {"doc_id": document_keys(documents)}, matrix(documents, FEATURES)
+    keys = {"doc_id": document_keys(documents)}
+    expected = matrix(documents, FEATURES)
     other = _copy(scale.directory, data)
     taken: dict[str, list[npt.NDArray[np.float64]]] = {"one request": [], "hedged": []}
     extra = []
@@ -230,17 +235,17 @@ def _hedged(scale: Scale, store: Path, data: Dataset, count: int) -> list[Findin
 
 
 def _copy(directory: Path, data: Dataset) -> Path:
-    """Another store of the same data, as another node has it."""
+    """Return a second store with the same data, for a second replica."""
     store = directory / f"store-{data.view}-{data.rows}x{data.features}-replica"
     if not store.exists():
         with StoreWriter(store) as writer:
-            load(writer, published(directory, data), Silence())
+            load(writer, published(directory, data), NullObserver())
     return store
 
 
 @contextmanager
 def _pausing(server: Server) -> Iterator[None]:
-    """A server whose worker is stopped for a while again and again."""
+    """Stop the workers of a server for 50 ms again and again while the context lasts."""
     over = threading.Event()
 
     def pause() -> None:
@@ -261,7 +266,7 @@ def _pausing(server: Server) -> Iterator[None]:
 
 
 def _lookups(urls: Sequence[str]) -> int:
-    """How many lookups servers have answered."""
+    """Return the number of lookups that the servers have answered."""
     pattern = re.compile(r'shoal_request_duration_seconds_count\{endpoint="/v1/lookup"[^}]*\} (\S+)')
     total = 0.0
     for url in urls:

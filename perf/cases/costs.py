@@ -1,6 +1,6 @@
-"""What a row and a request cost, in memory and CPU: a worker of Shoal's over HTTP, and Redis with packed rows, in turn.
+"""The memory of a row and the CPU time of a request: one worker of Shoal over HTTP against Redis with packed rows.
 
-`perf.capacity` makes nodes and money of it.
+`perf.capacity` computes the numbers of nodes and the costs from these figures.
 """
 
 from statistics import median
@@ -24,11 +24,12 @@ KEYS = 500
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Bytes a row, and CPU of the server a request, of 500 keys."""
+    """Measure the bytes per row, and the server's CPU time per request with 500 keys."""
     data = Dataset(scale.rows, FEATURES)
     store = loaded(scale.directory, data)
     requests = random_documents(data, KEYS, scale.requests // 2)
-    bodies, form = scale.directory / f"bodies-{KEYS}.jsonl", FORMS["npy"]
+    bodies = scale.directory / f"bodies-{KEYS}.jsonl"
+    form = FORMS["npy"]
     first = write_bodies(bodies, data, requests)[0]
     keys = [document_keys(documents) for documents in requests]
     with servers.shoal(store) as shoal, servers.redis(scale.directory) as port:

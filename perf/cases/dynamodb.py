@@ -1,7 +1,8 @@
-"""A view in a table against the same view on the node: how fast it is written, and what a lookup waits.
+"""A view in a DynamoDB table against the same view on the node: the speed of writing, and the latency of lookups.
 
-The table is dynalite's, one process of Node.js on this machine that keeps its items in memory: what it takes itself is
-told apart by the CPU that this process spends. `hedged` is measured over a network that holds back some answers.
+dynalite, a Node.js process on this machine, serves the table and keeps its items in memory. The CPU time of the
+benchmark's own process is reported separately, so that it does not include dynalite's cost. Hedging is measured over a
+simulated network that delays some answers.
 """
 
 import asyncio
@@ -13,15 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine import FeatureStore
-from engine.dynamodb.client import DynamoClient
-from engine.export_root import ExportRoot
-from engine.schema import ViewSchema
-from loaders.dynamodb.sync import Sync, Written
 from perf.dataset import Dataset, key_lists, matrix, publish_state, random_documents
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import bring_up_to_date
+from shoal import FeatureStore
+from shoal.engine.dynamodb.client import DynamoClient
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.dynamodb.sync import Sync, Written
 from tests.dynamodb.server import ACCESS, dynalite, running
 from tests.faulty_network import faulty_network
 
@@ -29,13 +30,13 @@ ENDPOINT = "AWS_ENDPOINT_URL_DYNAMODB"
 FEATURES = 50
 KEYS = 100
 SLOW = ((0.02, 0.3), (1.0, 0.1))
-"""Answers that are late: which share of them, and how many seconds."""
+"""The cases of late answers: the share of answers that are late, and their delay in seconds."""
 HEDGE_SECONDS = 0.06
 
 
 @dataclass(frozen=True)
 class _InTable(Dataset):
-    """A data set whose view is kept in a table."""
+    """A data set with a view that is stored in a DynamoDB table."""
 
     @property
     def schema(self) -> ViewSchema:
@@ -54,12 +55,14 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Writing, and lookups on the node, in the table, in the cache, and with and without hedges."""
+    """Measure writing to the table, and lookups on the node, in the table and in the cache. Also measure lookups in the
+    table with and without hedging."""
     command = dynalite()
     if command is None:
         raise FileNotFoundError("there is no server of DynamoDB's interface; `make .dynamodb-server/installed`")
     rows, requests = (500, 20) if scale.small else (20_000, 400)
-    here, there = Dataset(rows, FEATURES, "docs"), _InTable(rows, FEATURES, "far")
+    here = Dataset(rows, FEATURES, "docs")
+    there = _InTable(rows, FEATURES, "far")
     directory = scale.directory / "dynamodb"
     directory.mkdir(exist_ok=True)
     root = ExportRoot(directory / "root")
@@ -80,7 +83,7 @@ def run(scale: Scale) -> list[Finding]:
         local = _lookups(opened, here, keys)
         remote = _lookups(opened, there, keys)
         _lookups(with_cache, there, keys)
-        time.sleep(0.5)  # The last ones are put into the cache behind their answers.
+        time.sleep(0.5)  # The last rows are put into the cache after their lookups have returned.
         cached = _lookups(with_cache, there, keys)
         for name, times in (("on the node", local), ("from the table", remote), ("from the cache", cached)):
             findings += _figures(case, name, times)
@@ -104,14 +107,15 @@ def run(scale: Scale) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _Times:
-    """What each lookup took, and what CPU this process spent on each on average, in seconds."""
+    """The wall time of each lookup, and the mean CPU time of the benchmark's process per lookup, both in seconds."""
 
     each: list[float]
     cpu: float
 
 
 def _lookups(store: FeatureStore, data: Dataset, keys: list[list[str]]) -> _Times:
-    each, cpu = [], time.process_time()
+    each = []
+    cpu = time.process_time()
     for of_request in keys:
         started = time.perf_counter()
         result = store.lookup_matrix(data.references, {"doc_id": of_request}, remote_timeout=5.0)
@@ -130,13 +134,16 @@ def _figures(case: str, name: str, times: _Times) -> list[Finding]:
 
 
 def _writing(root: ExportRoot, data: Dataset, rows: int) -> list[Finding]:
-    """The first snapshot, a delta of a tenth, and a snapshot of which that tenth is the only change."""
+    """Measure how fast three entries are written: the first snapshot, a delta with a tenth of the rows, and a snapshot
+    that changes only these rows."""
     findings = []
 
     def write(name: str, count: Callable[[Written], int]) -> None:
-        started, cpu = time.perf_counter(), time.process_time()
+        started = time.perf_counter()
+        cpu = time.process_time()
         (entry,) = asyncio.run(_catch_up(root, data.view))
-        seconds, spent = time.perf_counter() - started, time.process_time() - cpu
+        seconds = time.perf_counter() - started
+        spent = time.process_time() - cpu
         case = f"a table of {rows:,} x {FEATURES}, {name}"
         findings.append(Finding(case, "rows a second", count(entry) / seconds, "rows/s"))
         findings.append(Finding(case, "CPU of this process a row", 1e6 * spent / count(entry), "us"))
@@ -144,7 +151,8 @@ def _writing(root: ExportRoot, data: Dataset, rows: int) -> list[Finding]:
 
     write("the first snapshot, in batches", lambda entry: entry.puts)
     changed = np.arange(rows // 10, dtype=np.int64)
-    changes, times = np.zeros(rows, np.int64), np.full(rows, 10**15, np.int64)
+    changes = np.zeros(rows, np.int64)
+    times = np.full(rows, 10**15, np.int64)
     changes[changed] = 1
     publish_state(root, data, changes, times + 1, changed)
     write("a delta of a tenth, conditional", lambda entry: entry.puts)

@@ -1,6 +1,7 @@
-"""Change detection: a full export by Spark, and after 1% of its source changed the export of just that.
+"""Change detection: a full export by Spark, and a delta export after 1% of the source changed.
 
-Both through the command, so that starting Python, Java and Spark counts, with the memory that Spark takes by itself.
+Both run as the command `shoal export`, so that the start of Python, Java and Spark counts. Spark uses its default
+memory settings.
 """
 
 import json
@@ -16,38 +17,38 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from engine.export_root import ExportRoot
-from engine.manifest import TOMBSTONE, Manifest
 from perf import commands
 from perf.commands import Ran
 from perf.dataset import ROW_GROUP, Dataset, distinct_documents, key_column, values
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import ROWS_PER_FILE, bring_up_to_date, check
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import TOMBSTONE, Manifest
 
 FEATURES = 50
 CHANGED_SHARE = 0.01
 MASTER = "local[2]"
 EVENT_TIME = 1_760_000_000_000_000
-"""That of rows as they were first, in microseconds since 1970; each change of a row comes a day later."""
+"""The event time of the original rows in microseconds since 1970. Each change of a row is a day later."""
 DAY = 86_400_000_000
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A run of `shoal export`, and what it published."""
+    """A run of `shoal export`, and the manifest that it published."""
 
     ran: Ran
     manifest: Manifest
 
     @property
     def bytes(self) -> int:
-        """The size of the published Parquet."""
+        """The size of the published Parquet files in bytes."""
         return sum(file.bytes for file in self.manifest.files)
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Export, change, export; load both."""
+    """Measure a full export and a delta export; load both into a store to check them."""
     data = Dataset(scale.load_rows, FEATURES)
     changed = distinct_documents(data, int(data.rows * CHANGED_SHARE), seed=7)
     change_of = np.zeros(data.rows, np.int64)
@@ -82,7 +83,7 @@ def _export(workspace: Path, root: ExportRoot, data: Dataset) -> Exported:
     view = schema | {"timestamp_field": "event_timestamp", "source": {"path": str(workspace / "source")}}
     views = workspace / "views.yaml"
     views.write_text(yaml.safe_dump({"views": [view]}))
-    # What Spark spills is gone with the workspace, however Spark ends.
+    # Spark's spill files are removed with the workspace, however Spark ends.
     ran = commands.run(
         *("export", "--views", views, "--to", root.path, "--master", MASTER, "--json"),
         environment={"SPARK_LOCAL_DIRS": str(workspace / "spark")},
@@ -91,13 +92,13 @@ def _export(workspace: Path, root: ExportRoot, data: Dataset) -> Exported:
 
 
 def _report(exported: Exported) -> dict[str, object]:
-    """What the exporter says about a run."""
+    """Return the exporter's report of a run."""
     report: dict[str, object] = json.loads(exported.ran.output)[0]
     return report
 
 
 def _write_source(directory: Path, data: Dataset, change_of: npt.NDArray[np.int64]) -> None:
-    """The source as a job would leave it: all rows as Parquet, each as of its change."""
+    """Write the source as a batch job would: all rows as Parquet, each with the values of its last change."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     files = max(2, data.rows // ROWS_PER_FILE)
@@ -119,7 +120,8 @@ def _write_source(directory: Path, data: Dataset, change_of: npt.NDArray[np.int6
 
 
 def _wrong_rows(root: ExportRoot, manifest: Manifest, data: Dataset, changed: npt.NDArray[np.int64]) -> int:
-    """How many rows of a delta are not what it should be: each changed row once, with its new values, and no other."""
+    """Return the number of wrong rows in a delta. The delta must contain each changed row once, with its new values,
+    and no other rows."""
     files = [root.directory(manifest) / file.path for file in manifest.files]
     table = pa.concat_tables([pq.read_table(file) for file in files])
     keys = pc.utf8_slice_codeunits(table["doc_id"], len("doc_"))

@@ -1,4 +1,4 @@
-"""From a delta's publication until every worker serves it, over a small and a large base."""
+"""The time from a delta's publication until every worker serves it, over a small and a large base."""
 
 import tempfile
 import time
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import FeatureStore
-from engine.export_root import ExportRoot
 from perf import servers
 from perf.dataset import Dataset, distinct_documents, publish_delta
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import check, copy_of_root, copy_of_store, loaded, published
+from shoal import FeatureStore
+from shoal.engine.root.export_root import ExportRoot
 
 FEATURES = 50
 CHANGED = 1000
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Deltas one after the other, each waited for."""
+    """Measure deltas one after the other; wait for each to be served."""
     findings = []
     for rows in sorted({min(100_000, scale.rows), scale.load_rows}):
         data = Dataset(rows, FEATURES)
@@ -43,7 +43,7 @@ def _publish_and_wait(store: Path, root: ExportRoot, data: Dataset, count: int) 
             changed = distinct_documents(data, CHANGED, seed=change)
             manifest = publish_delta(root, data, changed, change)
             published_at = time.perf_counter()
-            # What one process sees all see: the version is in memory that they share.
+            # If one process sees a version, all processes see it: the version is in shared memory.
             while reader.version().view(data.view).record.applied_seq < manifest.seq:
                 time.sleep(0.001)
             seconds.append(time.perf_counter() - published_at)

@@ -1,4 +1,5 @@
-"""Requests over HTTP, one worker against one worker: Shoal, Feast's Python server on Redis, and aiohttp's own floor."""
+"""Requests over HTTP, one worker against one worker: Shoal, Feast's Python server on Redis, and a minimal aiohttp
+server as the floor."""
 
 import io
 import subprocess
@@ -25,17 +26,19 @@ from perf.stores import loaded
 FEATURES = 50
 FEAST_PATH = "/get-online-features"
 FEAST_DEFAULT = ("--max-requests", "1000000")
-"""A worker that ends itself after a thousand requests, as it comes, would fail the request that it ends in."""
+"""A setting for Feast. By default, a worker of Feast ends itself after a thousand requests, and its last request
+fails."""
 FEAST_FASTEST = (*FEAST_DEFAULT, "--no-access-log", "--registry_ttl_sec", "3600")
 CONNECTIONS = 4
-"""Several, so that the server always has a request to answer; with one, it would wait for the client's own work."""
+"""The number of connections. With several connections, the server always has a request to answer. With one connection,
+the server would wait while the client does its own work."""
 
 Matrix = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Form:
-    """A way to ask Shoal: path, Accept, and how to read the answer."""
+    """A form of a request to Shoal: the path, the Accept header, and a function that reads the response."""
 
     path: str
     accept: str
@@ -43,20 +46,21 @@ class Form:
 
 
 def read_feast(body: bytes) -> Matrix:
-    """float32[keys, features] of a Feast-shaped answer, by name: Feast does not keep the order asked for."""
+    """Return float32[keys, features] from a response in Feast's format. Features are found by name, because Feast does
+    not keep the requested order."""
     answer = orjson.loads(body)
     by_name = dict(zip(answer["metadata"]["feature_names"], answer["results"], strict=True))
     return np.array([by_name[f"f{number}"]["values"] for number in range(FEATURES)], np.float32).T
 
 
 def read_npy(body: bytes) -> Matrix:
-    """float32[keys, features] of an npy answer."""
+    """Return float32[keys, features] from an npy response."""
     content: Matrix = np.load(io.BytesIO(body))
     return content
 
 
 def read_arrow(body: bytes) -> Matrix:
-    """float32[keys, features] of an Arrow stream."""
+    """Return float32[keys, features] from an Arrow stream."""
     table = pa.ipc.open_stream(body).read_all()
     return np.stack([column.to_numpy() for column in table.columns], axis=1)
 
@@ -69,7 +73,7 @@ FORMS: Mapping[str, Form] = {
 
 
 def run(scale: Scale) -> list[Finding]:
-    """500 keys and 1 key, 50 features, in each form."""
+    """Measure requests with 500 keys and with 1 key, 50 features each, in each form."""
     data = Dataset(scale.rows, FEATURES)
     findings = []
     with ExitStack() as stack:
@@ -85,7 +89,7 @@ def _compare(scale: Scale, data: Dataset, keys: int, shoal: Server, feasts: Mapp
     bodies = scale.directory / f"bodies-{keys}.jsonl"
     first = write_bodies(bodies, data, requests)[0]
     count = scale.requests // 2
-    # Feast takes so much longer for each that fewer tell as much.
+    # Feast is so much slower that fewer requests are enough.
     feast_count = 2 * CONNECTIONS if keys > 1 else count // 5
     wall: dict[str, Callable[[], float]] = {}
     outcomes: dict[str, list[Outcome]] = {}
@@ -147,7 +151,8 @@ def _check(name: str, found: Matrix, documents: npt.NDArray[np.int64]) -> None:
 
 @contextmanager
 def _feasts(scale: Scale, data: Dataset) -> Iterator[dict[str, Server]]:
-    """Feast's Python server, as it comes and as its documentation says it is fastest, on one loaded Redis."""
+    """Run Feast's Python server on one loaded Redis, with its default settings and with those that its documentation
+    recommends for speed."""
     repo = scale.directory / "feast"
     documents = _documents_file(scale.directory, data)
     with ExitStack() as stack:

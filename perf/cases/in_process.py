@@ -1,4 +1,5 @@
-"""Lookups in one process, from a list of str: against a get per key from LMDB, Redis, RocksDB, and a dict with take."""
+"""Lookups in one process, from a list of str: Shoal against LMDB with one get per key, Redis, RocksDB, and a dict with
+NumPy's take."""
 
 import shutil
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from engine import FeatureStore
 from perf.cases import peers
 from perf.dataset import Dataset, document_keys, key_lists, matrix, random_documents
 from perf.lookups import Lookup
@@ -17,6 +17,7 @@ from perf.measure import Subject, alternate, ratio, seconds_each
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import loaded
+from shoal import FeatureStore
 
 KEYS = 500
 FEATURES = 50
@@ -29,7 +30,7 @@ BARS = {
 
 
 def run(scale: Scale) -> list[Finding]:
-    """The in-process bars."""
+    """Measure the lookups of Shoal and its alternatives, and compare them with the targets for lookups in process."""
     data = Dataset(scale.rows, FEATURES)
     requests = random_documents(data, KEYS, scale.requests)
     keys = key_lists(requests)
@@ -58,14 +59,14 @@ def run(scale: Scale) -> list[Finding]:
 
 
 def known_rows(requests: Sequence[npt.NDArray[np.int64]]) -> Lookup:
-    """The floor: the rows' numbers are known already, and are taken out of one array."""
+    """Return the floor: a lookup that already knows the row numbers, and only takes the rows from one array."""
     rows = matrix(np.arange(max(int(documents.max()) for documents in requests) + 1, dtype=np.int64), FEATURES)
     documents_of = {document_keys(documents)[0]: documents for documents in requests}
     return lambda keys: rows.take(documents_of[keys[0]], axis=0)
 
 
 def run_many_rows(scale: Scale) -> list[Finding]:
-    """The same lookups in a store too large for the caches."""
+    """Measure the same lookups in a store that is too large for the CPU caches."""
     stores = {rows: Dataset(rows, FEATURES) for rows in (scale.rows, scale.many_rows)}
     subjects = {}
     for rows, data in stores.items():
@@ -83,7 +84,7 @@ def run_many_rows(scale: Scale) -> list[Finding]:
 
 
 def check(name: str, lookup: Lookup, keys: list[str], documents: npt.NDArray[np.int64]) -> None:
-    """Hold a lookup's answer against the formula."""
+    """Check the answer of a lookup with the formula."""
     if not np.array_equal(lookup(keys), matrix(documents, FEATURES)):
         raise AssertionError(f"{name} answers wrongly")
 
@@ -93,6 +94,7 @@ def _subject(lookup: Lookup, keys: list[list[str]]) -> Subject:
 
 
 def shoal_lookup(store: Path, data: Dataset) -> Lookup:
-    """Shoal's own."""
-    opened, references = FeatureStore.open(store), data.references
+    """Return the lookup of Shoal in a store."""
+    opened = FeatureStore.open(store)
+    references = data.references
     return lambda keys: opened.lookup_matrix(references, {"doc_id": keys}).matrix

@@ -1,4 +1,5 @@
-"""Getting data in: a full load against reading and writing as many bytes, a delta over it, and bytes a row."""
+"""Loading: the time of a full load compared with that of reading and writing as many bytes; the time of a delta over
+the loaded store; and the bytes per row."""
 
 import os
 import shutil
@@ -10,23 +11,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from engine.export_root import ExportRoot
 from perf.dataset import Dataset, distinct_documents, document_keys, publish_delta, random_documents
 from perf.measure import alternate, ratio
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import bring_up_to_date, check, copy_of_root, published, stored_bytes
+from shoal.engine.root.export_root import ExportRoot
 
 FEATURES = 50
 WRITE_BLOCK = 128 << 20
 
 
 def run(scale: Scale) -> list[Finding]:
-    """A full load from Parquet, against pyarrow reading the same files and as many bytes being written and synced."""
+    """Measure a full load from Parquet. The floor is to read the same files with pyarrow, and to write and sync as many
+    bytes."""
     data = Dataset(scale.load_rows, FEATURES)
     with tempfile.TemporaryDirectory(prefix="load-", dir=scale.directory) as temporary:
         workspace = Path(temporary)
-        root, store = copy_of_root(published(scale.directory, data), workspace / "root"), workspace / "store"
+        root = copy_of_root(published(scale.directory, data), workspace / "root")
+        store = workspace / "store"
 
         def load() -> float:
             shutil.rmtree(store, ignore_errors=True)
@@ -73,7 +76,7 @@ def _bytes_per_row(store: Path, data: Dataset) -> Finding:
 
 
 def _delta(data: Dataset, root: ExportRoot, store: Path, load_seconds: float) -> list[Finding]:
-    """A delta of 1% over what was just loaded."""
+    """Measure a delta of 1% over the store that was just loaded."""
     changed = distinct_documents(data, data.rows // 100, seed=7)
     publish_delta(root, data, changed, change=1)
     started = time.perf_counter()

@@ -1,6 +1,7 @@
-"""One store of a hundred million rows: loaded, opened, served, looked up in cold and warm, and changed by 1%.
+"""One store of a hundred million rows: load, open and serve the store, look up rows with a cold and with a warm page
+cache, and change 1% of the rows.
 
-It takes minutes and tens of gigabytes, and so runs only when it is asked for by name.
+This case takes minutes and tens of gigabytes, so it runs only when it is named.
 """
 
 import os
@@ -15,8 +16,6 @@ from pathlib import Path
 import click
 import numpy as np
 
-from engine.environment import DATA
-from engine.export_root import ExportRoot
 from perf import commands
 from perf.cases.in_process import shoal_lookup
 from perf.cases.starts import added_pss, seconds_until_ready
@@ -26,6 +25,8 @@ from perf.measure import Subject, alternate, ratio, seconds_each
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import ROWS_PER_FILE, bring_up_to_date, check, loaded, stored_bytes
+from shoal.engine.format.paths import DATA
+from shoal.engine.root.export_root import ExportRoot
 
 FEATURES = 20
 KEYS = 500
@@ -33,21 +34,23 @@ COLD_REQUESTS = 20
 READ_BLOCK = 8 << 20
 CHANGED_SHARE = 0.01
 ROW_OVERHEAD = 48
-"""What a row takes beside its values, at most, in the root and in the store: hashes, event time, its key; in bytes."""
+"""The most bytes of a row in addition to its values, in the root and in the store: hashes, event time and key."""
 
 
 def run(scale: Scale) -> list[Finding]:
-    """All of it, against a store of `scale.rows` rows as wide."""
+    """Measure everything, against a store of `scale.rows` rows with the same features."""
     data = Dataset(scale.huge_rows, FEATURES)
     few = loaded(scale.directory, Dataset(scale.rows, FEATURES))
     _demand_room(scale.directory, data)
     case = f"{data.rows:,} x {FEATURES}"
     with tempfile.TemporaryDirectory(prefix="many-", dir=scale.directory) as temporary:
-        root, store = ExportRoot(Path(temporary) / "root"), Path(temporary) / "store"
+        root = ExportRoot(Path(temporary) / "root")
+        store = Path(temporary) / "store"
         snapshot = publish_snapshot(root, data, files=max(2, data.rows // ROWS_PER_FILE))
         load = commands.run("load", "--store", store, "--from", root.path)
         for file in snapshot.files:
-            # They have served: a delta continues the manifest alone. The room is needed.
+            # Remove the snapshot's files. The delta needs only the manifest, and the disk space is needed for other
+            # files.
             (root.directory(snapshot) / file.path).unlink()
         findings = [
             Finding(case, "load", load.seconds, "s"),
@@ -77,11 +80,13 @@ def _demand_room(directory: Path, data: Dataset) -> None:
 
 
 def _lookups(scale: Scale, case: str, stores: dict[int, Path]) -> list[Finding]:
-    """Each store as it is when nothing of it is in memory, and then, in turn with the other, when all of it is."""
+    """Measure lookups in each store, first with nothing of the store in memory, and then with all of it in memory. The
+    stores take turns."""
     findings: list[Finding] = []
     subjects: dict[str, Subject] = {}
     for rows, store in stores.items():
-        data, name = Dataset(rows, FEATURES), f"{rows:,} rows"
+        data = Dataset(rows, FEATURES)
+        name = f"{rows:,} rows"
         _drop_from_memory(store)
         started = time.perf_counter()
         lookup = shoal_lookup(store, data)
@@ -107,7 +112,7 @@ def _each(lookup: Lookup, keys: Sequence[list[str]]) -> float:
 
 
 def _drop_from_memory(store: Path) -> None:
-    """Have the system forget what it read of a store's generations, which no process may have mapped now."""
+    """Drop a store's generations from the page cache. No process may have them mapped."""
     for path in (store / "generations").rglob(DATA):
         with path.open("rb") as file:
             os.fsync(file.fileno())

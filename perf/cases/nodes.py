@@ -1,7 +1,8 @@
-"""Replicas of one root, each in a network namespace of its own: throughput by their number, what clients behind HAProxy
-see while one of them is slow or cut off, and how far apart they are while deltas stream.
+"""Replicas of one root, each in its own network namespace. The case measures the throughput of one, two and more
+replicas, what clients see through HAProxy while one replica is slow or cut off, and the skew between replicas while
+deltas arrive.
 
-All share the cores of this machine, so that more replicas answer more only as far as those go.
+All replicas share the cores of this machine, so more replicas give more throughput only while cores are free.
 """
 
 import json
@@ -21,20 +22,21 @@ from typing import Any
 
 import numpy as np
 
-from engine import FeatureStore
-from engine.export_root import ExportRoot
 from perf.dataset import Dataset, distinct_documents, matrix, publish_delta, random_documents
 from perf.namespaces import Host, hosts
 from perf.report import Finding
 from perf.scale import Scale
 from perf.servers import write_bodies
 from perf.stores import copy_of_root, published
+from shoal import FeatureStore
+from shoal.engine.root.export_root import ExportRoot
 
 KEYS, FEATURES = 100, 20
 REPLICAS = 3
 PORT = 8080
 RATE = 100.0
-"""Requests a second of those behind HAProxy: far below what the machine can do, so that only the fault is seen."""
+"""The rate of requests through HAProxy, per second. This rate is far below the machine's capacity, so that only the
+fault has an effect."""
 CHANGED = 1_000
 SLOW_KILOBITS = 1_000
 _HAPROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
@@ -44,7 +46,7 @@ _LATE_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Replica:
-    """A server with one worker that follows the root from a host of its own."""
+    """A server with one worker on its own host, which follows the root."""
 
     host: Host
     store: Path
@@ -52,13 +54,13 @@ class Replica:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The address of the server as HOST:PORT."""
         return f"{self.host.address}:{self.port}"
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """What befalls one of two replicas, and whether HAProxy is bound to notice."""
+    """A fault of one of two replicas. `is_noticed` says whether HAProxy must take the replica out of rotation."""
 
     what: str
     begin: Callable[[], None]
@@ -67,7 +69,7 @@ class _Fault:
 
 
 def run(scale: Scale) -> list[Finding]:
-    """All of it, on one root.
+    """Measure everything on one root.
 
     Raises:
         AssertionError: an answer is wrong.
@@ -102,10 +104,10 @@ def run(scale: Scale) -> list[Finding]:
 
 @contextmanager
 def serving(replica: Replica, root: ExportRoot, *options: str) -> Iterator[None]:
-    """`shoal serve` there."""
-    command: list[object] = [sys.executable, "-m", "cli", "serve", "--store", replica.store, "--from", root]
+    """Run `shoal serve` on the replica's host."""
+    command: list[object] = [sys.executable, "-m", "shoal", "serve", "--store", replica.store, "--from", root]
     command += ["--host", "0.0.0.0", "--port", replica.port, "--open-to-all", "--workers", 1]
-    # How late an answer is is measured; none is to be refused for it.
+    # The timeout is long, so that late answers are measured and not rejected.
     command += ["--request-timeout-ms", 60_000, *options]
     with replica.store.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(replica.host.command(command), stdout=log, stderr=log)
@@ -117,7 +119,7 @@ def serving(replica: Replica, root: ExportRoot, *options: str) -> Iterator[None]
 
 
 def _ask(client: Host, url: str, body: bytes | None = None, accept: str = "*/*") -> bytes | None:
-    """What a host gets from a URL; None if that is no answer of status 200."""
+    """Request a URL from a host, and return the body; None if the request fails or is answered with an error status."""
     command = ["curl", "-sf", "--max-time", "2", "-H", f"Accept: {accept}", url]
     command += ["--data-binary", "@-"] if body is not None else []
     done = subprocess.run(client.command(command), input=body, capture_output=True, check=False)
@@ -125,7 +127,7 @@ def _ask(client: Host, url: str, body: bytes | None = None, accept: str = "*/*")
 
 
 def is_ready(client: Host, replica: Replica) -> bool:
-    """Whether a host is told that a replica is ready."""
+    """Return whether a replica reports to a host that it is ready."""
     return _ask(client, f"http://{replica.address}/ready") is not None
 
 
@@ -153,7 +155,7 @@ def _result(load: "subprocess.Popen[bytes]") -> dict[str, Any]:
 
 
 def await_seen(look: Callable[[], object], what: str) -> float:
-    """Wait until something is seen; returns for how many seconds."""
+    """Wait until `look` returns a true value, and return the seconds. Raise AssertionError after two minutes."""
     started = time.monotonic()
     while not look():
         assert time.monotonic() < started + _PATIENCE_SECONDS, f"not seen in {_PATIENCE_SECONDS:g} s: {what}"
@@ -168,7 +170,7 @@ def _throughput(scale: Scale, client: Host, replicas: Sequence[Replica], bodies:
     case = f"nodes: {KEYS} x {FEATURES}, npy, a closed loop of 2 connections a replica"
     by_count: dict[int, list[float]] = {count: [] for count in range(1, len(replicas) + 1)}
     for _ in range(scale.rounds):
-        # In turn, so that what else the machine does falls on all alike.
+        # In turn, so that other work on the machine affects all counts equally.
         for count, seen in by_count.items():
             options = ("--connections", 2, "--count", max(50, scale.requests))
             loads = [_load(client, replica.address, bodies, *options) for replica in replicas[:count]]
@@ -185,13 +187,15 @@ def _behind_proxy(
     scale: Scale, client: Host, proxy: Host, replicas: Sequence[Replica], bodies: Path, directory: Path
 ) -> list[Finding]:
     seconds = 3.0 if scale.small else 12.0
-    victim, stats = replicas[0], directory / "haproxy.sock"
+    victim = replicas[0]
+    stats = directory / "haproxy.sock"
     more = directory / "stats.cfg"
     more.write_text(f"global\n    stats socket {stats} mode 600\n")
     environment = {"SHOAL_1": replicas[0].address, "SHOAL_2": replicas[1].address, "SHOAL_LISTEN": ":8080"}
     command = proxy.command(["env", *(f"{name}={value}" for name, value in environment.items())])
     command += ["haproxy", "-f", str(_HAPROXY), "-f", str(more)]
-    address, findings = f"{proxy.address}:{PORT}", []
+    address = f"{proxy.address}:{PORT}"
+    findings = []
     with _process(command, directory / "haproxy.log"):
         await_seen(lambda: _is_up(stats, "one") and _is_up(stats, "two"), "two replicas that HAProxy asks")
         await_seen(lambda: _ask(client, f"http://{address}/health") is not None, "an answer by the proxy")
@@ -224,8 +228,8 @@ def _behind_proxy(
 def _faced(
     client: Host, address: str, bodies: Path, seconds: float, what: str, strike: Callable[[], None] | None = None
 ) -> tuple[list[Finding], float]:
-    """What requests meet that come at an even rate, and how long after the strike the last was late; it comes a third
-    of the way."""
+    """Send requests at an even rate, and cause the fault with `strike` after a third of the time. Return the findings,
+    and the seconds from the fault to the due time of the last late request."""
     with tempfile.NamedTemporaryFile() as each:
         options = ("--rate", RATE, "--connections", 64, "--count", int(RATE * seconds), "--each", each.name)
         load = _load(client, address, bodies, *options)
@@ -235,7 +239,8 @@ def _faced(
             strike()
         result = _result(load)
         pairs = array("d", Path(each.name).read_bytes())
-    due, latency = np.array(pairs[::2]), np.array(pairs[1::2])
+    due = np.array(pairs[::2])
+    latency = np.array(pairs[1::2])
     late = due[(latency > _LATE_SECONDS) & (due > struck)]
     case = f"nodes: {what}"
     return [
@@ -258,7 +263,7 @@ def _process(command: Sequence[str], log: Path) -> Iterator[None]:
 
 
 def _is_up(stats: Path, server: str) -> bool:
-    """Whether HAProxy sends lookups to a server."""
+    """Return whether HAProxy sends lookups to a server."""
     with socket.socket(socket.AF_UNIX) as asked:
         try:
             asked.connect(str(stats))
@@ -275,9 +280,10 @@ def _is_up(stats: Path, server: str) -> bool:
 
 
 def _skew(scale: Scale, replicas: Sequence[Replica], root: ExportRoot, data: Dataset) -> list[Finding]:
-    """A delta a second, and every 5 ms a look at what each replica holds."""
+    """Measure the skew: publish a delta every second, and read the applied entry of each replica every 5 ms."""
     readers = [FeatureStore.open(replica.store) for replica in replicas]
-    stop, published_at = threading.Event(), dict[int, float]()
+    stop = threading.Event()
+    published_at = dict[int, float]()
     samples: list[int] = []
     served: dict[int, float] = {}
 

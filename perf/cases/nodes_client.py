@@ -1,7 +1,7 @@
-"""shoal_client over replicas and over shards, each in a network namespace of its own: throughput by their number, and
-what the client sees while one of them is slow or cut off.
+"""shoal.client with replicas and with shards, each in its own network namespace: the throughput by the number of
+servers, and what the client sees while one server is slow or cut off.
 
-All share the cores of this machine, so that more of them answer more only as far as those go.
+All servers share the cores of this machine, so more servers give more throughput only while cores are free.
 """
 
 import json
@@ -25,18 +25,19 @@ from perf.stores import published
 KEYS, FEATURES = 500, 20
 NODES = 3
 SLOW_SHARD_KILOBITS = 16_000
-"""Half as much again as a shard sends: there is nobody to ask in its place."""
+"""The rate of the slow shard: 1.5 times the rate that it needs, because no other server can answer in its place."""
 _PATIENCE_SECONDS = 300.0
 
 
 def run(scale: Scale) -> list[Finding]:
-    """All of it, on one root; every answer is checked."""
+    """Measure everything on one root. Every answer is checked."""
     data = Dataset(min(scale.rows, 200_000), FEATURES)
     root = published(scale.directory, data)
     with tempfile.TemporaryDirectory(prefix="nodes-", dir=scale.directory) as temporary, ExitStack() as closing:
         directory = Path(temporary)
         client, *others = closing.enter_context(hosts(1 + NODES))
-        replicas, shards = [], []
+        replicas = []
+        shards = []
         for number, host in enumerate(others, 1):
             replica = Replica(host, directory / f"whole-{number}")
             shard = Replica(host, directory / f"shard-{number}", PORT + 1)
@@ -71,12 +72,12 @@ def run(scale: Scale) -> list[Finding]:
                     Finding(case, name, 1e3 * (result[name] or 0.0), "ms") for name in ("p50", "p99", "slowest")
                 ]
                 findings.append(Finding(case, "failed", failed, "requests", detail=result["failures"]))
-                time.sleep(2.0)  # What was cut off is reached again.
+                time.sleep(2.0)  # From here on, the server that was cut off is reachable again.
     return findings
 
 
 class _Asked:
-    """A host from which servers are asked for a data set."""
+    """The client host, which looks up rows of a data set."""
 
     def __init__(self, host: Host, data: Dataset) -> None:
         self._host = host
@@ -125,7 +126,7 @@ def _throughput(scale: Scale, asked: _Asked, replicas: list[str], shards: list[s
     ways[f"{NODES} shards"] = lambda: _named("--shard", shards)
     seen: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(scale.rounds):
-        # In turn, so that what else the machine does falls on all alike.
+        # In turn, so that other work on the machine affects all of them equally.
         for name, way in ways.items():
             result = _result(asked.start(*way(), "--count", max(100, scale.requests), "--threads", 4))
             assert not result["failures"], result

@@ -1,8 +1,8 @@
-"""Ten times as many requests as a worker can answer: what becomes of those that it takes, of those that it does not, of
-its memory, and of the requests that come when it is over.
+"""Ten times as many requests as a worker can answer: the effect on the accepted and on the rejected requests, on the
+worker's memory, and on the requests after the overload.
 
-The requests are large, so that one process can send ten times what the worker can answer beside it on the same cores.
-An answer's time counts from the moment its request was due: what the client is late counts as well.
+The requests are large, so that one process can send ten times the worker's capacity on the same cores. The time of an
+answer counts from when its request was due, so the client's own delays count too.
 """
 
 from dataclasses import dataclass
@@ -29,12 +29,13 @@ TIMEOUT_MS = 100
 _MIB = 1 << 20
 
 Load = dict[str, Any]
-"""What `perf.http_load` prints."""
+"""The output of `perf.http_load`."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """The worker's capacity in requests a second, and what came of half of it, of ten times it, and of half again."""
+    """The worker's capacity in requests per second, and the results of three loads in this order: half the capacity,
+    ten times the capacity, and half the capacity again."""
 
     capacity: float
     before: Load
@@ -43,11 +44,10 @@ class Round:
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Rounds of half the load, ten times the load, and half of it again at once.
+    """Run rounds of half the capacity, ten times the capacity, and half the capacity again without a pause.
 
     Raises:
-        AssertionError: an answer is wrong.
-        RuntimeError: a request neither was answered nor refused.
+        AssertionError: an answer is wrong, or a request was neither answered nor refused.
     """
     data = Dataset(scale.rows, FEATURES)
     documents = random_documents(data, KEYS, 100)
@@ -57,16 +57,17 @@ def run(scale: Scale) -> list[Finding]:
     with servers.shoal(loaded(scale.directory, data), timeout_ms=TIMEOUT_MS) as server:
         if not np.array_equal(read_json(ask(server, first)), matrix(documents[0], FEATURES)):
             raise AssertionError("the server answers wrongly")
-        rounds, memory = [], []
+        rounds = []
+        memory = []
         for _ in range(scale.rounds + 1):
             rounds.append(_round(server, bodies, seconds))
             memory.append(sum(worker.memory_full_info().uss for worker in server.workers) / _MIB)
-    # The first warms up and does not count.
+    # The first round warms up and does not count.
     return _findings(rounds[1:], memory[1:])
 
 
 def _round(server: Server, bodies: Path, seconds: float) -> Round:
-    """Measure what the worker can do, then put it under three loads with no pause between them."""
+    """Measure the worker's capacity, then put it under three loads without a pause between them."""
     closed = put_under_load(server, bodies, count=int(100 * seconds), connections=CLOSED_CONNECTIONS)
     capacity = float(closed.load["requests_per_second"])
 
@@ -108,5 +109,5 @@ def _findings(rounds: list[Round], memory: list[float]) -> list[Finding]:
 
 
 def _refused(loads: list[Load]) -> float:
-    """The share of requests, in percent."""
+    """Return the share of refused requests in percent."""
     return 100 * float(median(load["refused"] / (load["refused"] + load["requests"]) for load in loads))

@@ -1,4 +1,5 @@
-"""Stores that a ranker would otherwise ask, each as its users use it: rows as packed bytes, or a field a feature."""
+"""Alternatives to Shoal for a ranker. Each is used in its usual way: with rows as packed bytes, or with one field per
+feature."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,14 @@ LOADED_AT_ONCE = 20_000
 
 
 def blocks(data: Dataset) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
-    """All documents, some at a time: their keys and their rows."""
+    """Yield the keys and rows of all documents in blocks."""
     for start in range(0, data.rows, LOADED_AT_ONCE):
         documents = np.arange(start, min(start + LOADED_AT_ONCE, data.rows), dtype=np.int64)
         yield document_keys(documents), matrix(documents, data.features)
 
 
 def lmdb_gets(directory: Path, data: Dataset) -> Lookup:
-    """py-lmdb: a get per key of a packed row, then one array."""
+    """Return a lookup with py-lmdb: one get of a packed row per key, then one array."""
     env = lmdb.open(str(directory / "peer-lmdb"), map_size=64 << 30, sync=False, readahead=False)
     if env.stat()["entries"] != data.rows:
         for keys, rows in blocks(data):
@@ -43,7 +44,7 @@ def lmdb_gets(directory: Path, data: Dataset) -> Lookup:
 
 
 def rocksdb_multi_get(directory: Path, data: Dataset) -> Lookup:
-    """rocksdict: one multi_get of packed rows."""
+    """Return a lookup with rocksdict: one multi_get of packed rows."""
     path = directory / "peer-rocksdb"
     fresh = not path.exists()
     store = rocksdict.Rdict(str(path), rocksdict.Options(raw_mode=True))
@@ -64,7 +65,8 @@ def rocksdb_multi_get(directory: Path, data: Dataset) -> Lookup:
 
 @contextmanager
 def redis_lookups(directory: Path, data: Dataset) -> Iterator[dict[str, Lookup]]:
-    """redis-py with hiredis, on this machine: one MGET of packed rows; and an HMGET a key, all in one pipeline."""
+    """Yield two lookups with redis-py and hiredis on this machine: one MGET of packed rows, and one HMGET per key, all
+    in one pipeline."""
     with servers.redis(directory) as port:
         client = redis.Redis(port=port)
         fields = [f"f{number}" for number in range(data.features)]
@@ -92,14 +94,14 @@ def redis_lookups(directory: Path, data: Dataset) -> Iterator[dict[str, Lookup]]
 
 
 def dict_of_rows(data: Dataset) -> Lookup:
-    """Positions in a dict, all rows in one array."""
+    """Return a lookup that has the positions of rows in a dict, and all rows in one array."""
     position = _positions(data)
     rows = np.concatenate([rows for _, rows in blocks(data)])
     return lambda keys: rows.take([position[key] for key in keys], axis=0)
 
 
 def dict_of_columns(data: Dataset) -> Lookup:
-    """Positions in a dict, each feature in an array of its own, as a data frame has them."""
+    """Return a lookup that has the positions of rows in a dict, and one array per feature, as in a data frame."""
     position = _positions(data)
     documents = np.arange(data.rows, dtype=np.int64)
     columns = [values(documents, feature) for feature in range(data.features)]

@@ -1,5 +1,5 @@
-"""Rows pushed over HTTP: how many a second are acknowledged, which is on the disk and visible to all, and how long that
-takes, by one client and by many.
+"""Pushes over HTTP: the rate of acknowledged rows and the latency of pushes, with one client and with several. A row is
+acknowledged when it is on disk and visible to all readers.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ _GUESSED_ROWS_A_SECOND = {1: 600, 100: 20_000, 1_000: 60_000}
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Pushes of one row, of a hundred and of a thousand, all features of each."""
+    """Measure pushes of one row, of a hundred and of a thousand rows, with all features."""
     data = Dataset(scale.rows, FEATURES)
     findings = []
     with tempfile.TemporaryDirectory(prefix="pushes-", dir=scale.directory) as temporary:

@@ -1,5 +1,5 @@
-"""A server replaced by another on the same store, again and again, while clients ask: how many requests fail, and how
-long the slowest takes. In between, releases that do not start: the old server is to go on."""
+"""Replace a server by another on the same store, again and again, under load: the number of failed requests, and the
+slowest request. In between, start releases that fail to start: the old server must continue."""
 
 import subprocess
 import sys
@@ -11,8 +11,6 @@ from pathlib import Path
 from shutil import copytree
 from statistics import median
 
-from engine.export_root import ExportRoot
-from engine.run_directory import read_server_record
 from perf import servers
 from perf.beside import beside
 from perf.dataset import Dataset, publish_snapshot
@@ -21,6 +19,8 @@ from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import bring_up_to_date
 from perf.traffic import Load, Tally, Target, Traffic
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.root.export_root import ExportRoot
 
 WORKERS = 2
 TIMES = 20
@@ -30,7 +30,8 @@ _LOAD = Load(kept_rate=160.0, fresh_rate=80.0, grpc_rate=20.0, push_rate=20.0, s
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Two releases in turn, one of them a copy of the code, and after each pair one that fails.
+    """Start two releases in turn, and after each pair of starts a release that fails. One of the two is a copy of the
+    code.
 
     Raises:
         AssertionError: a request failed, or was answered wrongly.
@@ -39,7 +40,8 @@ def run(scale: Scale) -> list[Finding]:
     views = (Dataset(rows, 20, "docs"), Dataset(rows, 10, "ads"))
     with tempfile.TemporaryDirectory(prefix="rollout-", dir=scale.directory) as temporary:
         directory = Path(temporary)
-        root, store = ExportRoot(directory / "root"), directory / "store"
+        root = ExportRoot(directory / "root")
+        store = directory / "store"
         for view, data in enumerate(views):
             publish_snapshot(root, data, files=1)
             Ledger.make(directory / f"ledger-{view}", data)
@@ -67,7 +69,7 @@ def run(scale: Scale) -> list[Finding]:
 
 
 class _Line:
-    """The servers of one store, each of which takes the place of the one before."""
+    """The successive servers of one store. Each server replaces the one before it."""
 
     def __init__(self, directory: Path, target: Target, root: ExportRoot) -> None:
         self._directory = directory
@@ -75,33 +77,33 @@ class _Line:
         self._root = root
         self._store = directory / "store"
         self._running: subprocess.Popen[bytes] | None = None
-        self.copy, self._broken = directory / "release", directory / "broken"
+        self.copy = directory / "release"
+        self._broken = directory / "broken"
         for release in (self.copy, self._broken):
-            # With what was compiled of it: compiling would take minutes.
-            for package in ("engine", "loaders", "spark_export"):
-                copytree(_CODE / package, release / package)
-            (release / "cli.py").write_bytes((_CODE / "cli.py").read_bytes())
-        worker = self._broken / "engine" / "server" / "worker.py"
+            # The copy includes the compiled kernels, because compiling them would take minutes.
+            copytree(_CODE / "shoal", release / "shoal")
+        worker = self._broken / "shoal" / "engine" / "server" / "worker.py"
         worker.write_text(
             worker.read_text().replace("        keep_freed_memory()\n", "        raise SystemExit('broken')\n")
         )
 
     def replace(self, release: Path) -> float:
-        """Have a release take over; returns the seconds until the old server is gone."""
+        """Start a release that takes over from the old server. Return the seconds until the old server has ended."""
         started = time.monotonic()
-        before, self._running = self._running, self._start(release)
+        before = self._running
+        self._running = self._start(release)
         _await(self._serves, f"the server of {release}")
         if before is not None:
             assert before.wait(_PATIENCE_SECONDS) == 0
         return time.monotonic() - started
 
     def fail(self) -> None:
-        """Have a release try that does not start."""
+        """Start a release that fails to start, and check that the old server continues."""
         assert self._start(self._broken).wait(_PATIENCE_SECONDS) == 1
         assert self._serves()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the running server."""
         if self._running is not None:
             self._running.terminate()
             self._running.wait(_PATIENCE_SECONDS)
@@ -111,7 +113,7 @@ class _Line:
         command: list[object] = [
             sys.executable,
             "-m",
-            "cli",
+            "shoal",
             "serve",
             "--replace",
             "--store",
@@ -119,7 +121,7 @@ class _Line:
             "--from",
             self._root,
         ]
-        # How late an answer is is measured; none is to be refused for it.
+        # The timeout is long, so that late answers are measured and not rejected.
         command += ["--request-timeout-ms", 60_000]
         command += ["--port", target.port, "--grpc-port", target.grpc_port, "--workers", WORKERS]
         environment = {"PYTHONPATH": str(release), "PATH": "/usr/bin:/bin"}

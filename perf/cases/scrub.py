@@ -1,7 +1,9 @@
-"""What lookups notice of the writer's scrub: off, at its normal pace, and at the pace after an unclean shutdown.
+"""The effect of the writer's scrub on lookups: with the scrub off, at its normal pace, and at the pace after an unclean
+shutdown.
 
-Three servers have the same base, and one after the other answers a closed loop over HTTP, and has a process look up in
-the store itself, while the writers of the others are stopped. So each is measured beside the others, round by round.
+Three servers have the same base. In each round, the servers are measured in turn, while the writers of the other
+servers are stopped. The measured server answers a closed loop over HTTP, and this process does lookups in its store. So
+all paces are measured in the same round, and their ratios are computed round by round.
 """
 
 import os
@@ -17,26 +19,27 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from engine import FeatureStore
-from engine.control import writer_answers
-from engine.run_directory import read_server_record
-from engine.scrubbed import describe_scrub
 from perf import servers
 from perf.dataset import Dataset, document_keys, random_documents
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import copy_of_store, loaded
+from shoal import FeatureStore
+from shoal.engine.process.control import writer_answers
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.status.scrubbed import describe_scrub
 
 FEATURES = 50
 KEYS = 500
 PACES = {"off": 0.0, "24 h": 24.0, "fast": 1e-4}
-"""By name, `--scrub-hours`. A period that no disk can keep is scrubbed at the fast pace without end."""
+"""Name of the pace → `--scrub-hours`. If the disk is too slow for the period, the scrub always runs at the fast
+pace."""
 _SETTLING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class _Served:
-    """A server at one pace of the scrub, and its store opened in this process."""
+    """A server with one pace of the scrub, its store opened in this process, and the process id of its writer."""
 
     server: servers.Server
     store: Path
@@ -44,16 +47,17 @@ class _Served:
     writer: int
 
     def verified_bytes(self) -> int:
-        """What its scrub verified so far."""
+        """Return the number of bytes that the scrub has verified so far."""
         document = describe_scrub(self.store)
         return document["bytes_verified"] if document is not None else 0
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Latencies at each pace, against those without a scrub, and how much the fast pace verifies in a second."""
+    """Compare the latencies at each pace with those without a scrub. Also measure the bytes per second of the fast
+    pace."""
     rows = scale.load_rows if scale.small else scale.load_rows // 2
     data = Dataset(rows, FEATURES)
-    # Many short rounds: what else the machine does is to befall all paces alike.
+    # Many short rounds, so that other work on the machine affects all paces equally.
     rounds, count = (1, scale.requests) if scale.small else (6 * scale.rounds, scale.requests // 10)
     requests = random_documents(data, KEYS, count)
     latencies: dict[str, dict[str, list[float]]] = {pace: {} for pace in PACES}
@@ -78,7 +82,7 @@ def run(scale: Scale) -> list[Finding]:
                 if pace == "fast":
                     fast_seconds += time.monotonic() - began
                 os.kill(one.writer, signal.SIGSTOP)
-        # The progress is noted every few seconds: only the sum of all rounds tells.
+        # The scrub records its progress only every few seconds, so only the sum over all rounds is meaningful.
         fast_bytes = served["fast"].verified_bytes() - verified_before
         for one in served.values():
             os.kill(one.writer, signal.SIGCONT)
@@ -90,7 +94,7 @@ def run(scale: Scale) -> list[Finding]:
 
 @contextmanager
 def _serving(store: Path, hours: float) -> Iterator[_Served]:
-    """A server whose writer is stopped, once the scrub at its start is over."""
+    """Run a server, wait until the scrub at its start is done, and then stop its writer."""
     with servers.shoal(store, scrub_hours=hours, silent_seconds=3600) as server:
         while not writer_answers(store):
             time.sleep(0.05)

@@ -6,10 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import FeatureStore
-from engine.export_root import ExportRoot
-from loaders.load import Silence, catch_up
-from loaders.store_writer import StoreWriter
 from perf.dataset import (
     THE_USER,
     Dataset,
@@ -24,15 +20,19 @@ from perf.measure import alternate, ratio, seconds_each
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import loaded
+from shoal import FeatureStore
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import NullObserver, catch_up
 
 FEATURES = 50
 KEYS = 500
 OVERLAY_SHARES = (0.15, 0.025, 0.004, 0.0007, 0.0001, 0.00002)
-"""Sizes, oldest first, that the tiers leave as they are."""
+"""The sizes of the overlays as shares of the rows, oldest first. They are chosen so that no overlays are merged."""
 
 
 def run_overlays(scale: Scale) -> list[Finding]:
-    """The same lookups with six overlays and with none."""
+    """Measure the same lookups with six overlays and with none."""
     data = Dataset(scale.rows, FEATURES)
     with_none = loaded(scale.directory, data)
     with_six = _with_overlays(scale.directory, data)
@@ -54,7 +54,8 @@ def run_overlays(scale: Scale) -> list[Finding]:
 
 
 def _with_overlays(directory: Path, data: Dataset) -> Path:
-    root, store = ExportRoot(directory / "overlays-root"), directory / "overlays-store"
+    root = ExportRoot(directory / "overlays-root")
+    store = directory / "overlays-store"
     shutil.rmtree(root.path, ignore_errors=True)
     shutil.rmtree(store, ignore_errors=True)
     publish_snapshot(root, data, files=2)
@@ -63,12 +64,12 @@ def _with_overlays(directory: Path, data: Dataset) -> Path:
         count = max(1, int(data.rows * share))
         publish_delta(root, data, generator.choice(data.rows, count, replace=False).astype(np.int64), change)
     with StoreWriter(store) as writer:
-        catch_up(writer, root, data.view, Silence())
+        catch_up(writer, root, data.view, NullObserver())
     return store
 
 
 def run_views(scale: Scale) -> list[Finding]:
-    """A user, documents and pairs of both in one request, against the three asked for by themselves."""
+    """Compare one request for a user, documents, and pairs of the user and a document with three separate requests."""
     join_keys = {"users": ("user_id",), "docs": ("doc_id",), "pairs": ("user_id", "doc_id")}
     views = {name: Dataset(scale.rows, 20, name, keys) for name, keys in join_keys.items()}
     store = scale.directory / "views-store"
@@ -78,7 +79,7 @@ def run_views(scale: Scale) -> list[Finding]:
             publish_snapshot(root, data, files=2)
         with StoreWriter(store) as writer:
             for name in views:
-                catch_up(writer, root, name, Silence())
+                catch_up(writer, root, name, NullObserver())
     opened = FeatureStore.open(store)
     keys = key_lists(random_documents(views["docs"], KEYS, scale.requests))
     together = [reference for data in views.values() for reference in data.references]
@@ -103,7 +104,7 @@ def run_views(scale: Scale) -> list[Finding]:
 
 
 def check(store: Path, views: Mapping[str, Dataset]) -> None:
-    """Hold one answer from all views against the formula."""
+    """Check one answer from all views with the formula."""
     documents = np.array([7, 11, 13], np.int64)
     references = [reference for data in views.values() for reference in data.references]
     entities = {"doc_id": document_keys(documents), "user_id": THE_USER}

@@ -1,4 +1,5 @@
-"""What grows with size, and what does not: a lookup with the rows of the store, applying a delta with its own rows."""
+"""Cost by size: the cost of a lookup by the number of rows in the store, and of applying a delta by the delta's number
+of rows."""
 
 import tempfile
 import time
@@ -7,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loaders.load import Silence, catch_up
-from loaders.store_writer import StoreWriter
 from perf.cases.in_process import shoal_lookup
 from perf.dataset import Dataset, distinct_documents, key_lists, publish_delta, random_documents
 from perf.measure import Subject, alternate, ratio
 from perf.report import Finding
 from perf.scale import Scale
 from perf.stores import check, copy_of_root, copy_of_store, loaded, published, store_path
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import NullObserver, catch_up
 
 FEATURES = 50
 KEYS = 500
@@ -24,7 +25,7 @@ PERCENTILES = {"p50": 50, "p95": 95, "p99": 99}
 
 
 def run_stores(scale: Scale) -> list[Finding]:
-    """The same lookup in stores of three sizes, and in a yet larger one if another case has made it."""
+    """Measure the same lookup in stores of three sizes, and in a larger store if another case has created it."""
     sizes = [int(scale.load_rows * share) for share in STORE_SHARES]
     if store_path(scale.directory, Dataset(scale.many_rows, FEATURES)).exists():
         sizes.append(scale.many_rows)
@@ -34,7 +35,8 @@ def run_stores(scale: Scale) -> list[Finding]:
         data = Dataset(rows, FEATURES)
         store = loaded(scale.directory, data)
         check(store, data)
-        lookup, requests = shoal_lookup(store, data), key_lists(random_documents(data, KEYS, scale.requests))
+        lookup = shoal_lookup(store, data)
+        requests = key_lists(random_documents(data, KEYS, scale.requests))
 
         def look_up() -> float:
             moments = [time.perf_counter()]
@@ -63,9 +65,10 @@ def run_stores(scale: Scale) -> list[Finding]:
 
 
 def run_deltas(scale: Scale) -> list[Finding]:
-    """Applying deltas of four sizes, each over the same store."""
+    """Measure applying deltas of four sizes, each to the same store."""
     data = Dataset(scale.load_rows, FEATURES)
-    root, store = published(scale.directory, data), loaded(scale.directory, data)
+    root = published(scale.directory, data)
+    store = loaded(scale.directory, data)
     sizes = [int(data.rows * share) for share in DELTA_SHARES]
     with tempfile.TemporaryDirectory(prefix="sizes-", dir=scale.directory) as temporary:
 
@@ -79,7 +82,7 @@ def run_deltas(scale: Scale) -> list[Finding]:
                     to_change = copy_of_store(store, Path(fresh))
                     with StoreWriter(to_change) as writer:
                         started = time.perf_counter()
-                        catch_up(writer, with_delta, data.view, Silence())
+                        catch_up(writer, with_delta, data.view, NullObserver())
                         seconds = time.perf_counter() - started
                     check(to_change, data, changed, change=1)
                 return seconds

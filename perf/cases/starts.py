@@ -1,4 +1,4 @@
-"""How long a server takes until it is ready, and what a worker takes of memory, whatever the store's size."""
+"""The time until a server is ready, and the memory of a worker, for stores of several sizes."""
 
 import statistics
 import time
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import psutil
 
-from engine.run_directory import read_server_record
 from perf import servers
 from perf.dataset import Dataset, random_documents
 from perf.report import Finding
 from perf.scale import Scale
 from perf.servers import put_under_load, write_bodies
 from perf.stores import loaded
+from shoal.engine.process.run_directory import read_server_record
 
 FEATURES = 50
 REQUESTS = 200
@@ -20,7 +20,7 @@ KEYS = 500
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Stores of three sizes."""
+    """Measure servers on stores of three sizes."""
     findings = []
     for rows in sorted({min(100_000, scale.rows), scale.rows, scale.many_rows}):
         data = Dataset(rows, FEATURES)
@@ -34,16 +34,17 @@ def run(scale: Scale) -> list[Finding]:
 
 
 def seconds_until_ready(store: Path) -> float:
-    """From starting `shoal serve` with one worker until it answers that it is ready."""
+    """Return the seconds from starting `shoal serve` with one worker until it reports that it is ready."""
     started = time.perf_counter()
     with servers.shoal(store):
         return time.perf_counter() - started
 
 
 def added_pss(store: Path, data: Dataset, directory: Path) -> float:
-    """What all processes together take more with three workers than with two, in MB.
+    """Return the additional memory (PSS) of all processes with three workers compared with two, in MB.
 
-    The same rows are looked up before either is measured: a page of the store counts once, whoever mapped it.
+    The same rows are looked up before each measurement. In PSS, a page of the store counts once, however many processes
+    have mapped it.
     """
     bodies = directory / "bodies-starts.jsonl"
     write_bodies(bodies, data, random_documents(data, KEYS, REQUESTS))

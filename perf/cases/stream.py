@@ -1,6 +1,7 @@
-"""From an event in Kafka until every worker serves it, by `shoal stream`, at rising rates: by pushes, and by deltas.
+"""The time from sending an event to Kafka until every worker serves it. `shoal stream` delivers the events as pushes,
+and then as deltas, at rising rates.
 
-Each event has a key of its own, so that each has to be found, and says when it was sent.
+Each event contains the time when it was sent, and has its own key, so that the reader must find every event.
 """
 
 import subprocess
@@ -15,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from engine import FeatureStore
-from engine.export_root import ExportRoot
 from perf import servers
 from perf.events import score
 from perf.report import Finding
 from perf.scale import Scale
-from spark_export.stream.log import publish_definition
-from spark_export.views import load_views
+from shoal import FeatureStore
+from shoal.engine.root.export_root import ExportRoot
+from shoal.spark_export.stream.log import publish_definition
+from shoal.spark_export.views.definition import load_views
 from tests import kafka
 
 RATES = (10, 100, 1_000, 5_000, 10_000)
@@ -33,14 +34,14 @@ MASTER = "local[2]"
 VIEW = "events"
 
 _WARMING = (20, 2_000)
-"""How many events go ahead, one run after the other, and are not measured: Spark compiles what it runs."""
+"""The numbers of events in the runs before the measurement. These runs warm up Spark, which compiles its queries."""
 _MOST_ASKED = 20_000
 _LOOK_SECONDS = 0.002
 _PATIENCE_SECONDS = 120.0
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Both ways, each with a server, a stream and a topic of its own."""
+    """Measure both ways, each with its own server, stream and topic."""
     findings = []
     with kafka.broker() as address:
         for way in ("pushes", "deltas"):
@@ -54,7 +55,9 @@ def _measure(workspace: Path, address: str, way: str, scale: Scale) -> list[Find
     _define(workspace / "views.yaml", address, way)
     root = ExportRoot(workspace / "root")
     publish_definition(load_views(workspace / "views.yaml").views[0], root, "perf")
-    findings, points, first = [], [], 0
+    findings = []
+    points = []
+    first = 0
     with servers.shoal(workspace / "store", workers=WORKERS, root=root.path) as server:
         to = ["--push-to", f"http://127.0.0.1:{server.port}"] if way == "pushes" else ["--to", str(root.path)]
         with _streaming(workspace, to):
@@ -95,7 +98,7 @@ def _define(path: Path, address: str, topic: str) -> None:
 
 @contextmanager
 def _streaming(workspace: Path, to: Sequence[str]) -> Iterator[None]:
-    command = [sys.executable, "-m", "cli", "stream", "--views", str(workspace / "views.yaml"), *to]
+    command = [sys.executable, "-m", "shoal", "stream", "--views", str(workspace / "views.yaml"), *to]
     command += ["--checkpoint", str(workspace / "checkpoint"), "--master", MASTER, "--package", kafka.CONNECTOR]
     command += ["--every", "0"]
     with (workspace / "stream.log").open("w") as log:
@@ -113,16 +116,17 @@ def _streaming(workspace: Path, to: Sequence[str]) -> Iterator[None]:
 def _send(
     reader: FeatureStore, address: str, topic: str, first: int, count: int, rate: float
 ) -> npt.NDArray[np.float64]:
-    """Send events, and wait until all are served; of each, how many seconds that took.
+    """Send events, and wait until all are served. Return the seconds from sending to serving for each event.
 
     Raises:
-        AssertionError: an event is served with another value than it was sent with, or not at all.
+        AssertionError: an event is served with a value other than the sent value, or is not served at all.
     """
     command = [sys.executable, "-m", "perf.events", "--servers", address, "--topic", topic]
     command += ["--first", str(first), "--count", str(count), "--rate", str(rate)]
     waited = np.arange(first, first + count)
     found: list[npt.NDArray[np.float64]] = []
-    seen, moved = -1, time.monotonic()
+    seen = -1
+    moved = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as sender:
         while waited.size:
             version = reader.version().id
@@ -132,7 +136,8 @@ def _send(
                     raise AssertionError(f"{waited.size} events are not served, such as {waited[0]}")
                 time.sleep(_LOOK_SECONDS)
                 continue
-            seen, moved = version, time.monotonic()
+            seen = version
+            moved = time.monotonic()
             asked = waited[:_MOST_ASKED]
             answer = reader.lookup([f"{VIEW}:sent", f"{VIEW}:score"], {"number": asked}).to_arrow()
             now = time.time_ns() // 1000

@@ -1,9 +1,9 @@
-"""A new generation of a million rows taken over under a steady load: does a request fail, does the tail notice?
+"""The swap to a new generation of a million rows under a steady load: does a request fail, and does the p99 rise?
 
-Requests over HTTP arrive at a fixed rate while, again and again, nothing happens for a while and then a snapshot is
-published, loaded and served. The p99 of the one is held against that of the other, round by round: the machine changes
-from minute to minute. A swap counts from its publication until a second after every worker serves it, as that is when
-its pages are touched first.
+Requests over HTTP arrive at a fixed rate. In each round, the server first does nothing except answer these requests;
+then a snapshot is published, loaded and served. The p99 of the two phases is compared round by round, because the
+machine changes from minute to minute. The second phase lasts from the publication of the snapshot until a second after
+every worker serves it, because requests touch the new pages for the first time in that second.
 """
 
 import json
@@ -18,13 +18,13 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from engine import FeatureStore
 from perf import servers
 from perf.dataset import Dataset, random_documents, write_again
 from perf.report import Finding
 from perf.scale import Scale
 from perf.servers import write_bodies
 from perf.stores import check, copy_of_root, copy_of_store, loaded, published
+from shoal import FeatureStore
 
 FEATURES = 50
 KEYS = 100
@@ -36,7 +36,8 @@ _AFTER_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Swap:
-    """Moments of the monotonic clock: an idle span begins, the snapshot is published, it is served, the round ends."""
+    """The times of one round on the monotonic clock, in seconds: the start of the idle phase, the publication of the
+    snapshot, the time when it is served, and the end of the round."""
 
     idle: float
     published: float
@@ -45,7 +46,7 @@ class Swap:
 
 
 def run(scale: Scale) -> list[Finding]:
-    """Swaps of one after the other.
+    """Measure swaps one after the other.
 
     Raises:
         AssertionError: a request failed.
@@ -57,16 +58,19 @@ def run(scale: Scale) -> list[Finding]:
         directory = Path(temporary)
         root = copy_of_root(published(scale.directory, data), directory / "root")
         store = copy_of_store(loaded(scale.directory, data), directory / "store")
-        bodies, each = directory / "bodies.jsonl", directory / "each.bin"
+        bodies = directory / "bodies.jsonl"
+        each = directory / "each.bin"
         write_bodies(bodies, data, random_documents(data, KEYS, scale.requests))
-        reader, swaps = FeatureStore.open(store), []
+        reader = FeatureStore.open(store)
+        swaps = []
         with servers.shoal(store, workers=WORKERS, root=root.path) as server:
             load = _start_load(server.port, bodies, each, count=int(RATE * (rounds + 1) * (idle_seconds + 8)))
             try:
                 time.sleep(idle_seconds)
                 for _ in range(rounds):
                     manifest = write_again(root, data.view)
-                    # What writing it left in the caches is not the server's.
+                    # Wait until the system has flushed the files to the disk: that work is not part of the server's
+                    # work.
                     time.sleep(0.5)
                     idle = time.perf_counter()
                     time.sleep(idle_seconds)

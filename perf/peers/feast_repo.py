@@ -1,6 +1,6 @@
 """Make a Feast repository on Redis and load documents into it, through Feast's own interface.
 
-Run by the interpreter of the peers' environment, which has Feast and lacks Shoal:
+Run this with the Python interpreter of the peers' environment, which has Feast but not Shoal:
 
     python perf/peers/feast_repo.py REPO --documents FILE.parquet --redis HOST:PORT
 """

@@ -21,9 +21,10 @@ from perf.soak.run import plan, soak
     "--results", type=click.Path(path_type=Path), default=Path(__file__).parent.with_name("results"), show_default=True
 )
 def main(seconds: float, rows: int, samples: Path | None, data: Path | None, results: Path) -> None:
-    """Have a server work for long, and see what grows.
+    """Put a server under load for a long time, and find out which of its resources grow.
 
-    Ends with 1 if memory, descriptors, threads or the store grow, or if a request failed or was answered wrongly.
+    The exit code is 1 if memory, descriptors, threads or the store grow, or if a request failed or was answered
+    wrongly.
     """
     with ExitStack() as closing:
         directory = data or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="shoal-soak-")))

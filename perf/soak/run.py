@@ -1,8 +1,8 @@
-"""A server under everything at once for as long as one likes: does anything grow, fail, or answer wrongly?
+"""Put a server under all kinds of load at once for a given time: does anything grow, fail, or answer wrongly?
 
-A real server with two workers, and beside it lookups in all formats, gRPC, pushes, deltas, snapshots, reloads. What is
-sampled on the way is judged over the last three quarters of the run: see `perf.soak.trend`. Latency and freshness are
-told beside a computation of fixed size, as the machine may have changed too, and are not judged.
+A real server with two workers gets lookups in all formats, gRPC, pushes, deltas, snapshots and reloads. The samples of
+the last three quarters of the run are judged: see `perf.soak.trend`. Latency and freshness are reported but not judged.
+The time of a fixed computation is reported with them, because the speed of the machine may have changed too.
 """
 
 import asyncio
@@ -19,10 +19,6 @@ from typing import Any, TextIO
 import click
 import numpy as np
 
-from engine import FeatureStore
-from engine.control import WriterClient
-from engine.export_root import ExportRoot
-from engine.run_directory import read_server_record
 from perf import servers
 from perf.beside import Beside, beside
 from perf.dataset import Dataset, publish_snapshot
@@ -34,20 +30,25 @@ from perf.soak.samples import roles, sample
 from perf.soak.trend import trend
 from perf.stores import bring_up_to_date
 from perf.traffic import Load, Tally, Target, Traffic
+from shoal import FeatureStore
+from shoal.engine.process.control import WriterClient
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.root.export_root import ExportRoot
 
 WORKERS = 2
 _WARM_UP = 0.25
 _FEWEST_SAMPLES = 10
-"""Of fewer no trend is judged."""
+"""The least number of samples for judging a trend."""
 _RISES = {"MiB": 4.0, "descriptors": 2.0, "threads": 2.0, "places": 2.0}
-"""What a series may rise by at least, by how its name ends or what is in it; series without are not judged."""
+"""A part of a series' name → the rise that is always allowed. A series is judged only if its name has such a part."""
 _UNJUDGED = ("root", "PSS")
-"""Nothing of Shoal prunes a root; and PSS also changes with whatever else maps the same libraries."""
+"""Parts of names of series that are not judged. Shoal does not prune a root, and PSS also changes when other processes
+map the same libraries."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how often it is sampled, and with how many rows a view; in seconds."""
+    """The plan of a run: its length and the interval between samples in seconds, and the number of rows per view."""
 
     seconds: float
     sample_seconds: float
@@ -57,13 +58,15 @@ class Plan:
 
 
 def plan(seconds: float, rows: int = 200_000) -> Plan:
-    """A run of a length: sampled at most every minute, with a snapshot every 90 s, more often in short ones."""
+    """Return the plan for a run of some seconds. A long run has a sample every minute and a snapshot every 90 s; a
+    short run has both more often."""
     rhythm = Rhythm(snapshot_seconds=min(90.0, seconds / 10), changed=rows // 100)
     return Plan(seconds, min(60.0, max(1.0, seconds / 30)), rows, rhythm, Load())
 
 
 def run(scale: Scale) -> list[Finding]:
-    """The case of `python -m perf`: seconds where it is only to run, minutes else; `python -m perf.soak` runs longer.
+    """Run the soak as a case of `python -m perf`: for some seconds with `--small`, otherwise for some minutes.
+    `python -m perf.soak` runs longer.
 
     Raises:
         AssertionError: a request failed, or was answered wrongly.
@@ -77,9 +80,10 @@ def run(scale: Scale) -> list[Finding]:
 
 
 def soak(directory: Path, of: Plan, samples: TextIO | None) -> list[Finding]:
-    """Run it in an empty directory; each sample is written as a line of JSON, if there is where to."""
+    """Run a soak in an empty directory. If `samples` is given, write each sample to it as a line of JSON."""
     views = (Dataset(of.rows, 20, "docs"), Dataset(of.rows, 10, "ads"))
-    root, store = ExportRoot(directory / "root"), directory / "store"
+    root = ExportRoot(directory / "root")
+    store = directory / "store"
     for view, data in enumerate(views):
         publish_snapshot(root, data, files=2)
         Ledger.make(directory / f"ledger-{view}", data)
@@ -96,7 +100,7 @@ def soak(directory: Path, of: Plan, samples: TextIO | None) -> list[Finding]:
 
 
 class Watch:
-    """Takes samples until the time is over, and judges them."""
+    """Takes samples of a soak until its time is over, and judges them."""
 
     def __init__(
         self,
@@ -118,9 +122,10 @@ class Watch:
         self._published = Published()
 
     def findings(self) -> list[Finding]:
-        """What came of it all."""
+        """Take samples until the time is over, and return the findings."""
         processes = self._processes()
-        reader, started = FeatureStore.open(self._store), time.monotonic()
+        reader = FeatureStore.open(self._store)
+        started = time.monotonic()
         number = 0
         while (now := time.monotonic() - started) < self._plan.seconds:
             number += 1
@@ -142,7 +147,8 @@ class Watch:
         self._published.troubles += [str(view["error"]) for view in answer["views"] if "error" in view]
 
     def _sample(self, moment: float, reader: FeatureStore) -> None:
-        tally, published = self._traffic.take(), self._publisher.take()
+        tally = self._traffic.take()
+        published = self._publisher.take()
         found = sample(self._store, self._root.path, reader)
         for kind, latencies in sorted(tally.latencies.items()):
             found[f"{kind}, p50, ms"] = 1e3 * float(np.percentile(latencies, 50))
@@ -176,7 +182,9 @@ class Watch:
         return f"soak of {self._plan.seconds:,.0f} s, two views of {self._plan.rows:,} rows"
 
     def _counts(self, replaced: int) -> list[Finding]:
-        case, total, published = self._case, self._total, self._published
+        case = self._case
+        total = self._total
+        published = self._published
         examples = {"examples": [*total.examples, *published.troubles][:20]}
         return [
             *(Finding(case, what, count, "requests") for what, count in sorted(total.requests.items())),
@@ -200,10 +208,11 @@ class Watch:
         what, _, unit = name.rpartition(", ") if ", " in name else (name, "", "")
         allowed = next((rise for part, rise in _RISES.items() if part in name), None)
         judged = allowed is not None and len(samples) >= _FEWEST_SAMPLES and not any(part in name for part in _UNJUDGED)
-        value, at_most = found.rise, None
+        value = found.rise
+        at_most = None
         if judged and allowed is not None:
             at_most = found.allowed(allowed)
-            # What chance may have done is no growth, however much it is.
+            # A rise that may be due to chance is not growth, however large it is.
             value = found.rise if found.is_sure else min(found.rise, at_most)
         points = [{"x": moment, what: sampled} for moment, sampled in samples]
         return Finding(

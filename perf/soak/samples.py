@@ -1,4 +1,4 @@
-"""What a server takes at a moment: memory, descriptors and threads of each process, and the disk."""
+"""Sample the resources of a server: memory, descriptors and threads of each process, and disk space."""
 
 import hashlib
 import os
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from engine import FeatureStore
-from engine.environment import open_live
-from engine.run_directory import ServerRecord, read_server_record
+from shoal import FeatureStore
+from shoal.engine.process.run_directory import ServerRecord, read_server_record
+from shoal.engine.store.environment import open_live
 
 MIB = 1 << 20
 _REFERENCE = bytes(MIB)
@@ -18,10 +18,10 @@ _PAGE = 4096
 
 
 def sample(store: Path, root: Path, reader: FeatureStore) -> dict[str, float]:
-    """Everything by name; bytes in MiB.
+    """Return the samples by name, with sizes in MiB.
 
     Raises:
-        AssertionError: nobody serves the store.
+        AssertionError: no server runs on the store.
     """
     record = read_server_record(store)
     assert record is not None, f"nobody serves {store}"
@@ -35,7 +35,7 @@ def sample(store: Path, root: Path, reader: FeatureStore) -> dict[str, float]:
     for part in ("live", "generations", "run"):
         found[f"store {part}, MiB"] = disk_usage(store / part) / MIB
     found["root, MiB"] = disk_usage(root) / MIB
-    version = reader.version()  # Moves this process on, so that it keeps no pages from being used again.
+    version = reader.version()  # Moves this reader to the newest version, so that old pages can be reused.
     info = open_live(store).env.info()
     found["live map used, MiB"] = info["last_pgno"] * _PAGE / MIB
     found["readers' places"] = info["num_readers"]
@@ -45,14 +45,14 @@ def sample(store: Path, root: Path, reader: FeatureStore) -> dict[str, float]:
 
 
 def roles(record: ServerRecord) -> dict[str, int]:
-    """The processes of a server, by what they are."""
+    """Return the process ids of a server by role."""
     assert record.writer is not None
     workers = {f"worker {place}": pid for place, pid in enumerate(record.workers)}
     return {"supervisor": record.pid, "writer": record.writer, **workers}
 
 
 def disk_usage(path: Path) -> int:
-    """The bytes that a directory takes of the disk."""
+    """Return the allocated disk space of a directory in bytes."""
     return sum(_allocated(path))
 
 
@@ -60,7 +60,7 @@ def _allocated(path: Path) -> Iterator[int]:
     try:
         entries = list(os.scandir(path))
     except FileNotFoundError:
-        return  # It has gone meanwhile.
+        return  # The directory was removed meanwhile.
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from _allocated(Path(entry.path))
@@ -72,7 +72,7 @@ def _allocated(path: Path) -> Iterator[int]:
 
 
 def _reference() -> float:
-    """Seconds that the same small computation takes: what the machine has for us now."""
+    """Return the seconds that a small fixed computation takes, as a measure of the machine's current speed."""
     started = time.perf_counter()
     hashlib.sha256(_REFERENCE).digest()
     return time.perf_counter() - started

@@ -1,1 +1,1 @@
-"""Streams: Spark reads events as they come, and each of its micro-batches becomes a delta, or is pushed to a server."""
+"""Streams: Spark reads events as they come, and publishes each micro-batch as a delta or pushes it to a server."""

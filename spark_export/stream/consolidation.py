@@ -1,17 +1,18 @@
-"""A log that a stream lengthens all the time, made short: a snapshot of all it holds, and what is older removed."""
+"""Shorten the log of a stream, which grows all the time: publish a snapshot of its rows, and remove older entries."""
 
 from pyspark.sql import DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
-from engine.errors import StreamFailed
-from engine.export_root import MANIFEST, ExportRoot, entry_directory, log_directory
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
-from spark_export.guard import Numbers
-from spark_export.publication import FILE, read_parts
-from spark_export.source import spark_type
-from spark_export.value_counts import has_value
-from spark_export.views import ViewDefinition
+from shoal.engine.base.errors import StreamFailed
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.root.export_root import MANIFEST, ExportRoot, entry_directory, log_directory
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
+from shoal.spark_export.changes.guard import Numbers
+from shoal.spark_export.changes.value_counts import has_value
+from shoal.spark_export.publication.opening import read_parts
+from shoal.spark_export.publication.staging import FILE
+from shoal.spark_export.source.rows import spark_type
+from shoal.spark_export.views.definition import ViewDefinition
 
 _SEQ = "__seq"
 _RANK = "__rank"
@@ -20,7 +21,7 @@ _SEQ_OF_A_FILE = r"/(?:deltas|snapshots)/([0-9]{12})"
 
 
 def entries_since_snapshot(root: ExportRoot, newest: Manifest) -> list[Manifest]:
-    """A log's newest entries, the newest first, back to a snapshot."""
+    """Return the entries of a log from the newest back to the last snapshot, newest first."""
     entries = [newest]
     while entries[-1].kind != "snapshot":
         entries.append(root.entry(newest.view.name, entries[-1].seq - 1))
@@ -28,7 +29,8 @@ def entries_since_snapshot(root: ExportRoot, newest: Manifest) -> list[Manifest]
 
 
 def rows_of(view: ViewDefinition, root: ExportRoot, entries: list[Manifest], spark: SparkSession) -> DataFrame:
-    """What a node serves that applied these entries, a snapshot and the deltas behind it, with a snapshot's columns."""
+    """Return the rows that a node serves after it applied the given entries, with the columns of a snapshot. The
+    entries are a snapshot and the deltas after it."""
     named = {key.name: key.type for key in view.join_keys} | {feature.name: feature.type for feature in view.features}
     columns = {KEY_HASH: "bigint", KEY_HASH_2: "bigint", EVENT_TIMESTAMP: "timestamp", TOMBSTONE: "boolean"}
     columns |= {name: spark_type(of) for name, of in named.items()}
@@ -43,10 +45,9 @@ def rows_of(view: ViewDefinition, root: ExportRoot, entries: list[Manifest], spa
 
 
 class Count:
-    """How many rows were written, and how many of them have a value, by feature.
+    """A counter of the written rows, and of the rows with a value for each feature.
 
-    The stage that writes the rows counts them. Spark takes the counts of each of its partitions once, also if a task is
-    repeated.
+    The stage that writes the rows counts them. Spark uses the counts of each partition once, even if it repeats a task.
     """
 
     def __init__(self, view: ViewDefinition) -> None:
@@ -54,20 +55,21 @@ class Count:
         self._observation = Observation()
 
     def of(self, rows: DataFrame) -> DataFrame:
-        """The rows, which are to be written next, and only once."""
+        """Return the rows with the counter attached. They must be written next, and only once."""
         return rows.observe(self._observation, F.count(F.lit(1)).alias(_ROWS), *self._columns)
 
     def numbers(self) -> Numbers:
-        """The numbers, once the rows are written."""
+        """Return the counts. The rows must be written before."""
         values = dict(self._observation.get)
         return Numbers(values.pop(_ROWS), values)
 
 
 def check_complete(root: ExportRoot, entries: list[Manifest], rows: int) -> None:
-    """Check that entries gave as many rows as a log must have: older entries are removed for what was made of them.
+    """Check that Spark read at least as many rows as the entries must contain. The check protects the log's rows,
+    because older entries are removed after the new snapshot is published.
 
     Raises:
-        StreamFailed: rows are missing. A Spark that is set to ignore missing or damaged files reads fewer.
+        StreamFailed: rows are missing. Spark reads too few rows if it is set to ignore missing or damaged files.
     """
     least = entries[-1].rows - sum(entry.tombstones for entry in entries[:-1])
     if rows < least:
@@ -79,10 +81,11 @@ def check_complete(root: ExportRoot, entries: list[Manifest], rows: int) -> None
 
 
 def remove_before(root: ExportRoot, view: str, seq: int) -> None:
-    """Remove a log's entries before `seq`, and their files. A node that stands there starts over from a snapshot."""
+    """Remove a log's entries before `seq`, and their files. A node that has not applied all these entries yet starts
+    over from a snapshot."""
     directories = [log_directory(view, old) for old in root.sequence_numbers(view) if old < seq]
     directories += [f"{view}/snapshots/{old}" for old in root.snapshot_ids(view) if int(old[:12]) < seq]
-    # Without its manifest an entry does not exist, whatever becomes of the rest.
+    # Manifests go first: without its manifest an entry does not exist, even if removing its other files fails.
     root.storage.remove(f"{directory}/{MANIFEST}" for directory in directories)
     for directory in directories:
         root.storage.remove_directory(directory)

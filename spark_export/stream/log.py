@@ -1,7 +1,8 @@
-"""Publish micro-batches to an export root: each with rows is one entry of its view's log, which names the batch.
+"""Publish micro-batches to an export root. Each batch with rows is one entry of its view's log. The entry names the
+batch.
 
-By that name a batch that comes again, since the stream ended before Spark noted it as done, is known: the entry that
-makes it visible is also the note that it was published.
+Spark repeats a batch if the stream ended before Spark recorded it as done. The name in the entry shows that the batch
+is already published: one entry makes the rows visible and records the batch.
 """
 
 import uuid
@@ -13,30 +14,43 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
-from engine.errors import LogTaken, SchemaChangeRefused
-from engine.export_root import ExportRoot
-from engine.failpoints import reached
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest, PublishedFile, StreamBatch
-from spark_export import shipment
-from spark_export.guard import Numbers
-from spark_export.publication import Staging, job_name, staging, writing
-from spark_export.session import export_session
-from spark_export.stream.batches import numbers_of
-from spark_export.stream.consolidation import Count, check_complete, entries_since_snapshot, remove_before, rows_of
-from spark_export.views import ViewDefinition
+from shoal.engine.base.errors import LogTaken, SchemaChangeRefused
+from shoal.engine.base.failpoints import reached
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import (
+    EVENT_TIMESTAMP,
+    TOMBSTONE,
+    Manifest,
+    PublishedFile,
+    StreamBatch,
+)
+from shoal.spark_export.changes import entry_rows
+from shoal.spark_export.changes.guard import Numbers
+from shoal.spark_export.publication.opening import staging
+from shoal.spark_export.publication.staging import Staging, job_name, write_errors_named
+from shoal.spark_export.source.session import export_session
+from shoal.spark_export.stream.batches import numbers_of
+from shoal.spark_export.stream.consolidation import (
+    Count,
+    check_complete,
+    entries_since_snapshot,
+    remove_before,
+    rows_of,
+)
+from shoal.spark_export.views.definition import ViewDefinition
 
 
 class StreamLog:
-    """The log of one view, as one stream writes it."""
+    """The writer of one view's log for one stream."""
 
     def __init__(
         self, view: ViewDefinition, root: ExportRoot, spark: SparkSession, *, snapshot_every: int, take_over: bool
     ) -> None:
         """
         Args:
-            snapshot_every: behind how many deltas a snapshot of all rows follows; entries older than the snapshot
-                before that are then removed.
-            take_over: go on with a log that another wrote, once.
+            snapshot_every: the number of deltas after which a snapshot of all rows is published; entries older than the
+                previous snapshot are then removed.
+            take_over: whether to continue a log that an export or another stream wrote.
         """
         self._view = view
         self._root = root
@@ -49,13 +63,14 @@ class StreamLog:
         self._since_snapshot = 0
 
     def write(self, table: pa.Table, batch: StreamBatch) -> None:
-        """Publish the rows of a batch, as `spark_export.stream.batches.collect` gives them, unless they are published.
+        """Publish the rows of a batch, unless the batch is already published. `table` is as returned by
+        `shoal.spark_export.stream.batches.collect`.
 
         Raises:
-            LogTaken: another published last.
-            PublicationLost: another published just now.
-            SchemaChangeRefused: the view's features are not those of the log.
-            RootNotWritable: the root's file system refuses it.
+            LogTaken: an export or another stream published the newest entry.
+            PublicationLost: another exporter or stream published the same seq first.
+            SchemaChangeRefused: the view's features or join keys differ from those of the log.
+            RootNotWritable: the root cannot be written.
         """
         if not self._is_read:
             self._read(batch)
@@ -74,27 +89,29 @@ class StreamLog:
         if newest is not None:
             if newest.view.features != self._view.schema.features or newest.view.join_keys != self._view.join_keys:
                 raise SchemaChangeRefused(
-                    f"view {self._view.name!r}: its features or join keys are not those of its log in {self._root}; "
-                    f"a stream cannot publish what was published again; give the view another name"
+                    f"view {self._view.name!r}: its features or join keys differ from those of its log in "
+                    f"{self._root}; a stream cannot publish older rows again; give the view another name"
                 )
             if not (_batch_of(newest, batch.query) >= 0 or _is_definition(newest) or self._take_over):
                 author = f"the stream {newest.stream.query}" if newest.stream else "an export"
                 raise LogTaken(
                     f"view {self._view.name!r}: its newest entry, {newest.seq}, is of {author}, not of this stream, "
-                    f"{batch.query}; end the other and start this one with --take-over, once, or use the checkpoint "
-                    f"that the other began with"
+                    f"{batch.query}; end the other publisher and start this stream once with --take-over, or use the "
+                    f"checkpoint of the other stream"
                 )
-            with writing(self._root):
+            with write_errors_named(self._root):
                 self._root.finish(newest)
             self._since_snapshot = len(entries_since_snapshot(self._root, newest)) - 1
-        self._newest, self._is_read = newest, True
+        self._newest = newest
+        self._is_read = True
 
     def _consolidate(self, newest: Manifest) -> None:
-        """Publish all that the log holds as a snapshot, and remove what is older than the snapshot before it."""
-        entries, count = entries_since_snapshot(self._root, newest), Count(self._view)
+        """Publish all rows of the log as a snapshot, and remove the entries older than the previous snapshot."""
+        entries = entries_since_snapshot(self._root, newest)
+        count = Count(self._view)
         with staging(self._root, self._view.name, uuid.uuid4().hex, newest.seq + 1) as stage:
             rows = rows_of(self._view, self._root, entries, self._spark)
-            rows = count.of(shipment.in_files(self._view, rows, duplicates=False))
+            rows = count.of(entry_rows.in_files(self._view, rows, duplicates=False))
             files = stage.write_parts("snapshot", rows)
             numbers = count.numbers()
             check_complete(self._root, entries, numbers.rows)
@@ -107,7 +124,7 @@ class StreamLog:
 
 
 def publish_definition(view: ViewDefinition, root: ExportRoot, job: str) -> None:
-    """Begin the log of a view that has none by a snapshot without rows: nodes then have the view, for pushes to it."""
+    """Publish a snapshot without rows if a view has no log. Nodes then know the view and accept pushes to it."""
     if _newest(root, view.name) is None:
         _publish(view, root, None, pa.table({}), None, job)
 
@@ -121,7 +138,7 @@ def _newest(root: ExportRoot, view: str) -> Manifest | None:
 
 
 def _batch_of(manifest: Manifest, query: str) -> int:
-    """Which batch of a query an entry holds; -1 if it is none of its."""
+    """Return the number of an entry's batch; -1 if the entry is not of this query."""
     return manifest.stream.batch if manifest.stream and manifest.stream.query == query else -1
 
 
@@ -137,14 +154,14 @@ def _publish(
     batch: StreamBatch | None,
     job: str,
 ) -> Manifest:
-    """Publish rows as the entry behind `previous`, the log's first being a snapshot."""
+    """Publish rows as the entry after `previous`. The first entry of a log is a snapshot."""
     kind: Literal["snapshot", "delta"] = "delta" if previous else "snapshot"
     newest = pc.max(table[EVENT_TIMESTAMP]).as_py() if table.num_rows else None
     if kind == "delta":
         table = table.append_column(TOMBSTONE, pa.array(np.zeros(table.num_rows, np.bool_)))
     seq = previous.seq + 1 if previous else root.first_seq(view.name)
     with staging(root, view.name, uuid.uuid4().hex, seq) as stage:
-        with writing(root):
+        with write_errors_named(root):
             files = stage.write_table(kind, table)
         numbers = numbers_of(view, table) if kind == "snapshot" else None
         return _publish_files(root, stage, view, previous, batch, job, kind, files, newest, numbers)
@@ -162,8 +179,11 @@ def _publish_files(
     newest: datetime | None,
     numbers: Numbers | None,
 ) -> Manifest:
-    """Publish files that were written as the entry behind `previous`; `newest` is their newest event time. `numbers`
-    are those of a snapshot; how many rows a view has after a delta is not known."""
+    """Publish written files as the entry after `previous`.
+
+    `newest` is the newest event time in the files. `numbers` are the counts of a snapshot; None for a delta, because
+    the number of rows in the view after a delta is not known.
+    """
     seen = (newest, previous.watermark if previous else None)
     manifest = Manifest(
         format_version=root.write_format,

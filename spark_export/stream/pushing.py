@@ -1,4 +1,4 @@
-"""Push micro-batches to a server, in parts, each under an id by which the server knows it when it comes again."""
+"""Push micro-batches to a server in parts. If a part is pushed again, the server recognizes the part's request id."""
 
 import http.client
 import io
@@ -12,13 +12,13 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 import xxhash
 
-from engine.control import REQUEST_ID_HEADER
-from engine.errors import DefinitionError, StreamFailed
-from engine.failpoints import reached
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.manifest import EVENT_TIMESTAMP, StreamBatch
-from engine.server_access import ServerAccess
-from spark_export.views import ViewDefinition
+from shoal.engine.base.errors import DefinitionError, StreamFailed
+from shoal.engine.base.failpoints import reached
+from shoal.engine.base.server_access import ServerAccess
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.process.control import REQUEST_ID_HEADER
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, StreamBatch
+from shoal.spark_export.views.definition import ViewDefinition
 
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 
@@ -36,7 +36,7 @@ _PUSHED_EVENT_TIME = "event_timestamp"
 
 
 class StreamPushes:
-    """One view's way to a server: one connection, on which one push waits for the other."""
+    """The pushes of one view to a server, one after the other on one connection."""
 
     def __init__(
         self,
@@ -48,15 +48,15 @@ class StreamPushes:
     ) -> None:
         """
         Args:
-            tell: takes a sentence when a push has to wait, and when it no longer has.
-            stopped: whether to give up what is being tried again.
+            tell: called with a message when pushes must wait, and when the server accepts pushes again.
+            stopped: returns whether to stop retrying.
 
         Raises:
-            DefinitionError: the URL is none of HTTP.
+            DefinitionError: the URL is not an HTTP URL.
         """
         address = urlsplit(url)
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise DefinitionError(f"{url!r} is no address of a server; give one as http://HOST:PORT")
+            raise DefinitionError(f"{url!r} is not the address of a server; give it as http://HOST:PORT")
         self._view = view
         self._url = url
         self._path = f"{address.path.rstrip('/')}/v1/push?view={quote(view.name)}"
@@ -73,11 +73,12 @@ class StreamPushes:
             self._http = http.client.HTTPConnection(address.hostname, address.port, timeout=_ANSWER_SECONDS)
 
     def write(self, table: pa.Table, batch: StreamBatch) -> None:
-        """Push the rows of a batch, as `spark_export.stream.batches.collect` gives them; they are durable and served
-        when this returns. While the server does not answer, or has no room, it is asked again.
+        """Push the rows of a batch. The rows are durable and visible to lookups when this returns. Retry while the
+        server does not answer or has no capacity. `table` is as returned by
+        `shoal.spark_export.stream.batches.collect`.
 
         Raises:
-            StreamFailed: the server refuses the rows, or the stream is to stop.
+            StreamFailed: the server rejects the rows, or the stream was stopped during a retry.
         """
         names = [name for name in table.column_names if name not in (KEY_HASH, KEY_HASH_2)]
         rows = table.select(names)
@@ -89,7 +90,8 @@ class StreamPushes:
 
     def _push(self, rows: pa.Table, batch: StreamBatch) -> None:
         body = _encoded(rows)
-        # Of what is pushed, not of its place in the batch: other rows, after a query was changed, are another push.
+        # The id contains a hash of the rows, not their position in the batch. If the query was changed, the batch has
+        # other rows, which must count as a new push.
         request_id = f"{batch.query}/{batch.batch}/{xxhash.xxh3_128_hexdigest(body)}"
         status, answer = self._answer(body, request_id)
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and rows.num_rows > 1:
@@ -102,24 +104,29 @@ class StreamPushes:
             )
 
     def _answer(self, body: bytes, request_id: str) -> tuple[int, bytes]:
-        """The answer to a push that is sent until it is neither lost nor put off."""
-        pause, waits = timedelta(seconds=0.1), False
+        """Send a push until the server accepts or rejects it. Return the status and the body of that response."""
+        pause = timedelta(seconds=0.1)
+        waits = False
         while True:
             try:
                 self._http.request("POST", self._path, body, self._headers | {REQUEST_ID_HEADER: request_id})
                 response = self._http.getresponse()
-                status, answer = response.status, response.read()
+                status = response.status
+                answer = response.read()
                 asked = response.headers.get("Retry-After", "")
                 reason = f"{status}, {_message(answer)}"
             except (OSError, http.client.HTTPException) as error:
                 self._http.close()
-                status, answer, asked, reason = 0, b"", "", str(error) or type(error).__name__
+                status = 0
+                answer = b""
+                asked = ""
+                reason = str(error) or type(error).__name__
             if status and status not in _TRY_AGAIN:
                 if waits:
-                    self._tell(f"{self._view.name}: {self._url} takes pushes again")
+                    self._tell(f"{self._view.name}: {self._url} accepts pushes again")
                 return status, answer
             if not waits:
-                self._tell(f"{self._view.name}: {self._url} does not take pushes now ({reason}); trying again")
+                self._tell(f"{self._view.name}: {self._url} does not accept pushes now ({reason}); retrying")
             waits = True
             self._wait(max(pause, timedelta(seconds=int(asked) if asked.isdigit() else 0)))
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -128,7 +135,7 @@ class StreamPushes:
         until = time.monotonic() + pause.total_seconds()
         while time.monotonic() < until:
             if self._stopped():
-                raise StreamFailed(f"view {self._view.name!r}: stopped while {self._url} took no pushes")
+                raise StreamFailed(f"view {self._view.name!r}: stopped while {self._url} accepted no pushes")
             time.sleep(0.05)
 
 

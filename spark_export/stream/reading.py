@@ -1,4 +1,4 @@
-"""Open a view's stream: the events as Spark reads them, and the query over them."""
+"""Open a view's stream: read its events with Spark, and apply the view's query to them."""
 
 from datetime import timedelta
 from typing import cast
@@ -7,29 +7,30 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from engine.errors import SourceError
-from spark_export.partition_texts import read_as_declared
-from spark_export.source import file_uri, fit, hint_of
-from spark_export.spark_errors import raised_as
-from spark_export.views import Stream, ViewDefinition
+from shoal.engine.base.errors import SourceError
+from shoal.spark_export.source.partition_texts import read_as_declared
+from shoal.spark_export.source.rows import conform, file_uri, hint_of
+from shoal.spark_export.source.spark_errors import raised_as
+from shoal.spark_export.views.definition import Stream, ViewDefinition
 
 EVENTS = "events"
-"""The table that a stream's query reads."""
+"""The name of the table with the events, for a stream's query."""
 
 _MOST_RECORDS = 100_000
 _MOST_BYTES = 64 << 20
-"""How much a micro-batch takes from Kafka, and from files, where the options say nothing: the driver holds it."""
+"""The default limits of a micro-batch, in records from Kafka and in bytes from files. A batch is limited because the
+driver holds it in memory."""
 
 _KAFKA_VALUE = "value"
 _MILLISECOND = timedelta(milliseconds=1)
 
 
 def open_stream(view: ViewDefinition, spark: SparkSession) -> DataFrame:
-    """A view's rows as `spark_export.source.fit` gives them, streaming. `spark` is a session of this stream alone, in
-    which `events` is defined.
+    """Return a view's rows as a streaming DataFrame from `shoal.spark_export.source.rows.conform`. `spark` must be a
+    session for this stream alone, because the view `events` is defined in it.
 
     Raises:
-        SourceError: Spark cannot read it, or a column is missing or of a type that does not fit.
+        SourceError: Spark cannot read the stream, a column is missing, or a column's type does not fit.
     """
     stream = view.stream
     assert stream is not None
@@ -40,7 +41,7 @@ def open_stream(view: ViewDefinition, spark: SparkSession) -> DataFrame:
         if stream.sql is not None:
             events.createOrReplaceTempView(EVENTS)
             events = spark.sql(stream.sql)
-        return fit(view, events, 0, stream)
+        return conform(view, events, 0, stream)
 
 
 def _events(view: ViewDefinition, stream: Stream, spark: SparkSession) -> DataFrame:
@@ -58,13 +59,13 @@ def _events(view: ViewDefinition, stream: Stream, spark: SparkSession) -> DataFr
     files = reader.load(file_uri(stream.path, stream.format.lower()))
     if stream.columns is None:
         return files
-    # Columns that the files do not declare are names of directories.
+    # Columns that `columns` does not declare are partition columns: their values are names of directories.
     declared = cast("StructType", StructType.fromDDL(stream.columns)).fieldNames()
     return read_as_declared(view, files, frozenset(files.columns) - frozenset(declared), stream)
 
 
 def _bounded(stream: Stream) -> dict[str, bool | int | float | str]:
-    """The reader's options, with a bound on what one micro-batch takes."""
+    """Return the reader's options, with a limit on the size of a micro-batch."""
     if stream.format == "kafka":
         return {"maxOffsetsPerTrigger": _MOST_RECORDS} | stream.options
     if stream.path is not None and not {"maxFilesPerTrigger", "maxBytesPerTrigger"} & stream.options.keys():

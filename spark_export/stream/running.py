@@ -1,4 +1,4 @@
-"""Run streams until they are told to stop, have read all there is, or one of them fails."""
+"""Run streams until they are stopped, all events are read, or one stream fails."""
 
 import threading
 import time
@@ -12,28 +12,30 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
-from engine.errors import ShoalError, StreamFailed
-from engine.manifest import EVENT_TIMESTAMP, StreamBatch
-from spark_export.session import export_session
-from spark_export.spark_errors import SPARK_ERRORS, brief, raised_as
-from spark_export.stream.batches import collect
-from spark_export.stream.reading import open_stream
-from spark_export.views import ViewDefinition
+from shoal.engine.base.errors import ShoalError, StreamFailed
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, StreamBatch
+from shoal.spark_export.source.session import export_session
+from shoal.spark_export.source.spark_errors import SPARK_ERRORS, brief, raised_as
+from shoal.spark_export.stream.batches import collect
+from shoal.spark_export.stream.reading import open_stream
+from shoal.spark_export.views.definition import ViewDefinition
 
 _QUERY_ID = "sql.streaming.queryId"
 _LOOK_SECONDS = 0.1
 
 
 class Sink(Protocol):
-    """Where the batches of one view go."""
+    """The destination of one view's batches."""
 
     def write(self, table: pa.Table, batch: StreamBatch) -> None:
-        """Make a batch visible, all of it, unless it is: Spark gives a batch again that it did not note as done."""
+        """Make the whole batch visible, unless it is already visible. Spark repeats a batch that it did not record as
+        done."""
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What became of one batch: how many rows were written, how old the newest was then, and how long it took."""
+    """The result of one batch. `rows` is the number of written rows, `newest_seconds_ago` the age of the newest row
+    when it was written, `seconds` the duration of the batch."""
 
     view: str
     batch: int
@@ -43,10 +45,14 @@ class BatchReport:
 
 
 class Streams:
-    """Streams of several views, each with a query and a checkpoint of its own."""
+    """The running streams of several views. Each has its own query and checkpoint."""
 
     def __init__(self, spark: SparkSession, checkpoint: str, report: Callable[[BatchReport], None]) -> None:
-        """`checkpoint` is a directory, or its URI on a file system that Spark knows."""
+        """
+        Args:
+            checkpoint: a directory, or its URI on a file system that Spark knows.
+            report: called after each batch with rows.
+        """
         self._spark = spark
         self._checkpoint = checkpoint
         self._report = report
@@ -64,14 +70,15 @@ class Streams:
         """Run the streams of these views.
 
         Args:
-            every_seconds: how often a batch begins; one that takes longer is followed by the next at once.
-            once: end when what is there now has been read.
-            stopped: ends all when it is set; it is set when this ends.
+            every_seconds: the interval between starts of batches; after a batch that takes longer, the next batch
+                starts at once.
+            once: end when the events that exist now have been read.
+            stopped: ends all streams when set; also set when this method ends.
 
         Raises:
             SourceError: a stream cannot be read, or an event cannot be published.
-            StreamFailed: Spark gave up, or a server refuses rows.
-            LogTaken, PublicationLost, SchemaChangeRefused, RootNotWritable: as `StreamLog.write` raises them.
+            StreamFailed: Spark failed, or a server rejects rows.
+            LogTaken, PublicationLost, SchemaChangeRefused, RootNotWritable: see `StreamLog.write`.
         """
         trigger: dict[str, Any] = (
             {"availableNow": True} if once else {"processingTime": f"{int(every_seconds * 1000)} milliseconds"}
@@ -90,7 +97,7 @@ class Streams:
 
     def _start(self, view: ViewDefinition, sink: Sink, trigger: dict[str, Any]) -> None:
         session = export_session(self._spark)
-        # Spark keeps what a query remembers in as many parts as there are when its checkpoint is made.
+        # Spark fixes the number of partitions of a query's state when it creates the checkpoint.
         session.conf.set("spark.sql.shuffle.partitions", str(view.shards))
         assert view.stream is not None
         rows = open_stream(view, session)
@@ -109,7 +116,7 @@ class Streams:
             table = collect(view, rows)
             sink.write(table, StreamBatch(query=query, batch=number))
         except ShoalError as error:
-            # Through Spark it comes back as the text of a traceback.
+            # Keep the error here, because Spark returns only the text of its traceback.
             self._failures[view.name] = error
             raise
         if table.num_rows:
@@ -118,7 +125,7 @@ class Streams:
             self._report(BatchReport(view.name, number, table.num_rows, ago, round(time.monotonic() - started, 3)))
 
     def _has_ended(self) -> bool:
-        """Whether there is nothing more to wait for: one failed, or all are done."""
+        """Return whether a stream has failed or all streams are done."""
         running = [query.isActive for query in self._queries.values()]
         return not any(running) or bool(self._failures) or self._failed() is not None
 
@@ -134,4 +141,4 @@ class Streams:
         if (failed := self._failed()) is not None:
             name, cause = failed
             said = brief(cause) if isinstance(cause, SPARK_ERRORS) else str(cause)
-            raise StreamFailed(f"view {name!r}: Spark gave up on its stream: {said}") from cause
+            raise StreamFailed(f"view {name!r}: its stream failed in Spark: {said}") from cause

@@ -1,4 +1,4 @@
-"""The commands as a person or a script meets them: real processes, their output and their exit codes."""
+"""The commands as a person or a script runs them: real processes, their output, and their exit codes."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests.server.serving import Server
 from tests.stores import NOW, TIMESTAMP, load, publish_delta, publish_snapshot, schema
 
@@ -20,8 +20,8 @@ USERS = schema("users", key="int64", ttl=timedelta(days=30), score="float32")
 
 
 def shoal(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command and hold it to its exit code."""
-    command = [sys.executable, "-m", "cli", *map(str, arguments)]
+    """Run a command, assert its exit code, and return the finished process."""
+    command = [sys.executable, "-m", "shoal", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr + done.stdout
     return done
@@ -29,7 +29,7 @@ def shoal(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def root(tmp_path: Path) -> ExportRoot:
-    """A root with a snapshot and a delta of docs, and old rows of users."""
+    """A root with a snapshot and a delta of docs, and a snapshot of users with old rows."""
     root = ExportRoot(tmp_path / "root")
     rows = [{"docs_id": f"d{i}", "clicks": i, "title": f"title {i}", "tags": ["a", "b"]} for i in range(200)]
     publish_snapshot(root, DOCS, rows)
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> ExportRoot:
 
 @pytest.fixture
 def store(root: ExportRoot, tmp_path: Path) -> Path:
-    """A store with all of it."""
+    """A store that is loaded with everything in the root."""
     load(tmp_path / "store", root)
     return tmp_path / "store"
 
@@ -109,7 +109,7 @@ def test_lookup_explains_what_wrote_a_row_and_what_it_was_before(store: Path) ->
         (["--features", "docs:nope", "--key", "docs_id=d1"], 2, "it has clicks, title, tags"),
         (["--features", "nope:x", "--key", "docs_id=d1"], 2, "it has docs, users"),
         (["--service", "nope", "--key", "docs_id=d1"], 2, "feature service 'nope'"),
-        (["--features", "users:*", "--key", "users_id=x"], 2, "no whole number"),
+        (["--features", "users:*", "--key", "users_id=x"], 2, "not a whole number"),
         (["--features", "docs:*", "--key", "docs_id"], 2, "join_key=value"),
         (["--features", "docs:*", "--key", "users_id=1"], 2, "they have docs_id"),
         (["--key", "docs_id=1"], 2, "--features or --service"),

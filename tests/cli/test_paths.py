@@ -1,4 +1,4 @@
-"""Paths that are not what a command takes them for: one line says so, and nothing is written there."""
+"""A command that gets a path of the wrong kind says so in one line, and writes nothing there."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import cli
-from engine.errors import ShoalError
-from engine.export_root import ExportRoot
+from shoal import cli
+from shoal.engine.base.errors import ShoalError
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 
 VIEW = stores.schema("doc", a="int32")
@@ -26,7 +26,7 @@ STREAM = f"{VIEWS}  stream: {{format: json, path: rows, columns: 'doc_id STRING,
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with an export root, a store, a backup of it, and paths at which there can be none."""
+    """A directory with an export root, a store, a backup of the store, and paths where none of these can exist."""
     place = tmp_path_factory.mktemp("paths")
     root = ExportRoot(place / "root")
     stores.publish_snapshot(root, VIEW, [{"doc_id": "a", "a": 1}])
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, command: str, *, code: int) -> str:
-    """The command line, in this process and in a directory, held to its exit code; what it says."""
+    """Run a command line in this process and in a directory, assert its exit code, and return its output or error."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         result = CliRunner().invoke(cli.shoal, command.split())
@@ -54,7 +54,7 @@ def run(place: Path, command: str, *, code: int) -> str:
 
 
 def contents(place: Path) -> dict[str, bytes]:
-    """All files of the root, the store and the backup, but for those that readers lock."""
+    """Return the content of all files of the root, the store and the backup, except the files that readers lock."""
     paths = (path for name in ("root", "store", "backup") for path in (place / name).rglob("*"))
     return {str(path): path.read_bytes() for path in paths if path.is_file() and not path.name.startswith("lock")}
 
@@ -131,8 +131,8 @@ def test_a_check_that_checked_nothing_fails(place: Path, tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     (tmp_path / "views" / "doc" / "deltas").mkdir(parents=True)
     for name in ("none", "empty", "views"):
-        assert "something was published" in run(tmp_path, f"verify {name}", code=1)
-    # A server of an earlier release was started with the two swapped.
+        assert "with published entries" in run(tmp_path, f"verify {name}", code=1)
+    # An earlier release left such a directory when a server was started with the store and the root swapped.
     root = ExportRoot(tmp_path / "root")
     stores.load(tmp_path / "root", ExportRoot(place / "root"))
     stores.publish_snapshot(ExportRoot(tmp_path / "made"), VIEW, [])
@@ -142,7 +142,7 @@ def test_a_check_that_checked_nothing_fails(place: Path, tmp_path: Path) -> None
 
 
 def test_a_process_says_it_in_one_line(place: Path) -> None:
-    command = [sys.executable, "-m", "cli", "load", "--store", str(place / "file"), "--from", str(place / "root")]
+    command = [sys.executable, "-m", "shoal", "load", "--store", str(place / "file"), "--from", str(place / "root")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith(f"shoal: {place}/file cannot be written to: ")

@@ -1,5 +1,6 @@
-"""What commands print of data, names and paths: the very values, in forms that are the same everywhere, and nothing
-that a terminal or a markup language obeys. Real processes, whose output a person or a script reads."""
+"""Commands print the exact values of data, names and paths, in forms that are the same everywhere. The output contains
+nothing that a terminal or a markup language would interpret. The tests run real processes, and read their output as a
+person or a script does."""
 
 import csv
 import io
@@ -14,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from engine.errors import LookupInvalid
-from engine.export_root import ExportRoot
-from engine.given_keys import given_keys
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal.engine.base.errors import LookupInvalid
+from shoal.engine.lookup.given_keys import given_keys
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 from tests.cli.test_commands import shoal
 from tests.stores import load, publish_delta, publish_snapshot, schema
 
@@ -38,12 +39,14 @@ NUMBER_USER = schema("user", key="int64", name="string").model_copy(update={"nam
 
 EVIL = "[/oops]\x1b]0;title\x07\u202eevil\u2066\u200b\n[bold]:smile:"
 SEEN = r"[/oops]\x1b]0;title\x07\u202eevil\u2066\u200b\n[bold]:smile:"
-NAN, INFINITY = float("nan"), float("inf")
+NAN = float("nan")
+INFINITY = float("inf")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, store = ExportRoot(tmp_path_factory.mktemp("shown") / "root"), tmp_path_factory.mktemp("store") / "store"
+    root = ExportRoot(tmp_path_factory.mktemp("shown") / "root")
+    store = tmp_path_factory.mktemp("store") / "store"
     numbers = {"f": 0.1, "d": 0.1, "b": b"\x00\xff", "e": [0.1, NAN], "l": [0.1, INFINITY], "ok": True}
     extremes = {"f": -INFINITY, "d": NAN, "e": [16777217.0, -0.0], "l": [], "ok": False}
     rows = [{"a_id": "plain", "s": "[bold]hi[/bold]", **numbers}, {"a_id": EVIL, "s": EVIL, **extremes}]
@@ -79,7 +82,7 @@ def test_a_table_shows_data_as_it_is_and_obeys_none_of_it(store: Path) -> None:
 
 def test_csv_on_a_terminal_is_obeyed_neither(store: Path) -> None:
     terminal, process_end = pty.openpty()
-    command = [sys.executable, "-m", "cli", "lookup", "--store", str(store), "--features", "a:s", "--format", "csv"]
+    command = [sys.executable, "-m", "shoal", "lookup", "--store", str(store), "--features", "a:s", "--format", "csv"]
     process = subprocess.Popen([*command, "--key", f"a_id={EVIL}"], stdout=process_end, stderr=process_end)
     os.close(process_end)
     shown = b""
@@ -88,7 +91,7 @@ def test_csv_on_a_terminal_is_obeyed_neither(store: Path) -> None:
     os.close(terminal)
     assert process.wait() == 0, shown
     assert SEEN in shown.decode()
-    # At its end a process sets the terminal's colours back.
+    # When a process ends, it resets the terminal's colours.
     assert shown.decode().replace("\r\n", "").removesuffix("\x1b[0m").isprintable()
 
 
@@ -159,7 +162,7 @@ def test_errors_show_names_and_paths_and_obey_none(store: Path, arguments: list[
 
 
 def test_what_the_encoding_of_the_output_lacks_is_no_error(store: Path) -> None:
-    command = [sys.executable, "-m", "cli", "lookup", "--store", str(store), "--features", "a:s", "--format", "csv"]
+    command = [sys.executable, "-m", "shoal", "lookup", "--store", str(store), "--features", "a:s", "--format", "csv"]
     done = subprocess.run(
         [*command, "--key", "a_id=ü"], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True
     )
@@ -176,7 +179,7 @@ def test_keys_have_the_types_of_the_views_that_are_asked_for(store: Path) -> Non
 
 @pytest.mark.parametrize("text", ["1_000", "٧", " 7", "7.0", "", "9223372036854775808"])
 def test_a_number_of_a_key_is_written_in_digits(text: str) -> None:
-    with pytest.raises(LookupInvalid, match=r"is no whole number from -9223372036854775808 to 9223372036854775807"):
+    with pytest.raises(LookupInvalid, match=r"is not a whole number from -9223372036854775808 to 9223372036854775807"):
         given_keys([f"user_id={text}"], {"user_id": "int64"})
     assert given_keys(["user_id=-9223372036854775808"], {"user_id": "int64"}) == {"user_id": [-(2**63)]}
 
@@ -192,10 +195,10 @@ def test_a_removal_names_who_removed_the_key(store: Path) -> None:
 
 
 def test_status_counts_keys_and_rows(store: Path) -> None:
-    """A key has a row in the base and in each overlay that changed it; it counts as one key, if it is there at all."""
+    """Status counts a row of a key in the base and in each overlay that changed it, and counts a present key once."""
     status = json.loads(shoal("status", "--store", store, "--json").stdout)
     (counted,) = (view for view in status["views"] if view["name"] == "counted")
-    # Of 0 to 9 are gone 4 and 6; 100 came and went; 200 came.
+    # Of the keys 0 to 9, 4 and 6 were removed. Key 100 was added and removed. Key 200 was added.
     assert counted["keys"] == 9
     assert counted["rows"] == sum(segment["rows"] for segment in (counted["base"], *counted["overlays"])) > 9
     assert (counted["lag_entries"], counted["lag_seconds"], counted["held_by"]) == (None, None, None)

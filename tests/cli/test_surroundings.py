@@ -1,4 +1,4 @@
-"""Commands in surroundings that lack something: an output, address space, a home directory, a disk to write to."""
+"""Commands run where something is missing: an output, address space, a home directory, or a writable disk."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.every_type import USERS, user_rows
 from tests.server.serving import Connection, eventually
 
-SHOAL = f"exec {sys.executable} -m cli"
+SHOAL = f"exec {sys.executable} -m shoal"
 LOOKUP = {"features": ["users:score"], "entities": {"users_id": [1]}}
 
 
@@ -35,7 +35,7 @@ def store(root: ExportRoot) -> Path:
 
 @pytest.fixture(scope="module")
 def mounts(store: Path) -> Iterator[Path]:
-    """A directory in which `read-only` is the store, and `full` a file system that has no inodes left."""
+    """A directory where `read-only` is the store, and `full` is a file system without free inodes."""
     directory = store.parent / "mounts"
     script = f"""
         mkdir -p {directory}/read-only {directory}/full && mount --bind {store} {directory}/read-only &&
@@ -53,7 +53,7 @@ def mounts(store: Path) -> Iterator[Path]:
 
 
 def complaint(script: str) -> str:
-    """The one line that a command says on stderr when it fails."""
+    """Run a script with a command that fails, and return the one line that the command writes to stderr."""
     failed = subprocess.run(["bash", "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert failed.returncode in (1, 2), failed.stderr
     lines = failed.stderr.splitlines()
@@ -86,7 +86,7 @@ def test_a_disk_that_takes_nothing(mounts: Path, root: ExportRoot) -> None:
 
 
 def test_a_server_with_as_little_as_it_needs(store: Path) -> None:
-    """No output, a log that takes nothing, no home directory, and just enough address space."""
+    """The server has no output, a log that accepts nothing, no home directory, and just enough address space."""
     surroundings = {"HOME": "/proc/none", "SHOAL_LIVE_MAP_GIB": "4"}
     address = store.parent / "socket"
     script = f"ulimit -v 30000000; {SHOAL} serve --store {store} --unix {address} --workers 1 >&- 2>/dev/full"

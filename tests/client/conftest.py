@@ -1,4 +1,4 @@
-"""A root, a server of all of it, and three servers that hold a shard each: as many processes as a test file needs."""
+"""A root, a server of all its rows, and three servers with one shard each. A test file starts only those it needs."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
-from engine.shards import Shard
-from loaders.load import load
-from loaders.store_writer import StoreWriter
+from shoal.engine.base.shards import Shard
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import load
 from tests import stores
 from tests.every_type import ITEMS, PAIRS, USERS, item_rows, pair_rows, user_rows
 from tests.server.serving import Server
@@ -20,20 +20,21 @@ from tests.server.serving import Server
 SHARDS = 3
 SERVICE = FeatureService(name="ranking", features=("items:single", "users:*", "pairs:times", "items:vector"))
 PATIENT: dict[str, Any] = {"timeout": 30.0, "connect_timeout": 5.0}
-"""What a test asks once is to be answered, however busy the machine is."""
+"""Timeouts in seconds that are long enough for a single request on a busy machine."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A root of many rows, and a directory for stores."""
+    """A root with many rows, and a directory for stores."""
 
     root: ExportRoot
     directory: Path
 
     def server(self, name: str, shard: Shard | None = None, **settings: Any) -> Server:
-        """A server of it, loaded already; to be entered."""
+        """Load a store from the root, start a server of it, and return the server. Entering it waits for its first
+        answer."""
         with StoreWriter(self.directory / name, shard=shard) as writer:
-            load(writer, self.root, stores.Silence())
+            load(writer, self.root, stores.NullObserver())
         return Server(self.directory / name, {"root": str(self.root)}, workers=1, **settings)
 
 
@@ -59,7 +60,7 @@ def whole(published: Published) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def shards(published: Published) -> Iterator[list[Server]]:
-    """A server of each shard."""
+    """One server per shard."""
     numbers = range(1, SHARDS + 1)
     starting = [published.server(f"shard-{number}", Shard(number, SHARDS)) for number in numbers]
     with ExitStack() as opened:

@@ -1,4 +1,4 @@
-"""What callers give: each mistake is an error of the client that names the argument, before anything is sent."""
+"""A wrong argument raises an error of the client that names the argument, before a request is sent."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,14 +10,15 @@ import pandas
 import pyarrow as pa
 import pytest
 
-from shoal_client import Client, Limits
-from shoal_client.addresses import parse_address
-from shoal_client.aio import AsyncClient
-from shoal_client.errors import AddressInvalid, RequestInvalid
+from shoal.client import Client, Limits
+from shoal.client.addresses import parse_address
+from shoal.client.aio import AsyncClient
+from shoal.client.errors import AddressInvalid, RequestInvalid
 
 NOWHERE = "http://127.0.0.1:1"
-"""Nothing listens there, so a request that is sent ends in another error."""
-FEATURES, KEYS = ["users:score"], {"users_id": [1]}
+"""An address where nothing listens: a request that is sent ends in another error."""
+FEATURES = ["users:score"]
+KEYS = {"users_id": [1]}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_settings_are_checked(name: str, values: list[Any]) -> None:
 
 
 def mistakes() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """An operation, the argument that the error names, and arguments."""
+    """Yield operations, texts that the error must contain, and arguments with one mistake."""
     right: dict[str, Any] = {"features": FEATURES, "entities": KEYS}
     frame = pandas.DataFrame({"users_id": [1]})
     features: tuple[Any, ...] = (None, 5, "", "users:score", [], [1], [None], b"users", {"a:b": 1}, {"a:b"}, [["a:b"]])
@@ -124,5 +125,5 @@ def test_every_mistake_in_a_call_is_named_before_anything_is_sent() -> None:
         for operation, told, arguments in mistakes():
             with pytest.raises(RequestInvalid, match=told):
                 getattr(client, operation)(**arguments)
-        with pytest.raises(RequestInvalid, match="no form in JSON"):
+        with pytest.raises(RequestInvalid, match="cannot be written as JSON"):
             client.lookup(FEATURES, {"users_id": [object()]})

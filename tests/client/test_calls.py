@@ -1,17 +1,17 @@
-"""What a call decides, step by step, by a clock of the test's own."""
+"""The decisions of a call, step by step, on a clock that the test controls."""
 
 import random
 from collections import Counter
 
 import pytest
 
-from shoal_client import budgets
-from shoal_client.addresses import parse_address
-from shoal_client.budgets import Budget
-from shoal_client.calls import Attempt, Call, Done, Policy, Unreached, Wait
-from shoal_client.errors import DeadlineExceeded, NoAnswer, Overloaded, ServerError
-from shoal_client.replicas import Limits, ReplicaSet
-from shoal_client.wire import TIMEOUT_HEADER, Request, Response
+from shoal.client import budgets
+from shoal.client.addresses import parse_address
+from shoal.client.budgets import Budget
+from shoal.client.calls import Attempt, Call, Done, Policy, Unreached, Wait
+from shoal.client.errors import DeadlineExceeded, NoAnswer, Overloaded, ServerError
+from shoal.client.replicas import Limits, ReplicaSet
+from shoal.client.wire import TIMEOUT_HEADER, Request, Response
 
 LOOKUP = Request("POST", "/v1/lookup", b"{}", may_hedge=True)
 ANSWER = Response(200, {}, b"{}")
@@ -77,7 +77,7 @@ def test_what_no_server_saw_goes_to_another_at_no_cost_to_the_budget() -> None:
         assert attempt.replica is dead
         call.failed(attempt, Unreached("refused"), 0.1)
         assert begin(call, 0.1).replica is well
-    # What a server may have seen, and what the same server is to try again, takes of the budget.
+    # A retry uses up the budget if a server may have seen the request, or if it goes to the same server.
     for error, servers in (
         (ConnectionResetError(), replicas(2, retry_share=0.0, retry_reserve=0)),
         (Unreached(), None),
@@ -125,7 +125,7 @@ def test_a_hedge_goes_to_another_and_the_first_answer_counts() -> None:
     assert call.next(0.1) == Wait(1.0)
     call.answered(second, ANSWER, 0.2)
     assert call.next(0.2) == Done(ANSWER)
-    call.answered(first, ANSWER, 0.3)  # It comes to nothing.
+    call.answered(first, ANSWER, 0.3)  # It is too late, and is ignored.
     assert [replica.in_flight for replica in everyone.replicas] == [0, 0]
 
 
@@ -159,7 +159,8 @@ def test_hedges_stay_within_their_budget() -> None:
 
 def test_a_failing_replica_is_left_out_longer_each_time() -> None:
     everyone = replicas(3)
-    bad, now = everyone.replicas[0], 0.0
+    bad = everyone.replicas[0]
+    now = 0.0
     for least in (0.4, 0.8, 1.6, 3.2):
         everyone.begin(bad)
         everyone.failed(bad, now, now)
@@ -167,7 +168,7 @@ def test_a_failing_replica_is_left_out_longer_each_time() -> None:
         picked = Counter(everyone.pick(now + 0.01) for _ in range(50))
         assert bad not in picked
         now = bad.ejected_until + 0.01
-        # One request tries it, and others wait for what becomes of that.
+        # One request tries it, and the other requests use other replicas until that one has ended.
         everyone.replicas[1].in_flight = everyone.replicas[2].in_flight = 1000
         assert [everyone.pick(now) for _ in range(20)].count(bad) <= 1
         everyone.replicas[1].in_flight = everyone.replicas[2].in_flight = 0
@@ -199,7 +200,8 @@ def test_the_less_busy_of_two_is_asked() -> None:
 def test_a_budget_is_a_share_of_what_was_done_lately(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(budgets, "monotonic", lambda: clock[0])
-    budget, source = Budget(0.1, 2), random.Random(3)
+    budget = Budget(0.1, 2)
+    source = random.Random(3)
     assert [budget.take() for _ in range(3)] == [True, True, False]
     for _ in range(100):
         clock[0] += source.choice([0, 0.03])

@@ -1,5 +1,5 @@
-"""Replicas that die, stop or fail, networks that lose answers: no lookup fails that another could answer, nothing is
-applied twice, and what is repeated stays within its budget."""
+"""Replicas die, stop or fail, and networks lose answers. No lookup fails that another replica could answer, no push is
+applied twice, and retries stay within their budget."""
 
 import asyncio
 import os
@@ -12,9 +12,9 @@ from contextlib import ExitStack
 import pyarrow as pa
 import pytest
 
-from shoal_client import Client, DeadlineExceeded, Limits, NoAnswer, ServerError
-from shoal_client.aio import AsyncClient
-from shoal_client.errors import IdempotencyKeyReused, PushIncomplete
+from shoal.client import Client, DeadlineExceeded, Limits, NoAnswer, ServerError
+from shoal.client.aio import AsyncClient
+from shoal.client.errors import IdempotencyKeyReused, PushIncomplete
 from tests.client.conftest import PATIENT, Published, addresses
 from tests.faulty_network import faulty_network
 from tests.server.serving import Server
@@ -25,7 +25,7 @@ ONE = {"users_id": [3]}
 
 @pytest.fixture(scope="module")
 def replicas(published: Published) -> Iterator[list[Server]]:
-    """Three servers with a store of the same data each. The last test ends one."""
+    """Three servers, each with a store of the same data. The last test kills servers."""
     starting = [published.server(f"replica-{number}") for number in range(3)]
     with ExitStack() as servers:
         yield [servers.enter_context(server) for server in starting]
@@ -45,7 +45,7 @@ def test_a_stopped_replica_is_hedged_and_then_left_out(replicas: list[Server]) -
             started = time.monotonic()
             for _ in range(100):
                 assert client.lookup(FEATURES, ONE).to_pydict() == {"users:score": [0.75]}
-            # Without hedges the first that meets it would take until its deadline.
+            # Without hedges, the first lookup on the stopped replica would take until its deadline.
             assert time.monotonic() - started < 15.0
         finally:
             stop(replicas[1], signal.SIGCONT)
@@ -78,7 +78,7 @@ def test_a_replica_that_does_not_answer_is_left_out_after_one_deadline(replicas:
                     client.lookup(FEATURES, ONE)
                 except DeadlineExceeded:
                     late += 1
-            # Tried again after half a second, a second, and so on.
+            # The client tries the replica again after half a second, then after a second, and so on.
             assert late <= 3
     finally:
         stop(replicas[2], signal.SIGCONT)
@@ -106,7 +106,7 @@ def test_an_answer_that_is_lost_or_cut_or_slow_is_asked_for_again(replicas: list
             assert answer.to_numpy().shape == (40_000, 1)
             assert [met.met for met in network.faults] == [1]
             network.mend()
-        # An answer that drips is not waited for beyond the deadline, though something comes all the time.
+        # A slow answer ends at the deadline, although some of its bytes arrive all the time.
         network.fail(method="POST", times=9, slow=0.2)
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
@@ -123,7 +123,7 @@ def test_a_push_whose_answer_was_lost_is_applied_once(replicas: list[Server]) ->
         again = client.push("users", {"users_id": [5000], "score": [2.0]}, idempotency_key="once")
         repeated = client.push("users", {"users_id": [5000], "score": [2.0]}, idempotency_key="once")
         assert (pushed.rows, pushed.superseded) == (again.rows, again.superseded) == (1, 0)
-        # A push that was applied anew would have found its own row, and a version of its own.
+        # A second application of the push would have found its own row, and would have made a new version.
         assert repeated.versions == again.versions
         batch = pa.RecordBatch.from_pydict({"users_id": [5001], "score": [2.0]})
         in_arrow = [client.push("users", batch, idempotency_key="arrow") for _ in range(2)]
@@ -155,7 +155,7 @@ def test_a_push_goes_to_all_replicas_and_says_which_have_it(replicas: list[Serve
 
 
 def test_no_lookup_fails_while_replicas_are_killed(replicas: list[Server]) -> None:
-    # Last in its file: it ends servers.
+    # This test must be the last of the file, because it kills servers.
     failures: list[BaseException] = []
     answered = [0, 0]
     over = threading.Event()

@@ -1,4 +1,5 @@
-"""A client of shards answers as an unsharded store does, cell by cell, from one version, or says why it cannot."""
+"""A client of shards gives the same answers as an unsharded store, cell by cell and from one version, or an error that
+says why it cannot."""
 
 import asyncio
 import os
@@ -18,12 +19,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.keys import key_identity
-from engine.shards import Shard
-from shoal_client import Client, ShardsDisagree, learning
-from shoal_client.aio import AsyncClient
-from shoal_client.errors import KeyOutsideShard, PushIncomplete, RequestInvalid, ShardMisplaced, UnknownFeature
-from shoal_client.hashing import first_hashes, shard_starts, shards_of
+from shoal.client import Client, ShardsDisagree, learning
+from shoal.client.aio import AsyncClient
+from shoal.client.errors import (
+    KeyOutsideShard,
+    PushIncomplete,
+    RequestInvalid,
+    ShardMisplaced,
+    UnknownFeature,
+)
+from shoal.client.hashing import first_hashes, shard_starts, shards_of
+from shoal.engine.base.shards import Shard
+from shoal.engine.format.keys import key_identity
 from tests import stores
 from tests.client.conftest import PATIENT, SHARDS, Published, addresses
 from tests.engine.test_keys import VECTORS
@@ -49,7 +56,8 @@ def many(shards: list[Server]) -> Iterator[Client]:
 
 
 def random_request(source: random.Random, features: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Features of some views in any order, and entities of which some are not there: columns, arrays or one for all."""
+    """Return features of some views in random order, and entities as columns, arrays or one scalar for all rows. Some
+    of the entities do not exist."""
     asked = source.sample(features, source.randrange(1, 7))
     count = source.choice([0, 1, 2, 7, 60])
     items: Any = [f"item-{source.randrange(400)}" for _ in range(count)]
@@ -77,7 +85,8 @@ def test_answers_of_shards_are_those_of_an_unsharded_store(one: Client, many: Cl
     source = random.Random(11)
     for _ in range(60):
         features, entities = random_request(source, ALL)
-        expected, found = one.lookup(features, entities), many.lookup(features, entities)
+        expected = one.lookup(features, entities)
+        found = many.lookup(features, entities)
         assert found.to_arrow().schema == expected.to_arrow().schema
         assert repr(found.to_pydict()) == repr(expected.to_pydict())
         assert found.applied == expected.applied
@@ -96,7 +105,8 @@ def test_services_ages_and_the_asynchronous_client(one: Client, shards: list[Ser
 
     async def ask() -> None:
         async with AsyncClient(shards=addresses(shards), **PATIENT) as client:
-            found, whole = await client.lookup("ranking", entities), one.lookup("ranking", entities)
+            found = await client.lookup("ranking", entities)
+            whole = one.lookup("ranking", entities)
             assert repr(found.to_pydict()) == repr(whole.to_pydict())
             old = await client.lookup(["items:single"], entities, max_age="1d", format="json")
             assert set(old.statuses["items"]) == {"NOT_FOUND", "OUTSIDE_MAX_AGE"}
@@ -118,15 +128,15 @@ def test_what_is_asked_wrongly_is_refused(many: Client, shards: list[Server], wh
         many.lookup(["pairs:seen"], {"users_id": [1], "items_id": ["a", "b"]})
     urls = addresses(shards)
     for _ in range(4):
-        # Whichever it learned from: a misplaced shard, or one that is in its place.
+        # The client may have learned the sharding from a misplaced shard or from a correctly placed one.
         with (
             Client(shards=[urls[1], urls[0], urls[2]], **PATIENT) as misled,
-            pytest.raises(ShardMisplaced, match=r"holds shard (1|2)/3, the client takes it for shard (?!\1)(1|2)/3"),
+            pytest.raises(ShardMisplaced, match=r"holds shard (1|2)/3, but the client expects shard (?!\1)(1|2)/3"),
         ):
             misled.lookup(["users:score"], {"users_id": list(range(100))})
     with pytest.raises(ShardMisplaced, match="holds all rows"):
         Client(shards=[whole.record.address], **PATIENT).lookup(["users:score"], {"users_id": [1]})
-    with pytest.raises(KeyOutsideShard, match="are not of this store, which is shard 1/3") as refused:
+    with pytest.raises(KeyOutsideShard, match="are not in this store, which is shard 1/3") as refused:
         Client(urls[0], **PATIENT).lookup(["users:score"], {"users_id": list(range(50))})
     assert (refused.value.status, refused.value.code) == (421, "KeyOutsideShard")
 
@@ -146,7 +156,7 @@ def test_a_push_is_divided_and_one_of_other_rows_refused(many: Client, shards: l
     many.push("users", deletes={"users_id": users[:3]})
     texts = many.lookup(["users:text"], {"users_id": users}).to_pydict()["users:text"]
     assert texts == [None] * 3 + ["x"] * 17
-    # Nothing of a push is applied of which a row belongs elsewhere.
+    # If one row of a push belongs to another shard, the server applies none of its rows.
     answer = shards[0].ask("POST", "/v1/push", {"view": "users", "rows": {"users_id": users, "score": [0.0] * 20}})
     assert (answer.status, answer.error[0]) == (421, "KeyOutsideShard")
     assert many.lookup(["users:score"], {"users_id": users[3:]}, format="npy").to_numpy()[:, 0].tolist() == users[3:]
@@ -169,7 +179,7 @@ def test_shards_that_do_not_agree_are_asked_again_and_else_refused(
             many.lookup(["users:score"], entities, timeout=0.5)
         seqs = {shard: position.seq for shard, position in refused.value.positions["users"].items()}
         assert seqs == {1: 2, 2: 1, 3: 2}
-        # Views and keys that the slow shard is not asked of are none the worse.
+        # The slow shard does not affect lookups of views and keys that do not need it.
         assert many.lookup(["items:single"], {"items_id": ["item-3"]}).to_pydict() == {"items:single": [77.0]}
         with Client(shards=addresses(shards), max_skew=1, **PATIENT) as lenient:
             mixed = lenient.lookup(["users:score"], entities, format="npy").to_numpy()[:, 0]
@@ -198,7 +208,8 @@ def test_pushed_rows_are_copied_to_another_number_of_shards_by_the_documented_st
 
     at = [f"2026-03-01T00:00:{second:02}Z" for second in range(20)]
     items = [f"copied-{number}" for number in range(20)]
-    blobs, times = [bytes([number, 255]) for number in range(20)], [datetime(2026, 1, 1, tzinfo=UTC)] * 20
+    blobs = [bytes([number, 255]) for number in range(20)]
+    times = [datetime(2026, 1, 1, tzinfo=UTC)] * 20
     values = {
         "large": [2**60 + 1] * 20,
         "blob": blobs,
@@ -211,7 +222,7 @@ def test_pushed_rows_are_copied_to_another_number_of_shards_by_the_documented_st
     keys = {"items_id": [*items, "item-7", "never"]}
     published = one.lookup(["users:score"], {"users_id": [150, 151]}).to_pydict()["users:score"]
     assert published == [37.5, 37.75]
-    # A newer push of one feature is in the new store already, and comes to the old ones a little later.
+    # A newer push of one feature is already in the new store, and reaches the old stores a little later.
     newer = {"items_id": items[:1], "single": [7.0], "event_timestamp": ["2026-03-02T00:00:00Z"]}
     one.push("items", newer)
     timer = threading.Timer(0.3, many.push, ("items", newer))
@@ -229,7 +240,7 @@ def test_pushed_rows_are_copied_to_another_number_of_shards_by_the_documented_st
 
 
 def users_outside(shard: int) -> list[int]:
-    """Users whose rows another shard has."""
+    """Return users with rows outside a shard."""
     of_row = shards_of(first_hashes([("users_id", "int64", list(range(100)))]), shard_starts(SHARDS))
     return np.flatnonzero(of_row != shard).tolist()
 
@@ -274,7 +285,7 @@ def test_a_client_keeps_what_it_learned_and_no_request_waits_for_news(
             for _ in range(3):
                 assert client.lookup("ranking", users | {"items_id": "item-3"}).applied
             eventually(lambda: asked_for_schema() > before, "a request for the schema")
-            # What is wrong with a request is told as ever, though nobody says what is new.
+            # An invalid request fails as usual, although no server answers the request for the schema.
             monkeypatch.setattr(learning, "_NEW_SECONDS", 0.0)
             with pytest.raises(UnknownFeature, match="no feature 'nope'"):
                 client.lookup(["users:nope"], users, timeout=1.0)
@@ -284,7 +295,7 @@ def test_a_client_keeps_what_it_learned_and_no_request_waits_for_news(
 
 
 def test_a_shard_that_is_away_fails_what_needs_it_alone(published: Published, shards: list[Server]) -> None:
-    # Last in its file: it ends a server.
+    # This test must be the last of the file, because it kills a server.
     urls = addresses(shards)
     with Client(shards=urls, timeout=5.0) as client:
         inside = users_outside(2)

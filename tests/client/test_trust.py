@@ -1,4 +1,4 @@
-"""Servers that send anything, at any pace: a call ends by its deadline, with an answer or an error of the client."""
+"""A server may send any bytes at any pace: a call ends by its deadline, with an answer or an error of the client."""
 
 import asyncio
 import io
@@ -16,15 +16,16 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from loaders.definition import BEFORE_THE_LOG
-from shoal_client import Client, DeadlineExceeded, NoAnswer, ShoalError
-from shoal_client.aio import AsyncClient
-from shoal_client.errors import AnswerInvalid
-from shoal_client.reading import read_answer, read_document, read_pushed
-from shoal_client.schema import Schema
-from shoal_client.wire import Response
+from shoal.client import Client, DeadlineExceeded, NoAnswer, ShoalError
+from shoal.client.aio import AsyncClient
+from shoal.client.errors import AnswerInvalid
+from shoal.client.reading import read_answer, read_document, read_pushed
+from shoal.client.schema import Schema
+from shoal.client.wire import Response
+from shoal.loaders.apply.definition import BEFORE_THE_LOG
 
-FEATURES, KEYS = ["users:score", "users:text"], {"users_id": [1, 2]}
+FEATURES = ["users:score", "users:text"]
+KEYS = {"users_id": [1, 2]}
 SCHEMA: dict[str, Any] = {
     "views": [
         {
@@ -45,7 +46,8 @@ PUSHED = {"rows": 2, "superseded": 0, "version": 7}
 
 
 def stream(columns: dict[str, Any], batches: int = 1) -> bytes:
-    batch, sink = pa.RecordBatch.from_pydict(columns), pa.BufferOutputStream()
+    batch = pa.RecordBatch.from_pydict(columns)
+    sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         for _ in range(batches):
             writer.write_batch(batch)
@@ -71,7 +73,7 @@ def http(body: bytes, status: int = 200, head: str = "X-Shoal-Version: 7\r\n") -
 
 
 class Liar(socketserver.ThreadingTCPServer):
-    """Answers whatever it is asked with the same bytes; with the last `trickling` of them one after the other."""
+    """A server that gives the same bytes as every answer, and sends the slice `trickling` of them one by one."""
 
     daemon_threads = True
     answer = b""
@@ -90,7 +92,8 @@ class Handler(socketserver.StreamRequestHandler):
                 length = int(line.partition(b":")[2])
         self.rfile.read(length)
         assert isinstance(self.server, Liar)
-        answer, slow = self.server.answer, self.server.trickling
+        answer = self.server.answer
+        slow = self.server.trickling
         try:
             self.wfile.write(answer[: slow.start])
             for byte in answer[slow]:
@@ -98,7 +101,7 @@ class Handler(socketserver.StreamRequestHandler):
                 time.sleep(0.02)
             self.wfile.write(answer[slow.stop :])
         except OSError:
-            pass  # The client has gone.
+            pass  # The client has closed the connection.
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def liar() -> Iterator[Liar]:
 
 
 def ask(url: Any, do: Any, **settings: Any) -> Iterator[Any]:
-    """What an operation gives, or raises, by both clients."""
+    """Yield the result or error of an operation, from the blocking and then from the asynchronous client."""
 
     async def ask_asynchronously() -> Any:
         async with AsyncClient(url, **settings) as client:
@@ -153,7 +156,7 @@ def test_a_call_ends_by_its_deadline_though_the_answer_trickles(liar: Liar, answ
     start = answer.index(begin)
     liar.trickling = slice(start, start + 250)
     try:
-        # All of the answer would be there after five seconds.
+        # The complete answer would take five seconds.
         for outcome in ask(liar.url, lookup("json"), timeout=0.3):
             assert isinstance(outcome, DeadlineExceeded), outcome
     finally:
@@ -161,7 +164,7 @@ def test_a_call_ends_by_its_deadline_though_the_answer_trickles(liar: Liar, answ
 
 
 def without(document: dict[str, Any], *path: Any) -> bytes:
-    """A document that lacks the member at a path."""
+    """Return a document as JSON, without the member at a path."""
     copy = orjson.loads(orjson.dumps(document))
     inner = copy
     for step in path[:-1]:
@@ -322,7 +325,7 @@ def test_what_servers_say_of_waiting_is_bounded(liar: Liar) -> None:
 
 @contextmanager
 def unaccepting() -> Iterator[str]:
-    """A server that no connection to comes about: as many wait to be accepted as it has room for."""
+    """The URL of a server that accepts no connection, because its queue of waiting connections is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)

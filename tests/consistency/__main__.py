@@ -1,4 +1,4 @@
-"""Check the promises of the store in a run of any length, or that planted bugs are found.
+"""Check the promises of the store in a run of any length, or check that the checker finds planted bugs.
 
 python -m tests.consistency --seconds 600
 python -m tests.consistency --seconds 15 --planted all

@@ -1,8 +1,8 @@
-"""Hold a history against what the store promises.
+"""Check a history against the promises of the store.
 
-Every key is a register in which the write with the largest stamp wins. A read is of a version in which all that was
-acknowledged has been applied: before the read began, or before anything that it shows was begun, since whatever shows
-a write shows all that had been acknowledged when that write was made.
+Every key is a register in which the write with the largest stamp wins. A read has one version. The version must contain
+every write that was acknowledged before the read began. If the read shows a write, the version must also contain
+everything that was acknowledged before that write began.
 """
 
 from bisect import bisect_left
@@ -21,11 +21,11 @@ class _Register:
 
     by_stamp: dict[int, Write] = field(default_factory=dict)
     deletions: list[tuple[int, int]] = field(default_factory=list)
-    """Stamp, and when it was begun."""
+    """The stamp of each deletion, and the time when the deletion began."""
     acknowledged: list[tuple[int, int]] = field(default_factory=list)
-    """When, and the largest stamp by then."""
+    """Acknowledgement times, each with the largest stamp that was acknowledged by then."""
     whole: list[tuple[int, int]] = field(default_factory=list)
-    """The same of rows with all features that were not late."""
+    """The same as `acknowledged`, but only for writes of all features that are not late."""
 
     def seal(self) -> None:
         self.deletions.sort()
@@ -33,13 +33,13 @@ class _Register:
         self.whole = _rising(self.whole)
 
     def deletion(self, least: int, before: int) -> int | None:
-        """The first deletion with this stamp or a larger one that was begun before a moment."""
+        """Return the stamp of the first deletion that has at least the stamp `least` and began before a time."""
         start = bisect_left(self.deletions, (least, 0))
         return next((stamp for stamp, begun in self.deletions[start:] if begun < before), None)
 
 
 def check(events: Events) -> list[Wrong]:
-    """All that is wrong with a history."""
+    """Return all violations in a history."""
     registers = _registers(events.writes)
     found = [*events.wrongs, *_against_time(events)]
     for read in events.reads:
@@ -50,8 +50,9 @@ def check(events: Events) -> list[Wrong]:
 
 
 def check_end(read: Read, writes: list[Write]) -> list[Wrong]:
-    """What is wrong with a read of all keys after everything was applied: it has to show the last write of each."""
-    registers, found = _registers(writes), []
+    """Return the violations in a read of all keys after everything was applied: each key must show its last write."""
+    registers = _registers(writes)
+    found = []
     for view, rows in read.rows.items():
         for key, row in rows.items():
             last = registers[view, key].by_stamp[max(registers[view, key].by_stamp)]
@@ -79,19 +80,19 @@ def _registers(writes: list[Write]) -> defaultdict[tuple[str, int], _Register]:
 
 
 def _rising(moments: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Moments in their order, each with the largest number until then."""
+    """Return the pairs sorted by time, each with the largest number up to that time."""
     moments = sorted(moments)
     return list(zip([at for at, _ in moments], accumulate((number for _, number in moments), max), strict=True))
 
 
 def _latest(rising: list[tuple[int, int]], before: int) -> int:
-    """The largest number before a moment; 0 if there is none."""
+    """Return the largest number before a time, or 0 if there is none."""
     place = bisect_left(rising, (before, 0))
     return rising[place - 1][1] if place else 0
 
 
 def _against_time(events: Events) -> Iterator[Wrong]:
-    """Whatever is answered after an answer has at least its version: on one connection, and on any."""
+    """Yield a violation for each read with an older version than an earlier answer on any connection."""
     last_of: dict[str, int] = {}
     answered = [(read.ended, read.version) for read in events.reads]
     answered += [(write.acknowledged, write.version) for write in events.writes if write.acknowledged and write.version]
@@ -130,7 +131,7 @@ def _check_read(read: Read, registers: dict[tuple[str, int], _Register]) -> Iter
 def _check_least(
     place: str, row: Shown | None, register: _Register, least: int, read: Read, kind: str = "lost"
 ) -> Iterator[Wrong]:
-    """A key shows a write at least, or a later one."""
+    """Yield a violation if a key shows neither the write with the stamp `least` nor a later one."""
     if row is None and register.deletion(least, read.ended) is None:
         yield Wrong(kind, f"{place} is gone, though {least} was written and no deletion after it")
     if row is not None and row.stamp < least:
@@ -139,7 +140,8 @@ def _check_least(
 
 
 def _check_kept(place: str, key: int, row: Shown, write: Write, register: _Register, ended: int) -> Iterator[Wrong]:
-    """What a write of some features left alone is from the last write of all of them, or null after a deletion."""
+    """Yield a violation if the features that a partial write did not set are wrong. They must come from the last write
+    of all features, or be null after a deletion."""
     if write.whole:
         if row.kept != row.stamp:
             yield Wrong("torn row", f"{place} shows {row} of a write of all features")
@@ -154,7 +156,7 @@ def _check_kept(place: str, key: int, row: Shown, write: Write, register: _Regis
 
 
 def _by_register(reads: list[Read]) -> dict[tuple[str, int], list[tuple[int, int, Shown | None]]]:
-    """What each key showed: versions, the moment until when it was begun, and the row."""
+    """Return what each key showed, ordered by version: the version, the time when the read ended, and the row."""
     found: defaultdict[tuple[str, int], list[tuple[int, int, Shown | None]]] = defaultdict(list)
     for read in sorted(reads, key=lambda read: read.version):
         for view, rows in read.rows.items():
@@ -164,12 +166,13 @@ def _by_register(reads: list[Read]) -> dict[tuple[str, int], list[tuple[int, int
 
 
 def _check_order(name: str, of_versions: list[tuple[int, int, Shown | None]], register: _Register) -> Iterator[Wrong]:
-    """A version shows one thing, whoever asks, and later ones nothing older."""
+    """Yield a violation if a version shows two rows of a key, or if a later version shows an older row."""
     least, last, shown = 0, -1, None
     for version, ended, row in of_versions:
         if version == last and row != shown:
             yield Wrong("two answers", f"version {version} shows {shown} and {row} of {name}")
-        last, shown = version, row
+        last = version
+        shown = row
         stamp = row.stamp if row else register.deletion(least, ended)
         if stamp is None or stamp < least:
             yield Wrong("older again", f"{name} shows {row} in version {version}, after {least} in an earlier one")

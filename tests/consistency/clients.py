@@ -1,4 +1,4 @@
-"""Clients that write and read, each in a thread of its own, and write down what they did and saw."""
+"""Clients that write and read, each in its own thread, and record what they did and saw."""
 
 import http.client
 import random
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.export_root import ExportRoot
-from engine.run_directory import read_server_record
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.consistency import registers
 from tests.consistency.history import History, Read, Write, Wrong, now
@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 120
 
 
 class Client(threading.Thread):
-    """A thread that does something again and again until it is told to stop; what stops it otherwise is wrong."""
+    """A thread that repeats an action until it is told to stop. An exception in it counts as a violation."""
 
     def __init__(self, name: str, history: History, counts: Counts, stop: threading.Event) -> None:
         super().__init__(name=name, daemon=True)
@@ -46,7 +46,7 @@ class Client(threading.Thread):
 
 
 class Http:
-    """One keep-alive connection at a time to whatever server runs on a store."""
+    """One keep-alive connection at a time to the current server of a store."""
 
     def __init__(self, name: str, store: Path, counts: Counts) -> None:
         self._name = name
@@ -57,11 +57,11 @@ class Http:
 
     @property
     def name(self) -> str:
-        """It and the number of its connection."""
+        """The name of the client, with the number of its connection."""
         return f"{self._name}.{self._number}"
 
     def ask(self, path: str, body: Any, **headers: str) -> Answer | None:
-        """An answer; None if the server, or the worker at the other end, is gone or not ready."""
+        """Send a request, and return the answer. Return None if the server or the worker is gone or not ready."""
         try:
             if self._connection is None:
                 record = read_server_record(self._store)
@@ -86,7 +86,7 @@ class Http:
 
 
 class Reader(Client):
-    """Reads over one connection at a time."""
+    """A client that reads over one connection at a time."""
 
     def __init__(self, name: str, store: Path, history: History, counts: Counts, stop: threading.Event) -> None:
         super().__init__(name, history, counts, stop)
@@ -96,7 +96,7 @@ class Reader(Client):
         self.read(registers.some_keys(self.source))
 
     def read(self, keys: list[int]) -> Read | None:
-        """Read some keys of both views and write down what is shown, if there is an answer."""
+        """Read some keys of both views. Record and return what the answer shows, or return None without an answer."""
         begun = now()
         body = {"features": registers.FEATURES, "entities": {f"{view}_id": keys for view in VIEWS}}
         answer = self._http.ask("/v1/lookup", body)
@@ -113,7 +113,7 @@ class Reader(Client):
 def note_read(
     history: History, counts: Counts, client: str, begun: int, version: int, keys: list[int], columns: dict[str, Any]
 ) -> Read | None:
-    """Write down what an answer shows; None if it is torn."""
+    """Record and return what an answer shows, or return None if a row is torn."""
     ended = now()
     counts.add("reads")
     try:
@@ -126,7 +126,7 @@ def note_read(
 
 
 class Pusher(Client):
-    """Pushes to the keys that are its own, to one view after the other, and repeats what it got no answer to."""
+    """A client that pushes to its own keys, one view after the other, and repeats a push that got no answer."""
 
     def __init__(self, number: int, store: Path, history: History, counts: Counts, stop: threading.Event) -> None:
         super().__init__(f"pusher {number}", history, counts, stop)
@@ -142,7 +142,7 @@ class Pusher(Client):
             request_id = uuid.uuid4().hex if self.source.random() < 0.6 else None
             self._send(body, write, request_id)
             if request_id and not late and self.source.random() < 0.3:
-                # A second application of the first would take the place of the second, which has its event time.
+                # A second application of the first push would replace the second push, which has the same event time.
                 self._send(*self._push(view, registers.twin(stamp), late=False), uuid.uuid4().hex)
                 if self._answered(body, request_id) is not None:
                     self.counts.add("pushes repeated after their answer")
@@ -172,8 +172,8 @@ class Pusher(Client):
             self.history.add(Write(**sent | {"acknowledged": now(), "version": answer.version}))
 
     def _answered(self, body: dict[str, Any], request_id: str | None) -> Answer | None:
-        """Push until there is an answer, after the end of the run too: what was begun is to be found then. None if the
-        push was refused, or for long nobody answered."""
+        """Push until there is an answer, also after the end of the run, because the check expects every push that was
+        begun. Return None if the push is refused, or if nobody answers for a long time."""
         headers = {"Idempotency-Key": request_id} if request_id else {}
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
@@ -190,7 +190,8 @@ class Pusher(Client):
 
 
 class Publisher(Client):
-    """Publishes deltas and snapshots of both views: rows of all keys, some of them behind what is pushed."""
+    """A client that publishes deltas and snapshots of both views. They contain rows of all keys, and some of the rows
+    are older than what is pushed."""
 
     def __init__(self, root: ExportRoot, history: History, counts: Counts, stop: threading.Event) -> None:
         super().__init__("publisher", history, counts, stop)
@@ -198,7 +199,7 @@ class Publisher(Client):
         self._stamps = Stamps(len(GROUPS))
         self._last = 0
         self._rows: dict[str, dict[int, int]] = {view: {} for view in VIEWS}
-        """What the source has: the stamp of each key's row, the complement of that where it is gone."""
+        """The rows of the source by view: the stamp of each key's row, without keys that are gone."""
 
     def publish_all(self) -> None:
         """Publish a first snapshot of each view."""
@@ -207,7 +208,7 @@ class Publisher(Client):
 
     def act(self) -> None:
         for view in VIEWS:
-            # Late against what is pushed, but never against what was published before.
+            # The stamp may be older than pushed rows, but never older than what this client published before.
             stamp = self._new_stamp(self.source.choice([0, self.source.uniform(0, 1.5)]))
             gone = [key for key in PUBLISHED_ONLY if self.source.random() < 0.1]
             pushed = [key for group in GROUPS[:-2] for key in group if self.source.random() < 0.2]
@@ -224,7 +225,7 @@ class Publisher(Client):
 
     def _publish(self, view: str, stamp: int, keys: list[int], gone: list[int], *, snapshot: bool) -> None:
         begun = now()
-        # It is written down first: a reader may see it before this process goes on.
+        # Record the write first, because a reader may see it before this process continues.
         acknowledged = begun if stamp and not self._rows[view] else None
         self.history.add(Write(self.name, view, stamp, keys, gone, begun, acknowledged))
         rows = self._rows[view]

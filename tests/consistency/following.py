@@ -1,4 +1,4 @@
-"""A process that reads a store itself, from several threads, beside the server that others ask.
+"""A process that reads a store directly, from several threads, while other clients ask the server.
 
     python -m tests.consistency.following STORE HISTORY
 
@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from engine import FeatureStore
+from shoal import FeatureStore
 from tests.consistency import registers
 from tests.consistency.clients import Client, note_read
 from tests.consistency.history import History, Read, now
@@ -19,7 +19,7 @@ THREADS = 2
 
 
 class Follower(Client):
-    """Reads a store that is open in this process."""
+    """A client that reads a store that is open in this process."""
 
     def __init__(self, name: str, store: FeatureStore, history: History, counts: Counts, stop: threading.Event) -> None:
         super().__init__(name, history, counts, stop)
@@ -35,7 +35,8 @@ class Follower(Client):
 
 
 def main() -> None:
-    store, stop = FeatureStore.open(Path(sys.argv[1])), threading.Event()
+    store = FeatureStore.open(Path(sys.argv[1]))
+    stop = threading.Event()
     with History(Path(sys.argv[2])) as history:
         threads = [Follower(f"process, thread {n}", store, history, Counts(), stop) for n in range(THREADS)]
         for thread in threads:

@@ -1,4 +1,5 @@
-"""What clients did and saw, and when: written down as it happens, a line each, and read again by the checker.
+"""A history: what clients did and saw, and when. Clients write one line per event as it happens, and the checker reads
+the lines.
 
 Times are nanoseconds of the monotonic clock, which all processes of a machine share.
 """
@@ -22,10 +23,10 @@ def now() -> int:
 
 @dataclass(frozen=True)
 class Write:
-    """A push, or the publication of a delta or snapshot: `keys` have rows with this stamp, `gone` are deleted by it.
+    """A push, or the publication of a delta or snapshot. `keys` get rows with this stamp, and `gone` are deleted by it.
 
-    `acknowledged` is None where nobody was told that it was applied; `version` is what was told with it. One that is
-    `late` has an event time before that of writes that its client made earlier.
+    `acknowledged` is None if no client was told that the write was applied, and `version` is the version that came with
+    the acknowledgement. A write that is `late` has an event time before earlier writes of its client.
     """
 
     client: str
@@ -42,7 +43,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Read:
-    """An answer of one version. `client` is one connection, or one thread of a process that reads the store itself."""
+    """An answer of one version. `client` is a connection, or a thread of a process that reads the store directly."""
 
     client: str
     begun: int
@@ -53,7 +54,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Wrong:
-    """What a client saw to be wrong by itself."""
+    """A violation that a client noticed by itself."""
 
     kind: str
     what: str
@@ -61,7 +62,7 @@ class Wrong:
 
 @dataclass
 class Events:
-    """A history as it is checked."""
+    """The events of a history, in the form that the checker reads."""
 
     writes: list[Write] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
@@ -69,7 +70,7 @@ class Events:
 
 
 class History:
-    """A file that events are appended to, by any thread of one process."""
+    """A file to which any thread of one process can append events."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab")
@@ -88,7 +89,7 @@ class History:
 
 
 def read_events(paths: Iterable[Path]) -> Events:
-    """What was written to the files of some processes."""
+    """Return the events in the files of some processes."""
     events = Events()
     for path in paths:
         for line in path.read_bytes().splitlines():

@@ -1,5 +1,5 @@
-"""Bugs to be found: each breaks, in the process that calls it, one thing that the server promises."""
-# ruff: noqa: B010 - setattr is for what is otherwise wrong to assign to, to mypy as well.
+"""Planted bugs for the checker: each function breaks one promise of the server, in the process that calls it."""
+# ruff: noqa: B010 - mypy rejects plain assignments to these attributes, so the bugs use setattr.
 
 import asyncio
 import dataclasses
@@ -8,20 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import feature_store
-from engine.errors import IdempotencyKeyReused
-from engine.feature_store import FeatureStore
-from engine.reading import read_version
-from engine.version import StoreVersion
-from loaders import apply, live_replacement, push_queue
-from loaders.push import Push, Pushed, push
-from loaders.push_queue import PushQueue
-from loaders.request_log import Applied, RequestLog
-from loaders.store_writer import StoreWriter
+from shoal.engine import feature_store
+from shoal.engine.base.errors import IdempotencyKeyReused
+from shoal.engine.feature_store import FeatureStore
+from shoal.engine.store.open_version import read_version
+from shoal.engine.store.version import StoreVersion
+from shoal.loaders.apply import entries
+from shoal.loaders.commit import live_replacement
+from shoal.loaders.commit.request_log import PushOutcome, RequestLog
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push import push_queue
+from shoal.loaders.push.push import Push, Pushed, push
+from shoal.loaders.push.push_queue import PushQueue
 
 
 def pushes_die_at_a_snapshot() -> None:
-    setattr(apply, "retained", lambda version, base, schema: None)
+    setattr(entries, "retained", lambda version, base, schema: None)
 
 
 def pushes_are_answered_before_their_commit() -> None:
@@ -32,13 +34,13 @@ def pushes_are_answered_before_their_commit() -> None:
         task = asyncio.create_task(submit(queue, view, order))
         under_way.add(task)
         task.add_done_callback(under_way.discard)
-        return Pushed(Applied(sum(batch.num_rows for batch in order.rows), 0), queue._writer.version().id)
+        return Pushed(PushOutcome(sum(batch.num_rows for batch in order.rows), 0), queue._writer.version().id)
 
     setattr(PushQueue, "submit", answer_first)
 
 
 def older_deltas_hide_newer_pushes() -> None:
-    setattr(apply, "_without_late_rows", lambda batch, version: batch)
+    setattr(entries, "_without_late_rows", lambda batch, version: batch)
 
 
 def repeated_pushes_are_applied_again() -> None:
@@ -73,7 +75,8 @@ def a_replaced_environment_says_nothing() -> None:
 
 
 def workers_lag_behind() -> None:
-    newest, looked = FeatureStore.version, {"at": 0.0}
+    newest = FeatureStore.version
+    looked = {"at": 0.0}
 
     def seldom(store: FeatureStore) -> StoreVersion:
         if store._version is not None and time.monotonic() - looked["at"] < 0.3:

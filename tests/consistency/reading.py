@@ -1,9 +1,9 @@
-"""A process that reads a store from several threads, and holds every answer to what it says of itself.
+"""A process that reads a store from several threads, and checks that every answer is consistent in itself.
 
     python -m tests.consistency.reading STORE
 
-It reads until its standard input closes, then prints, as JSON, how many lookups it made, which number each version
-showed, and what was wrong.
+It reads until its standard input closes. Then it prints, as JSON, how many lookups it made, which number each version
+showed, and the errors.
 """
 
 import gc
@@ -15,15 +15,15 @@ import time
 import traceback
 from pathlib import Path
 
-from engine import FeatureStore
-from engine.lookup import lookup
+from shoal import FeatureStore
+from shoal.engine.lookup.columns import lookup
 from tests.consistency.rows import FEATURES, KEYS, number_of
 
 THREADS = 3
 
 
 class Reading:
-    """What the threads of a process found."""
+    """The results of all threads of a process."""
 
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
@@ -33,7 +33,7 @@ class Reading:
         self.errors: list[str] = []
 
     def run(self, seed: int) -> None:
-        """Look up until told to stop; one thread in three holds a version for long."""
+        """Look up until told to stop. One thread in three holds each version for a long time."""
         try:
             if seed % THREADS:
                 self._follow(random.Random(seed))

@@ -1,9 +1,9 @@
-"""Two views of keys of which every row says by which write it came to be, in every feature but one.
+"""Two views in which every row shows which write made it, in every feature but one.
 
-A write's stamp is its place in the order of event times: `stamp >> 1` is its event time in microseconds, and of two
-writes with the same event time the one with the larger stamp is made later, by the same client. So what a key has to
-show is the row with the largest stamp among those written. `kept` alone is left out by writes of some features: it is
-the stamp of the last write of all of them.
+A write's stamp is its place in the order of event times. `stamp >> 1` is its event time in microseconds. Of two writes
+with the same event time, the one with the larger stamp is made later, by the same client. So a key must show the row
+with the largest stamp among the written rows. The only feature that partial writes leave out is `kept`: the stamp of
+the last write of all features.
 """
 
 import random
@@ -27,7 +27,7 @@ FEATURES = [f"{view}:{feature.name}" for view in VIEWS for feature in SCHEMAS[vi
 PUSHERS = 3
 GROUP_KEYS = 6
 GROUPS = [range(group * GROUP_KEYS, (group + 1) * GROUP_KEYS) for group in range(PUSHERS + 2)]
-"""Keys that are written together: a group for each pusher, and two that are published and never pushed."""
+"""Keys that are written together: one group for each pusher, and two groups that are published and never pushed."""
 PUBLISHED_ONLY = [key for group in GROUPS[PUSHERS:] for key in group]
 KEYS = [key for group in GROUPS for key in group]
 
@@ -36,19 +36,19 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Torn(Exception):
-    """A row is none that was written: its features are of different writes, keys or views."""
+    """A row that nobody wrote: its features come from different writes, keys or views."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a row shows."""
+    """The stamps that a row shows."""
 
     stamp: int
     kept: int | None
 
 
 class Stamps:
-    """Makes the stamps of one writer; no two writers make the same event time, and none makes one twice."""
+    """The stamps of one writer. No two writers make the same event time, and no writer makes one twice."""
 
     def __init__(self, writer: int) -> None:
         assert writer < _WRITERS
@@ -56,7 +56,7 @@ class Stamps:
         self._used: set[int] = set()
 
     def new(self, late_seconds: float = 0) -> int:
-        """A stamp of now, or of some time ago."""
+        """Return a stamp for the current time, or for a time `late_seconds` ago."""
         tick = int((time.time() - late_seconds) * 1e6) // _WRITERS
         while tick in self._used:
             tick += 1
@@ -65,7 +65,7 @@ class Stamps:
 
 
 def twin(stamp: int) -> int:
-    """The stamp of a second write of the same event time."""
+    """Return the stamp of a second write with the same event time."""
     return stamp | 1
 
 
@@ -74,7 +74,7 @@ def event_time(stamp: int) -> datetime:
 
 
 def row(view: str, key: int, stamp: int, *, whole: bool = True) -> dict[str, Any]:
-    """The features that a write gives a key."""
+    """Return the features that a write gives to a key."""
     features: dict[str, Any] = {
         "stamp": stamp,
         "half": stamp / 2,
@@ -85,7 +85,7 @@ def row(view: str, key: int, stamp: int, *, whole: bool = True) -> dict[str, Any
 
 
 def shown(view: str, key: int, features: Mapping[str, Any]) -> Shown:
-    """What a row shows; raises Torn."""
+    """Return the stamps that a row shows, or raise Torn."""
     stamp = features["stamp"]
     expected = row(view, key, stamp, whole=False) if isinstance(stamp, int) else None
     if expected is None or any(features[name] != value for name, value in expected.items()):
@@ -94,10 +94,10 @@ def shown(view: str, key: int, features: Mapping[str, Any]) -> Shown:
 
 
 def rows_shown(keys: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> dict[str, dict[int, Shown | None]]:
-    """What an answer shows of each view and key, by its columns `view:feature`; None where there is no row.
+    """Return the row of each view and key in an answer, by its columns `view:feature`; None if there is no row.
 
     Raises:
-        Torn: a row is none that was written.
+        Torn: nobody wrote such a row.
     """
     answer: dict[str, dict[int, Shown | None]] = {}
     for view in VIEWS:
@@ -114,12 +114,12 @@ def rows_shown(keys: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> dic
 
 
 def some_keys(source: random.Random) -> list[int]:
-    """What a reader asks for: all of some groups, so that what is written together is seen together."""
+    """Return keys for a read: all keys of some groups, so that keys that are written together are read together."""
     return [key for group in source.sample(GROUPS, source.choice([1, 2])) for key in group]
 
 
 class Counts:
-    """What happened how often, counted by many threads."""
+    """Counters of events by name, for many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -130,6 +130,6 @@ class Counts:
             self.by_name[name] = self.by_name.get(name, 0) + 1
 
     def have(self, names: Sequence[str], least: int) -> bool:
-        """Whether each of some things happened at least so often."""
+        """Return whether each of some events happened at least `least` times."""
         with self._lock:
             return all(self.by_name.get(name, 0) >= least for name in names)

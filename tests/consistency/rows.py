@@ -1,12 +1,13 @@
-"""Rows that betray every mixture: all of a version say the same number, as number, text and list, each with its key."""
+"""Rows that reveal every mixture of versions. All rows of a version contain the same number, as number, text and list,
+together with their key."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from engine import LookupResult
-from engine.kernels.gathering import Status
+from shoal import LookupResult
+from shoal.engine.kernels.gathering import Status
 from tests import stores
 
 KEYS = 150
@@ -22,16 +23,16 @@ VIEW = stores.schema(
 )
 FEATURES = [f"doc:{feature.name}" for feature in VIEW.features]
 GONE = 7
-"""One key in so many is gone in every odd version, and there in every even one."""
+"""One key in this many is deleted in every odd version, and present in every even one."""
 
 
 def rows(number: int) -> list[stores.Row]:
-    """All rows that live in a version."""
+    """Return all live rows of a version."""
     return [row(number, key) for key in range(KEYS) if not _is_gone(number, key)]
 
 
 def tombstones(number: int) -> list[stores.Row]:
-    """The keys that a version does without."""
+    """Return the keys that are deleted in a version."""
     return [{"doc_id": key} for key in range(KEYS) if _is_gone(number, key)]
 
 
@@ -48,10 +49,10 @@ def row(number: int, key: int) -> stores.Row:
 
 
 def number_of(result: LookupResult, keys: Sequence[int]) -> int:
-    """The number that all rows of an answer agree on.
+    """Return the number that all rows of an answer agree on.
 
     Raises:
-        AssertionError: they do not, or a row does not agree with itself.
+        AssertionError: the rows do not agree, or a row is not consistent in itself.
     """
     numbers = {int(number) for number in result["doc:number"].values[result["doc:number"].valid == 1]}
     assert len(numbers) == 1, f"versions are mixed: {sorted(numbers)} in version {result.version}"

@@ -1,4 +1,4 @@
-"""A run: a real server, clients that write and read, processes killed at random, and the check of what was seen."""
+"""A run: a real server, clients that write and read, processes killed at random, and a check of the history."""
 
 import os
 import random
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engine import FeatureStore
-from engine.export_root import ExportRoot
-from engine.run_directory import read_server_record
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.backup.verify import verify_store
 from tests.consistency import checker
 from tests.consistency.clients import Client, Publisher, Pusher, Reader
 from tests.consistency.following import Follower
@@ -35,7 +35,7 @@ MOST_SECONDS_MORE = 300.0
 
 @dataclass(frozen=True)
 class Report:
-    """What happened how often in a run, and what was wrong."""
+    """The number of events of each kind in a run, and the violations."""
 
     counts: dict[str, int]
     wrongs: list[Wrong]
@@ -49,7 +49,7 @@ class Report:
 
 
 class Cluster:
-    """The server of a store, of which any process may be killed, and that is started again where all of it is."""
+    """The server of a store. Any of its processes may be killed, and a server without a supervisor is started again."""
 
     def __init__(self, store: Path, root: ExportRoot, counts: Counts, planted: str | None) -> None:
         self._store = store
@@ -62,7 +62,7 @@ class Cluster:
         return server.__enter__()
 
     def disturb(self, follower: "subprocess.Popen[bytes]") -> None:
-        """Kill a worker, the writer or the supervisor, or stop a process that reads, until the next time."""
+        """Kill a worker, the writer or the supervisor, or stop the reading process until the next call."""
         victim = random.choices(["worker", "writer", "supervisor", "follower"], [5, 4, 2, 4])[0]
         record = read_server_record(self._store)
         follower.send_signal(signal.SIGCONT)
@@ -77,7 +77,7 @@ class Cluster:
             self._kill(victim, random.choice(pids))
 
     def _kill(self, victim: str, pid: int | None) -> None:
-        # Between two processes there is none; the end of one may not be noted yet.
+        # While a process is being replaced, there is no process id, or the record still names a process that has ended.
         if pid is not None and not is_gone(pid):
             os.kill(pid, signal.SIGKILL)
             self._counts.add(f"kills of a {victim}")
@@ -89,9 +89,12 @@ class Cluster:
 def run(
     directory: Path, seconds: float, *, planted: str | None = None, kill: bool = True, least: Sequence[str] = ()
 ) -> Report:
-    """Have it all run for a while in an empty directory, and check it; on a slow machine for longer, until what `least`
-    names was counted a few times."""
-    store, root, counts, stop = directory / "store", ExportRoot(directory / "root"), Counts(), threading.Event()
+    """Run a server and clients for a while in an empty directory, and check the history. On a slow machine, run for
+    longer: until each event in `least` was counted a few times."""
+    store = directory / "store"
+    root = ExportRoot(directory / "root")
+    counts = Counts()
+    stop = threading.Event()
     paths = [directory / "history", directory / "history-in-process"]
     with History(paths[0]) as history:
         publisher = Publisher(root, history, counts, stop)
@@ -120,7 +123,7 @@ def run(
         wrongs += checker.check_end(end, events.writes) if end else [Wrong("end", "there was no answer")]
     wrongs += [Wrong("store", str(checked)) for checked in verify_store(store) if checked.problem]
     wrongs += [Wrong("log", line) for line in cluster.server.log.splitlines() if "unexpected" in line]
-    counts.by_name["replacements of live"] = cluster.server.log.count("goes on in")
+    counts.by_name["replacements of live"] = cluster.server.log.count(" by its copy ")
     counts.by_name["reads"] = len(events.reads)
     counts.by_name["versions seen"] = len({read.version for read in events.reads})
     return Report(counts.by_name, wrongs)
@@ -128,7 +131,7 @@ def run(
 
 @contextmanager
 def _in_process(store: Path, history: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that reads the store itself, for as long as this lasts."""
+    """Run a process that reads the store directly, until the block ends."""
     command = [sys.executable, "-m", "tests.consistency.following", str(store), str(history)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         yield process
@@ -136,8 +139,8 @@ def _in_process(store: Path, history: Path) -> Iterator["subprocess.Popen[bytes]
 
 
 def _work(clients: list[Client], seconds: float, disturb: Callable[[], None], enough: Callable[[], bool]) -> None:
-    """Let clients work for a while, until they have done enough, and disturb them now and then; when this returns they
-    have finished."""
+    """Let clients work for a while and until they have done enough, and disturb processes now and then. When this
+    returns, all clients have finished."""
     end = time.monotonic() + seconds
     at_last = end + MOST_SECONDS_MORE
     for client in clients:
@@ -154,7 +157,7 @@ def _work(clients: list[Client], seconds: float, disturb: Callable[[], None], en
 
 
 def _await_all(server: Server, root: ExportRoot, seconds: float) -> list[Wrong]:
-    """Wait until all that was published is applied; it is wrong if it is not in so many seconds."""
+    """Wait until everything that was published is applied. Return a violation if this takes over `seconds`."""
 
     def all_applied() -> bool:
         return _applied(server) == {view: root.sequence_numbers(view)[-1] for view in VIEWS}

@@ -1,17 +1,18 @@
-"""The server under test: `python -m tests.consistency.serve SETTINGS WRITER`, both JSON, as `tests.server.serve`.
+"""The server under test: `python -m tests.consistency.serve SETTINGS WRITER`, both JSON, as for `tests.server.serve`.
 
-It folds small views too, and soon replaces a live environment that is held. Where the writer's choice names a bug as
-"planted", the server has it: that is how the checker is checked.
+It also folds small views, and soon replaces a live environment that is held. If the writer's choice names a bug as
+"planted", the server has this bug: tests use it to check the checker.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from engine.server import run
-from engine.settings import server_settings
-from loaders import compaction, live_replacement
-from loaders.warming import warm
+from shoal.engine.server.run import run
+from shoal.engine.server.settings import server_settings
+from shoal.loaders.apply import compaction
+from shoal.loaders.commit import live_replacement
+from shoal.loaders.warming import warm
 from tests.consistency.planted import PLANTED
 from tests.server.serve import writer_for
 

@@ -1,4 +1,4 @@
-"""The checker by itself: a history that keeps every promise, and what it says of each that breaks one."""
+"""The checker accepts a history that keeps every promise, and names the violation in each history that breaks one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_a_second_application_of_a_push_is_named() -> None:
 
 
 def test_a_view_that_lacks_what_the_other_was_written_after_is_named() -> None:
-    """Of two views, one must not be of an older version than the other."""
+    """In one read, neither view may be of an older version than the other."""
     right = replace(PUSH, view="right", begun=150, acknowledged=None)
     mixed = Read("reader", 90, 160, 5, {"left": {0: whole(10)}, "right": {0: whole(20)}})
     assert [wrong.kind for wrong in check(Events([FIRST, PUSH, right], [mixed]))] == ["lost"]

@@ -1,4 +1,4 @@
-"""Readers beside a writer, the writer killed again and again: no answer is ever torn, mixed or older than the last."""
+"""Readers run beside a writer that is killed again and again: no answer is torn, mixed or older than the last one."""
 
 import json
 import random
@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from engine import FeatureStore
-from engine.environment import generations_path
-from engine.export_root import ExportRoot
-from loaders import compaction
-from loaders.compaction import fold
-from loaders.load import catch_up
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.format.paths import generations_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.apply import compaction
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import catch_up
 from tests import stores
 from tests.consistency.reading import Reading
 from tests.consistency.rows import FEATURES, KEYS, VIEW, number_of, rows, tombstones
@@ -31,11 +31,12 @@ from tests.server.serving import eventually
 KILLS = 5
 READERS = 2
 MOST_AHEAD = 40
-"""So many numbers is a publisher before the store at most: a writer with little time must catch up at the end."""
+"""The largest number of entries that a publisher is ahead of the store. A writer with little time must still catch up
+at the end."""
 
 
 class Publisher:
-    """Publishes number after number, each as a delta of all rows or, now and then, as a snapshot."""
+    """A publisher of one number after another, each as a delta of all rows or, now and then, as a snapshot."""
 
     def __init__(self, root: ExportRoot) -> None:
         self.root = root
@@ -50,7 +51,7 @@ class Publisher:
 
     @contextmanager
     def going_on(self, reader: FeatureStore) -> Iterator[None]:
-        """Publish meanwhile, a little ahead of what a reader sees."""
+        """Publish during the block, at most MOST_AHEAD entries ahead of what a reader sees."""
         stop = threading.Event()
 
         def publish() -> None:
@@ -85,7 +86,9 @@ def reading_processes(store: Path) -> Iterator[list["subprocess.Popen[str]"]]:
 
 
 def test_readers_see_whole_versions_in_order_though_the_writer_is_killed(tmp_path: Path) -> None:
-    root, store, log = ExportRoot(tmp_path / "root"), tmp_path / "store", tmp_path / "log"
+    root = ExportRoot(tmp_path / "root")
+    store = tmp_path / "store"
+    log = tmp_path / "log"
     publisher = Publisher(root)
     publisher.publish()
     stores.load(store, root)
@@ -118,13 +121,14 @@ def test_readers_see_whole_versions_in_order_though_the_writer_is_killed(tmp_pat
 
 
 def test_threads_beside_a_writer_see_whole_versions_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generations go as soon as nobody names them, and folds and snapshots overtake each other."""
+    """Generations are removed as soon as nothing names them, and folds and snapshots overtake each other."""
     monkeypatch.setattr(compaction, "FOLD_LEAST_ROWS", 0)
-    root, store = ExportRoot(tmp_path / "root"), tmp_path / "store"
+    root = ExportRoot(tmp_path / "root")
+    store = tmp_path / "store"
     publisher = Publisher(root)
     publisher.publish()
     with StoreWriter(store, kept_generations=0) as writer:
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         reading = Reading(FeatureStore.open(store))
         folding = threading.Thread(target=_fold_over_and_over, args=(writer, reading))
         threads = [folding, *(threading.Thread(target=reading.run, args=(seed,)) for seed in range(6))]
@@ -133,7 +137,7 @@ def test_threads_beside_a_writer_see_whole_versions_in_order(tmp_path: Path, mon
         try:
             while publisher.number < 60 and not reading.errors:
                 publisher.publish()
-                catch_up(writer, root, "doc", stores.Silence())
+                catch_up(writer, root, "doc", stores.NullObserver())
         finally:
             reading.stop.set()
             for thread in threads:
@@ -147,12 +151,15 @@ def test_threads_beside_a_writer_see_whole_versions_in_order(tmp_path: Path, mon
 
 
 def test_a_reader_that_opens_a_generation_as_it_goes_takes_the_next(tmp_path: Path) -> None:
-    """Readers that come and go open every base anew, while each base goes as soon as the next has come."""
-    root, store = ExportRoot(tmp_path / "root"), tmp_path / "store"
+    """Readers come and go, and open every base anew. Each base is removed as soon as the next one exists."""
+    root = ExportRoot(tmp_path / "root")
+    store = tmp_path / "store"
     stores.publish_snapshot(root, VIEW, rows(1))
-    stop, errors, opened = threading.Event(), list[str](), list[int]()
+    stop = threading.Event()
+    errors = list[str]()
+    opened = list[int]()
     with StoreWriter(store, kept_generations=0) as writer:
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
 
         def come_and_go() -> None:
             try:
@@ -167,7 +174,7 @@ def test_a_reader_that_opens_a_generation_as_it_goes_takes_the_next(tmp_path: Pa
         try:
             for number in range(2, 30):
                 stores.publish_snapshot(root, VIEW, rows(number), files=1)
-                catch_up(writer, root, "doc", stores.Silence())
+                catch_up(writer, root, "doc", stores.NullObserver())
         finally:
             stop.set()
             for thread in threads:

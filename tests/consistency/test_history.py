@@ -1,6 +1,5 @@
-"""The whole of it under fire: clients write and read while processes are killed, and the history is held to what is
-promised. Runs of any length: `python -m tests.consistency --help`.
-"""
+"""The whole system while processes are killed: clients write and read, and the checker compares their history with the
+promises of the store. For runs of any length, see `python -m tests.consistency --help`."""
 
 import os
 from pathlib import Path

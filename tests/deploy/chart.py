@@ -12,7 +12,7 @@ import yaml
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CHART = DEPLOY / "helm" / "shoal"
 BUILT = Path(__file__).parents[2] / ".helm" / "helm"
-# A helm that was built by `go install` takes itself for an old cluster's.
+# A helm that was built by `go install` assumes an old version of Kubernetes.
 KUBERNETES = "1.33.0"
 
 Manifest = dict[str, Any]
@@ -20,7 +20,7 @@ NEEDED: Mapping[str, Any] = {"root": "s3://features/prod", "tokens": {"secretNam
 
 
 def helm(*arguments: str, values: Mapping[str, Any], tmp_path: Path) -> "subprocess.CompletedProcess[str]":
-    """What helm says to the chart with these values over its own."""
+    """Run a helm command on the chart with these values over its own, and return the finished process."""
     program = str(BUILT) if BUILT.exists() else shutil.which("helm")
     if program is None:
         pytest.skip("there is no helm; `make .helm/helm` builds one")
@@ -32,7 +32,7 @@ def helm(*arguments: str, values: Mapping[str, Any], tmp_path: Path) -> "subproc
 
 
 def render(tmp_path: Path, **values: Any) -> list[Manifest]:
-    """The objects that the chart makes of values."""
+    """Return the objects that the chart renders from values."""
     done = helm("template", "prod", values={**NEEDED, **values}, tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
@@ -43,14 +43,14 @@ def of_kind(manifests: list[Manifest], *kinds: str) -> Iterator[Manifest]:
 
 
 def workloads(manifests: list[Manifest]) -> list[Manifest]:
-    """What makes pods; there is at least one."""
+    """Return the objects that make pods. There is at least one."""
     found = [*of_kind(manifests, "Deployment", "StatefulSet")]
     assert found
     return found
 
 
 def container(workload: Manifest) -> Manifest:
-    """The one that serves."""
+    """Return the container that serves. It is the only container of the workload."""
     (found,) = workload["spec"]["template"]["spec"]["containers"]
     assert isinstance(found, dict)
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 def running(
     command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """A process for as long as the block; `shoal` is the one of these tests' own environment."""
+    """Run a process until the block ends. In `command`, `shoal` is the one installed beside this Python."""
     bin_directory = str(Path(sys.executable).parent)
     variables = os.environ | {"PATH": f"{bin_directory}:/usr/sbin:{os.environ['PATH']}"} | dict(environment or {})
     with log.open("a") as output:

@@ -1,4 +1,5 @@
-"""The chart: what it renders is valid for Kubernetes, hangs together, and is what `shoal serve` takes."""
+"""The chart renders objects that are valid for Kubernetes, fit each other, and have arguments that `shoal serve`
+accepts."""
 
 import re
 import urllib.error
@@ -12,10 +13,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cli import serve_command
-from engine.export_root import ExportRoot
-from loaders.dynamodb.command import sync_dynamodb_command
-from spark_export.stream.command import stream_command
+from shoal.cli import serve_command
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.dynamodb.command import sync_dynamodb_command
+from shoal.spark_export.cli.stream_command import stream_command
 from tests import stores
 from tests.deploy.chart import CHART, NEEDED, Manifest, container, helm, of_kind, render, workloads
 from tests.deploy.programs import running
@@ -58,7 +59,7 @@ VALUES: dict[str, dict[str, Any]] = {
     },
 }
 OPERATORS = ("PodMonitor", "PrometheusRule")
-"""Kinds of Prometheus's operator, whose schemas are not Kubernetes's."""
+"""Kinds that Prometheus's operator defines. Kubernetes has no schemas for them."""
 
 
 @pytest.fixture(params=VALUES, scope="module")
@@ -144,7 +145,7 @@ def test_objects_name_objects_that_are_there(manifests: list[Manifest]) -> None:
             mount["name"] for each in (*pod["containers"], *pod["initContainers"]) for mount in each["volumeMounts"]
         }
         assert mounted == volumes
-        # A scaler owns the number where there is one: helm would set it back.
+        # An autoscaler owns the number of replicas; helm would reset the number.
         assert ("replicas" in one["spec"]) is not any(of_kind(manifests, "HorizontalPodAutoscaler"))
 
 
@@ -204,12 +205,13 @@ def test_shards_are_numbered_and_each_has_its_own_replicas(tmp_path: Path) -> No
 
 def test_probes_ask_what_there_is_and_wait_long_enough(manifests: list[Manifest]) -> None:
     for one in workloads(manifests):
-        serving, pod = container(one), one["spec"]["template"]["spec"]
+        serving = container(one)
+        pod = one["spec"]["template"]["spec"]
         probes = {kind: serving[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
         expected = {"startup": "/health", "readiness": "/ready", "liveness": "/health"}
         given = {argument.partition("=")[0] for argument in serving["args"]}
         if "--tls-client-ca" in given:
-            # The kubelet has no certificate to show.
+            # The kubelet has no client certificate, so the probes are commands.
             assert {kind: probe["exec"]["command"][-1] for kind, probe in probes.items()} == expected
         else:
             assert {kind: probe["httpGet"]["path"] for kind, probe in probes.items()} == expected
@@ -218,13 +220,13 @@ def test_probes_ask_what_there_is_and_wait_long_enough(manifests: list[Manifest]
                 assert probe["httpGet"]["port"] == "http"
                 assert probe["httpGet"].get("scheme", "HTTP") == ("HTTPS" if "--tls-certificate" in given else "HTTP")
             assert probe["timeoutSeconds"] <= probe["periodSeconds"]
-        # What a slow start may take, and what Shoal itself needs to replace a process that is silent.
+        # Long enough for a slow start, and for Shoal to replace a silent process itself.
         assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] >= 240
         assert probes["liveness"]["periodSeconds"] * probes["liveness"]["failureThreshold"] > 30
         (drain,) = (float(a.partition("=")[2]) for a in serving["args"] if a.startswith("--drain-seconds="))
         stop = float(serving["lifecycle"]["preStop"]["exec"]["command"][1])
         assert pod["terminationGracePeriodSeconds"] >= stop + drain + 10
-        # Long enough that two failed probes have taken it out of the service.
+        # Long enough for two failed probes to take the pod out of the service.
         assert stop >= probes["readiness"]["periodSeconds"] * probes["readiness"]["failureThreshold"]
 
 
@@ -277,7 +279,7 @@ def test_prometheus_knows_whom_it_asks(tmp_path: Path) -> None:
 
 
 def plain(name: str) -> list[Manifest]:
-    """The deployments of a manifest beside the chart, which is applied as it is."""
+    """Return the workloads of a manifest beside the chart, which users apply unchanged."""
     manifests = [*yaml.safe_load_all((CHART.parents[1] / "kubernetes" / f"{name}.yaml").read_text())]
     for manifest in manifests:
         kubernetes_validate.validate(manifest, "1.33", strict=True)
@@ -327,14 +329,16 @@ def status(url: str) -> int:
 
 
 def moved(arguments: list[str], pod: Path) -> Iterator[str]:
-    """The container's arguments with what is mounted in it below another directory."""
+    """Yield the container's arguments, with the container's mounted paths moved below another directory."""
     for argument in arguments:
         yield re.sub(r"=(/var/|/etc/|/exports/)", lambda found: f"={pod}{found[1]}", argument)
 
 
 def test_what_a_pod_runs_becomes_ready_as_the_kubelet_sees_it(tmp_path: Path) -> None:
-    """Its command, arguments and environment, with no more of the file system than is mounted, and probed as there."""
-    pod, port = tmp_path / "pod", free_port()
+    """The test uses the container's command, arguments, environment and probes, and only the mounted part of its file
+    system."""
+    pod = tmp_path / "pod"
+    port = free_port()
     values = {"root": "/exports/prod", "port": port, "openToAll": True, "workers": 1, "readyUnseenSeconds": 600}
     values |= {"extraVolumeMounts": [{"name": "root", "mountPath": "/exports"}], "pollSeconds": 1}
     (workload,) = workloads(render(tmp_path, **values))

@@ -1,4 +1,4 @@
-"""HAProxy before two replicas, with the configuration that is shipped."""
+"""HAProxy in front of two replicas, with the shipped configuration."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.deploy.chart import DEPLOY
 from tests.deploy.programs import running
@@ -42,7 +42,7 @@ def replicas(root: ExportRoot) -> Iterator[list[Server]]:
 
 @pytest.fixture(scope="module")
 def proxy(replicas: list[Server]) -> Iterator[str]:
-    """Its URL, once it answers."""
+    """The URL of the proxy, once it answers."""
     assert HAPROXY is not None
     port = free_port()
     addresses = {
@@ -55,7 +55,7 @@ def proxy(replicas: list[Server]) -> Iterator[str]:
 
 
 def lookup(url: str) -> object:
-    """The feature's value, or what came instead."""
+    """Return the feature's value, or a description of the error."""
     body = json.dumps({"features": ["doc:a"], "entities": {"doc_id": [1]}}).encode()
     try:
         with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/lookup", body), timeout=10) as answer:
@@ -67,7 +67,7 @@ def lookup(url: str) -> object:
 
 
 def test_where_no_replica_is_ready_all_are_asked(proxy: str, replicas: list[Server], root: ExportRoot) -> None:
-    """Features that are old are better than none."""
+    """Old features are better than none."""
     away = root.path.with_name("away")
     root.path.rename(away)
     for server in replicas:

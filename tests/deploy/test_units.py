@@ -1,4 +1,4 @@
-"""The unit of systemd, the compose file and the rules of alerts: each is checked by the program that is to take it."""
+"""The systemd unit, the compose file and the alert rules: each is checked by the program that uses it."""
 
 import os
 import re
@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cli import serve_command
-from engine.export_root import ExportRoot
-from engine.run_directory import read_server_record
+from shoal.cli import serve_command
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.deploy.chart import CHART, DEPLOY
 from tests.deploy.programs import running
@@ -28,14 +28,14 @@ _PROMTOOL = shutil.which("promtool")
 
 
 def unit_values(name: str) -> list[str]:
-    """What the unit says under a name."""
+    """Return the values that the unit sets for a name."""
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
 
 
 @pytest.mark.skipif(_SYSTEMD is None, reason="there is no systemd: apt-get install systemd")
 def test_systemd_takes_the_unit_and_finds_it_hardened(tmp_path: Path) -> None:
     unit = tmp_path / "shoal@features.service"
-    # There is no such program or user where this is tested.
+    # The machine of this test has neither the program nor the user.
     text = UNIT.read_text().replace("/opt/shoal/bin/shoal", sys.executable)
     unit.write_text(text)
     verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
@@ -65,7 +65,7 @@ def test_the_command_of_the_unit_serves_and_tells_systemd(tmp_path: Path) -> Non
             assert manager.recv(100) == b"READY=1"
             record = eventually(lambda: read_server_record(store), "the server's record")
             assert record.pid == process.pid
-            # `systemctl reload`
+            # This is what `systemctl reload` sends.
             os.kill(process.pid, signal.SIGHUP)
             process.terminate()
             assert manager.recv(100) == b"STOPPING=1"

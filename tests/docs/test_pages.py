@@ -1,4 +1,5 @@
-"""The pages of docs/ say what is: the command line's is generated, the others name all endpoints and metrics."""
+"""The pages of docs/ match the code: the command line's page is generated, and the others name all endpoints and
+metrics."""
 
 import os
 import re
@@ -9,10 +10,10 @@ from pathlib import Path
 import generate
 from click.testing import CliRunner
 
-from engine import FeatureStore
-from engine.export_root import ExportRoot
-from engine.schema import JoinKey
 from perf import capacity
+from shoal import FeatureStore
+from shoal.engine.format.schema import JoinKey
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 
 DOCS = Path(generate.__file__).parent
@@ -20,7 +21,7 @@ DOC_ID = JoinKey(name="doc_id", type="string")
 
 
 def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
-    # By a process of its own: click keeps what it made of a command's help, as whoever asked first in this one saw it.
+    # In a new process, because click caches a command's help as it was first rendered in a process.
     program = "import generate; print(generate.cli_page(), end='')"
     environment = os.environ | {"PYTHONPATH": f"{DOCS}{os.pathsep}{DOCS.parent}"}
     page = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""One server of DynamoDB's interface for the tests of a file, and a network before it that can fail."""
+"""One server of DynamoDB's interface per test file, and a network in front of it that can fail."""
 
 import uuid
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.faulty_network import FaultyNetwork, faulty_network
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server, which is the environment's, too."""
+    """The URL of a server, which is also set in the environment."""
     command = server.dynalite()
     if command is None:
         pytest.skip("there is no server of DynamoDB's interface; `make .dynamodb-server/installed` installs one")
@@ -26,13 +26,13 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def table(endpoint: str) -> str:
-    """The name of a table that nobody else uses."""
+    """The name of a table that no other test uses."""
     return f"test-{uuid.uuid4().hex}"
 
 
 @pytest.fixture
 def network(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyNetwork]:
-    """What lies between clients that are made from now on and the server."""
+    """A network that can fail, between the server and the clients that are created from now on."""
     with faulty_network(endpoint) as network:
         monkeypatch.setenv(ENDPOINT, network.url)
         yield network

@@ -1,4 +1,5 @@
-"""A real server of DynamoDB's interface for tests: dynalite, as `make test` installs it, over a directory or memory."""
+"""A real server of DynamoDB's interface for tests: dynalite, as `make test` installs it. Its tables are in a directory
+or in memory."""
 
 import os
 import shutil
@@ -15,14 +16,14 @@ INSTALLED = Path(__file__).parents[2] / ".dynamodb-server" / "node_modules" / "d
 
 
 def dynalite() -> list[str] | None:
-    """The command of the server, if it is there."""
+    """Return the command of the server, or None if it is not installed."""
     node = shutil.which("node")
     return [node, str(INSTALLED)] if node and INSTALLED.exists() else None
 
 
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[str]:
-    """A server that keeps its tables in memory; yields its URL."""
+    """Run a server that keeps its tables in memory, and yield its URL."""
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--createTableMs", "0", "--deleteTableMs", "0"]
     with log.open("w") as output:

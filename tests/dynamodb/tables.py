@@ -1,4 +1,4 @@
-"""What the tests of tables have in common: views in them, the command that writes them, and the content of tables."""
+"""Helpers for tests of tables: views in tables, the command that writes them, and the contents of tables."""
 
 import asyncio
 import os
@@ -8,30 +8,30 @@ from typing import Any
 
 from click.testing import CliRunner
 
-import cli
-from engine.dynamodb.client import DynamoClient, binary, binary_of
-from engine.dynamodb.items import KEY, KEY_BYTES, LEASE
-from engine.errors import ShoalError
-from engine.export_root import ExportRoot
-from engine.schema import ViewSchema
-from loaders.dynamodb import rows
-from loaders.dynamodb.bring_local import load_table
-from loaders.dynamodb.sync import Sync, Written
-from loaders.dynamodb.table import Progress
-from loaders.store_writer import StoreWriter
+from shoal import cli
+from shoal.engine.base.errors import ShoalError
+from shoal.engine.dynamodb.client import DynamoClient, binary, binary_of
+from shoal.engine.dynamodb.items import KEY, KEY_BYTES, LEASE
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.dynamodb import rows
+from shoal.loaders.dynamodb.bring_local import load_table
+from shoal.loaders.dynamodb.sync import Sync, Written
+from shoal.loaders.dynamodb.table import Progress
 from tests.s3.server import ACCESS
 
 ENDPOINT = "AWS_ENDPOINT_URL_DYNAMODB"
 
 
 def remote(view: ViewSchema, table: str) -> ViewSchema:
-    """A view as it is if it is kept in a table."""
+    """Return a copy of a view that is kept in a table."""
     return view.model_copy(update={"tier": "dynamodb", "table": table})
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a command that ended has said."""
+    """The exit code and the output of a finished command."""
 
     returncode: int
     stdout: str
@@ -39,7 +39,7 @@ class Done:
 
 
 def shoal(*arguments: object) -> Done:
-    """The command line, in this process: to start one takes seconds."""
+    """Run a command line in this process, because the start of a new process takes seconds."""
     result = CliRunner().invoke(cli.shoal, [str(argument) for argument in arguments])
     if isinstance(result.exception, ShoalError):
         return Done(result.exception.exit_code, result.stdout, str(result.exception))
@@ -49,7 +49,7 @@ def shoal(*arguments: object) -> Done:
 
 
 def sync(root: ExportRoot, *views: str, dry_run: bool = False, **options: float) -> list[Written]:
-    """What `shoal sync-dynamodb --once` does, in this process, for some views or all."""
+    """Write some views, or all, as `shoal sync-dynamodb --once` does, in this process. Return the written entries."""
 
     async def run() -> list[Written]:
         async with DynamoClient() as client:
@@ -61,14 +61,14 @@ def sync(root: ExportRoot, *views: str, dry_run: bool = False, **options: float)
 
 
 def sync_in_steps(address: str, endpoint: str, table: str) -> None:
-    """`sync` in a process of its own, some rows at a time."""
+    """Run `sync` in its own process, a few rows at a time."""
     os.environ |= {ENDPOINT: endpoint, **ACCESS}
     rows.ROWS_AT_ONCE = 40
     sync(ExportRoot(address))
 
 
 def forget_lease(table: str) -> None:
-    """Have the time of whoever writes to a table be over."""
+    """End the lease of the process that writes to a table."""
 
     async def forget() -> None:
         async with DynamoClient() as client:
@@ -78,13 +78,13 @@ def forget_lease(table: str) -> None:
 
 
 def bring_local(store: Path, table: str) -> Progress:
-    """What `shoal load --from-dynamodb` does, in this process."""
+    """Load a table into a store as `shoal load --from-dynamodb` does, in this process."""
     with StoreWriter(store) as writer:
         return asyncio.run(load_table(writer, table, lambda rows: None))[0]
 
 
 def items(table: str) -> dict[bytes, dict[str, Any]]:
-    """All rows of a table as they are stored, by key."""
+    """Return all rows of a table as they are stored, by key."""
 
     async def scan() -> dict[bytes, dict[str, Any]]:
         found: dict[bytes, dict[str, Any]] = {}

@@ -1,10 +1,11 @@
-"""The cache of rows is shared by processes, forgets, starts over when it is full, and does not mind who dies."""
+"""The cache of rows is shared by processes, forgets old rows, starts over when it is full, and survives killed
+processes."""
 
 import random
 import time
 from pathlib import Path
 
-from engine.dynamodb.cache import NO_ROW, RowCache
+from shoal.engine.dynamodb.cache import NO_ROW, RowCache
 from tests.failpoints.processes import running
 from tests.server.serving import eventually
 
@@ -17,7 +18,7 @@ def value_of(key: bytes) -> bytes:
 
 
 def fill_for_ever(store: str, prefix: bytes) -> None:
-    """Put one set of rows after the other into a cache that they fill again and again."""
+    """Put sets of rows into a cache without end, so that the cache fills up again and again."""
     cache = RowCache.open(Path(store), 1 << 20)
     while True:
         keys = random.sample(KEYS, 20)

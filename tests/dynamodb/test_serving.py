@@ -1,6 +1,5 @@
-"""A server with views on the node and in tables: they are mixed in a request, and what a table does not give in time is
-said to be missing.
-"""
+"""A server with views on the node and views in tables: one request can use both, and the answer names the views with
+rows that a table did not deliver in time."""
 
 import base64
 import io
@@ -15,11 +14,11 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from engine import FeatureStore
-from engine.dynamodb.breaker import FAILURES
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
-from shoal_client import Client, errors
+from shoal import FeatureStore
+from shoal.client import Client, errors
+from shoal.engine.dynamodb.breaker import FAILURES
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.dynamodb.tables import ENDPOINT, remote, shoal, sync
 from tests.faulty_network import FaultyNetwork, faulty_network
@@ -33,7 +32,7 @@ ROWS: list[stores.Row] = [
     {"here_id": n, "a": n, "text": None if n % 7 == 0 else f"t{n}", "score": n / 4} for n in range(COUNT)
 ]
 KEYS = [*range(0, COUNT, 2), 100_000, 0, 2]
-"""Some that are there, one that is not, and some twice."""
+"""Many keys that exist, one that does not, and two that occur twice."""
 PATIENT = {"X-Request-Timeout-Ms": "20000"}
 ARROW, NPY = "application/vnd.apache.arrow.stream", "application/x-npy"
 
@@ -72,7 +71,7 @@ def mended(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "network" in request.fixturenames:
         request.getfixturevalue("network").mend()
-        # Tables that did not answer for long are left alone for a while.
+        # After a table has failed to answer for a long time, the server does not ask it for a while.
         server = request.getfixturevalue("server")
         eventually(lambda: "x-shoal-partial" not in lookup(server).headers, "whole answers")
 
@@ -158,7 +157,7 @@ def test_rows_that_do_not_come_in_time_are_marked_and_the_others_served(server: 
     assert dict(state.trailing_metadata())["x-shoal-partial"] == "far"
     results = decode("GetOnlineFeaturesResponse", content)["results"]
     assert set(results[3]["statuses"]) == {"INVALID"}
-    # Who wants all or nothing says so.
+    # With this header, the client gets all rows or an error.
     answer = lookup(server, **soon, **{"X-Shoal-Partial": "fail"})
     assert (answer.status, answer.error[0]) == (503, "RowsUnavailable"), answer.body
     answer = lookup(server, **{"X-Shoal-Partial": "maybe"})
@@ -168,7 +167,7 @@ def test_rows_that_do_not_come_in_time_are_marked_and_the_others_served(server: 
         assert (mixed.partial, mixed.to_arrow().column("far:a").null_count) == (("far",), len(KEYS))
         with pytest.raises(errors.RowsUnavailable):
             asking.lookup(["far:a"], {"here_id": KEYS}, timeout=0.7, partial="fail")
-    # A client that does not say how long it waits waits as long as the setting says.
+    # If a client does not say how long it waits, the server waits as long as the setting says.
     answer = server.ask("POST", "/v1/lookup", {"service": "mixed", "entities": {"here_id": [1]}})
     assert (answer.headers["x-shoal-partial"].split(",")[-1], answer.status) == ("far", 200)
     metrics = server.ask("GET", "/metrics").body.decode()
@@ -187,7 +186,7 @@ def test_a_table_that_does_not_answer_is_left_alone_for_a_while(server: Server, 
         answer = lookup(server, **{"X-Request-Timeout-Ms": "200"})
         assert answer.headers["x-shoal-partial"] == "far"
         assert of_view(answer.json, "there") == of_view(answer.json, "here")
-    # One request at a time tries, and no other waits.
+    # One request at a time tries the table, and no other request waits for it.
     assert dead.met - sent < 20
     network.mend()
     eventually(lambda: "x-shoal-partial" not in lookup(server).headers, "rows of the table")
@@ -202,7 +201,7 @@ def test_a_client_that_does_not_wait_says_nothing_of_a_table(server: Server, net
 
 
 def _leave_out(body: bytes, content: bytes) -> bytes:
-    """The answer of a server that had no time for half of the keys, and gives one row less than it says."""
+    """Return the answer of a server that had no time for half of the keys, without the rows of these keys."""
     (table, asked), answer = next(iter(orjson.loads(body)["RequestItems"].items())), orjson.loads(content)
     left = asked["Keys"][::2]
     binary = {key["k"]["B"] for key in left}
@@ -299,7 +298,7 @@ def test_rows_are_cached_for_a_moment_also_those_that_are_not_there(
     )
     sync(root, "there")
     eventually(lambda: seen(first) == [None, 7], "what changed, once the cache has forgotten")
-    # More than fits: it starts over, and answers stay right.
+    # These are more rows than fit. The cache starts over, and the answers stay correct.
     for start in range(0, COUNT, 50):
         keys = list(range(start, start + 50))
         for _ in range(2):

@@ -1,4 +1,5 @@
-"""Tables are brought up to date with an export root: what changed alone, whatever fails, and from wherever it died."""
+"""Tables are brought up to date with an export root: only changes are written, whatever fails, and a sync continues
+from wherever the last one died."""
 
 import json
 import random
@@ -13,11 +14,19 @@ from typing import Any
 import orjson
 import pytest
 
-from engine import FeatureStore
-from engine.errors import FileDamaged, ForeignDelta, RowTooLarge, TableFailed, TableInvalid, TableMissing, TableTaken
-from engine.export_root import ExportRoot
-from engine.failpoints import FAILPOINTS
-from engine.schema import ViewSchema
+from shoal import FeatureStore
+from shoal.engine.base.errors import (
+    FileDamaged,
+    ForeignDelta,
+    RowTooLarge,
+    TableFailed,
+    TableInvalid,
+    TableMissing,
+    TableTaken,
+)
+from shoal.engine.base.failpoints import FAILPOINTS
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.dynamodb.tables import forget_lease, items, remote, shoal, sync, sync_in_steps
 from tests.failpoints.processes import running
@@ -29,7 +38,7 @@ KEYS = list(range(400))
 
 
 class Twins:
-    """The same entries published twice: of a view on the node, and of one in a table."""
+    """The same entries published twice: for a view on the node, and for a view in a table."""
 
     def __init__(self, directory: Path, table: str) -> None:
         self.directory = directory
@@ -47,7 +56,7 @@ class Twins:
             stores.publish_delta(self.root, view, rows, tombstones or [])
 
     def check(self) -> None:
-        """Both show the same."""
+        """Assert that both views show the same values, event times and statuses."""
         stores.load(self.directory / "store", self.root)
         opened = FeatureStore.open(self.directory / "store")
         keys = {"here_id": KEYS}
@@ -82,14 +91,15 @@ def test_only_what_changed_is_written(twins: Twins) -> None:
     assert (first.puts, first.deletes, first.unchanged) == (300, 0, 0)
     twins.check()
     twins.delta([row(1, 2, 10), row(350, 2, 10)], [dead(2, 10)])
-    # What is older than the table's row stays out, also as a tombstone; what vanished may come back however late.
+    # Rows and tombstones that are older than the table's row are not written. A key that vanished may come back with
+    # any event time.
     twins.delta([row(1, 3, 5), row(2, 3, -5)], [dead(350, 5), dead(399)])
     second, third = sync(twins.root)
     assert (second.puts, second.deletes, second.superseded) == (2, 1, 0)
     assert (third.puts, third.deletes, third.superseded) == (2, 2, 3)
     twins.check()
     assert sync(twins.root) == []
-    # A snapshot replaces all there is, also what is newer, and writes what it has otherwise alone.
+    # A snapshot replaces all rows, also newer ones, and writes only the rows that differ.
     twins.snapshot([*(row(key, 1) for key in range(290)), row(295, 9, 1)])
     (fourth,) = sync(twins.root)
     assert (fourth.puts, fourth.unchanged, fourth.deletes, fourth.superseded) == (3, 288, 10, 0)
@@ -122,10 +132,11 @@ def test_a_dry_run_counts_what_is_then_written(twins: Twins) -> None:
     with pytest.raises(TableMissing):
         items(twins.table)
     for _ in range(2):
-        counted, written = sync(twins.root, dry_run=True), sync(twins.root)
+        counted = sync(twins.root, dry_run=True)
+        written = sync(twins.root)
         for one, other in zip(counted, written, strict=True):
             assert (one.puts, one.deletes, one.unchanged) == (other.puts, other.deletes, other.unchanged)
-            # Besides the rows: what they look like, and how far the table is.
+            # Besides the rows, a sync writes the schema and the progress of the table.
             assert one.estimated_units == other.estimated_units == other.write_units - 2
         twins.delta([row(key, 2, 9) for key in range(5, 50)], [dead(key, 9) for key in range(50, 60)])
         twins.delta(big[:3])
@@ -140,7 +151,7 @@ def test_a_dry_run_counts_what_is_then_written(twins: Twins) -> None:
 
 
 def _leave_out(body: bytes, content: bytes) -> bytes:
-    """An answer that says that some of what was to be written was not."""
+    """Return an answer that says that some of the writes were not processed."""
     return orjson.dumps({"UnprocessedItems": {t: i[::3] for t, i in orjson.loads(body)["RequestItems"].items()}})
 
 
@@ -172,15 +183,15 @@ def test_what_does_not_pass_is_told_and_gone_on_with(
 ) -> None:
     twins.snapshot([row(key, 1) for key in range(100)])
     with monkeypatch.context() as impatient:
-        impatient.setattr("loaders.dynamodb.table._SECONDS", 0.5)
-        impatient.setattr("loaders.dynamodb.table._ATTEMPTS", 2)
+        impatient.setattr("shoal.loaders.dynamodb.table._SECONDS", 0.5)
+        impatient.setattr("shoal.loaders.dynamodb.table._ATTEMPTS", 2)
         network.fail(method="POST", text="DescribeTable", times=1e9, hangs=True)
         with pytest.raises(TableFailed, match=r"has not answered DescribeTable for 0\.5 s"):
             sync(twins.root)
         (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert re.fullmatch(r"table '.*': .* has not answered DescribeTable for 0.5 s; the request is retried.*", told)
         network.mend()
-    monkeypatch.setattr("loaders.dynamodb.table._ATTEMPTS", 2)
+    monkeypatch.setattr("shoal.loaders.dynamodb.table._ATTEMPTS", 2)
     network.fail(method="POST", text="BatchWriteItem", times=1e9, status=400, code="AccessDeniedException")
     with pytest.raises(TableFailed, match="AccessDeniedException"):
         sync(twins.root)
@@ -191,7 +202,7 @@ def test_what_does_not_pass_is_told_and_gone_on_with(
     network.mend()
     sync(twins.root)
     twins.check()
-    # A file that is damaged: the newest snapshot leads around it, once there is one.
+    # A damaged file: once there is a newer snapshot, the sync can skip the file.
     twins.delta([row(1, 2, 9)])
     broken = twins.root.entry("there", 2)
     (twins.root.directory(broken) / broken.files[0].path).write_bytes(b"bad")
@@ -229,7 +240,7 @@ def test_a_sync_that_is_killed_anywhere_is_gone_on_with(twins: Twins, endpoint: 
 
 
 def dies(twins: Twins, endpoint: str, point: str) -> bool:
-    """Whether a sync that is to die at a point comes there."""
+    """Run a sync that is to die at a point, and return whether it reached the point."""
     arguments = (str(twins.root), endpoint, twins.table)
     with running(sync_in_steps, *arguments, die_at=point, log=twins.directory / "log") as process:
         process.join(PATIENCE_SECONDS)
@@ -240,14 +251,14 @@ def dies(twins: Twins, endpoint: str, point: str) -> bool:
 def test_one_process_at_a_time_writes_and_none_behind_another(twins: Twins, network: FaultyNetwork) -> None:
     twins.snapshot([row(key, 1) for key in range(100)])
     hanging = network.fail(method="POST", text="BatchWriteItem", times=1e9, hangs=True)
-    command = [sys.executable, "-m", "cli", "sync-dynamodb", "--from", str(twins.root), "--create-tables"]
+    command = [sys.executable, "-m", "shoal", "sync-dynamodb", "--from", str(twins.root), "--create-tables"]
     with subprocess.Popen([*command, "--lease-seconds", "2", "--poll", "0.1"], stderr=subprocess.PIPE) as other:
         eventually(lambda: hanging.met, "a sync that writes")
         with pytest.raises(TableTaken, match=f"{other.pid}"):
             sync(twins.root, lease_seconds=0.2)
         network.mend()
         eventually(lambda: len(items(twins.table)) == 100, "that it has written all")
-        # What is published while it runs comes into the table.
+        # The running sync also writes what is published meanwhile.
         twins.delta([row(1, 2, 9)])
         eventually(lambda: any(item["q"]["N"] == "2" for item in items(twins.table).values()), "the delta")
         hanging = network.fail(method="POST", text="q <= :q", times=1e9, hangs=True)
@@ -255,7 +266,7 @@ def test_one_process_at_a_time_writes_and_none_behind_another(twins: Twins, netw
         eventually(lambda: hanging.met, "a sync that writes")
         other.kill()
     network.mend()
-    # Its time is over soon, and another takes over.
+    # The lease of the killed process ends soon, and another process takes over.
     assert [entry.seq for entry in sync(twins.root)] == [3]
     twins.check()
 

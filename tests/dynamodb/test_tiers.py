@@ -1,4 +1,4 @@
-"""What a node has of views that are kept in tables: nothing but what they look like, and how far their log is."""
+"""A node keeps only the schema and the log position of a view in a table."""
 
 import subprocess
 import sys
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.errors import PushElsewhere, SchemaChangeRefused, TableFailed
-from engine.export_root import ExportRoot
-from engine.kernels.gathering import Status
-from engine.schema import ViewSchema
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import PushElsewhere, SchemaChangeRefused, TableFailed
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 from tests import stores
 from tests.dynamodb.tables import remote
 
@@ -26,14 +26,15 @@ def root(tmp_path: Path) -> ExportRoot:
 
 
 def generations(store: Path) -> list[int]:
-    """The sizes of a view's bases."""
+    """Return the sizes of a view's bases in bytes."""
     return [path.stat().st_size for path in store.glob("generations/doc/*/data.mdb")]
 
 
 def test_a_view_that_moves_to_a_table_leaves_the_node_and_comes_back_with_a_snapshot(
     root: ExportRoot, tmp_path: Path
 ) -> None:
-    store, there = tmp_path / "store", remote(VIEW, "elsewhere")
+    store = tmp_path / "store"
+    there = remote(VIEW, "elsewhere")
     stores.publish_snapshot(root, VIEW, ROWS)
     stores.load(store, root)
     (loaded,) = generations(store)
@@ -47,7 +48,7 @@ def test_a_view_that_moves_to_a_table_leaves_the_node_and_comes_back_with_a_snap
         with pytest.raises(PushElsewhere, match="'elsewhere'"):
             push_rows(writer, "doc", {"doc_id": [1], "a": [2]})
     assert max(generations(store)) < loaded
-    # A delta of a view that is local again has nothing to lie over.
+    # The view is local again, but has no base for a delta.
     stores.publish_delta(root, VIEW, ROWS[:3])
     with pytest.raises(SchemaChangeRefused, match="--full"):
         stores.load(store, root)
@@ -88,9 +89,9 @@ def test_who_has_no_such_views_imports_nothing_for_them(root: ExportRoot, tmp_pa
     stores.publish_snapshot(root, VIEW, ROWS)
     stores.load(tmp_path / "store", root)
     program = (
-        "import sys; import engine.server.app, engine.server.worker; from engine import FeatureStore; "
+        "import sys; import shoal.engine.server.app, shoal.engine.server.worker; from shoal import FeatureStore; "
         "FeatureStore.open(sys.argv[1]).lookup(['doc:a'], {'doc_id': [1]}); "
-        "print([name for name in sys.modules if name.startswith(('boto', 'engine.dynamodb'))])"
+        "print([name for name in sys.modules if name.startswith(('boto', 'shoal.engine.dynamodb'))])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "store")],

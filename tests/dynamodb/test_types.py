@@ -1,4 +1,5 @@
-"""A view in a table is looked up as if it were local: every type, null, age and status, cell by cell."""
+"""Lookups of a view in a table give the same results as lookups of a local view, cell by cell: every type, null, age
+and status."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -7,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import FeatureStore
-from engine.errors import TableMissing
-from engine.export_root import ExportRoot
-from engine.schema import ViewSchema
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.base.errors import TableMissing
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.backup.verify import verify_store
 from tests import every_type, stores
 from tests.dynamodb.tables import bring_local, items, remote, sync
 
@@ -20,13 +21,13 @@ ABSENT = ["nobody", "item-100000"]
 
 
 def renamed(view: ViewSchema, name: str) -> ViewSchema:
-    """The same view under another name, whose join keys stay as they are."""
+    """Return the same view under another name, with unchanged join keys."""
     return view.model_copy(update={"name": name})
 
 
 @pytest.fixture
 def root(tmp_path: Path, table: str) -> ExportRoot:
-    """Every view twice: on the node, and, with an x behind its name, in a table."""
+    """A root with every view twice: on the node, and, with an x after its name, in a table."""
     root = ExportRoot(tmp_path / "root")
     for view, rows in (
         (every_type.ITEMS, every_type.item_rows(300)),
@@ -69,7 +70,7 @@ def test_lookups_from_tables_are_those_of_the_node(root: ExportRoot, store: Path
 
 
 def test_rows_of_earlier_schemas_are_read_under_the_newest(tmp_path: Path, table: str) -> None:
-    """A feature that came, one that went, and one that was widened."""
+    """One feature was added, one was removed, and one was widened."""
     root = ExportRoot(tmp_path / "root")
     old = stores.schema("doc", key="int64", a="int32", text="string", gone="float32")
     new = stores.schema("doc", key="int64", more="string", a="int64", text="string")
@@ -86,7 +87,7 @@ def test_rows_of_earlier_schemas_are_read_under_the_newest(tmp_path: Path, table
         assert found["doc:text"] == [None if 5 <= n < 9 else f"t{n}" for n in range(20)]
     matrix = opened.lookup_matrix(["doc:a"], {"doc_id": list(range(20))}).matrix
     assert matrix[:, 0].tolist() == expected
-    # Brought to a node, they are under the newest, too.
+    # Rows that were brought to a node also have the newest schema.
     bring_local(tmp_path / "local", table)
     local = FeatureStore.open(tmp_path / "local").lookup(["doc:*"], {"doc_id": list(range(20))}).to_pydict()
     assert local == found
@@ -98,7 +99,8 @@ def test_a_table_becomes_the_base_of_its_view_which_goes_on_along_the_log(
     sync(root)
     for view in ("items", "pairs"):
         bring_local(tmp_path / "local", f"{table}.{view}")
-    opened, expected = FeatureStore.open(tmp_path / "local"), FeatureStore.open(store)
+    opened = FeatureStore.open(tmp_path / "local")
+    expected = FeatureStore.open(store)
     assert not opened.version().has_remote_views
     keys = {"items_id": [*NAMES, *ABSENT]}
     assert repr(opened.lookup(["itemsx:*"], keys).to_pydict()).replace("itemsx", "items") == repr(

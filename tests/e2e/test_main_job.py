@@ -1,4 +1,4 @@
-"""The main job as its user does it: commands alone, real Spark, a real server, a delta while it serves."""
+"""The main job as a user does it: only commands, real Spark, a real server, and a delta while it serves."""
 
 import io
 import json
@@ -37,7 +37,7 @@ ROWS = 1000
 
 
 def documents(changed: range, removed: range) -> dict[str, dict[str, Any]]:
-    """What the source holds after some documents changed and some went, by key."""
+    """Return the rows of the source by key, after some documents changed and some were removed."""
     rows = {}
     for number in range(ROWS):
         if number not in removed:
@@ -67,8 +67,8 @@ def write_source(directory: Path, rows: dict[str, dict[str, Any]]) -> None:
 
 
 def shoal(directory: Path, *arguments: str) -> str:
-    """Run a command; its output."""
-    command = [sys.executable, "-m", "cli", *arguments]
+    """Run a command, and return its output."""
+    command = [sys.executable, "-m", "shoal", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory, env=environment)
     assert done.returncode == 0, done.stderr
@@ -77,11 +77,11 @@ def shoal(directory: Path, *arguments: str) -> str:
 
 @contextmanager
 def served(directory: Path) -> Iterator[str]:
-    """`shoal serve` with two workers on a free port; yields its URL."""
+    """Run `shoal serve` with two workers on a free port, and yield its URL."""
     command = [
         sys.executable,
         "-m",
-        "cli",
+        "shoal",
         "serve",
         "--store",
         "store",
@@ -106,14 +106,14 @@ def served(directory: Path) -> Iterator[str]:
 
 
 def ask(url: str, body: dict[str, Any], accept: str = "application/json") -> tuple[bytes, int]:
-    """The answer to a lookup, and its version."""
+    """Look up, and return the body of the answer and its version."""
     request = urllib.request.Request(f"{url}/v1/lookup", json.dumps(body).encode(), {"Accept": accept})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return answer.read(), int(answer.headers["X-Shoal-Version"])
 
 
 def wait_for_seq(url: str, seq: int) -> None:
-    """Wait until the server stands at an entry of the log."""
+    """Wait until the server has applied an entry of the log."""
     while True:
         try:
             with urllib.request.urlopen(f"{url}/v1/status", timeout=30) as answer:
@@ -126,7 +126,7 @@ def wait_for_seq(url: str, seq: int) -> None:
 
 
 def check(url: str, rows: dict[str, dict[str, Any]]) -> int:
-    """Hold every answer, in every format, against the source's rows; returns the version."""
+    """Compare the answers in every format with the source's rows, and return the version."""
     keys = [f"doc {number}" for number in range(ROWS + 5)]
     body = {"features": ["docs:*"], "entities": {"doc_id": keys}}
     content, version = ask(url, body)

@@ -1,4 +1,4 @@
-"""Segments in memory, of rows under any hashes one likes: real chunks, made by the loaders' own encoder."""
+"""Segments in memory, with rows under any chosen hashes: real chunks, made by the loaders' own encoder."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.catalog import Origin, SegmentRecord, StoreRecord, ViewRecord
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.layout import RowLayout
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
-from engine.schema import ViewSchema
-from engine.segment import Chunk, Segment
-from engine.version import StoreVersion, ViewVersion
-from loaders.arrow_rows import encode, published_schema
-from loaders.segment_writer import ChunkBuilder
+from shoal.engine.format.catalog import Origin, SegmentRecord, StoreRecord, ViewRecord
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.format.layout import RowLayout
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from shoal.engine.store.segment import Chunk, Segment
+from shoal.engine.store.version import StoreVersion, ViewVersion
+from shoal.loaders.segments.arrow_rows import encode, published_schema
+from shoal.loaders.segments.segment_writer import ChunkBuilder
 from tests.stores import NOW, TIMESTAMP, Row
 
 Identity = tuple[int, int]
@@ -24,7 +24,8 @@ Identity = tuple[int, int]
 
 
 def batch(view: ViewSchema, rows: Mapping[Identity, Row | None]) -> pa.RecordBatch:
-    """Rows as an exporter writes them, in the order of their hashes; None is a tombstone."""
+    """Return rows as an exporter writes them, in the order of their hashes. A row that is `None` becomes a
+    tombstone."""
     ordered = sorted(rows)
     content = [rows[identity] or {} for identity in ordered]
     columns: dict[str, list[Any]] = {
@@ -40,7 +41,7 @@ def batch(view: ViewSchema, rows: Mapping[Identity, Row | None]) -> pa.RecordBat
 
 
 def sealed(view: ViewSchema, rows: Mapping[Identity, Row | None]) -> npt.NDArray[np.uint8]:
-    """One chunk of all rows, as it is stored."""
+    """Return one chunk of all rows, in its stored form."""
     builder = ChunkBuilder(RowLayout(view), len(rows), with_origins=False)
     encode(builder, 0, batch(view, rows))
     return builder.finish()
@@ -49,7 +50,7 @@ def sealed(view: ViewSchema, rows: Mapping[Identity, Row | None]) -> npt.NDArray
 def segment(
     view: ViewSchema, rows: Mapping[Identity, Row | None], *, cuts: Iterable[int] = (), seq: int = 1
 ) -> Segment:
-    """A segment; `cuts` are first hashes at which a new chunk begins."""
+    """Return a segment. A new chunk begins at each first hash in `cuts`."""
     bounds = sorted(cuts)
     parts: dict[int, dict[Identity, Row | None]] = {}
     for identity in sorted(rows):
@@ -59,7 +60,7 @@ def segment(
 
 
 def record(view: ViewSchema, rows: Iterable[Row | None], chunks: Sequence[Chunk], seq: int) -> SegmentRecord:
-    """What the catalog would say of a segment."""
+    """Return the catalog's record of a segment."""
     dead = [row is None for row in rows]
     return SegmentRecord(
         id=f"segment-{seq}",
@@ -78,7 +79,7 @@ def record(view: ViewSchema, rows: Iterable[Row | None], chunks: Sequence[Chunk]
 
 
 def version(view: ViewSchema, segments: Sequence[Segment]) -> StoreVersion:
-    """A version of a store whose only view has these segments, newest first, under its newest schema."""
+    """Return a version of a store with a single view, which has these segments, newest first, and its newest schema."""
     newest = segments[0].record
     view_record = ViewRecord(
         view_schema=view,
@@ -90,7 +91,7 @@ def version(view: ViewSchema, segments: Sequence[Segment]) -> StoreVersion:
         applied_at=NOW,
         watermark=None,
     )
-    # Its chunks lie in this process's own memory: there is no transaction that could end.
+    # The chunks are in this process's own memory, so there is no transaction that could end.
     nothing: Any = None
     at_version = ViewVersion(view_record, segments, nothing)
     return StoreVersion(

@@ -1,11 +1,11 @@
-"""The Arrow stream that is put together from kept heads and gathered memory says what pyarrow's own would."""
+"""The Arrow stream, assembled from cached heads and gathered memory, has the content of pyarrow's own stream."""
 
 import pyarrow as pa
 import pytest
 
-from engine import FeatureStore
-from engine.encoders import arrow_stream
-from engine.export_root import ExportRoot
+from shoal import FeatureStore
+from shoal.engine.encoders import arrow_stream
+from shoal.engine.root.export_root import ExportRoot
 from tests.stores import NOW, load, publish_snapshot, schema
 
 NUMBERS = ["docs:a", "docs:b", "docs:c", "docs:d", "docs:e"]
@@ -13,7 +13,8 @@ NUMBERS = ["docs:a", "docs:b", "docs:c", "docs:d", "docs:e"]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """Documents with all kinds of numbers, one in ten of them null, and users with floats."""
+    """A store of two views. Documents (`docs`) have numbers of several types, a timestamp and a text; every tenth
+    document lacks `d`. Users have two floats; the only user lacks `y`."""
     directory = tmp_path_factory.mktemp("arrow")
     root = ExportRoot(directory / "root")
     docs = schema("docs", a="float32", b="int64", c="int32", d="float64", e="timestamp", text="string")

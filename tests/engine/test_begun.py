@@ -1,4 +1,4 @@
-"""A store that has less than it had is damaged: nobody reads it as an empty one, and nobody begins it anew."""
+"""A store that has lost data is damaged: nobody reads it as an empty store, and nobody begins a new one."""
 
 import gc
 import os
@@ -12,16 +12,18 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from engine import FeatureStore, catalog
-from engine.begun import FILE_BYTES, SLOT_OFFSETS, begun_path, read_begun
-from engine.environment import DATA, live_path, open_live
-from engine.errors import NotPublished, StoreDamaged
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
-from engine.seal import KEY
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify
+from shoal import FeatureStore
+from shoal.engine.base.errors import NotPublished, StoreDamaged
+from shoal.engine.format import catalog
+from shoal.engine.format.paths import DATA, live_path
+from shoal.engine.format.progress import FILE_BYTES, SLOT_OFFSETS, begun_path, read_begun
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.format.seal import KEY
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.store.environment import open_live
+from shoal.loaders.backup.verify import verify
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64")
@@ -45,7 +47,7 @@ def push(store: Path, value: int) -> int:
 
 @pytest.fixture
 def older(tmp_path: Path, root: ExportRoot) -> Path:
-    """A copy of the store as it was before its last push."""
+    """A copy of the store from before its last push."""
     stores.load(tmp_path / "store", root)
     gc.collect()
     shutil.copytree(tmp_path / "store", tmp_path / "older")
@@ -66,15 +68,15 @@ def seen(store: Path) -> int:
 
 
 def noted_commits(content: bytes) -> list[int]:
-    """The commits that the two meta pages of an environment name."""
+    """Return the commits that the two meta pages of an environment name."""
     return [struct.unpack_from("<Q", content, 4096 * page + 144)[0] for page in (0, 1)]
 
 
-# --- what is less ---------------------------------------------------------------------------------------------------
+# --- a store that has less than it had ------------------------------------------------------------------------------
 
 
 def no_nodes(store: Path) -> None:
-    """The main page says that it has none, as an empty one does."""
+    """Make the main page say that it has no nodes, as in an empty environment."""
     data = live_path(store) / DATA
     content = data.read_bytes()
     commits = noted_commits(content)
@@ -86,7 +88,7 @@ def no_nodes(store: Path) -> None:
 
 
 def older_commit(store: Path) -> None:
-    """The newest commit is noted as one long ago, so that LMDB takes the one before it."""
+    """Give the newest commit the number of an old one, so that LMDB uses the commit before it."""
     data = live_path(store) / DATA
     commits = noted_commits(data.read_bytes())
     with data.open("r+b") as file:
@@ -95,7 +97,7 @@ def older_commit(store: Path) -> None:
 
 
 def older_commit_first(store: Path) -> None:
-    """The commit before the newest one is noted as a later one."""
+    """Give the commit before the newest one a higher number than the newest."""
     data = live_path(store) / DATA
     commits = noted_commits(data.read_bytes())
     with data.open("r+b") as file:
@@ -104,7 +106,8 @@ def older_commit_first(store: Path) -> None:
 
 
 def without_an_entry(store: Path) -> None:
-    """A view's record is gone from the catalog, under the seal of the last commit."""
+    """Remove a view's record from the catalog. The catalog's seal has the new commit's id, but its number of entries
+    still includes the record."""
     _change_catalog(store, b"view:other", None)
 
 
@@ -113,7 +116,7 @@ def changed_services(store: Path) -> None:
 
 
 def _change_catalog(store: Path, key: bytes, value: bytes | None) -> None:
-    program = "import sys, lmdb; from engine import seal\n"
+    program = "import sys, lmdb; from shoal.engine.format import seal\n"
     program += "env = lmdb.open(sys.argv[1], max_dbs=3); db = env.open_db(b'catalog'); key = sys.argv[2].encode()\n"
     program += "with env.begin(write=True) as transaction:\n"
     program += "    value = sys.argv[3].encode()\n"
@@ -191,7 +194,7 @@ def test_less_than_was_there_is_damage_and_no_new_store(store: Path, root: Expor
         StoreWriter(store)
     with pytest.raises(StoreDamaged):
         stores.load(store, root)
-    # Nothing was written, and nothing is in the way of a repair.
+    # Nothing was written, and nothing prevents a repair.
     assert {path: path.stat().st_size for path in store.rglob("*") if path.name == DATA} == before
     if how != "live and the record gone":
         assert [checked.what for checked in verify(store) if checked.problem and checked.what != "begun"] == ["live"]
@@ -201,13 +204,13 @@ def test_less_than_was_there_is_damage_and_no_new_store(store: Path, root: Expor
 
 
 HOLDS = (
-    "import sys; from engine import FeatureStore; held = FeatureStore.open(sys.argv[1]).version(); print(flush=True)\n"
+    "import sys; from shoal import FeatureStore; held = FeatureStore.open(sys.argv[1]).version(); print(flush=True)\n"
 )
 
 
 @pytest.mark.parametrize("how", ["a page without nodes", "the newest commit noted as an old one"])
 def test_damage_is_found_though_another_process_has_the_store_open(store: Path, how: str) -> None:
-    """What such a process has noted in LMDB's lock file holds for those that open it later."""
+    """The notes of such a process in LMDB's lock file apply to all processes that open the store later."""
     command = [sys.executable, "-c", HOLDS, str(store)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -219,11 +222,11 @@ def test_damage_is_found_though_another_process_has_the_store_open(store: Path, 
         process.kill()
 
 
-# --- what is not less -----------------------------------------------------------------------------------------------
+# --- a store that has all of its data -------------------------------------------------------------------------------
 
 
 def one_slot(store: Path) -> None:
-    """The newer slot was cut off while it was written."""
+    """Damage the newer slot, as if its write had been interrupted."""
     content = bytearray(begun_path(store).read_bytes())
     commits = [struct.unpack_from("<Q", content, offset + 32)[0] for offset in SLOT_OFFSETS]
     content[SLOT_OFFSETS[commits.index(max(commits))] + 40] ^= 1
@@ -249,7 +252,7 @@ def test_a_record_that_is_gone_or_behind_takes_nothing_along(store: Path, how: s
     version = push(store, PUSHED + 1)
     gc.collect()
     assert seen(store) == PUSHED + 1
-    # From here on it is as ever.
+    # From here on, the store behaves as usual.
     begun = read_begun(store)
     assert begun is not None
     assert (begun.live, begun.commit) == (1, version)
@@ -260,7 +263,7 @@ def test_a_record_that_is_gone_or_behind_takes_nothing_along(store: Path, how: s
 
 
 def test_a_store_of_an_earlier_release_gets_its_record_from_its_first_writer(store: Path) -> None:
-    """It has neither seal nor record: and one that such a release wrote to in between has an old seal."""
+    """The earlier release wrote no seal and no record. If it wrote to a newer store, the seal is an old one."""
     for how in ("never sealed", "sealed, then written to without"):
         with lmdb.open(str(live_path(store)), max_dbs=3) as env, env.begin(write=True) as transaction:
             db = env.open_db(b"catalog", transaction)
@@ -292,8 +295,8 @@ def test_a_store_of_an_earlier_release_gets_its_record_from_its_first_writer(sto
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
+from shoal.loaders.commit.store_writer import StoreWriter
 writer = StoreWriter(Path(sys.argv[1]))
 for value in range(50):
     version = push_rows(writer, "doc", {"doc_id": [1], "a": [value]}).version

@@ -1,4 +1,4 @@
-"""Machine code on disk is used for what it was compiled from, and for nothing else."""
+"""Machine code on disk is used only for the sources that it was compiled from."""
 
 import logging
 import os
@@ -18,9 +18,9 @@ import pytest
 from numba.core import config
 from numba.core.dispatcher import Dispatcher
 
-from engine.kernels import compiling, fingerprint
+from shoal.engine.kernels import compiling, fingerprint
 
-PROJECT = Path(compiling.__file__).parents[2]
+PROJECT = Path(compiling.__file__).parents[3]
 
 SOURCES = {
     "constants": """
@@ -40,7 +40,7 @@ class Kind(IntEnum):
     "functions": """
 from numba import njit, types
 from numba.extending import intrinsic
-from engine.kernels.compiling import kernel
+from shoal.engine.kernels.compiling import kernel
 from constants import WIDTH
 
 def adder(number):
@@ -65,7 +65,7 @@ def called(value):
     "kernels": """
 import constants
 from constants import PAIR, SIGN, TABLE, Kind
-from engine.kernels.compiling import kernel
+from shoal.engine.kernels.compiling import kernel
 from functions import add_one, add_two, called
 
 @kernel
@@ -93,7 +93,7 @@ EDITS = {
 
 
 def modules(sources: dict[str, str]) -> dict[str, ModuleType]:
-    """Execute the sources as modules, as a new process would that finds them."""
+    """Execute the sources as modules, as a new process would do, and return the modules."""
     made = {name: ModuleType(name) for name in sources}
     before = {name: sys.modules.get(name) for name in sources}
     sys.modules.update(made)
@@ -134,7 +134,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def directory(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same of the test alone, where kernels look for it, and nowhere else."""
+    """A copy of `compiled` for one test, in the only place where kernels look for machine code."""
     shutil.copytree(compiled, tmp_path / "machine-code")
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "machine-code"))
     return tmp_path / "machine-code" / "shoal"
@@ -143,13 +143,25 @@ def directory(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("directory")
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_no_machine_code_is_used_once_what_it_was_made_from_changed(edit: tuple[str, str, str]) -> None:
-    before, after = answer_of(SOURCES), answer_of(edited(*edit))
-    value_before, value_after = before(2), after(2)
+    before = answer_of(SOURCES)
+    after = answer_of(edited(*edit))
+    value_before = before(2)
+    value_after = after(2)
     assert (hits(before), hits(after)) == (1, 0)
     assert value_before != value_after
     again = answer_of(edited(*edit))
     assert again(2) == value_after
     assert hits(again) == 1
+
+
+def test_machine_code_stays_in_use_if_only_a_docstring_changed() -> None:
+    def documented(docstring: str) -> str:
+        added = f'(value):\n    """{docstring}"""\n'
+        return fingerprint.fingerprint(
+            answer_of({name: text.replace("(value):\n", added) for name, text in SOURCES.items()})
+        )
+
+    assert documented("What it does.") == documented("Return an answer.")
 
 
 def test_two_releases_run_side_by_side(directory: Path) -> None:
@@ -197,7 +209,7 @@ def test_a_damaged_file_is_compiled_anew_and_replaced(directory: Path, damage: b
 def test_a_directory_that_cannot_be_written_to_is_read_and_the_next_is_written_to(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Below a file nothing can be made, by root neither.
+    # Nothing can be created below a file, not even by root.
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(compiling, "__file__", str(directory.parent / "compiling.py"))
@@ -229,7 +241,7 @@ def test_kernels_work_where_nothing_can_be_written_and_say_so_once(
         monkeypatch.setattr(config, "CACHE_DIR", str(file / place))
     monkeypatch.setattr(compiling, "__file__", str(file / "compiling.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    # One that others can write to is not read from: what lies there would be run.
+    # A directory that others can write to is not used, because the code in it would be run.
     own = tmp_path / f"shoal-kernels-{os.geteuid()}"
     own.mkdir()
     own.chmod(0o777)
@@ -275,7 +287,7 @@ def test_every_kernel_of_shoal_is_known_by_its_fingerprint() -> None:
     decorated = [path for path, text in texts.items() if re.search(r"^@kernel$", text, re.MULTILINE)]
     prints = set()
     for path in decorated:
-        module = import_module(".".join(path.relative_to(PROJECT).with_suffix("").parts))
+        module = import_module(".".join(("shoal", *path.relative_to(PROJECT).with_suffix("").parts)))
         own = [each for each in vars(module).values() if isinstance(each, Dispatcher)]
         own = [
             each for each in own if each.py_func.__module__ == module.__name__ and "inline" not in each.targetoptions
@@ -288,9 +300,9 @@ def test_every_kernel_of_shoal_is_known_by_its_fingerprint() -> None:
 
 LAYOUT = """
 import numpy as np
-from engine.kernels.memory import address_of
-from engine.layout import ROW_SECOND_HASH
-from loaders.retention import second_hashes
+from shoal.engine.kernels.memory import address_of
+from shoal.engine.format.layout import ROW_SECOND_HASH
+from shoal.loaders.apply.retention import second_hashes
 
 row, found = np.arange(4), np.empty(1, np.int64)
 second_hashes(np.array([address_of(row)]), found)
@@ -299,11 +311,11 @@ print(ROW_SECOND_HASH, found[0], sum(second_hashes.stats.cache_hits.values()))
 
 
 def test_another_layout_is_read_as_it_is_though_its_file_looks_the_same(tmp_path: Path) -> None:
-    for package in ("engine", "loaders"):
-        shutil.copytree(PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    layout = tmp_path / "engine" / "layout.py"
-    source, status = layout.read_text(), layout.stat()
-    # Without files of bytecode, which Python, too, knows by size and time alone.
+    shutil.copytree(PROJECT / "shoal", tmp_path / "shoal", ignore=shutil.ignore_patterns("__pycache__"))
+    layout = tmp_path / "shoal" / "engine" / "format" / "layout.py"
+    source = layout.read_text()
+    status = layout.stat()
+    # Without bytecode files: Python, too, identifies their sources only by size and time.
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_CACHE_DIR": ""}
 
     def output() -> str:

@@ -1,4 +1,4 @@
-"""Whoever may publish in an export root cannot have files from elsewhere read, nor make a reader wait."""
+"""A publisher in an export root cannot make a reader read files outside the root, and cannot make a reader wait."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,21 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from engine.errors import FileDamaged, GenerationNotKept, LookupInvalid, ManifestInvalid, NotPublished
-from engine.export_root import MANIFEST, SERVICES, ExportRoot
-from engine.manifest import FeatureServices, Manifest, seal
-from engine.schema import FeatureService
-from loaders.load import load
-from loaders.reload import ReloadRequest, reload_view
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify
-from loaders.writer import LogObserver
+from shoal.engine.base.errors import (
+    FileDamaged,
+    GenerationNotKept,
+    LookupInvalid,
+    ManifestInvalid,
+    NotPublished,
+)
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import MANIFEST, SERVICES, ExportRoot
+from shoal.engine.root.manifest import FeatureServices, Manifest, seal
+from shoal.loaders.backup.verify import verify
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import load
+from shoal.loaders.follow.reload import ReloadOrder, reload_view
+from shoal.loaders.writer import LogObserver
 from tests import stores
 
 VIEW = stores.schema("doc", a="int32")
@@ -31,7 +37,7 @@ def root(tmp_path: Path) -> ExportRoot:
 
 
 def moved_out(path: Path, tmp_path: Path) -> Path:
-    """What was at a path, elsewhere, with a link to it in its place."""
+    """Move a file or directory elsewhere, put a link in its place, and return the new path."""
     elsewhere = tmp_path / "elsewhere"
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
@@ -45,26 +51,26 @@ def file_of(root: ExportRoot) -> Path:
 
 @pytest.mark.parametrize("what", ["file", "its directory", "view"])
 def test_links_out_of_the_root_are_not_followed(root: ExportRoot, tmp_path: Path, what: str) -> None:
-    """Though all that they lead to is as it should be: a checksum would tell about any file that is guessed."""
+    """The links lead to valid files. They are refused all the same: a checksum would confirm a guess about any file."""
     path = {"file": file_of(root), "its directory": file_of(root).parent, "view": root.path / "doc"}[what]
     elsewhere = moved_out(path, tmp_path)
     with StoreWriter(tmp_path / "store") as writer:
-        with pytest.raises((FileDamaged, ManifestInvalid), match=f"leads to {elsewhere}.*, out of the export root"):
+        with pytest.raises((FileDamaged, ManifestInvalid), match=f"leads to {elsewhere}.*, outside the export root"):
             load(writer, root, LogObserver())
         assert writer.version().views == {}
-    assert any(check.problem and "out of the export root" in check.problem for check in verify(root.path))
+    assert any(check.problem and "outside the export root" in check.problem for check in verify(root.path))
 
 
 @pytest.mark.parametrize("what", ["", f"{1:012d}", f"{1:012d}/{MANIFEST}"])
 def test_a_log_is_not_read_from_elsewhere(root: ExportRoot, tmp_path: Path, what: str) -> None:
     moved_out(root.path / "doc" / "deltas" / what, tmp_path)
-    with pytest.raises(ManifestInvalid, match="out of the export root"):
+    with pytest.raises(ManifestInvalid, match="outside the export root"):
         root.entry("doc", 1)
 
 
 def test_services_are_not_read_from_elsewhere(root: ExportRoot, tmp_path: Path) -> None:
     moved_out(root.path / SERVICES, tmp_path)
-    with pytest.raises(ManifestInvalid, match="out of the export root"):
+    with pytest.raises(ManifestInvalid, match="outside the export root"):
         root.services()
 
 
@@ -81,10 +87,10 @@ def test_a_pipe_makes_nobody_wait(root: ExportRoot, tmp_path: Path) -> None:
     for path in (file_of(root), root.path / SERVICES):
         path.unlink()
         os.mkfifo(path)
-    with pytest.raises(ManifestInvalid, match="is no plain file"):
+    with pytest.raises(ManifestInvalid, match="is not a plain file"):
         root.services()
     (root.path / SERVICES).unlink()
-    with StoreWriter(tmp_path / "store") as writer, pytest.raises(FileDamaged, match="is no plain file"):
+    with StoreWriter(tmp_path / "store") as writer, pytest.raises(FileDamaged, match="is not a plain file"):
         load(writer, root, LogObserver())
 
 
@@ -126,8 +132,8 @@ def test_a_request_to_reload_names_views_and_not_paths(root: ExportRoot, tmp_pat
         load(writer, root, LogObserver())
         before = sorted((tmp_path / "store").rglob("*"))
         with pytest.raises(NotPublished):
-            reload_view(writer, root, name, ReloadRequest(view=name), LogObserver())
+            reload_view(writer, root, name, ReloadOrder(view=name), LogObserver())
         for view in ("doc", name):
             with pytest.raises((GenerationNotKept, LookupInvalid)):
-                reload_view(writer, root, view, ReloadRequest(view=view, snapshot=name), LogObserver())
+                reload_view(writer, root, view, ReloadOrder(view=view, snapshot=name), LogObserver())
         assert sorted((tmp_path / "store").rglob("*")) == before

@@ -1,4 +1,4 @@
-"""The control socket's address, and a client that meets no writer, or something that is none."""
+"""The address of the control socket, and clients that find no writer, or something that is not a writer."""
 
 import asyncio
 import socket
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.control import WriterClient, listen_unix, unix_address, writer_socket_path
-from engine.errors import AddressUnusable, NotPublished, ShoalError, WriterUnavailable
+from shoal.engine.base.errors import AddressUnusable, NotPublished, ShoalError, WriterUnavailable
+from shoal.engine.process.control import WriterClient, listen_unix, unix_address, writer_socket_path
 
 
 @pytest.mark.parametrize("depth", [1, 30])
@@ -35,8 +35,8 @@ def test_no_writer(tmp_path: Path) -> None:
         (404, '{"error": {"code": "NotPublished", "message": "no view x"}}', NotPublished, "no view x"),
         (500, '{"error": {"code": "Unheard", "message": "a bug"}}', ShoalError, "a bug"),
         (500, '{"error": {"code": "annotations", "message": "a bug"}}', ShoalError, "a bug"),
-        (500, "<html>", WriterUnavailable, "is no writer: status 500, b'<html>'"),
-        (200, "", WriterUnavailable, "is no writer: status 200"),
+        (500, "<html>", WriterUnavailable, "is not a writer: status 500, b'<html>'"),
+        (200, "", WriterUnavailable, "is not a writer: status 200"),
     ],
 )
 def test_errors_of_the_writer_are_raised_as_they_are(

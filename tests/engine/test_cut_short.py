@@ -1,4 +1,4 @@
-"""The live environment's file, cut short: one clear error, where LMDB alone would have the process die of SIGBUS."""
+"""A truncated file of the live environment gives one clear error. LMDB alone would let the process die of SIGBUS."""
 
 import gc
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from engine import FeatureStore
-from engine.environment import live_path
-from engine.errors import StoreDamaged
-from engine.export_root import ExportRoot
-from engine.lmdb_file import check_length
-from loaders.accepted_loss import accept_loss
-from loaders.load import catch_up
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import StoreDamaged
+from shoal.engine.format.paths import live_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.store.lmdb_file import check_length
+from shoal.loaders.backup.accepted_loss import accept_loss
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import catch_up
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64")
@@ -40,8 +40,8 @@ def store(tmp_path: Path, root: ExportRoot) -> Path:
 
 
 def opened(store: Path) -> str:
-    """What comes of reading all of a store in a process of its own, which may die."""
-    program = "import sys; from engine import FeatureStore\n"
+    """Read a whole store in its own process, which may die. Return the number of keys, or the last error line."""
+    program = "import sys; from shoal import FeatureStore\n"
     program += "print(FeatureStore.open(sys.argv[1]).lookup(['doc:a'], {'doc_id': list(range(40))}).keys)"
     done = subprocess.run([sys.executable, "-c", program, str(store)], capture_output=True, text=True)
     assert done.returncode >= 0, f"it died of signal {-done.returncode}"
@@ -58,7 +58,9 @@ def test_a_file_cut_short_anywhere_is_one_error_or_none_that_matters(store: Path
         shutil.rmtree(tmp_path / "copy")
     cut = [result for result in results if result != "40"]
     assert len(cut) > len(results) // 2
-    assert all("engine.errors.StoreDamaged" in result and "`shoal store accept-loss`" in result for result in cut)
+    assert all(
+        "shoal.engine.base.errors.StoreDamaged" in result and "`shoal store accept-loss`" in result for result in cut
+    )
 
 
 def test_the_writer_refuses_a_file_cut_short_and_starts_anew_once_the_loss_is_accepted(
@@ -70,7 +72,7 @@ def test_the_writer_refuses_a_file_cut_short_and_starts_anew_once_the_loss_is_ac
         for open_store in (FeatureStore.open, StoreWriter):
             with pytest.raises(StoreDamaged, match="`shoal store accept-loss`"):
                 open_store(store)
-        # What was there is left as it is: it may hold what nobody else has.
+        # The data is left as it is, because it may be the only copy.
         assert data.stat().st_size == size
     accept_loss(store)
     stores.load(store, root)
@@ -117,5 +119,5 @@ def test_what_a_writer_commits_is_never_taken_for_cut_short(store: Path, root: E
     with StoreWriter(store) as writer:
         for value in range(60):
             stores.publish_delta(root, VIEW, [{"doc_id": n, "a": value} for n in range(value % 7 * 300 + 1)], files=1)
-            catch_up(writer, root, "doc", stores.Silence())
+            catch_up(writer, root, "doc", stores.NullObserver())
             check_length(live_path(store) / "data.mdb")

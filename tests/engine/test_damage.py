@@ -1,4 +1,5 @@
-"""A view whose data is damaged: it is named, the others are served, and who has an older version of it goes on."""
+"""If a view's data is damaged, errors name the view, and the other views are served. A reader that has an older version
+of the view keeps using it."""
 
 import os
 import resource
@@ -10,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.environment import generation_path
-from engine.errors import StoreUnreadable, UnknownFeature, ViewDamaged
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
-from engine.status import describe_version, describe_views
-from loaders.load import catch_up
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import StoreUnreadable, UnknownFeature, ViewDamaged
+from shoal.engine.format.paths import generation_path
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.status.store import describe_version, describe_views
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import catch_up
 from tests import stores
 from tests.damage import base_path, every_harm, harm
 
@@ -46,7 +47,7 @@ def root(tmp_path: Path) -> ExportRoot:
 
 @pytest.fixture
 def store(tmp_path: Path, root: ExportRoot) -> Path:
-    """A store of two views, of which the first has a base and an overlay."""
+    """A store of two views. The first view has a base and an overlay."""
     stores.load(tmp_path / "store", root)
     return tmp_path / "store"
 
@@ -87,17 +88,17 @@ def test_who_has_an_older_version_goes_on_with_it(store: Path, root: ExportRoot)
     with StoreWriter(store) as writer:
         reader = FeatureStore.open(store)
         manifest = stores.publish_snapshot(root, VIEW, rows(3))
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         generation = generation_path(store, "doc", manifest.snapshot_id)
         generation.rename(store / "aside")
         assert seen(reader) == [2, 1]
         assert set(reader.version().damaged) == {"doc"}
-        # It holds up no other view, and lasts for as many versions as it has to.
+        # The damage does not delay other views, and the old version lasts for as many commits as necessary.
         for value in range(2, 12):
             stores.publish_delta(root, OTHER, other(value))
-            catch_up(writer, root, "other", stores.Silence())
+            catch_up(writer, root, "other", stores.NullObserver())
             assert (seen(reader), seen(reader, "other")) == ([2, 1], [value] * 2)
-        # Nothing has to be committed for the end of it to be noticed.
+        # A reader notices the end of the damage without a new commit.
         (store / "aside").rename(generation)
         deadline = time.monotonic() + 10
         while seen(reader) != [3, 3]:
@@ -122,11 +123,11 @@ def test_who_has_no_descriptors_left_goes_on_with_what_is_open(store: Path, root
     with StoreWriter(store) as writer:
         reader = FeatureStore.open(store)
         stores.publish_snapshot(root, VIEW, rows(3))
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         with no_more_descriptors():
             assert seen(reader) == [2, 1]
             assert reader.version().damaged["doc"].kind is StoreUnreadable
-            # To the writer that is no damage: nothing would be gained by loading again.
+            # For the writer this is not damage, because loading again would not help.
             assert writer.damage("doc") is None
             assert writer.damage("other") is None
         reader._retry_at = 0.0

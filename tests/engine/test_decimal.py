@@ -1,4 +1,4 @@
-"""Numbers and times as text: the shortest that is read as the same number, and what other writers write."""
+"""Numbers and times as text: the shortest text that is read as the same number, equal to the text of other writers."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.column import ViewRows
-from engine.encoders.json_values import event_times_of
-from engine.kernels import json_text
-from engine.kernels.json_text import Form
+from shoal.engine.encoders.json_values import event_times_of
+from shoal.engine.kernels import json_text
+from shoal.engine.kernels.json_text import Form
+from shoal.engine.lookup.result_column import ViewRows
 
 POWERS_OF_TWO = np.ldexp(np.float32(1), np.arange(-149, 128)).astype(np.float32)
 POWERS_OF_TEN = np.array([f"1e{exponent}" for exponent in range(-45, 39)], np.float32)
@@ -34,7 +34,7 @@ EDGES = np.concatenate(
 
 
 def write(form: Form, values: npt.NDArray[Any], valid: Sequence[bool] | None = None) -> bytes:
-    """Values as the kernel writes a column of them."""
+    """Return a column of values as the kernel writes it."""
     forms = np.array([[int(form), 1]], np.int64)
     mask = np.ones((1, values.size), np.uint8) if valid is None else np.array([valid], np.uint8)
     text = np.empty(json_text.most_bytes(form, 1) * values.size + 16, np.uint8)
@@ -44,7 +44,7 @@ def write(form: Form, values: npt.NDArray[Any], valid: Sequence[bool] | None = N
 
 
 def check_floats(values: npt.NDArray[np.float32]) -> None:
-    """Each is read as itself, and is the very number that orjson, another implementation, writes."""
+    """Assert that each value is read as itself, and equals the number that orjson, another implementation, writes."""
     text = write(Form.FLOAT32, values)
     read = np.array(orjson.loads(text), np.float64)
     assert np.array_equal(read.astype(np.float32).view(np.uint32), values.view(np.uint32))
@@ -106,7 +106,7 @@ def test_whole_numbers(form: Form, dtype: Any, strategy: Any) -> None:
 
 
 def rfc3339(time: datetime) -> str:
-    """A time with as few groups of three digits behind the second as say it, as Protobuf's JSON has it."""
+    """Return a time as Protobuf's JSON writes it, with 0, 3 or 6 digits after the second, as few as possible."""
     if time.microsecond % 1000:
         return time.isoformat(timespec="microseconds") + "Z"
     return time.isoformat(timespec="milliseconds" if time.microsecond else "seconds") + "Z"

@@ -1,4 +1,4 @@
-"""Whatever stands in a document that Shoal reads: what it says, or one error that names it."""
+"""For any content of a document, Shoal reads what it says, or raises one error that names the document."""
 
 import asyncio
 import json
@@ -14,14 +14,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import FeatureStore, catalog, errors
-from engine.control import WriterClient, error_in, listen_unix, writer_socket_path
-from engine.errors import ManifestInvalid, SettingsInvalid, ShoalError, StoreDamaged, TokenInvalid
-from engine.export_root import ExportRoot
-from engine.manifest import FeatureServices, Manifest, seal, unseal
-from engine.processes import describe_server
-from engine.run_directory import ServerRecord, run_path, started_at
-from engine.server.tokens import parse_tokens
+from shoal import FeatureStore
+from shoal.engine.base import errors
+from shoal.engine.base.errors import (
+    ManifestInvalid,
+    SettingsInvalid,
+    ShoalError,
+    StoreDamaged,
+    TokenInvalid,
+)
+from shoal.engine.format import catalog
+from shoal.engine.process.control import WriterClient, error_in, listen_unix, writer_socket_path
+from shoal.engine.process.run_directory import ServerRecord, run_path, started_at
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import FeatureServices, Manifest, seal, unseal
+from shoal.engine.server.tokens import parse_tokens
+from shoal.engine.status.processes import describe_server
 from tests import stores
 from tests.engine.test_control import answer_once
 from tests.every_type import ITEMS, SERVICE, item_rows
@@ -43,7 +51,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 @contextmanager
 def may_be_refused(kind: type[ShoalError], name: str) -> Iterator[None]:
-    """What is tried succeeds, or ends with an error of a kind that names the thing."""
+    """Assert that the block succeeds, or raises an error of a kind that names the document."""
     try:
         yield
     except kind as error:
@@ -53,7 +61,7 @@ def may_be_refused(kind: type[ShoalError], name: str) -> Iterator[None]:
 
 @st.composite
 def changed(draw: st.DrawFn, document: Any) -> Any:
-    """A document in which some members are others, gone or new, at any depth."""
+    """Return a document in which some members were changed, removed or added, at any depth."""
     content = json.loads(json.dumps(document))
     for _ in range(draw(st.integers(1, 3))):
         place = content
@@ -79,9 +87,10 @@ def changed(draw: st.DrawFn, document: Any) -> Any:
 
 @st.composite
 def bent(draw: st.DrawFn, data: bytes) -> bytes:
-    """Bytes of which some were exchanged, left out or put in."""
+    """Return bytes in which some were replaced, removed or inserted."""
     for _ in range(draw(st.integers(1, 4))):
-        at, cut = draw(st.integers(0, len(data))), draw(st.integers(0, 8))
+        at = draw(st.integers(0, len(data)))
+        cut = draw(st.integers(0, 8))
         data = data[:at] + draw(st.binary(max_size=6)) + data[at + cut :]
     return data
 
@@ -95,7 +104,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> ExportRoot:
 
 
 def sealed(content: Any) -> bytes:
-    """A document with the checksum that it ought to have, where it can have one."""
+    """Return a document with its correct checksum, or without one if the content cannot have one."""
     try:
         return stores.sealed(content)
     except (TypeError, AttributeError):
@@ -121,7 +130,7 @@ def test_manifests_of_other_bytes(root: ExportRoot, data: st.DataObject) -> None
         st.one_of(bent(valid), st.binary(max_size=60), VALUES.map(lambda value: json.dumps(value).encode()))
     )
     with may_be_refused(ManifestInvalid, "manifest.json"):
-        # Space between members means nothing.
+        # Whitespace between members has no meaning.
         assert unseal(content, Manifest, "manifest.json") == root.entry("items", 1)
     with pytest.raises(ManifestInvalid, match=r"services\.json"):
         unseal(content, FeatureServices, "services.json")
@@ -169,7 +178,7 @@ def record(root: ExportRoot, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_records_of_the_catalog(record: dict[str, Any], data: st.DataObject) -> None:
     encoded = orjson.dumps(record)
     content = data.draw(st.one_of(bent(encoded), changed(record).map(lambda value: json.dumps(value).encode())))
-    with may_be_refused(StoreDamaged, "cannot be read"):
+    with may_be_refused(StoreDamaged, "contains an invalid"):
         read = catalog.decode_view(content)
         assert abs(read.applied_at - read.published_at) >= timedelta(0)
 
@@ -177,7 +186,7 @@ def test_records_of_the_catalog(record: dict[str, Any], data: st.DataObject) -> 
 @fuzzed
 @given(data=st.data())
 def test_records_of_a_server(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Of one that runs, which is this process."""
+    """The record is of a running server, which is this process."""
     store = tmp_path_factory.mktemp("record")
     run_path(store).mkdir()
     valid = ServerRecord(

@@ -1,4 +1,4 @@
-"""Every format of answers against the rows that were published, worked out here without the engine's help."""
+"""Every answer format is compared with the published rows. The expected answers are computed without the engine."""
 
 import base64
 import io
@@ -11,12 +11,12 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from engine import FeatureStore
-from engine.encoders import arrow_stream, json_feast, json_lookup, npy
-from engine.encoders.negotiation import choose_format
-from engine.errors import AmbiguousFeature, LookupInvalid, NotAcceptable
-from engine.export_root import ExportRoot
-from engine.schema import arrow_type
+from shoal import FeatureStore
+from shoal.engine.base.errors import AmbiguousFeature, LookupInvalid, NotAcceptable
+from shoal.engine.encoders import arrow_stream, json_feast, json_lookup, npy
+from shoal.engine.format.schema import arrow_type
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.negotiation import choose_format
 from tests import stores
 from tests.every_type import FEATURES, ITEMS, RECENT, USERS, item_rows, recent_rows, user_rows
 
@@ -52,7 +52,7 @@ def as_json(value: Any, feature_type: str) -> Any:
 
 
 def shortest(value: float) -> float:
-    """The float64 of the shortest text that means the float32."""
+    """Return the float64 of the shortest text that denotes the float32."""
     return float(str(np.float32(value)))
 
 
@@ -132,7 +132,7 @@ def test_arrow_stream_holds_every_type(store: FeatureStore) -> None:
         column = table.column(f"items:{name}")
         assert column.type == arrow_type(kind)
         expected = pa.array([ROWS.get(key, {}).get(name) for key in KEYS], arrow_type(kind))
-        # repr makes two NaN alike, which no comparison does.
+        # The reprs of two NaN are equal, but no comparison makes two NaN equal.
         assert repr(column.to_pylist()) == repr(expected.to_pylist())
 
 
@@ -222,7 +222,7 @@ def test_negotiation(accept: str, media_type: str) -> None:
 
 @pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "image/*, text/*"])
 def test_nothing_acceptable(accept: str) -> None:
-    with pytest.raises(NotAcceptable, match="leaves no format; lookups are answered as application/json, "):
+    with pytest.raises(NotAcceptable, match="allows no format of lookups; the formats are application/json, "):
         choose_format(accept)
 
 

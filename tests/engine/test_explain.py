@@ -1,20 +1,20 @@
-"""Explaining a key: every row of it that the store still holds, newest first, each with the entry that wrote it."""
+"""The history of a key: every row that the store still holds, newest first, each with the entry that wrote it."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.catalog import Origin
-from engine.errors import LookupInvalid, UnknownFeature
-from engine.explain import StoredRow, explain
-from engine.export_root import ExportRoot
-from loaders.apply import apply_delta
-from loaders.compaction import fold, merge_overlays
-from loaders.load import catch_up
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import LookupInvalid, UnknownFeature
+from shoal.engine.format.catalog import Origin
+from shoal.engine.lookup.explain import StoredRow, explain
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.apply.compaction import fold, merge_overlays
+from shoal.loaders.apply.entries import apply_delta
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import catch_up
+from shoal.loaders.push.push import push_rows
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int32", text="string")
@@ -28,18 +28,19 @@ def rows(value: int, *keys: int) -> list[stores.Row]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Key 1 was written by every entry (1 and 4 are snapshots, others deltas), 2 by the snapshots and then removed."""
+    """A store with six entries: 1 and 4 are snapshots, the others are deltas. Every entry wrote key 1. The snapshots
+    wrote key 2, and entry 5 removed it."""
     root = ExportRoot(tmp_path / "root")
     stores.publish_snapshot(root, VIEW, rows(1, 1, 2))
     with StoreWriter(tmp_path / "store") as writer:
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         for value in (2, 3):
             apply_delta(writer, root, stores.publish_delta(root, VIEW, rows(value, 1)))
         merge_overlays(writer, "doc")
         assert fold(writer, "doc")
         stores.publish_snapshot(root, VIEW, rows(4, 1, 2, 3))
         stores.publish_delta(root, VIEW, rows(5, 1), rows(5, 2))
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         apply_delta(writer, root, stores.publish_delta(root, VIEW, rows(6, 1)))
     return tmp_path / "store"
 

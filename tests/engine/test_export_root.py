@@ -1,4 +1,4 @@
-"""The export root: an entry is published whole, once and by one exporter, and nothing that was altered is believed."""
+"""In an export root, one exporter publishes each entry, whole and once. Readers refuse everything that was altered."""
 
 import os
 import threading
@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 import pytest
 
-from engine.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost
-from engine.export_root import MANIFEST, SERVICES, ExportRoot, file_checksum
-from engine.manifest import FeatureServices, Manifest, seal, unseal
-from engine.schema import FeatureService
+from shoal.engine.base.errors import FileDamaged, ManifestInvalid, NotPublished, PublicationLost
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import MANIFEST, SERVICES, ExportRoot, file_checksum
+from shoal.engine.root.manifest import FeatureServices, Manifest, seal, unseal
 from tests import stores
 
 VIEW = stores.schema("doc", a="int32")
@@ -83,7 +83,9 @@ def test_a_root_that_is_not_there_has_nothing(root: ExportRoot) -> None:
 
 
 def test_of_many_exporters_of_one_seq_one_wins(root: ExportRoot) -> None:
-    entries, winners, losses = [draft(1) for _ in range(8)], list[str](), list[str]()
+    entries = [draft(1) for _ in range(8)]
+    winners = list[str]()
+    losses = list[str]()
     start = threading.Barrier(len(entries))
 
     def publish(manifest: Manifest) -> None:
@@ -131,7 +133,7 @@ def test_a_manifest_is_damaged_by_any_change_of_a_byte(root: ExportRoot) -> None
         changed[position] ^= 0x01
         path.write_bytes(changed)
         try:
-            # Spaces between tokens mean nothing; a change of anything else is found.
+            # Whitespace between tokens has no meaning. A change of anything else is found.
             assert root.entry("doc", 1) == manifest
         except ManifestInvalid:
             continue
@@ -162,12 +164,12 @@ def test_an_entry_in_a_place_not_its_own_is_invalid(root: ExportRoot) -> None:
     with pytest.raises(ManifestInvalid, match="says seq 2, expected 1"):
         root.entry("doc", 1)
     path.write_bytes(sealed["view"])
-    with pytest.raises(ManifestInvalid, match="is of view 'other', expected 'doc'"):
+    with pytest.raises(ManifestInvalid, match="belongs to view 'other', expected 'doc'"):
         root.entry("doc", 1)
     snapshot = root.path / "doc" / "snapshots" / "000000000001-00000000" / MANIFEST
     snapshot.parent.mkdir(parents=True)
     snapshot.write_bytes(seal(draft(1, kind="snapshot")))
-    with pytest.raises(ManifestInvalid, match="holds the manifest of another entry"):
+    with pytest.raises(ManifestInvalid, match="contains the manifest of another entry"):
         root.snapshot("doc", "000000000001-00000000")
 
 
@@ -213,7 +215,8 @@ def test_sealing_is_undone_by_unsealing() -> None:
 
 def test_a_file_is_believed_only_if_it_is_the_one_published(root: ExportRoot) -> None:
     manifest = stores.publish_snapshot(root, VIEW, ROWS, files=1)
-    file, path = manifest.files[0], root.directory(manifest) / manifest.files[0].path
+    file = manifest.files[0]
+    path = root.directory(manifest) / manifest.files[0].path
     content = path.read_bytes()
     path.write_bytes(content + b"x")
     with pytest.raises(FileDamaged, match=f"has {len(content) + 1} bytes, its manifest says {len(content)}"):

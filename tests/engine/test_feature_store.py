@@ -1,4 +1,4 @@
-"""A store and its versions: what opens, what does not, what a version keeps alive and what it lets go."""
+"""A store and its versions: which stores can be opened, what a version keeps alive, and what it releases."""
 
 import gc
 import os
@@ -17,16 +17,25 @@ import pandas
 import pyarrow as pa
 import pytest
 
-from engine import FeatureStore, reading
-from engine.catalog import SegmentRecord
-from engine.environment import generation_path, live_path, map_generation, open_live
-from engine.errors import LookupInvalid, StoreClosed, StoreDamaged, StoreLocked, StoreNotFound, UnknownFeature
-from engine.export_root import ExportRoot
-from engine.reading import read_generation
-from engine.segment import Segment
-from loaders.apply import roll_back
-from loaders.load import catch_up
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import (
+    LookupInvalid,
+    StoreClosed,
+    StoreDamaged,
+    StoreLocked,
+    StoreNotFound,
+    UnknownFeature,
+)
+from shoal.engine.format.catalog import SegmentRecord
+from shoal.engine.format.paths import generation_path, live_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.store import open_version
+from shoal.engine.store.environment import map_generation, open_live
+from shoal.engine.store.open_version import read_generation
+from shoal.engine.store.segment import Segment
+from shoal.loaders.apply.entries import roll_back
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import catch_up
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64", text="string")
@@ -49,7 +58,7 @@ def root(tmp_path: Path) -> ExportRoot:
 
 @pytest.fixture
 def store(tmp_path: Path, root: ExportRoot) -> Path:
-    """A store of two views, of which the first has a base and an overlay."""
+    """A store of two views. The first view has a base and an overlay."""
     stores.publish_snapshot(root, VIEW, rows(1))
     stores.publish_delta(root, VIEW, rows(2, 20))
     stores.publish_snapshot(root, OTHER, other(1))
@@ -64,7 +73,7 @@ def writer(store: Path) -> Iterator[StoreWriter]:
 
 
 def follow(writer: StoreWriter, root: ExportRoot, view: str) -> None:
-    catch_up(writer, root, view, stores.Silence())
+    catch_up(writer, root, view, stores.NullObserver())
 
 
 # --- opening --------------------------------------------------------------------------------------------------
@@ -79,7 +88,7 @@ def test_a_directory_that_is_no_store_is_told(tmp_path: Path) -> None:
         FeatureStore.open(tmp_path)
     (tmp_path / "live").unlink()
     live_path(tmp_path).mkdir(parents=True)
-    (live_path(tmp_path) / "data.mdb").touch()  # As it is at first while a writer begins a store.
+    (live_path(tmp_path) / "data.mdb").touch()  # As when a writer has just begun a store.
     with pytest.raises(StoreNotFound):
         FeatureStore.open(tmp_path)
 
@@ -92,7 +101,8 @@ def test_a_store_into_which_nothing_was_loaded_is_told(tmp_path: Path) -> None:
 
 
 def test_a_store_that_could_not_be_opened_is_tried_again_though_the_error_is_kept(tmp_path: Path) -> None:
-    """A worker that comes between a writer's making of the file and of what is in it keeps why it cannot serve."""
+    """A worker may open the store after a writer has made the file and before it has filled it. The worker keeps the
+    error as the reason why it cannot serve."""
     live_path(tmp_path).mkdir(parents=True)
     with lmdb.open(str(live_path(tmp_path)), max_dbs=3) as env, env.begin(write=True) as transaction:
         transaction.put(b"something", b"")
@@ -240,7 +250,7 @@ def test_a_base_that_goes_while_it_is_opened_makes_way_for_the_next(
                 assert not generation_path(store, "doc", record.id).exists()
             return read_generation(path, record)
 
-        monkeypatch.setattr(reading, "read_generation", overtaken)
+        monkeypatch.setattr(open_version, "read_generation", overtaken)
         assert set(reader.lookup(["doc:a"], KEYS).to_pydict()["doc:a"]) == {4}
         assert len(gone) == 1
 
@@ -261,8 +271,8 @@ def test_a_views_version_stays_intact_while_it_is_held(writer: StoreWriter, root
     reader = FeatureStore.open(store)
     held = reader.version().view("doc")
     before = [chunk.bytes.tobytes() for segment in held.segments for chunk in segment.chunks]
-    # A commit of another view lets go of the version that it came from; then its overlay is dropped, and its pages
-    # would be the first that new overlays take.
+    # A commit of another view releases the version that this view came from. Then the view's overlay is dropped, and
+    # new overlays would take its pages first.
     stores.publish_delta(root, OTHER, other(0))
     follow(writer, root, "other")
     reader.version()
@@ -291,8 +301,8 @@ def test_an_answer_does_not_change_with_the_store(writer: StoreWriter, root: Exp
 DIES_IN_A_COMMIT = """
 import sys
 from pathlib import Path
-from engine.errors import DeltaGap
-from loaders.store_writer import StoreWriter
+from shoal.engine.base.errors import DeltaGap
+from shoal.loaders.commit.store_writer import StoreWriter
 writer = StoreWriter(Path(sys.argv[1]))
 print(writer.version().id, flush=True)
 writer.note_trouble("doc", DeltaGap("half way"))
@@ -301,7 +311,7 @@ print(writer.version().id, flush=True)
 input()
 """
 _LAST_TRANSACTION = 48
-"""Where LMDB keeps the id of the last transaction in its lock file."""
+"""The offset in bytes of the last transaction's id in LMDB's lock file."""
 
 
 def test_a_writer_that_dies_between_writing_and_announcing_a_commit_confuses_nobody(
@@ -325,8 +335,10 @@ def test_a_writer_that_dies_between_writing_and_announcing_a_commit_confuses_nob
     assert version.id == before
     assert reader.version() is version
     stores.publish_delta(root, VIEW, rows(3))
-    load = "import sys; from pathlib import Path; from tests import stores; from engine.export_root import ExportRoot;"
-    load += "stores.load(Path(sys.argv[1]), ExportRoot(sys.argv[2]))"
+    load = "import sys; from pathlib import Path; from tests import stores;"
+    load += (
+        "from shoal.engine.root.export_root import ExportRoot; stores.load(Path(sys.argv[1]), ExportRoot(sys.argv[2]))"
+    )
     subprocess.run([sys.executable, "-c", load, str(store), str(root)], check=True)
     assert reader.version().id > after
     assert set(reader.lookup(["doc:a"], KEYS).to_pydict()["doc:a"]) == {3}
@@ -337,7 +349,7 @@ def _descriptors() -> int:
 
 
 def _mapped(store: Path) -> int:
-    """Bytes of address space that the generations of a store take in this process."""
+    """Return the bytes of address space that the generations of a store take in this process."""
     size = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
         if f"{store}/generations/" in line:
@@ -354,7 +366,7 @@ def _forget(path: Path) -> None:
 
 
 def _read_from_disk() -> int:
-    """Bytes that this process had to have read from a disk so far."""
+    """Return the bytes that this process has read from a disk so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["read_bytes"])
 
@@ -382,7 +394,7 @@ NOT_REQUESTS: list[tuple[Any, Any, dict[str, Any], str]] = [
     ),
     (["doc:a"], {"doc_id": 1}, {"max_age": "1h"}, "max_age is '1h'; give a timedelta"),
     (["doc:a"], {"doc_id": 1}, {"max_age": timedelta(-1)}, "max_age is -1 day, 0:00:00; give a timedelta that is not"),
-    (["doc:a"], {"doc_id": 1}, {"stale": None}, "stale is None; it is one of"),
+    (["doc:a"], {"doc_id": 1}, {"stale": None}, "stale is None; it must be one of"),
 ]
 
 
@@ -416,11 +428,11 @@ def test_a_store_that_is_closed_says_so_and_its_answers_stay(store: Path) -> Non
         "other": ["a"],
     }
     for use in (opened.views, opened.version, lambda: opened.lookup(["doc:a"], {"doc_id": [0]})):
-        with pytest.raises(StoreClosed, match=f"the store at {store} was closed here"):
+        with pytest.raises(StoreClosed, match=f"the store at {store} was closed"):
             use()
     opened.close()
     assert answer.to_pydict() == {"doc:a": [2]}
-    # Nothing of it is open any more, so that this process may write.
+    # No part of the store is open any more, so this process may write to it.
     del answer
     gc.collect()
     StoreWriter(store).close()
@@ -440,7 +452,7 @@ def test_a_data_frame_has_the_very_values(tmp_path: Path, root: ExportRoot) -> N
         f"all:{name}": (np.float32(0.1) if name == "f" else value) for name, value in largest.items()
     }
     assert bool(frame.iloc[1:].isna().all(axis=None))
-    # A column without nulls is of the same type: code that reads it does not depend on the keys.
+    # A column without nulls has the same type, so code that reads it does not depend on the keys.
     assert [str(of) for of in whole.dtypes] == ["Int64", "boolean"]
 
 

@@ -1,4 +1,4 @@
-"""Finding rows: the newest segment's row of a key, told from its neighbours by both hashes, and nothing else."""
+"""The row that is found for a key is the newest segment's. Both hashes distinguish it from its neighbours."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kernels import finding
-from engine.layout import SMALL_ROWS, RowLayout
-from engine.segment import Segment, chunk_table
+from shoal.engine.format.layout import SMALL_ROWS, RowLayout
+from shoal.engine.kernels import finding
+from shoal.engine.store.segment import Segment, chunk_table
 from tests.engine.segments import Identity, segment
 from tests.stores import Row, schema
 
-LEAST, GREATEST = -(2**63), 2**63 - 1
+LEAST = -(2**63)
+GREATEST = 2**63 - 1
 VIEW = schema("doc", key="int64", a="int32")
 NARROW = st.tuples(st.integers(-2, 2), st.integers(-3, 3))
 EXTREME = st.tuples(
@@ -43,10 +44,12 @@ def make_segments(content: Sequence[tuple[Mapping[Identity, int | None], Sequenc
 
 
 def find(segments: Sequence[Segment], identities: Sequence[Identity]) -> list[tuple[int, int | None] | None]:
-    """For each identity, the segment that it was found in and its value, None for a tombstone; None if not found."""
+    """Return, for each identity, the number of the segment that has its row, and the row's value; None if there is no
+    row. The value of a tombstone is None."""
     first = np.array([first for first, _ in identities], np.int64)
     second = np.array([second for _, second in identities], np.int64)
-    address, chunk_of = np.full(first.size, 77, np.int64), np.full(first.size, 2**40, np.int64)
+    address = np.full(first.size, 77, np.int64)
+    chunk_of = np.full(first.size, 2**40, np.int64)
     chunks, starts = chunk_table(segments)
     finding.find(first, second, chunks, starts, address, chunk_of)
     return [_read(segments, chunks.tolist(), int(at), int(chunk)) for at, chunk in zip(address, chunk_of, strict=True)]
@@ -108,7 +111,8 @@ def test_rows_that_share_a_first_hash_are_told_apart_by_the_second() -> None:
 
 
 def test_a_shared_first_hash_does_not_hide_an_older_segments_row() -> None:
-    newer, older = {(7, 1): 10, (7, 3): 30}, {(7, 2): 20, (7, 1): 99}
+    newer = {(7, 1): 10, (7, 3): 30}
+    older = {(7, 2): 20, (7, 1): 99}
     assert find(make_segments([(newer, []), (older, [])]), [(7, 2), (7, 1), (7, 3), (7, 4)]) == [
         (1, 20),
         (0, 10),

@@ -1,4 +1,4 @@
-"""The formats of an export root: what a reader ignores, what it must not ignore, and what an older reader is given."""
+"""The formats of an export root: what a reader ignores, what it must not ignore, and what an older reader gets."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,9 +6,16 @@ from typing import Any
 import orjson
 import pytest
 
-from engine.errors import FormatNotUnderstood, ManifestInvalid
-from engine.manifest import FORMATS, NEWEST_FORMAT, FeatureServices, Manifest, seal, unseal
-from engine.schema import Feature, FeatureService, JoinKey, ViewSchema
+from shoal.engine.base.errors import FormatNotUnderstood, ManifestInvalid
+from shoal.engine.format.schema import Feature, FeatureService, JoinKey, ViewSchema
+from shoal.engine.root.manifest import (
+    FORMATS,
+    NEWEST_FORMAT,
+    FeatureServices,
+    Manifest,
+    seal,
+    unseal,
+)
 from tests import stores
 
 VIEW = stores.schema("doc", a="int64").model_copy(update={"future": "allow"})
@@ -50,7 +57,7 @@ def manifest(version: int) -> Manifest:
 
 
 def with_member(document: Manifest | FeatureServices, place: tuple[str | int, ...], **more: Any) -> bytes:
-    """The sealed document with an unknown member `later` in one place, and others at its top."""
+    """Return the sealed document with an unknown member `later` in one place, and more members at the top level."""
     content = orjson.loads(seal(document))
     del content["checksum"]
     inner = content
@@ -74,7 +81,7 @@ def test_unknown_members_are_ignored_unless_they_must_be_understood(place: tuple
 @pytest.mark.parametrize("place", PLACES)
 def test_a_member_inside_an_unknown_one_may_have_to_be_understood(place: tuple[str | int, ...]) -> None:
     name = ".".join(step for step in (*place, "later", "any") if isinstance(step, str))
-    with pytest.raises(FormatNotUnderstood, match="which it says a reader must understand"):
+    with pytest.raises(FormatNotUnderstood, match="lists it in must_understand"):
         unseal(with_member(manifest(2), place, must_understand=[name]), Manifest, "it")
     beside = name.replace("later.any", "later_any")
     assert unseal(with_member(manifest(2), place, must_understand=[beside]), Manifest, "it").seq == 2

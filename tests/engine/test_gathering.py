@@ -1,4 +1,4 @@
-"""Gathering: every feature comes out as it went in, of whichever type, segment and schema its row is."""
+"""Gathering returns every feature as it was written, for rows of any type, segment and schema."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.gathering import Status
-from engine.keys import key_identity
-from engine.lookup import lookup
-from engine.matrix_lookup import lookup_matrix
-from engine.schema import WIDENINGS, ViewSchema, embedding_size
-from engine.segment import matrix_width
+from shoal.engine.format.keys import key_identity
+from shoal.engine.format.schema import WIDENINGS, ViewSchema, embedding_size
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.lookup.columns import lookup
+from shoal.engine.lookup.matrix import lookup_matrix
+from shoal.engine.store.segment import matrix_width
 from tests.engine.segments import Identity, segment, version
 from tests.engine.values import VALUES, comparable, plain
 from tests.stores import NOW, Row, schema
@@ -29,14 +29,14 @@ HISTORIES = [(of,) for of in VALUES] + [
     ("int64", "int32"),
     ("float32[3]", "float32[1]"),
 ]
-"""The types that a feature goes through, oldest first. A step that is no widening stands for a removal and a new
-feature of the same name: rows written before it do not have it."""
+"""The types that a feature has over time, oldest first. A step that is not a widening means a removal and a new feature
+of the same name: older rows do not have it."""
 KEYS = [f"key-{number}" for number in range(8)]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one segment holds: rows by key, None for a tombstone."""
+    """The content of one segment: rows by key, None for a tombstone."""
 
     view: ViewSchema
     rows: dict[str, Row | None]
@@ -44,9 +44,10 @@ class Layer:
 
 @st.composite
 def layers(draw: st.DrawFn) -> list[Layer]:
-    """Segments of one view, newest first; each may add, remove and widen features."""
+    """Return segments of one view, newest first. Each may add, remove and widen features."""
     histories = draw(st.lists(st.sampled_from(HISTORIES), min_size=1, max_size=6))
-    steps, made = [0] * len(histories), []
+    steps = [0] * len(histories)
+    made = []
     for number in range(draw(st.integers(1, 4))):
         steps = [draw(st.integers(step, len(history) - 1)) for step, history in zip(steps, histories, strict=True)]
         chosen = draw(st.lists(st.sampled_from(range(len(histories))), min_size=1, unique=True))
@@ -178,7 +179,7 @@ def _fixed_width(column: Any) -> Any:
 
 
 def _check_values(valid: Any, values: Any, expected: list[Any]) -> None:
-    """Where there is no value, a float is NaN and everything else zero."""
+    """Assert that a missing value is NaN in a float column, and zero in any other column."""
     assert valid.tolist() == [int(value is not None) for value in expected]
     if values is None:
         return

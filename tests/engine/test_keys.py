@@ -1,7 +1,7 @@
 """Key identity: Spark, the reference in Python and the kernels give the same hashes, for every length and type of key.
 
-The numbers in VECTORS were computed by Spark 4.3 as `xxhash64(key…)` and `xxhash64('shoal', key…)`. They hold for ever:
-a change of one of them would orphan every row that was ever published.
+Spark 4.3 computed the numbers in VECTORS as `xxhash64(key…)` and `xxhash64('shoal', key…)`. They must never change:
+with another number, every row that was ever published would become unreachable.
 """
 
 from collections import defaultdict
@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.hashing import SEPARATOR, chain_joined, key_hashes, seeds
-from engine.keys import SECOND_SEED, key_identity
+from shoal.engine.format.keys import SECOND_SEED, key_identity
+from shoal.engine.kernels.hashing import SEPARATOR, chain_joined, key_hashes, seeds
 
 Key = tuple[str | int, ...]
 
 
 def _text(length: int) -> str:
-    """`length` bytes of a text in which no stretch of 8, 16 or 32 bytes repeats soon."""
+    """Return a text of `length` bytes in which no stretch of 8, 16 or 32 bytes repeats soon."""
     return ("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" * 17)[:length]
 
 
@@ -82,7 +82,7 @@ VECTORS: list[tuple[Key, int, int]] = [
     ((-1, 0, -(2**63)), -210369883253648603, 6624854211791594551),
 ]
 SECOND_SEED_IN_SPARK = -6301808324249740913
-"""`xxhash64('shoal')`, from which the chain of the second hash goes on."""
+"""`xxhash64('shoal')`: the start of the chain of the second hash."""
 
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]))
 INTEGERS = st.integers(-(2**63), 2**63 - 1)

@@ -1,4 +1,4 @@
-"""The bytes of a segment: rows whose fields do not overlap, and headers that tell when they are damaged."""
+"""The bytes of a segment: the fields of a row do not overlap, and a damaged header is detected."""
 
 import itertools
 import struct
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import StoreDamaged
-from engine.layout import (
+from shoal.engine.base.errors import StoreDamaged
+from shoal.engine.format.layout import (
     CHECKSUM_OFFSET,
     FIRST_FEATURE_BIT,
     HEADER_SIZE,
@@ -20,7 +20,7 @@ from engine.layout import (
     section_start,
     width_of,
 )
-from engine.schema import SCALAR_TYPES
+from shoal.engine.format.schema import SCALAR_TYPES
 from tests.stores import schema
 
 TYPES = st.sampled_from([*SCALAR_TYPES, "float32[1]", "float32[3]", "float32[64]"])

@@ -1,4 +1,4 @@
-"""Children live while their parent does."""
+"""Child processes live as long as their parent."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.lifeline import Lifeline
+from shoal.engine.process.lifeline import Lifeline
 from tests.server.serving import eventually, is_gone
 
 
@@ -39,7 +39,7 @@ def test_children_give_signs_of_life_and_end_with_their_parent(lifeline: Lifelin
 
 def test_a_child_ends_too_whose_parent_died_just_as_it_gave_a_sign_of_life(lifeline: Lifeline, child: int) -> None:
     eventually(lifeline.signs, "a sign of life")
-    # A process that dies closes one pipe after the other.
+    # A dying process closes one pipe after the other.
     os.close(lifeline._signs[0])
     time.sleep(2.5)
     lifeline._signs = os.pipe()

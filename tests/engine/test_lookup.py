@@ -1,4 +1,4 @@
-"""A lookup from a store on disk: what may be asked, in which forms, and what the answer says of each key."""
+"""A lookup from a store on disk: the valid requests, the forms of keys, and the answer about each key."""
 
 import gc
 import shutil
@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine import FeatureStore, LookupResult
-from engine.errors import LookupInvalid, StaleFeatures, UnknownFeature
-from engine.export_root import ExportRoot
-from engine.kernels.gathering import Status
-from engine.lookup import lookup
-from engine.schema import FeatureService, ViewSchema
+from shoal import FeatureStore, LookupResult
+from shoal.engine.base.errors import LookupInvalid, StaleFeatures, UnknownFeature
+from shoal.engine.format.schema import FeatureService, ViewSchema
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.lookup.columns import lookup
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.engine.values import comparable, plain
 from tests.every_type import FEATURES, ITEMS, SERVICE, USERS, item_rows, user_rows
@@ -29,16 +29,20 @@ COUNTS = ViewSchema.model_validate(
     }
 )
 EMPTY = stores.schema("empty", **FEATURES)
-NOW, HOUR = datetime.now(UTC), timedelta(hours=1)
+NOW = datetime.now(UTC)
+HOUR = timedelta(hours=1)
 RECENT = stores.schema("recent", ttl=HOUR, clicks="int64", text="string")
 ITEM_ROWS = item_rows(120)
 ITEM_KEYS = [row["items_id"] for row in ITEM_ROWS]
-PRESENT, NULL, NOT_FOUND, TOO_OLD = Status.PRESENT, Status.NULL_VALUE, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE
+PRESENT = Status.PRESENT
+NULL = Status.NULL_VALUE
+NOT_FOUND = Status.NOT_FOUND
+TOO_OLD = Status.OUTSIDE_MAX_AGE
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with views of every type, one and two join keys, a TTL, and no rows."""
+    """A store with views of every type, with one and two join keys, with a TTL, and without rows."""
     directory = tmp_path_factory.mktemp("lookup")
     root = ExportRoot(directory / "root")
     stores.publish_snapshot(root, ITEMS, ITEM_ROWS)
@@ -326,11 +330,11 @@ def test_string_keys_of_another_type_are_refused(store: FeatureStore, key: Any) 
         (["users:users_id"], UnknownFeature, "no feature 'users_id'"),
         ("no service", UnknownFeature, "no feature service 'no service'; it has all, ranking"),
         ("users:text", UnknownFeature, "no feature service 'users:text'"),
-        ([], LookupInvalid, "no features were asked for"),
-        (["text"], LookupInvalid, "'text' is no feature reference"),
-        (["users:"], LookupInvalid, "'users:' is no feature reference"),
-        ([":text"], LookupInvalid, "':text' is no feature reference"),
-        ([""], LookupInvalid, "'' is no feature reference"),
+        ([], LookupInvalid, "the request names no features"),
+        (["text"], LookupInvalid, "'text' is not a feature reference"),
+        (["users:"], LookupInvalid, "'users:' is not a feature reference"),
+        ([":text"], LookupInvalid, "':text' is not a feature reference"),
+        ([""], LookupInvalid, "'' is not a feature reference"),
         (["users:text:text"], UnknownFeature, "no feature 'text:text'"),
     ],
 )
@@ -375,7 +379,7 @@ def test_rows_beyond_the_ttl_are_served_on_request_and_still_say_so(store: Featu
 
 
 def test_rows_beyond_the_ttl_fail_the_lookup_on_request(store: FeatureStore) -> None:
-    with pytest.raises(StaleFeatures, match="2 of 5 rows of view 'recent' are older than the age accepted"):
+    with pytest.raises(StaleFeatures, match="2 of 5 rows of view 'recent' are older than the accepted age"):
         recent(store, stale="fail")
     assert recent(store, stale="fail", max_age=3 * HOUR).to_pydict()["recent:clicks"] == [1, 2, None, 4, None]
 
@@ -411,7 +415,7 @@ def test_a_view_without_a_ttl_has_rows_of_any_age_unless_asked(store: FeatureSto
 
 
 def test_an_unknown_way_with_stale_rows_is_refused(store: FeatureStore) -> None:
-    with pytest.raises(LookupInvalid, match="stale is 'drop'; it is one of serve, null, fail"):
+    with pytest.raises(LookupInvalid, match="stale is 'drop'; it must be one of serve, null, fail"):
         recent(store, stale="drop")
 
 
@@ -427,7 +431,7 @@ def test_a_matrix_has_the_features_side_by_side(store: FeatureStore, dtype: Any)
     expected = [[number for name in NUMBERS for number in _numbers(row, name)] for row in [*ITEM_ROWS, {}]]
     assert matrix.shape == (len(asked), 9)
     assert matrix.dtype == np.dtype(dtype)
-    # An instant goes through the matrix's type before it is divided, which may round it once more.
+    # A timestamp is converted to the matrix's type and then divided, so it may be rounded twice.
     np.testing.assert_allclose(matrix, np.array(expected).astype(dtype), rtol=1e-6 if matrix.itemsize == 4 else 0)
 
 

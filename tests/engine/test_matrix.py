@@ -1,4 +1,4 @@
-"""A matrix holds what the columns of the same lookup hold, whatever the types, the order and the segments."""
+"""A matrix contains the same values as the columns of the same lookup, for any types, order and segments."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import FeatureStore
-from engine.errors import LookupInvalid, StaleFeatures
-from engine.export_root import ExportRoot
-from engine.kernels.gathering import Status
+from shoal import FeatureStore
+from shoal.engine.base.errors import LookupInvalid, StaleFeatures
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.root.export_root import ExportRoot
 from tests.stores import Row, load, publish_delta, publish_snapshot, schema
 
 NUMBERS: Any = {"a": "float32", "b": "float32", "c": "float32", "flag": "bool", "e": "float32[3]"}
@@ -18,7 +18,7 @@ KEYS = [f"d{number}" for number in range(60)]
 
 
 def row(number: int, salt: float) -> Row:
-    """A row with some nulls."""
+    """Return a row with some nulls."""
     values = {
         "a": number + salt,
         "b": number / 3,
@@ -37,7 +37,7 @@ def row(number: int, salt: float) -> Row:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """A base with one schema, an overlay with another that widened a feature and added one, and tombstones."""
+    """A store with a base of one schema, an overlay with a widened and an added feature, and tombstones."""
     directory = tmp_path_factory.mktemp("matrix")
     root = ExportRoot(directory / "root")
     narrow = schema("docs", **NUMBERS, **WIDE, s="string")

@@ -1,4 +1,5 @@
-"""Processes that hold an old version of a store: they move on if they can, and are named if they cannot."""
+"""Processes with an old version of a store: they move to a new version if they can, and status names them if they
+cannot."""
 
 import gc
 import os
@@ -12,17 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore, keeping_up
-from engine.begun import begun_path
-from engine.environment import DATA, live_path, live_paths
-from engine.errors import StoreDamaged
-from engine.export_root import ExportRoot
-from engine.live_status import describe_live
-from engine.lookup import lookup
-from engine.schema import FeatureService
-from loaders import live_replacement
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import StoreDamaged
+from shoal.engine.format.paths import DATA, live_path, live_paths
+from shoal.engine.format.progress import begun_path
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.lookup.columns import lookup
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.status.live import describe_live
+from shoal.engine.store import background_refresh
+from shoal.loaders.commit import live_replacement
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 from tests import stores
 from tests.server.serving import eventually
 
@@ -30,7 +32,7 @@ HELD_BYTES = 1 << 18
 DOC = stores.schema("doc", key="int64", a="int64")
 READER = """
 import sys
-from engine import FeatureStore
+from shoal import FeatureStore
 store = FeatureStore.open(sys.argv[1])
 store.lookup(["doc:a"], {"doc_id": [1]})
 print("open", flush=True)
@@ -59,7 +61,7 @@ def reader(store: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def asked(process: "subprocess.Popen[bytes]", key: int) -> int:
-    """What a reader answers."""
+    """Return a reader's answer for a key."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b"%d\n" % key)
@@ -88,8 +90,9 @@ def replaced_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def status(store: Path) -> str:
-    """What `shoal status` says, in a process of its own, as one that writes is no reader."""
-    command = [sys.executable, "-m", "cli", "status", "--store", str(store)]
+    """Return the output of `shoal status` from another process, because a process that writes does not count as a
+    reader."""
+    command = [sys.executable, "-m", "shoal", "status", "--store", str(store)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -107,7 +110,7 @@ def test_a_reader_that_is_stopped_is_named_and_holds_back_pages_until_it_goes_on
         push(store, 1)
         process.kill()
         process.wait()
-        # What it held is used again.
+        # The pages that the process held are used again.
         push(store, 200)
         assert size(store) < held + (1 << 20)
         assert describe_live(store)["oldest_reader"] is None
@@ -118,12 +121,15 @@ def test_a_reader_that_is_stopped_is_named_and_holds_back_pages_until_it_goes_on
 def test_a_reader_that_is_stopped_makes_a_store_grow_up_to_a_bound(store: Path) -> None:
     with reader(store) as process:
         os.kill(process.pid, signal.SIGSTOP)
-        before, sizes, path = size(store), [], live_path(store)
+        before = size(store)
+        sizes = []
+        path = live_path(store)
         for _ in range(10):
             push(store, 20)
             sizes.append(size(store))
         assert path != live_path(store)
-        # The old file has what was held, the room for its last commit, and no more; the new one is small.
+        # The old file contains the held pages and the room for its last commit, and nothing more. The new file is
+        # small.
         assert max(sizes) < before + HELD_BYTES + (2 << 20)
         assert sizes[-1] < sizes[3] + (1 << 19)
         assert (oldest := describe_live(store)["oldest_reader"]) is not None
@@ -146,7 +152,9 @@ def test_what_is_in_a_replaced_environment_is_all_there(store: Path, root: Expor
     with StoreWriter(store) as writer:
         reader = FeatureStore.open(store)
         held = reader.version()
-        ids, path, number = [held.id], live_path(store), 0
+        ids = [held.id]
+        path = live_path(store)
+        number = 0
         first = push_rows(writer, "doc", {"doc_id": [1], "a": [1001]}, request_id="once")
         while live_path(store) == path:
             number += 1
@@ -188,7 +196,7 @@ def test_where_the_newest_environment_is_taken_away_nobody_takes_the_one_before_
     for _ in range(2):
         with pytest.raises(StoreDamaged, match="was replaced by a newer directory"):
             StoreWriter(store)
-        # Also without a record beside it: the environment itself says that the store went on.
+        # The record may also be missing, because the environment itself says that a newer one replaced it.
         begun_path(store).unlink(missing_ok=True)
     (store / "taken-away").rename(newest)
     with StoreWriter(store) as writer:
@@ -204,7 +212,7 @@ def test_where_there_is_no_room_for_a_copy_commits_go_on(
     with StoreWriter(store) as writer:
         held = FeatureStore.open(store).version()
         push_often(writer)
-        assert [record.message for record in caplog.records if "is not replaced" in record.message]
+        assert [record.message for record in caplog.records if "cannot replace the live environment" in record.message]
         assert live_paths(store) == [held.live.path]
         assert not list((store / "live").glob(".*"))
 
@@ -218,6 +226,8 @@ def test_an_idle_store_moves_on_by_itself(store: Path) -> None:
 
 def test_a_store_that_is_let_go_is_not_kept(store: Path) -> None:
     opened = FeatureStore.open(store)
-    assert opened in keeping_up._stores
+    assert opened in background_refresh._stores
     del opened
-    eventually(lambda: store not in {getattr(kept, "path", None) for kept in list(keeping_up._stores)}, "its end")
+    eventually(
+        lambda: store not in {getattr(kept, "path", None) for kept in list(background_refresh._stores)}, "its end"
+    )

@@ -1,4 +1,4 @@
-"""Rows as clients give them, become rows as the writer takes them: exactly, or not at all."""
+"""Rows from clients are converted exactly to the rows that the writer takes, or they are refused."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -8,14 +8,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from engine.errors import PushInvalid
-from engine.export_root import ExportRoot
-from engine.keys import KEY_HASH, KEY_HASH_2, key_identity
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
-from engine.pushed_rows import decode_rows, deleted_rows, encode_rows, from_base64, pushed_rows
-from engine.times import LAST_TIME
-from engine.version import ViewVersion
-from loaders.store_writer import StoreWriter
+from shoal.engine.base.errors import PushInvalid
+from shoal.engine.base.times import LAST_TIME
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2, key_identity
+from shoal.engine.push.pushed_rows import (
+    deleted_rows,
+    deserialize_rows,
+    from_base64,
+    pushed_rows,
+    serialize_rows,
+)
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from shoal.engine.store.version import ViewVersion
+from shoal.loaders.commit.store_writer import StoreWriter
 from tests import stores
 from tests.every_type import ITEMS, item_rows
 
@@ -24,7 +30,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def view(tmp_path_factory: pytest.TempPathFactory) -> ViewVersion:
-    """The view that has a feature of every type."""
+    """The view with a feature of every type."""
     directory = tmp_path_factory.mktemp("pushed")
     root = ExportRoot(directory / "root")
     stores.publish_snapshot(root, ITEMS, item_rows(3))
@@ -46,8 +52,8 @@ def pushed(view: ViewVersion, wanted: str, values: Any) -> list[Any]:
 
 
 def test_keys_are_hashed_and_times_are_now(view: ViewVersion) -> None:
-    (rows,) = decode_rows(
-        encode_rows([pushed_rows(view, {view.join_keys[0].name: ["a"], of_type(view, "int32"): [1]}, now=NOW)])
+    (rows,) = deserialize_rows(
+        serialize_rows([pushed_rows(view, {view.join_keys[0].name: ["a"], of_type(view, "int32"): [1]}, now=NOW)])
     )
     assert (rows.column(KEY_HASH)[0].as_py(), rows.column(KEY_HASH_2)[0].as_py()) == key_identity(["a"])
     assert rows.column(EVENT_TIMESTAMP).to_pylist() == [NOW]
@@ -148,13 +154,13 @@ def test_a_time_outside_the_years_1_to_9999_is_refused(view: ViewVersion, given:
     for make, columns in ((pushed_rows, {of_type(view, "int32"): [1, 2]}), (deleted_rows, {})):
         with pytest.raises(PushInvalid, match=f"column 'event_timestamp' holds {shown}.* in row 1; give times in"):
             make(view, keys | columns, now=NOW)
-    # A writer does not rely on what a worker checked.
+    # The writer does not rely on the checks of a worker.
     rows = pushed_rows(view, {view.join_keys[0].name: ["a"], name: [NOW]}, now=NOW)
     for column in (name, EVENT_TIMESTAMP):
         late = pa.array([LAST_TIME + 1], pa.timestamp("us", "UTC"))
         wrong = rows.set_column(rows.schema.get_field_index(column), column, late)
         with pytest.raises(PushInvalid, match=f"column '{column}' holds 10000-01-01T00:00:00.000000Z in row 0"):
-            decode_rows(encode_rows([wrong]))
+            deserialize_rows(serialize_rows([wrong]))
 
 
 def test_the_first_and_the_last_time_are_taken(view: ViewVersion) -> None:
@@ -164,7 +170,8 @@ def test_the_first_and_the_last_time_are_taken(view: ViewVersion) -> None:
 
 
 def test_an_event_time_more_than_a_day_ahead_is_refused(view: ViewVersion) -> None:
-    keys, day = {view.join_keys[0].name: ["a", "b"]}, NOW + timedelta(days=1)
+    keys = {view.join_keys[0].name: ["a", "b"]}
+    day = NOW + timedelta(days=1)
     for make, columns in ((pushed_rows, {of_type(view, "int32"): [1, 2]}), (deleted_rows, {})):
         make(view, keys | columns | {"event_timestamp": [NOW, day]}, now=NOW)
         late = [NOW, day + timedelta(microseconds=1)]
@@ -177,11 +184,11 @@ def test_many_rows_of_lists_are_not_one_long_value(view: ViewVersion) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"x", b"\xff\xff\xff\xff\x10\0\0\0", encode_rows([pa.record_batch({"a": [1]})])[:-20]]
+    "body", [b"x", b"\xff\xff\xff\xff\x10\0\0\0", serialize_rows([pa.record_batch({"a": [1]})])[:-20]]
 )
 def test_what_is_no_arrow_is_refused(body: bytes) -> None:
-    with pytest.raises(PushInvalid, match="no Arrow stream"):
-        decode_rows(body)
+    with pytest.raises(PushInvalid, match="not an Arrow stream"):
+        deserialize_rows(body)
 
 
 def test_base64_is_read_strictly() -> None:

@@ -1,4 +1,4 @@
-"""What a view may look like, and which change of it stored rows can follow."""
+"""The valid schemas of a view, and the schema changes that stored rows can follow."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,9 +7,17 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from engine.durations import parse_duration
-from engine.errors import SchemaChangeRefused
-from engine.schema import SCALAR_TYPES, WIDENINGS, Feature, FeatureService, ViewSchema, arrow_type, embedding_size
+from shoal.engine.base.durations import parse_duration
+from shoal.engine.base.errors import SchemaChangeRefused
+from shoal.engine.format.schema import (
+    SCALAR_TYPES,
+    WIDENINGS,
+    Feature,
+    FeatureService,
+    ViewSchema,
+    arrow_type,
+    embedding_size,
+)
 from tests.stores import schema
 
 
@@ -67,7 +75,8 @@ def test_a_feature_service_names_features_of_views(features: list[str]) -> None:
 @pytest.mark.parametrize("old", SCALAR_TYPES | {"float32[2]": None, "float32[3]": None})
 @pytest.mark.parametrize("new", SCALAR_TYPES | {"float32[2]": None, "float32[3]": None})
 def test_a_feature_may_only_be_widened(old: str, new: str) -> None:
-    before, after = view(features=[{"name": "a", "type": old}]), view(features=[{"name": "a", "type": new}])
+    before = view(features=[{"name": "a", "type": old}])
+    after = view(features=[{"name": "a", "type": new}])
     if old == new or (old, new) in WIDENINGS:
         after.check_succeeds(before)
     else:
@@ -111,7 +120,7 @@ def test_a_duration_is_a_number_and_a_unit(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "h", "0h", "-1h", "1.5h", "1 h", "1H", "1y", "12345678s", "1h30m", "١h"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no duration; give a whole number and one of s, m, h, d, w"):
+    with pytest.raises(ValueError, match="is not a duration; give a whole number and one of s, m, h, d, w"):
         parse_duration(text)
 
 
@@ -120,8 +129,9 @@ def test_the_longest_duration_is_a_duration() -> None:
 
 
 def test_a_member_of_feasts_message_is_in_a_document_only_where_it_is_set() -> None:
-    """Versions of Shoal that do not know it read the documents of views that have none."""
-    plain, message = Feature(name="a", type="bytes"), Feature(name="b", type="bytes", feast_member="json_val")
+    """Versions of Shoal that do not know the member can read the documents of views that do not set it."""
+    plain = Feature(name="a", type="bytes")
+    message = Feature(name="b", type="bytes", feast_member="json_val")
     assert plain.model_dump() == {"name": "a", "type": "bytes"}
     assert Feature.model_validate_json(message.model_dump_json()) == message
     for wrong in ({"type": "string", "feast_member": "json_val"}, {"type": "bytes", "feast_member": "nothing"}):

@@ -1,4 +1,4 @@
-"""A chunk finds its rows by a directory that is right for any set of hashes, and knows when a bit of it has turned."""
+"""A chunk finds its rows with a directory that is correct for any set of hashes, and detects a flipped bit."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,16 +6,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import StoreDamaged
-from engine.layout import BUCKETS_PER_SPARSE_ROW, ROWS_PER_BUCKET, SPARSE_ROWS, RowLayout
-from engine.segment import Chunk
-from loaders.arrow_rows import encode
-from loaders.segment_writer import MIN_CHUNK_BYTES, ChunkBuilder
+from shoal.engine.base.errors import StoreDamaged
+from shoal.engine.format.layout import (
+    BUCKETS_PER_SPARSE_ROW,
+    ROWS_PER_BUCKET,
+    SPARSE_ROWS,
+    RowLayout,
+)
+from shoal.engine.store.segment import Chunk
+from shoal.loaders.segments.arrow_rows import encode
+from shoal.loaders.segments.segment_writer import MIN_CHUNK_BYTES, ChunkBuilder
 from tests.engine.segments import Identity, batch, sealed, segment
 from tests.every_type import ITEMS, item_rows
 from tests.stores import Row, schema
 
-LEAST, GREATEST = -(2**63), 2**63 - 1
+LEAST = -(2**63)
+GREATEST = 2**63 - 1
 VIEW = schema("doc", key="int64", a="int32")
 HASHES = st.one_of(
     st.integers(LEAST, GREATEST),
@@ -107,7 +113,7 @@ def test_rows_out_of_order_are_found(hashes: list[int], seconds: list[int]) -> N
     builder = ChunkBuilder(RowLayout(VIEW), 3, with_origins=False)
     encode(builder, 0, batch(VIEW, rows))
     builder.hashes[:] = hashes
-    with pytest.raises(StoreDamaged, match="order of their hashes"):
+    with pytest.raises(StoreDamaged, match="not sorted by their hashes"):
         Chunk(builder.finish().data, "it").verify()
 
 
@@ -122,7 +128,7 @@ def test_a_row_knows_its_key_and_where_it_stands() -> None:
 
 
 def _varied_chunk() -> npt.NDArray[np.uint8]:
-    """A chunk with every section, of every type."""
+    """Return a chunk that has every section, with every type."""
     rows: dict[Identity, Row | None] = {(number, number): row for number, row in enumerate(item_rows(6))}
     builder = ChunkBuilder(RowLayout(ITEMS), len(rows), with_origins=True)
     encode(builder, 0, batch(ITEMS, rows))

@@ -1,4 +1,4 @@
-"""Settings are checked once, and what is wrong is named."""
+"""Settings are checked once, and an error names the wrong setting."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ServerRunning, SettingsInvalid, StoreNotWritable
-from engine.run_directory import (
+from shoal.engine.base.errors import ServerRunning, SettingsInvalid, StoreNotWritable
+from shoal.engine.process.run_directory import (
     ServerRecord,
     read_server_record,
     remove_server_record,
@@ -15,8 +15,8 @@ from engine.run_directory import (
     started_at,
     write_server_record,
 )
-from engine.settings import server_settings
-from loaders.store_writer import StoreWriter
+from shoal.engine.server.settings import server_settings
+from shoal.loaders.commit.store_writer import StoreWriter
 
 
 def test_defaults_serve_this_machine_only() -> None:
@@ -33,7 +33,7 @@ def test_defaults_serve_this_machine_only() -> None:
         ({"store": "s", "workers": 0}, "workers is 0: Input should be greater than or equal to 1"),
         ({"store": "s", "scrub_hours": -1}, "scrub_hours is -1: Input should be greater than or equal to 0"),
         ({"store": "s", "scrub_hours": float("nan")}, "scrub_hours is nan: Input should be"),
-        ({"store": "s", "drain": 1}, "there is no setting 'drain'; there are store, host, port"),
+        ({"store": "s", "drain": 1}, "there is no setting 'drain'; the settings are: store, host, port"),
     ],
 )
 def test_wrong_settings(values: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The ranges of shards: they cover the space of hashes without gap or overlap, and are told from texts."""
+"""The hash ranges of shards cover all hashes without gap or overlap, and a shard can be read from its text."""
 
 import itertools
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import SettingsInvalid
-from engine.shards import MOST_SHARDS, Shard
+from shoal.engine.base.errors import SettingsInvalid
+from shoal.engine.base.shards import MOST_SHARDS, Shard
 
 COUNTS = st.integers(1, MOST_SHARDS)
 HASHES = st.integers(-(2**63), 2**63 - 1)

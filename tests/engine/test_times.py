@@ -1,4 +1,4 @@
-"""Times outside the years 1 to 9999: how they are found, and what lookups answer where a store holds them already."""
+"""Times outside the years 1 to 9999: how they are found, and what lookups answer if a store already holds them."""
 
 import io
 import json
@@ -12,16 +12,9 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from cli import shoal
-from engine import FeatureStore
-from engine.encoders import arrow_stream, feast_protobuf, json_feast, json_lookup, npy
-from engine.explain import explain
-from engine.export_root import ExportRoot
-from engine.manifest import EVENT_TIMESTAMP
-from engine.pushed_rows import pushed_rows
-from engine.result import LookupResult
-from engine.status import describe_version
-from engine.times import (
+from shoal import FeatureStore
+from shoal.cli import shoal
+from shoal.engine.base.times import (
     FIRST_TIME,
     LAST_TIME,
     from_seconds,
@@ -32,12 +25,20 @@ from engine.times import (
     to_datetime,
     to_micros,
 )
-from loaders.compaction import fold
-from loaders.push import Push, push, push_rows
-from loaders.store_writer import StoreWriter
+from shoal.engine.encoders import arrow_stream, feast_protobuf, json_feast, json_lookup, npy
+from shoal.engine.lookup.explain import explain
+from shoal.engine.lookup.result import LookupResult
+from shoal.engine.push.pushed_rows import pushed_rows
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import EVENT_TIMESTAMP
+from shoal.engine.status.store import describe_version
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import Push, push, push_rows
 from tests import stores
 
-FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+FIRST = datetime(1, 1, 1, tzinfo=UTC)
+LAST = datetime.max.replace(tzinfo=UTC)
 VIEW = stores.schema("doc", key="int64", ttl=timedelta(days=7), n="int64", at="timestamp")
 OUTSIDE = [FIRST_TIME - 1, LAST_TIME + 1, -(2**63), 2**63 - 1, -(2**63) + 1]
 ANSWERED = [FIRST, LAST, FIRST, LAST, FIRST]
@@ -57,10 +58,11 @@ def test_the_range_is_that_of_python() -> None:
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_the_first_time_outside_is_found_in_any_unit(unit: str) -> None:
     scale = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
-    first, last = FIRST_TIME * scale // 10**6, (LAST_TIME * scale // 10**6)
+    first = FIRST_TIME * scale // 10**6
+    last = LAST_TIME * scale // 10**6
     kind = pa.timestamp(unit, tz="+14:00")
     if unit == "ns":
-        # All nanoseconds of int64 lie between the years 1677 and 2262.
+        # All times of an int64 in nanoseconds are between the years 1677 and 2262.
         assert outside_range(pa.array([-(2**63), None, 2**63 - 1], kind)) is None
         return
     assert outside_range(pa.array([first, None, 0, last], kind)) is None
@@ -92,9 +94,10 @@ def test_other_arithmetic_stays_in_int64() -> None:
 
 @pytest.fixture(scope="module", params=["overlay", "base"])
 def old_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store as one could be written before times were checked: the last key has a time like others."""
+    """A store as it could be written before times were checked. The last key has an ordinary time."""
     directory = tmp_path_factory.mktemp("old")
-    root, store = ExportRoot(directory / "root"), directory / "store"
+    root = ExportRoot(directory / "root")
+    store = directory / "store"
     stores.publish_snapshot(root, VIEW, [])
     stores.load(store, root)
     with StoreWriter(store) as writer:
@@ -106,8 +109,9 @@ def old_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def _write_unchecked(writer: StoreWriter, outside: set[str]) -> None:
-    """Write rows of which the columns `outside` hold times outside the range, under the last key's others."""
-    version, now = writer.version().view("doc"), datetime.now(UTC)
+    """Write rows with times outside the range in the columns `outside`. The last key keeps its ordinary time."""
+    version = writer.version().view("doc")
+    now = datetime.now(UTC)
     keys = [10 * number + len(outside) + ("at" in outside) for number in KEYS]
     columns = {"doc_id": keys, "n": KEYS, "at": [now] * len(KEYS), "event_timestamp": [now] * len(KEYS)}
     rows = pushed_rows(version, columns, now=now)
@@ -189,7 +193,8 @@ def test_histories_and_status_tell_the_nearest_time(old_store: Path) -> None:
 
 
 def test_a_push_of_some_features_keeps_the_nearest_time(tmp_path: Path) -> None:
-    root, store = ExportRoot(tmp_path / "root"), tmp_path / "store"
+    root = ExportRoot(tmp_path / "root")
+    store = tmp_path / "store"
     stores.publish_snapshot(root, VIEW, [])
     stores.load(store, root)
     with StoreWriter(store) as writer:
@@ -202,7 +207,8 @@ def test_a_push_of_some_features_keeps_the_nearest_time(tmp_path: Path) -> None:
 
 
 def test_a_time_to_live_as_long_as_can_be_keeps_pushed_rows(tmp_path: Path) -> None:
-    view, root = VIEW.model_copy(update={"ttl": timedelta.max}), ExportRoot(tmp_path / "root")
+    view = VIEW.model_copy(update={"ttl": timedelta.max})
+    root = ExportRoot(tmp_path / "root")
     stores.publish_snapshot(root, view, [])
     stores.load(tmp_path / "store", root)
     with StoreWriter(tmp_path / "store") as writer:

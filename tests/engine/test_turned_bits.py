@@ -1,4 +1,4 @@
-"""Whatever is damaged in the chunks of a view: its values, or one error; no dead process, no bytes from elsewhere."""
+"""A damaged chunk of a view gives its values or one error. No process dies, and no bytes from elsewhere are read."""
 
 import os
 import subprocess
@@ -8,7 +8,8 @@ EXAMPLES = int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "150"))
 
 
 def test_a_chunk_that_is_damaged_anywhere_is_read_or_refused() -> None:
-    """In a process of its own, since reading beyond a chunk ends it; the last line names the example."""
+    """The examples run in their own process, because a read beyond a chunk ends it. The last output line names the
+    example."""
     command = [sys.executable, "-m", "tests.engine.turned_bits", "0", str(EXAMPLES)]
     done = subprocess.run(command, capture_output=True, text=True)
     last = done.stdout.splitlines()[-1:]

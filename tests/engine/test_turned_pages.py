@@ -1,4 +1,4 @@
-"""Bytes that turn in the pages of the live environment: see `turned_pages`."""
+"""Changed bytes in the pages of the live environment: see `turned_pages`."""
 
 import gc
 import shutil
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64", text="string")
@@ -24,12 +24,12 @@ _PARTS = 2
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Path]:
-    """A store of two views, with pushes to both, and a few commits."""
+    """A store of two views, with pushes to both and a few commits."""
     root = ExportRoot(tmp_path / "root")
     stores.publish_snapshot(root, VIEW, [{"doc_id": n, "a": 1, "text": f"text {n}"} for n in range(40)])
     stores.publish_snapshot(root, OTHER, [{"other_id": n, "a": 1} for n in range(40)])
     root.publish_services((FeatureService(name="all", features=("doc:a", "other:a")),))
-    # In memory, if the system has such a file system: thousands of commits are synced.
+    # The store is in memory if possible, because thousands of commits are synced.
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
         store = Path(directory) / "store"

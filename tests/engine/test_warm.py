@@ -1,18 +1,19 @@
-"""Warming compiles all that lookups call, with the very types: what is missed costs the first request half a second."""
+"""Warming compiles every kernel that lookups call, with the same types. A missing kernel costs the first request half a
+second."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.every_type import ITEMS, USERS, item_rows, user_rows
 
 PROGRAM = """
 import sys
 from numba.core.dispatcher import Dispatcher
-from engine import FeatureStore
-from engine.kernels import answering, finding, gathering, hashing, warm
+from shoal import FeatureStore
+from shoal.engine.kernels import answering, finding, gathering, hashing, warm
 
 def compiled():
     modules = (answering, finding, gathering, hashing)

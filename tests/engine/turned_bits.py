@@ -1,7 +1,7 @@
-"""Turn bits in the chunks of a view and read all of it: `python -m tests.engine.turned_bits SEED EXAMPLES`.
+"""Flip bits in the chunks of a view and read all of it: `python -m tests.engine.turned_bits SEED EXAMPLES`.
 
-Each example is valid chunks in which something was changed. They lie between pages that nobody may touch, so that
-reading beyond a chunk ends the process; the number of the example that is being tried is the last line printed.
+Each example changes something in valid chunks. The chunks lie between pages without access, so a read beyond a chunk
+ends the process. The last line of the output is the number of the current example.
 """
 
 import ctypes
@@ -19,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.encoders import arrow_stream, feast_protobuf, json_feast, json_lookup, npy
-from engine.errors import StoreDamaged
-from engine.explain import StoredRow, _add_rows
-from engine.kernels.hashing import key_hashes
-from engine.key_columns import KeyColumns
-from engine.layout import HEADER_SIZE, ChunkHeader, RowLayout, Storage, storage_of
-from engine.lookup import lookup
-from engine.matrix_lookup import lookup_matrix
-from engine.segment import Chunk, Segment
-from loaders.merge import Merge
-from loaders.segment_writer import ChunkBuilder
+from shoal.engine.base.errors import StoreDamaged
+from shoal.engine.encoders import arrow_stream, feast_protobuf, json_feast, json_lookup, npy
+from shoal.engine.format.layout import HEADER_SIZE, ChunkHeader, RowLayout, ValueStorage, storage_of
+from shoal.engine.kernels.hashing import key_hashes
+from shoal.engine.lookup.columns import lookup
+from shoal.engine.lookup.explain import StoredRow, _add_rows
+from shoal.engine.lookup.key_columns import KeyColumns
+from shoal.engine.lookup.matrix import lookup_matrix
+from shoal.engine.store.segment import Chunk, Segment
+from shoal.loaders.segments.merge import Merge
+from shoal.loaders.segments.segment_writer import ChunkBuilder
 from tests.engine import segments
 from tests.every_type import ITEMS, item_rows
 
@@ -38,14 +38,15 @@ NUMBERS = [f"items:{name}" for name in ("single", "large", "vector", "at")]
 HEAP_FIELDS = [
     offset
     for feature, offset in zip(ITEMS.features, LAYOUT.offsets, strict=True)
-    if storage_of(feature.type) is Storage.HEAP
+    if storage_of(feature.type) is ValueStorage.HEAP
 ]
 PAGE = mmap.PAGESIZE
 _PROT_NONE = 0
 
 
 class Guarded:
-    """A chunk's bytes, of which the last stand before a page that may not be read, or the first behind one."""
+    """The bytes of a chunk between two pages without access. They end just before the second page, or begin just after
+    the first."""
 
     def __init__(self, content: bytes, *, at_end: bool) -> None:
         room = -(-len(content) // PAGE) * PAGE
@@ -66,7 +67,8 @@ def change_header(source: random.Random, chunk: bytearray) -> None:
     header = ChunkHeader.unpack(bytes(chunk), "valid")
     name = source.choice([name for name in header.__dataclass_fields__ if name not in ("checksum",)])
     value = getattr(header, name)
-    signed, narrow = name in ("min_hash", "max_hash"), name in ("stride", "shift", "buckets")
+    signed = name in ("min_hash", "max_hash")
+    narrow = name in ("stride", "shift", "buckets")
     bits = 32 if narrow else 63 if signed else 64
     others = [0, 1, 2**bits - 1, value + 1, value - 1, value + 8, value * 2, len(chunk), source.randrange(2**bits)]
     lowest = -(2**63) if signed else 0
@@ -116,7 +118,7 @@ def damage(source: random.Random, chunk: bytearray) -> None:
 
 
 class Trial:
-    """Valid chunks of a base of two and of an overlay, damaged again and again."""
+    """A base of two chunks and an overlay, which are valid. Each run damages copies of them."""
 
     def __init__(self) -> None:
         rows = item_rows(60)
@@ -137,12 +139,12 @@ class Trial:
             try:
                 damage(source, damage_one)
             except StoreDamaged:
-                continue  # Its header says nothing any more of where to go on.
+                continue  # The damaged header no longer says where to continue.
         guarded = [Guarded(bytes(content), at_end=source.random() < 0.7) for content in contents]
         self.note("open", lambda: self.read([part.bytes for part in guarded]))
 
     def note(self, what: str, attempt: Callable[[], object]) -> None:
-        """Count what becomes of an attempt: it may succeed, or be refused as data that is damaged."""
+        """Count the result of an attempt, which either succeeds or is refused as damaged data."""
         try:
             attempt()
             self.outcomes[f"{what} read"] += 1
@@ -174,7 +176,8 @@ class Trial:
 
 
 def main() -> None:
-    seed, examples = int(sys.argv[1]), int(sys.argv[2])
+    seed = int(sys.argv[1])
+    examples = int(sys.argv[2])
     trial = Trial()
     for number in range(seed, seed + examples):
         print(f"example {number}", flush=True)

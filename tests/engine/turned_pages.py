@@ -1,9 +1,9 @@
-"""Turn bytes of the pages of a live environment, one at a time, and hold what readers and writers make of it against
-what was there: the same data, or an error that names the damage. Never less data, a new store, or a dead process.
+"""Change bytes in the pages of a live environment, one at a time, and check what readers and writers see. They must see
+the original data, or an error that names the damage. They must never see less data or a new store, or die.
 
     python -m tests.engine.turned_pages STORE PART PARTS
 
-It prints the case before it begins with it, so that whoever started it knows the one over which it died.
+It prints each case before the case begins, so that the output shows which case ended the process.
 """
 
 import gc
@@ -14,22 +14,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine import FeatureStore
-from engine.environment import DATA, live_path
-from engine.errors import StoreDamaged, ViewDamaged
-from engine.lmdb_file import HEADER, META
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import StoreDamaged, ViewDamaged
+from shoal.engine.format.paths import DATA, live_path
+from shoal.engine.store.lmdb_file import HEADER, META
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 
 PAGE = 4096
 NO_NODES = 16
-"""Where the list of a page's nodes ends if there are none: LMDB takes such a page for one without entries."""
+"""The end of the list of nodes in a page without nodes. LMDB reads such a page as one without entries."""
 VIEWS = ("doc", "other")
 KEYS: dict[str, list[int]] = {f"{view}_id": list(range(50)) for view in VIEWS}
 
 
 def content(reader: FeatureStore) -> dict[str, Any]:
-    """All that a store shows: of a view that is damaged, that it is."""
+    """Return everything that a store shows. A damaged view appears as `ViewDamaged`."""
     shown: dict[str, Any] = {"services": sorted(reader.version().services)}
     for view in VIEWS:
         try:
@@ -40,14 +40,14 @@ def content(reader: FeatureStore) -> dict[str, Any]:
 
 
 def read(store: Path) -> dict[str, Any] | None:
-    """What a new reader of a store sees; None if it says that the store is damaged."""
+    """Return what a new reader of a store sees, or None if it finds the store damaged."""
     with suppress(StoreDamaged):
         return content(FeatureStore.open(store))
     return None
 
 
 def write(store: Path) -> dict[str, Any] | None:
-    """What there is once a writer has opened a store and committed to it; None if it says that the store is damaged."""
+    """Return the content of a store after a writer has committed to it, or None if the store is found damaged."""
     with suppress(StoreDamaged), StoreWriter(store) as writer:
         for value in (1, 2):
             with suppress(ViewDamaged):
@@ -57,9 +57,9 @@ def write(store: Path) -> dict[str, Any] | None:
 
 
 def cases(content: bytes) -> Iterator[tuple[int, int, bool]]:
-    """Places of bytes, what they become, and whether to write then."""
+    """Yield the place of a byte, its new value, and whether the case also writes."""
     for page in range(len(content) // PAGE):
-        # The first two pages are the commits' own, which have more in their heads.
+        # The first two pages are the meta pages of the commits, which have longer headers.
         for place in range(PAGE * page, PAGE * page + HEADER + (META.size if page < 2 else 4)):
             old = content[place]
             for value in {old ^ 0x01, old ^ 0xFF, NO_NODES} - {old}:
@@ -68,7 +68,7 @@ def cases(content: bytes) -> Iterator[tuple[int, int, bool]]:
 
 
 def check(before: dict[str, Any], after: dict[str, Any] | None, also: dict[str, Any]) -> str:
-    """How a case ended; raises AssertionError if it is not among what is promised."""
+    """Return how a case ended. Raise AssertionError if the store shows anything that is not allowed."""
     if after is None:
         return "damaged"
     assert after["services"] == before["services"], after
@@ -78,22 +78,26 @@ def check(before: dict[str, Any], after: dict[str, Any] | None, also: dict[str, 
 
 
 def main() -> None:
-    store, part, parts = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    store = Path(sys.argv[1])
+    part = int(sys.argv[2])
+    parts = int(sys.argv[3])
     copy = store.with_name(f"copy-{part}")
     shutil.copytree(store, copy)
-    before, written = read(copy), write(copy)
+    before = read(copy)
+    written = write(copy)
     assert before is not None
     assert written is not None
     whole = (live_path(store) / DATA).read_bytes()
     shutil.rmtree(copy)
     shutil.copytree(store, copy, ignore=shutil.ignore_patterns("lock.mdb"))
-    record, data = (store / "begun").read_bytes(), live_path(copy) / DATA
+    record = (store / "begun").read_bytes()
+    data = live_path(copy) / DATA
     for number, (place, value, writes) in enumerate(cases(whole)):
         if number % parts != part:
             continue
         print(f"byte {place % PAGE} of page {place // PAGE}, made {value}, {'written' if writes else 'read'}", end=": ")
         sys.stdout.flush()
-        # Files of their own: what an earlier case has mapped stays as it is.
+        # A new file, because an earlier case may still map the old one.
         data.unlink()
         turned = bytearray(whole)
         turned[place] = value

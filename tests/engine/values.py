@@ -1,4 +1,4 @@
-"""Values of every feature type: strategies that make them, and the form in which they are compared."""
+"""Strategies for values of every feature type, and the form in which tests compare values."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from engine.schema import arrow_type
+from shoal.engine.format.schema import arrow_type
 
 _MICRO = timedelta(microseconds=1)
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -31,12 +31,12 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 
 def comparable(values: list[Any], feature_type: str) -> list[Any]:
-    """Values as a feature of this type holds them, in a form in which NaN equals NaN and 0.0 is not -0.0."""
+    """Return values as a feature of this type holds them, in a form in which NaN equals NaN and 0.0 is not -0.0."""
     return [plain(value) for value in pa.array(values, arrow_type(feature_type)).to_pylist()]
 
 
 def plain(value: Any) -> Any:
-    """A value in that form."""
+    """Return one value in the form of `comparable`."""
     if isinstance(value, list):
         return [plain(item) for item in value]
     return repr(value) if isinstance(value, float) else value

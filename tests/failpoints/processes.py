@@ -1,5 +1,6 @@
-"""Real writers, servers and exporters for tests, forked from a process that has imported and compiled all they need, so
-that one starts in a moment: each is to die at a failpoint, or none.
+"""Real writers, servers and exporters for tests. Each may be set to die at a failpoint.
+
+They are forked from a process that has imported and compiled everything they need, so that they start fast.
 """
 
 import logging
@@ -12,13 +13,15 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import engine.server
-import spark_export.publication  # noqa: F401
-from engine import failpoints
-from engine.export_root import ExportRoot
-from engine.settings import server_settings
-from loaders import compaction, generation, live_replacement
-from loaders.writer import run_writer
+import shoal.engine.server.run
+import shoal.spark_export.publication.staging
+from shoal.engine.base import failpoints
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.settings import server_settings
+from shoal.loaders.apply import compaction
+from shoal.loaders.commit import live_replacement
+from shoal.loaders.segments import generation
+from shoal.loaders.writer import run_writer
 
 CHUNK_BYTES = 512
 _POLL_SECONDS = 0.1
@@ -29,7 +32,7 @@ _forking.set_forkserver_preload(["__main__", __name__, "tests.failpoints.warmed"
 
 @contextmanager
 def running(main: Callable[..., None], *arguments: Any, die_at: str | None, log: Path) -> Iterator[ForkServerProcess]:
-    """A process that runs a function until it ends, dies where `failpoints.arm` has it die, or is killed here."""
+    """Run a function in a process until it ends, until it dies at the failpoint `die_at`, or until the block ends."""
     process = _forking.Process(target=_run, args=(main, arguments, die_at, str(log)))
     process.start()
     try:
@@ -47,7 +50,7 @@ def _run(main: Callable[..., None], arguments: tuple[Any, ...], die_at: str | No
 
 
 def write(store: Path, root: Path) -> None:
-    """A writer that makes small chunks, and folds small views."""
+    """Run a writer that makes small chunks and folds small views."""
     _follow(store, root, scrub_hours=0)
 
 
@@ -60,20 +63,20 @@ def _follow(store: Path, root: Path, *, scrub_hours: float) -> None:
 
 
 def write_and_scrub(store: Path, root: Path) -> None:
-    """A writer that verifies what it has again and again."""
+    """Run a writer that verifies its store again and again."""
     _follow(store, root, scrub_hours=0.1 / 3600)
 
 
 def write_without_patience(store: Path, root: Path) -> None:
-    """A writer that replaces the live environment for whoever holds an old version."""
+    """Run a writer that replaces the live environment as soon as a process holds an old version."""
     live_replacement.LEAST_HELD_BYTES = 0
     live_replacement.HELD_SECONDS = -1
     write(store, root)
 
 
 def serve(store: Path, root: Path) -> None:
-    """A server with a writer and two workers."""
-    engine.server.run(
+    """Run a server with a writer and two workers."""
+    shoal.engine.server.run.run(
         server_settings(store=store, port=0, workers=2, drain_seconds=5.0),
         lambda: run_writer(store, ExportRoot(root), poll_seconds=_POLL_SECONDS, scrub_hours=0),
     )

@@ -1,5 +1,5 @@
-"""A backup, a restore, and an accepted loss that are killed at any step: all of it is there or nothing, and the next
-one succeeds and leaves nothing over."""
+"""A backup, a restore or an accepted loss is killed at any step: its result is complete or absent. The next attempt
+succeeds and leaves no other files behind."""
 
 import gc
 import shutil
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.errors import StoreDamaged
-from engine.export_root import ExportRoot
-from loaders.accepted_loss import LOST, accept_loss
-from loaders.backup import back_up, read_manifest, restore
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.base.errors import StoreDamaged
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.backup.accepted_loss import LOST, accept_loss
+from shoal.loaders.backup.backup import back_up, read_manifest, restore
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
 from tests import stores
 from tests.failpoints.processes import running
 

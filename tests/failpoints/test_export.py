@@ -1,4 +1,4 @@
-"""An exporter that is killed at a step of publishing: an entry is there whole or not at all, and the next clears up."""
+"""An exporter is killed at a step of publishing: the entry is complete or absent, and the next exporter cleans up."""
 
 import os
 import signal
@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.failpoints import FAILPOINTS
-from engine.manifest import Manifest, PublishedFile
-from loaders.verify import verify_root
-from spark_export.directory_publication import DirectoryStaging, directory_staging
-from spark_export.publication import remove_states, state_directories
+from shoal.engine.base.failpoints import FAILPOINTS
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest, PublishedFile
+from shoal.loaders.backup.verify import verify_root
+from shoal.spark_export.publication.in_directory import DirectoryStaging, directory_staging
+from shoal.spark_export.publication.staging import remove_states, state_directories
 from tests import stores
 from tests.dynamodb import test_sync
 from tests.failpoints import test_backup, test_server, test_store, test_stream
@@ -36,14 +36,15 @@ A_DAY_AND_MORE = 25 * 3600
 
 
 def publish(root_path: Path, kind: str, value: int) -> None:
-    """Publish as an export does what Spark would have written."""
+    """Publish files as an export publishes the files that Spark has written."""
     root = ExportRoot(root_path)
     states = state_directories(root, VIEW.name)
     published = root.sequence_numbers(VIEW.name)
     previous = root.entry(VIEW.name, published[-1]) if published else None
     if previous is not None:
         root.finish(previous)
-    run, seq = uuid.uuid4().hex, previous.seq + 1 if previous else 1
+    run = uuid.uuid4().hex
+    seq = previous.seq + 1 if previous else 1
     with directory_staging(root, VIEW.name, run, seq) as stage:
         files = _written(stage, kind, value)
         stage.publish(
@@ -67,7 +68,7 @@ def publish(root_path: Path, kind: str, value: int) -> None:
 
 
 def _written(stage: DirectoryStaging, kind: str, value: int) -> tuple[PublishedFile, ...]:
-    """The files of an entry with two rows, and a ledger, as Spark leaves them."""
+    """Write the files of an entry with two rows, and a ledger, as Spark does. Return the entry's files."""
     rows = [{"doc_id": key, "a": value} for key in (1, 2)]
     table = stores.published_table(VIEW, rows, (), delta=kind == "delta")
     for directory in (stage.parts, stage.ledger):
@@ -77,14 +78,14 @@ def _written(stage: DirectoryStaging, kind: str, value: int) -> tuple[PublishedF
 
 
 def listed(root: ExportRoot) -> set[Path]:
-    """All files that a root ought to have."""
+    """Return all files that a root should have."""
     manifests = [root.entry(VIEW.name, seq) for seq in root.sequence_numbers(VIEW.name)]
     paths = {root.path / VIEW.name / "deltas" / f"{manifest.seq:012d}" / "manifest.json" for manifest in manifests}
     for manifest in manifests:
         paths |= {
             root.directory(manifest) / name for name in ("manifest.json", *(file.path for file in manifest.files))
         }
-    # An export leaves the state that it started from to one that may be starting from it, too.
+    # An export keeps the state that it started from, because another export may also be starting from it.
     paths |= {
         path
         for manifest in manifests[-2:]
@@ -107,8 +108,10 @@ def grow_old(paths: Iterable[Path]) -> None:
     [("delta", point) for point in POINTS if ":" not in point] + [("snapshot", point) for point in POINTS],
 )
 def test_an_exporter_that_is_killed_at_a_step(kind: str, point: str, tmp_path: Path) -> None:
-    """A snapshot has two manifests, a delta one."""
-    root, log = ExportRoot(tmp_path / "root"), tmp_path / "log"
+    """The export of a snapshot writes two manifests (in the log and under `snapshots`), so it reaches
+    `export.manifest-aside` twice; a delta reaches it once."""
+    root = ExportRoot(tmp_path / "root")
+    log = tmp_path / "log"
     publish(root.path, "snapshot", 1)
     with running(publish, root.path, kind, 2, die_at=point, log=log) as exporter:
         exporter.join(30)
@@ -131,7 +134,8 @@ def test_an_exporter_that_is_killed_at_a_step(kind: str, point: str, tmp_path: P
 
 
 def test_what_an_exporter_may_still_be_publishing_stays(tmp_path: Path) -> None:
-    root, log = ExportRoot(tmp_path / "root"), tmp_path / "log"
+    root = ExportRoot(tmp_path / "root")
+    log = tmp_path / "log"
     publish(root.path, "snapshot", 1)
     with running(publish, root.path, "snapshot", 2, die_at="export.state-moved", log=log) as exporter:
         exporter.join(30)
@@ -144,7 +148,7 @@ def test_what_an_exporter_may_still_be_publishing_stays(tmp_path: Path) -> None:
 
 
 def test_there_is_a_case_for_every_failpoint() -> None:
-    """A point that no case reaches fails it; one without a case fails here."""
+    """A case fails if it does not reach its point. This test fails if a point has no case."""
     points = {point for _, point in test_store.CASES} | {*POINTS}
     points |= {*test_server.OF_THE_SERVER, *test_server.OF_WORKERS, *test_server.OF_THE_WRITER}
     points |= {*test_stream.POINTS, *test_sync.DEATHS, *test_backup.POINTS, *test_dropped_views.POINTS}

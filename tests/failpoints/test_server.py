@@ -1,4 +1,4 @@
-"""A process of a server that is killed at any step of its start: nobody is left behind, and the next server serves."""
+"""A process of a server is killed at any step of its start: no process is left behind, and the next server serves."""
 
 import signal
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.run_directory import read_server_record
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.failpoints.processes import running, serve
 from tests.server.serving import Connection, eventually
@@ -42,7 +42,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def holders(store: Path) -> Iterator[int]:
-    """The processes that have a lock of the store's server or writer open."""
+    """Yield the ids of the processes that have a lock file of the store's server or writer open."""
     locks = {str(store / "run" / name) for name in ("server.lock", "writer.lock")}
     for process in psutil.process_iter():
         try:
@@ -53,7 +53,7 @@ def holders(store: Path) -> Iterator[int]:
 
 
 def assert_serves(store: Path, root: ExportRoot, log: Path) -> None:
-    """A server that is told of no failpoint serves the store, and applies what comes."""
+    """Assert that a server without a failpoint serves the store and applies a new entry."""
     with running(serve, store, root.path, die_at=None, log=log) as server:
         eventually(lambda: (record := read_server_record(store)) and record.pid == server.pid, log.read_text)
         seq = stores.publish_delta(root, VIEW, [{"doc_id": 1, "a": 1}]).seq
@@ -89,7 +89,7 @@ def test_a_supervisor_that_is_killed_while_it_starts(point: str, loaded: tuple[P
 
 @pytest.mark.parametrize("point", [*OF_WORKERS, *OF_THE_WRITER])
 def test_children_that_are_killed_whenever_they_start(point: str, loaded: tuple[Path, ExportRoot], log: Path) -> None:
-    """The supervisor goes on trying, ever more slowly, and ends when it is told to."""
+    """The supervisor keeps trying, with longer and longer pauses, and ends when it is told to."""
     store, root = loaded
     name = point.partition(".")[0]
     with running(serve, store, root.path, die_at=point, log=log) as server:

@@ -1,6 +1,5 @@
-"""A writer that is killed at any step of what it does: readers see the old or the new, whole, and the next writer ends
-at the new, with nothing left over.
-"""
+"""A writer is killed at any step of its work: readers see the old or the new data, complete. The next writer finishes
+the work, and leaves nothing over."""
 
 import asyncio
 import gc
@@ -17,22 +16,24 @@ from typing import Any
 import lmdb
 import pytest
 
-from engine import FeatureStore, seal
-from engine.begun import begun_path
-from engine.control import WriterClient
-from engine.environment import live_path, open_live
-from engine.errors import UnknownFeature, ViewDamaged, WriterUnavailable
-from engine.export_root import ExportRoot
-from engine.kernels.gathering import Status
-from engine.lookup import lookup
-from engine.pushed_rows import pushed_rows
-from engine.version import StoreVersion
-from loaders.apply import roll_back
-from loaders.definition import define_view
-from loaders.load import load
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.base.errors import UnknownFeature, ViewDamaged, WriterUnavailable
+from shoal.engine.format import seal
+from shoal.engine.format.paths import live_path
+from shoal.engine.format.progress import begun_path
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.lookup.columns import lookup
+from shoal.engine.process.control import WriterClient
+from shoal.engine.push.pushed_rows import pushed_rows
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.store.environment import open_live
+from shoal.engine.store.version import StoreVersion
+from shoal.loaders.apply.definition import define_view
+from shoal.loaders.apply.entries import roll_back
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import load
+from shoal.loaders.push.push import push_rows
 from tests import stores
 from tests.damage import BIT, harm
 from tests.failpoints.processes import running, write, write_and_scrub, write_without_patience
@@ -45,7 +46,7 @@ COUNT = 60
 KEYS = list(range(COUNT + 1))
 
 Content = dict[int, tuple[int | None, str | None]]
-"""What a view shows of each key that it has: an independent account of what was published and pushed."""
+"""The expected row of each key in a view, computed independently from what was published and pushed."""
 
 
 def rows(value: int, keys: Sequence[int] = KEYS[:COUNT]) -> list[stores.Row]:
@@ -57,7 +58,7 @@ def content(value: int, keys: Sequence[int] = KEYS[:COUNT]) -> Content:
 
 
 def shown(store: FeatureStore, view: str = "doc") -> Content | None:
-    """All rows of a view, of one version; None if there is no such view, or it cannot be read."""
+    """Return all rows of a view in one version, or None if there is no such view or it cannot be read."""
     try:
         return shown_in(store.version(), view)
     except (UnknownFeature, ViewDamaged):
@@ -65,7 +66,7 @@ def shown(store: FeatureStore, view: str = "doc") -> Content | None:
 
 
 def shown_in(version: StoreVersion, view: str = "doc") -> Content:
-    """All rows of a view in one version."""
+    """Return all rows of a view in a version."""
     result = lookup(version, [f"{view}:*"], {f"{view}_id": KEYS}, now=time.time_ns() // 1000)
     columns = [column.to_arrow().to_pylist() for column in result.columns]
     a, text = columns if len(columns) == 2 else (columns[0], [None] * len(KEYS))
@@ -74,10 +75,11 @@ def shown_in(version: StoreVersion, view: str = "doc") -> Content:
 
 
 class Case:
-    """A store with a root, which `prepare` of a scenario brings to where the writer that is to die starts."""
+    """A store and its root. A scenario's `prepare` brings them to the state in which the writer that dies starts."""
 
     def __init__(self, directory: Path) -> None:
-        self.store, self.root = directory / "store", ExportRoot(directory / "root")
+        self.store = directory / "store"
+        self.root = ExportRoot(directory / "root")
 
         self.held: StoreVersion | None = None
 
@@ -86,15 +88,15 @@ class Case:
 
     def load(self) -> None:
         with StoreWriter(self.store) as writer:
-            load(writer, self.root, stores.Silence())
+            load(writer, self.root, stores.NullObserver())
 
     def base_of(self, seq: int) -> str:
-        """The id of the view's base, or of a kept one, that was loaded from a snapshot."""
+        """Return the id of the base that was loaded from the snapshot `seq`: the current base or a kept one."""
         record = FeatureStore.open(self.store).version().view("doc").record
         return next(base.id for base in (record.base, *record.kept) if base.last_seq == seq)
 
     def ask(self, order: "Order") -> Any:
-        """What the writer answers, once there is one."""
+        """Return the writer's answer to an order, once there is a writer."""
 
         def attempt() -> Any:
             with suppress(WriterUnavailable):
@@ -109,7 +111,7 @@ Order = Callable[[Case, WriterClient], Coroutine[Any, Any, Any]]
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a writer does, by itself or as it is told by `order`, and the steps at which it is killed over it."""
+    """What a writer does, by itself or on an `order`, and the steps at which it is killed."""
 
     prepare: Callable[[Case], None]
     before: Content | None
@@ -123,7 +125,7 @@ class Scenario:
 
 
 def three_snapshots(case: Case) -> None:
-    """So many that the next base has the oldest removed."""
+    """Load so many snapshots that the next base causes the removal of the oldest."""
     for value in (1, 2, 3):
         case.snapshot(value)
         case.load()
@@ -166,7 +168,7 @@ def one_snapshot(case: Case) -> None:
 
 
 def never_sealed(case: Case) -> None:
-    """As a release left it that kept no record of how far the store got."""
+    """Leave the store as an earlier release did, without a record of the store's progress."""
     one_snapshot(case)
     gc.collect()
     with lmdb.open(str(live_path(case.store)), max_dbs=3) as env, env.begin(write=True) as transaction:
@@ -187,7 +189,7 @@ def went_back(case: Case) -> None:
 
 
 def held_pages(case: Case) -> None:
-    """More of them than are in use."""
+    """Hold more pages than are in use."""
     one_snapshot(case)
     with StoreWriter(case.store) as writer:
         case.held = FeatureStore.open(case.store).version()
@@ -202,7 +204,7 @@ async def push(case: Case, writer: WriterClient, value: int = 9, request_id: str
 
 
 async def drop(case: Case, writer: WriterClient) -> None:
-    with suppress(UnknownFeature):  # The one before got so far.
+    with suppress(UnknownFeature):  # The killed writer may have dropped it.
         await writer.drop_view("own")
 
 
@@ -292,7 +294,7 @@ CASES = [(name, point) for name, scenario in SCENARIOS.items() for point in scen
 
 
 def left_over(store: Path) -> set[str]:
-    """What lies in a store though nothing names it, and what is named and is not there."""
+    """Return what exists in a store without being named, and what is named but missing."""
     version = FeatureStore.open(store).version()
     views = list(version.views.values())
     named = {f"{view.name}/{base.id}" for view in views for base in (view.record.base, *view.record.kept)}
@@ -308,20 +310,23 @@ def left_over(store: Path) -> set[str]:
 
 @pytest.mark.parametrize(("name", "point"), CASES, ids=[f"{name} - {point}" for name, point in CASES])
 def test_a_writer_that_is_killed_at_a_step(name: str, point: str, tmp_path: Path) -> None:
-    scenario, case, log = SCENARIOS[name], Case(tmp_path), tmp_path / "log"
+    scenario = SCENARIOS[name]
+    case = Case(tmp_path)
+    log = tmp_path / "log"
     scenario.prepare(case)
     reader = FeatureStore.open(case.store)
     if scenario.harm:
         shown(reader)
         harm(case.store, scenario.view, scenario.harm)
     if scenario.harm == "overlay missing":
-        # No disk that fails gives pages back, as this hand does: who has them open would see them used again.
+        # This damage gives pages back, which a failing disk does not do. A reader that has the pages open would see
+        # them used again.
         reader = FeatureStore.open(case.store)
     states = [scenario.before, *scenario.between, scenario.after]
     assert shown(reader, scenario.view) == scenario.before
 
     def check() -> Content | None:
-        """What a reader sees that is there throughout: one of the states, and none that it has left."""
+        """Return what `reader` sees. Assert that it is one of the states, and not an earlier one than before."""
         seen = shown(reader, scenario.view)
         assert seen in states, seen
         del states[: states.index(seen)]
@@ -329,7 +334,7 @@ def test_a_writer_that_is_killed_at_a_step(name: str, point: str, tmp_path: Path
 
     def has_ended(writer: ForkServerProcess) -> bool:
         if scenario.order is not None:
-            # Again and again: at first the socket may still be the one before's, on which nobody hears.
+            # The order is repeated, because at first the socket may be the killed writer's, where nobody listens.
             with pytest.raises(WriterUnavailable):
                 asyncio.run(scenario.order(case, WriterClient(case.store)))
         check()
@@ -344,7 +349,8 @@ def test_a_writer_that_is_killed_at_a_step(name: str, point: str, tmp_path: Path
             first = case.ask(scenario.order)
         if scenario.order is push:
             check()
-            # Of equal event times what came later stays: the repetition would show, were it applied once more.
+            # Of two rows with equal event times the later one wins, so a second application of the repeated push would
+            # show.
             case.ask(partial(push, value=10, request_id=None))
             assert {**case.ask(push), "version": 0} == {**first, "version": 0}
             states = [(scenario.after or {}) | content(10, [1])]
@@ -356,7 +362,7 @@ def test_a_writer_that_is_killed_at_a_step(name: str, point: str, tmp_path: Path
         assert writer.exitcode == 0, log.read_text()
     assert shown(reader, scenario.view) == states[-1]
     if case.held is not None:
-        # Its pages were never used again.
+        # The pages of the held version were never used again.
         assert shown_in(case.held) == content(1)
     assert [checked for checked in verify_store(case.store) if checked.problem] == []
     assert "unexpected" not in log.read_text()

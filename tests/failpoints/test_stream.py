@@ -1,6 +1,6 @@
-"""A stream that is killed between what it wrote and Spark's note of it, and started again: nothing is lost or repeated.
+"""A stream is killed between its writes and Spark's note of them, and started again: nothing is lost or repeated.
 
-Real Spark in processes of its own, real servers, a real broker; what is served is held against the events.
+Spark runs in its own processes, with real servers and a real broker. The served features are compared with the events.
 """
 
 import json
@@ -17,22 +17,22 @@ from typing import Any
 import pytest
 import yaml
 
-from engine import FeatureStore
-from engine.export_root import ExportRoot
-from spark_export.stream.log import publish_definition
-from spark_export.views import load_views
+from shoal import FeatureStore
+from shoal.engine.root.export_root import ExportRoot
+from shoal.spark_export.stream.log import publish_definition
+from shoal.spark_export.views.definition import load_views
 from tests import stores
 from tests.server.serving import Server, eventually
 
 POINTS = ("stream.part-pushed", "stream.pushed", "stream.published", "stream.consolidated")
 COLUMNS = "doc_id STRING, at TIMESTAMP, clicks BIGINT"
-# All in one hour, which has begun.
+# All events are in the hour that begins here, which is in the past.
 HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
 
 Event = dict[str, Any]
 
 _STREAM_SECONDS = 120.0
-"""What a stream has to begin or end, and its Spark with it."""
+"""The time that a stream with its Spark has to begin or end, in seconds."""
 
 
 def view(name: str, features: Sequence[str], stream: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def event(key: str, second: int, clicks: int) -> Event:
 
 @contextmanager
 def streaming(directory: Path, *arguments: str, die_at: str | None = None) -> Iterator["subprocess.Popen[str]"]:
-    """`shoal stream` in a process of its own, which is killed in the end if it still runs."""
-    command = [sys.executable, "-m", "cli", "stream", "--views", "views.yaml", "--checkpoint", "checkpoint"]
+    """Run `shoal stream` in its own process, and kill it at the end of the block if it still runs."""
+    command = [sys.executable, "-m", "shoal", "stream", "--views", "views.yaml", "--checkpoint", "checkpoint"]
     command += ["--master", "local[2]", *arguments]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     environment |= {"SHOAL_FAILPOINT": die_at} if die_at else {}
@@ -67,19 +67,19 @@ def streaming(directory: Path, *arguments: str, die_at: str | None = None) -> It
 
 
 def stream(directory: Path, *arguments: str, die_at: str | None = None) -> None:
-    """Run a stream to its end: of all there is, or where it is to die."""
+    """Run a stream until it has read all events, or until it dies at its failpoint."""
     with streaming(directory, "--once", *arguments, die_at=die_at) as process:
         ended = process.wait(_STREAM_SECONDS)
     told = (directory / "stream.log").read_text()
     assert ended == (-signal.SIGKILL if die_at else 0), told
     assert ": reading " in told
-    assert die_at or told.endswith("ended: all is read\n"), told
+    assert die_at or told.endswith("ended: all events are read\n"), told
 
 
 def test_pushes_of_a_stream_that_is_killed(tmp_path: Path) -> None:
     source = {"format": "json", "path": "events", "columns": COLUMNS}
     (tmp_path / "views.yaml").write_text(yaml.safe_dump({"views": [view("docs", ["clicks"], source)]}))
-    # More than one push holds.
+    # These are more events than one push can hold.
     events = [event(f"d{number}", number % 60, number) for number in range(7000)]
     write_events(tmp_path / "events" / "1.json", events)
     root = ExportRoot(tmp_path / "root")
@@ -99,7 +99,7 @@ def test_pushes_of_a_stream_that_is_killed(tmp_path: Path) -> None:
         stream(tmp_path, *to, die_at="stream.pushed")
         expected = {made["doc_id"]: made["clicks"] for made in events}
         assert served() == expected
-        # If the batch were applied again, it would take this back: the one that comes later stays.
+        # If the batch were applied again, it would undo this push, because the later of two equal event times wins.
         changed = {"doc_id": ["d7"], "event_timestamp": [events[7]["at"]], "clicks": [-1]}
         assert server.ask("POST", "/v1/push", {"view": "docs", "rows": changed}).status == 200
         with streaming(tmp_path, *to, "--every", "0.1") as process:
@@ -111,7 +111,7 @@ def test_pushes_of_a_stream_that_is_killed(tmp_path: Path) -> None:
 
 
 def write_events(path: Path, events: Sequence[Event]) -> None:
-    """Make a file of events appear whole."""
+    """Create a file of events atomically."""
     path.parent.mkdir(exist_ok=True)
     aside = path.with_name(f"_{path.name}")
     aside.write_text("\n".join(map(json.dumps, events)))
@@ -119,7 +119,7 @@ def write_events(path: Path, events: Sequence[Event]) -> None:
 
 
 def test_deltas_of_a_stream_from_kafka_that_is_killed(tmp_path: Path) -> None:
-    """One view has the newest event of each key, the other counts them."""
+    """One view has the newest event of each key, the other counts the events of each key."""
     pytest.importorskip("confluent_kafka")
     from tests import kafka
 
@@ -153,7 +153,7 @@ def test_deltas_of_a_stream_from_kafka_that_is_killed(tmp_path: Path) -> None:
     root = ExportRoot(tmp_path / "root")
     for name in ("newest", "hourly"):
         entries = [root.entry(name, seq) for seq in root.sequence_numbers(name)]
-        # A snapshot behind deltas holds the batch that its last one holds.
+        # A snapshot after deltas contains the same batch as the last of these deltas.
         batches = [entry.stream for entry in entries if entry.seq == 1 or entry.kind == "delta"]
         assert len({batch.batch for batch in batches if batch}) == len(batches) > 3
     stores.load(tmp_path / "store", root)

@@ -1,5 +1,5 @@
-"""Imported by the process that others are forked from, for its kernels to be there."""
+"""Compile the kernels in the process from which others are forked."""
 
-from engine.kernels import warm
+from shoal.engine.kernels import warm
 
 warm()

@@ -1,4 +1,5 @@
-"""What Feast's server and Shoal's are both loaded with, and the requests that both are sent: always the same."""
+"""The rows that Feast's server and Shoal's are both loaded with, and the requests that both get. They are always the
+same."""
 
 import json
 import random
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.schema import FeatureService, arrow_type
+from shoal.engine.format.schema import FeatureService, arrow_type
 from tests import stores
 from tests.every_type import ITEMS, PAIRS, USERS, item_rows, pair_rows, user_rows
 
@@ -41,9 +42,9 @@ NOT_NUMBERS: list[dict[str, Any]] = [
 
 
 def rows() -> dict[str, list[stores.Row]]:
-    """The rows of each view."""
+    """Return the rows of each view."""
     items = item_rows(20)
-    # Feast takes this time for a float on its way, which rounds it up to the year 10000.
+    # Feast converts this time to a float, which would round it up to the year 10000.
     items[2]["at"] = items[2]["at"].replace(microsecond=0)
     ages = [timedelta(minutes=1), timedelta(hours=5), timedelta(days=300)]
     now = datetime.now(UTC)
@@ -59,7 +60,7 @@ def rows() -> dict[str, list[stores.Row]]:
 
 
 def write_data(directory: Path, rows_of: dict[str, list[stores.Row]]) -> None:
-    """The definitions and rows as `feast_repo.py` takes them."""
+    """Write the definitions and rows in the form that `feast_repo.py` reads."""
     directory.mkdir()
     for view in VIEWS:
         of_view = rows_of[view.name]
@@ -79,7 +80,7 @@ def write_data(directory: Path, rows_of: dict[str, list[stores.Row]]) -> None:
 
 
 def requests(count: int, seed: int) -> list[dict[str, Any]]:
-    """Bodies of requests: most of them right, some unusual, some wrong."""
+    """Return bodies of requests: most are valid, some are unusual, some are invalid."""
     source = random.Random(seed)
     return [_request(source) for _ in range(count)]
 
@@ -121,7 +122,7 @@ def _entities(source: random.Random, keys: dict[str, str]) -> dict[str, list[Any
     unusual = source.random() < 0.25
     entities = {name: [_key(source, of, unusual) for _ in range(count)] for name, of in keys.items()}
     if source.random() < 0.2:
-        # Of keys that no view is asked for, Feast guesses the type by the first.
+        # If no requested view has this key, Feast guesses the type of its values from the first one.
         name = source.choice(sorted(KEYS))
         entities.setdefault(name, [_key(source, KEYS[name], False) for _ in range(count)])
     if source.random() < 0.1:
@@ -153,7 +154,7 @@ def _key(source: random.Random, key_type: str, unusual: bool) -> Any:
 
 
 def _break(source: random.Random, body: dict[str, Any]) -> None:
-    """Give a body a wrong shape."""
+    """Give a request body a wrong shape."""
     name, value = source.choice(
         [
             ("entities", [{"users_id": 1}]),
@@ -196,4 +197,4 @@ WRONG_BODIES: list[tuple[bytes, str | None]] = [
         "application/json",
     ),
 ]
-"""Bodies as they are sent, with their Content-Type: not JSON, of another shape, or called something else."""
+"""Bodies with their Content-Type: not JSON, of another shape, or with another media type."""

@@ -1,4 +1,4 @@
-"""A real Feast server and a real Shoal server that were loaded with the same rows."""
+"""A real Feast server and a real Shoal server, loaded with the same rows."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.feast import compared
 from tests.server.serving import Connection, Server, eventually
@@ -26,7 +26,7 @@ class FeastEnvironment:
     bin: Path
 
     def run(self, script: str, *arguments: object, text: str = "") -> str:
-        """What a script of this directory, run by that environment's interpreter, writes to stdout."""
+        """Run a script of this directory with the environment's interpreter, and return its output."""
         command = [str(self.bin / "python"), str(HERE / script), *map(str, arguments)]
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ def feast(feast_environment: FeastEnvironment, feast_repo: Path) -> Iterator[str
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    # By default it starts anew after a thousand requests.
+    # By default, the server restarts after a thousand requests.
     command = [feast_environment.bin / "feast", "-c", feast_repo, "serve", "-p", str(port), "--max-requests", "1000000"]
     log_path = feast_repo.parent / "feast.log"
     with log_path.open("w") as log:

@@ -1,10 +1,11 @@
-"""Make a Feast repository with sqlite as its online store and load rows into it, by Feast's own interface.
+"""Create a Feast repository with sqlite as its online store, and load rows into it through Feast's own interface.
 
-Run by the interpreter of the peers' environment, which has Feast and lacks Shoal:
+Run it with the interpreter of the peers' environment, which has Feast and lacks Shoal:
 
     python tests/feast/feast_repo.py REPO DATA
 
-DATA has `definitions.json`, views and services as Shoal describes them, and the rows of each view in `VIEW.parquet`.
+DATA contains `definitions.json`, with views and services as Shoal describes them, and the rows of each view in
+`VIEW.parquet`.
 """
 
 import json
@@ -37,8 +38,9 @@ KEY_TYPES = {"int64": ValueType.INT64, "string": ValueType.STRING}
 
 
 def main() -> None:
-    """Define everything, and write all rows."""
-    repo, data = Path(sys.argv[1]), Path(sys.argv[2])
+    """Define all views and services, and write all rows."""
+    repo = Path(sys.argv[1])
+    data = Path(sys.argv[2])
     repo.mkdir(parents=True)
     (repo / "feature_store.yaml").write_text(
         "project: compared\nregistry: registry.db\nprovider: local\n"
@@ -75,7 +77,7 @@ def defined_view(view: dict[str, Any], entities: dict[str, Entity], data: Path) 
 
 
 def defined_service(service: dict[str, Any], views: dict[str, FeatureView]) -> FeatureService:
-    """A service, of which each view's features stand together."""
+    """Return a service in which the features of each view are next to each other."""
     names: dict[str, list[str]] = {}
     for reference in service["features"]:
         view, _, feature = reference.partition(":")
@@ -84,7 +86,7 @@ def defined_service(service: dict[str, Any], views: dict[str, FeatureView]) -> F
 
 
 def write(store: FeatureStore, view: dict[str, Any], feature_view: FeatureView, data: Path) -> None:
-    """Write a view's rows, converted by Feast, a column at a time as it does itself."""
+    """Write a view's rows. Feast's own functions convert them, one column at a time, as Feast does."""
     table = pq.read_table(data / f"{view['name']}.parquet")
     columns = {
         column["name"]: python_values_to_proto_values(

@@ -1,12 +1,13 @@
-"""Ask Shoal through Feast's SDK, whose online store of type `remote` it is; the answers go to stdout as JSON.
+"""Send requests to Shoal through Feast's SDK, and write the answers to stdout as JSON. Shoal is the SDK's online store
+of type `remote`.
 
-Run by the interpreter of the peers' environment:
+Run it with the interpreter of the peers' environment:
 
     python tests/feast/remote_client.py REPO URL [TOKEN CA] < REQUESTS
 
-TOKEN is what the SDK would get from a provider of identities, CA the file with the authority that the server's
-certificate is of. REPO has the registry; REQUESTS is a JSON list of {"features": [...] or "service": name, "entities":
-{...}}. An answer is what `to_dict` makes of it, or {"error": the exception's class, "message": its text}.
+TOKEN is the token that the SDK would get from an identity provider. CA is the file with the certificate authority of
+the server's certificate. REPO contains the registry. REQUESTS is a JSON list of {"features": [...] or "service": name,
+"entities": {...}}. An answer is the result of `to_dict`, or {"error": the exception's class, "message": its text}.
 """
 
 import json
@@ -18,7 +19,7 @@ from feast import FeatureStore, RepoConfig
 
 
 def main() -> None:
-    """Ask everything."""
+    """Send all requests, and write the answers."""
     repo, url, *security = Path(sys.argv[1]), *sys.argv[2:]
     auth, cert = ({"type": "oidc", "token": security[0]}, security[1]) if security else ({"type": "no_auth"}, "")
     store = FeatureStore(

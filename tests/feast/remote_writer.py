@@ -1,10 +1,11 @@
-"""Write to Shoal through Feast's SDK, whose online store of type `remote` it is, and read it back; JSON to stdout.
+"""Write to Shoal through Feast's SDK, read the rows back, and write them to stdout as JSON. Shoal is the SDK's online
+store of type `remote`.
 
-Run by the interpreter of the peers' environment, which has Feast and lacks Shoal:
+Run it with the interpreter of the peers' environment, which has Feast and lacks Shoal:
 
     python tests/feast/remote_writer.py REPO URL
 
-REPO is made, with the view `trips` as the test has it in Shoal.
+The script creates REPO, with the view `trips` as the test defines it in Shoal.
 """
 
 import json
@@ -22,8 +23,9 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def main() -> None:
-    """Push, write, and write what is too old; read after each."""
-    repo, url = Path(sys.argv[1]), sys.argv[2]
+    """Push rows, write newer rows, and write rows that are too old. Read after each step."""
+    repo = Path(sys.argv[1])
+    url = sys.argv[2]
     repo.mkdir(parents=True)
     store = FeatureStore(
         config=RepoConfig(

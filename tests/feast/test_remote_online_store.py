@@ -1,4 +1,4 @@
-"""Feast's SDK with an online store of type `remote` reads from Shoal."""
+"""Feast's SDK reads from Shoal as its online store of type `remote`."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.feast.conftest import FeastEnvironment
 from tests.server.certificates import Authority
@@ -36,7 +36,7 @@ REQUESTS: dict[str, Mapping[str, Any]] = {
 
 
 def ask(environment: FeastEnvironment, repo: Path, server: Server, *security: object) -> dict[str, Any]:
-    """The SDK's answers to REQUESTS."""
+    """Return the SDK's answers to REQUESTS."""
     asked = json.dumps(list(REQUESTS.values()))
     text = environment.run("remote_client.py", repo, server.record.address, *security, text=asked)
     return dict(zip(REQUESTS, json.loads(text), strict=True))
@@ -74,7 +74,7 @@ def test_the_sdk_reads(
     assert (service["users_id"], service["items_id"], service["times"]) == ([2], ["item-3"], [3])
     assert answers["no view"]["error"] == "FeatureViewNotFoundException"
     assert "Feature view nowhere does not exist" in answers["no view"]["message"]
-    # One of the rows is five hours old, and its view has a TTL of one.
+    # One of the rows is five hours old, and its view has a TTL of one hour.
     assert answers["old"]["clicks"] == ([0, 1] if strict else [0, None])
 
 
@@ -103,5 +103,5 @@ def test_the_sdk_sends_its_token_over_tls(
         }
     assert answers[reader]["large"] == [-(2**63), None]
     assert answers[pusher]["error"] == "FeastPermissionError"
-    assert "the token 'stream' may push; this needs one that may read" in answers[pusher]["message"]
+    assert "the token 'stream' may push; the request needs one that may read" in answers[pusher]["message"]
     assert "not one of this server's" in answers["wrong"]["message"]

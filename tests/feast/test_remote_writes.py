@@ -1,10 +1,10 @@
-"""Feast's SDK with an online store of type `remote` writes to Shoal, and reads what it wrote."""
+"""Feast's SDK writes to Shoal as its online store of type `remote`, and reads what it wrote."""
 
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.feast.conftest import FeastEnvironment
 from tests.server.serving import Server
@@ -42,7 +42,7 @@ def test_the_sdk_pushes_and_writes(feast_environment: FeastEnvironment, tmp_path
         "counts": [[1, 2], [3], None],
     }
     assert written["clicks"] == [2, 10, None]
-    # The times that the SDK sends without a zone are in UTC.
+    # The SDK sends times without a zone, and these times are in UTC.
     assert found["event_timestamps"] == ["2026-01-01T13:00:00Z", "2026-01-01T12:00:00Z"]
-    # What is older than the store's rows stays out.
+    # Rows that are older than the store's rows are not written.
     assert late == written

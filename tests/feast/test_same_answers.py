@@ -1,4 +1,4 @@
-"""The same requests to `feast serve` and to `shoal serve --feast-strict`: the answers say the same."""
+"""`feast serve` and `shoal serve --feast-strict` give equal answers to the same requests."""
 
 import json
 from collections import Counter
@@ -38,13 +38,14 @@ def test_bodies_that_are_no_requests(feast: str, strict_server: Server, body: by
 
 
 def ask(feast: str, body: Any, **headers: str) -> Answer:
-    """Ask Feast's server, on a connection of its own: it closes them after some errors without saying so."""
+    """Send a request to Feast's server on a new connection, because it closes connections without notice after some
+    errors."""
     with closing(Connection(feast)) as connection:
         return connection.ask("POST", "/get-online-features", body, **headers)
 
 
 def kind(answer: Answer) -> str:
-    """The status, and the exception that a client would raise."""
+    """Return the status, and the exception that a client would raise."""
     detail = exception(answer)
     return f"{answer.status} {detail['class']}" if detail else str(answer.status)
 
@@ -58,14 +59,15 @@ def exception(answer: Answer) -> dict[str, str]:
 
 
 def differing(theirs: Answer, ours: Answer) -> list[str]:
-    """What differs between two answers."""
+    """Return the differences between two answers."""
     if theirs.status != ours.status:
         return [f"status {theirs.status}, {ours.status}"]
     if theirs.status == 422:
         return [] if theirs.json == ours.json else ["what is wrong"]
     if theirs.status != 200:
-        # Of other errors than its own, Feast tells no class.
-        expected, detail = exception(theirs), exception(ours)
+        # For errors other than its own, Feast names no class.
+        expected = exception(theirs)
+        detail = exception(ours)
         same = not expected or expected["class"] == detail["class"]
         text = expected.get("message", "").partition(" in project")[0].partition(" found")[0]
         is_told = expected.get("class", "").startswith("FeatureNameCollision") or text in detail["message"]
@@ -74,7 +76,8 @@ def differing(theirs: Answer, ours: Answer) -> list[str]:
 
 
 def differing_results(theirs: Any, ours: Any) -> list[str]:
-    their_names, our_names = theirs["metadata"]["feature_names"], ours["metadata"]["feature_names"]
+    their_names = theirs["metadata"]["feature_names"]
+    our_names = ours["metadata"]["feature_names"]
     if sorted(their_names) != sorted(our_names):
         return [f"names {their_names}, {our_names}"]
     found = []
@@ -85,7 +88,7 @@ def differing_results(theirs: Any, ours: Any) -> list[str]:
         found.append("order of join keys")
     expected = dict(zip(their_names, theirs["results"], strict=True))
     for name, result in zip(our_names, ours["results"], strict=True):
-        # By repr, 1 is neither 1.0 nor true.
+        # The reprs of 1, 1.0 and true are different.
         if repr(expected[name]["values"]) != repr(result["values"]):
             found.append(f"values of {name}")
         if expected[name]["statuses"] != result["statuses"]:

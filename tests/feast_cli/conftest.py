@@ -1,4 +1,5 @@
-"""A Feast repository taken over: exported by Spark from the views.yaml made of it, and loaded."""
+"""Fixtures for a Feast repository that Shoal takes over: views.yaml is made from it, Spark exports it, and it is
+loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def feast() -> Any:
 
 @pytest.fixture(scope="session")
 def taken_over(feast: Any, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """The repository, `views.yaml`, `root` and `store` beside it."""
+    """The repository, with `views.yaml`, `root` and `store` beside it."""
     place = Place(tmp_path_factory.mktemp("takeover"))
     make_repository(feast, place)
     place.shoal("feast-views", "repository", "--output", "views.yaml")
@@ -26,5 +27,5 @@ def taken_over(feast: Any, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """A directory with nothing in it."""
+    """An empty directory."""
     return Place(tmp_path)

@@ -1,4 +1,4 @@
-"""A Feast repository with files, views, services and a sqlite online store: made and materialized by Feast itself."""
+"""A Feast repository with files, views, services and a sqlite online store, made and materialized by Feast itself."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner
 
-from engine.feast_commands import feast_diff_command
+from shoal.engine.cli.feast_commands import feast_diff_command
 
 USERS = 40
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -28,7 +28,7 @@ entity_key_serialization_version: 3
 
 @dataclass(frozen=True)
 class Place:
-    """Where the repository and what Shoal makes of it are."""
+    """The directory of a Feast repository and of the files that Shoal makes from it."""
 
     directory: Path
 
@@ -41,23 +41,25 @@ class Place:
         return self.directory / "store"
 
     def shoal(self, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run a command and hold it to its exit code."""
+        """Run a `shoal` command and assert its exit code."""
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-m", "cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "shoal", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.directory, env=environment)
         assert done.returncode == code, done.stderr + done.stdout
         return done
 
     def run_diff(self, *arguments: object) -> tuple[int, str, str]:
-        """`shoal feast-diff` on the store, in this process, which has Feast imported already; its exit code, stdout and
-        stderr."""
+        """Run `shoal feast-diff` on the store and return its exit code, stdout and stderr.
+
+        The command runs in this process, because Feast is already imported here.
+        """
         here = ["--repo", self.repository, "--store", self.store]
         done = CliRunner().invoke(feast_diff_command, [str(argument) for argument in (*here, *arguments)])
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done.exit_code, done.stdout, done.stderr
 
     def diff(self, *arguments: object, code: int = 0) -> dict[str, Any]:
-        """What `shoal feast-diff` says of the store."""
+        """Return the JSON report of `shoal feast-diff` about the store."""
         found, out, said = self.run_diff("--json", *arguments)
         assert found == code, said + out
         document: dict[str, Any] = json.loads(out)
@@ -65,8 +67,10 @@ class Place:
 
 
 def make_repository(feast: Any, place: Place, *, unmappable: bool = False) -> Any:
-    """Write the sources, apply all views and materialize them; returns the `feast.FeatureStore`. With `unmappable`,
-    apply as well what has no counterpart, and materialize nothing."""
+    """Write the sources, apply all views, materialize them, and return the `feast.FeatureStore`.
+
+    With `unmappable`, also apply the definitions without a counterpart in Shoal, and materialize nothing.
+    """
     (place.repository / "data").mkdir(parents=True)
     (place.repository / "feature_store.yaml").write_text(_CONFIGURATION)
     _write_sources(place.repository / "data")
@@ -81,7 +85,7 @@ def _write_sources(data: Path) -> None:
     numbers = range(USERS)
     users = {
         "user_id": pa.array(numbers),
-        # Wider than declared, as pandas has it.
+        # Wider than the declared type, as pandas writes it.
         "score": pa.array([number / 7 for number in numbers], pa.float64()),
         "clicks": pa.array([None if number == 5 else number for number in numbers], pa.int64()),
         "name": [f"user {number} é" for number in numbers],
@@ -98,7 +102,7 @@ def _write_sources(data: Path) -> None:
         "times seen": pa.array(numbers, pa.int32()),
         "at": pa.array([NOW] * USERS, pa.timestamp("us", "UTC")),
     }
-    # Each item twice, at one time: the row that was created last counts.
+    # Each item has two rows with the same event time: the row with the later `created` time wins.
     items = {
         "item_id": [f"item {number // 2}" for number in numbers],
         "price": [float(number) for number in numbers],

@@ -1,4 +1,4 @@
-"""Values that Shoal keeps as Feast's own message: bytes that are no such message are refused, and null if stored."""
+"""Values that Shoal stores as Feast's own message: invalid ones are rejected, and read as null if already stored."""
 
 import base64
 import json
@@ -10,26 +10,27 @@ from typing import Any
 
 import pytest
 
-from engine.errors import PushInvalid, SchemaChangeRefused
-from engine.feast_values import MEMBERS, is_value_of
-from engine.schema import Feature
-from loaders.definition import define_view
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal.engine.base.errors import PushInvalid, SchemaChangeRefused
+from shoal.engine.format.feast_values import MEMBERS, is_value_of
+from shoal.engine.format.schema import Feature
+from shoal.loaders.apply.definition import define_view
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 from tests.server.serving import Server, eventually
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 EXAMPLES = 3_000
 GARBAGE = [b"", b"\xb6\xbb\x9e", b"\xd7\x6d\xf8", b"\xff" * 12, b"\x08", b"x", bytes(8), b"\x0a\xff\x01"]
-"""Bytes that are none of Feast's messages; "true" and "1234" in base64 are among them."""
+"""Bytes that are not a valid Feast message. Among them are the decoded base64 texts "true" and "1234"."""
 
 
 @pytest.fixture(scope="module")
 def examples(feast: Any) -> dict[str, Any]:
-    """A value of each member of `Value`."""
+    """One example value for each member of `Value`."""
     from feast.protos.feast.types import Value_pb2 as pb
 
-    text, nested = pb.Value(string_val="é"), pb.RepeatedValue(val=[pb.Value(int64_list_val=pb.Int64List(val=[1]))])
+    text = pb.Value(string_val="é")
+    nested = pb.RepeatedValue(val=[pb.Value(int64_list_val=pb.Int64List(val=[1]))])
     of_map = pb.Map(val={"a": text, "b": pb.Value(map_val=pb.Map(val={"c": pb.Value(double_val=0.5)}))})
     scalar_map = pb.ScalarMap(val=[pb.ScalarMapEntry(key=pb.MapKey(int64_key=-1), value=text)])
     made: dict[str, Any] = {}
@@ -64,7 +65,8 @@ def test_every_member_is_known_and_no_other_is_taken_for_it(examples: dict[str, 
 def test_what_is_taken_can_be_read_by_feast(examples: dict[str, Any]) -> None:
     from feast.protos.feast.types import Value_pb2 as pb
 
-    source, taken = random.Random(1), 0
+    source = random.Random(1)
+    taken = 0
     for _ in range(EXAMPLES):
         member, value = source.choice(list(examples.items()))
         data = bytearray(value.SerializeToString())
@@ -79,7 +81,8 @@ def test_what_is_taken_can_be_read_by_feast(examples: dict[str, Any]) -> None:
 def test_values_within_values_without_end_are_refused(feast: Any) -> None:
     from feast.protos.feast.types import Value_pb2 as pb
 
-    data, deepest = pb.Value(int32_val=1).SerializeToString(), 0
+    data = pb.Value(int32_val=1).SerializeToString()
+    deepest = 0
     for depth in range(200):
         for key in (b"\x0a", b"\xd2\x02"):  # A value in a list, and the list in a value.
             size = len(data)
@@ -98,14 +101,14 @@ CONFIGURATION = """
 project: messages
 provider: local
 registry: data/registry.db
-online_store: {type: loaders.feast_store.ShoalOnlineStore, store: data/store}
+online_store: {type: shoal.feast.ShoalOnlineStore, store: data/store}
 entity_key_serialization_version: 3
 """
 
 
 @pytest.fixture(scope="module")
 def repository(feast: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A repository with a view of such types, and a server on its store."""
+    """A repository with a view of these types, and a server on its store."""
     from feast.types import Array, Int32, Int64, Json, Map, Set, String, UnixTimestamp, Uuid
 
     directory = tmp_path_factory.mktemp("messages")
@@ -225,8 +228,8 @@ def test_times_that_no_row_can_have_are_refused(repository: Any) -> None:
 
 
 def test_what_an_older_version_stored_is_read_as_null(feast: Any, tmp_path: Path, repository: Any) -> None:
-    """It did not know the members, and took any bytes."""
-    from loaders.feast_rows import schema_of
+    """The older version did not know `feast_member` and accepted any bytes."""
+    from shoal.loaders.feast.rows import schema_of
 
     store = repository.get_feature_view("users")
     schema = schema_of(store)

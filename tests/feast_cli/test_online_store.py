@@ -1,4 +1,4 @@
-"""Shoal as Feast's online store: what Feast's command line and SDK do with it, with sqlite beside it as the judge."""
+"""Shoal as Feast's online store: Feast's command line and SDK return the same results as with sqlite."""
 
 import asyncio
 import os
@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import FeatureStore
-from engine.errors import SchemaChangeRefused, SettingsInvalid
+from shoal import FeatureStore
+from shoal.engine.base.errors import SchemaChangeRefused, SettingsInvalid
 from tests.server.serving import Server, eventually
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -101,7 +101,7 @@ ENTITIES = [{"user_id": number, "item_id": f"item {number % 3}"} for number in [
 
 
 class Repository:
-    """A Feast repository in a directory, and its commands."""
+    """A Feast repository in a directory, with methods that run Feast commands."""
 
     def __init__(self, directory: Path, online_store: str, project: str = "plugged") -> None:
         self.directory = directory
@@ -155,7 +155,7 @@ def write_sources(data: Path) -> None:
 
 @contextmanager
 def served(store: Path, through_server: bool) -> Iterator[None]:
-    """The store with a server that writes to it, or without."""
+    """Yield with a server that writes to the store, or without a server."""
     if not through_server:
         yield
         return
@@ -177,7 +177,7 @@ def answers(store: Any, features: Any = ALL, entities: Any = ENTITIES) -> dict[s
 
 @pytest.fixture(scope="module")
 def judge(feast: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same repository with sqlite, applied; to be copied."""
+    """The same repository with sqlite, already applied. Tests copy it."""
     directory = tmp_path_factory.mktemp("judge") / "sqlite"
     Repository(directory, "{type: sqlite, path: data/online.db}").feast("apply")
     return directory
@@ -188,7 +188,7 @@ def test_feast_finds_in_shoal_what_it_finds_in_sqlite(
 ) -> None:
     (tmp_path / "empty-root").mkdir()
     directory = tmp_path / "store"
-    shoal = Repository(tmp_path / "shoal", f"{{type: loaders.feast_store.ShoalOnlineStore, store: {directory}}}")
+    shoal = Repository(tmp_path / "shoal", f"{{type: shoal.feast.ShoalOnlineStore, store: {directory}}}")
     shutil.copytree(judge, tmp_path / "sqlite")
     theirs = feast.FeatureStore(repo_path=str(tmp_path / "sqlite"))
     with served(directory, through_server):
@@ -213,7 +213,7 @@ def test_feast_finds_in_shoal_what_it_finds_in_sqlite(
         asyncio.run(ours.push_async("pairs_push", frame.head(3)))
         theirs.push("pairs_push", frame.head(3))
         assert answers(ours) == answers(theirs)
-        # What is older than the store's row stays out; Feast's sqlite takes it.
+        # Rows older than the store's row are ignored; Feast's sqlite accepts them.
         before = answers(ours)
         frame["at"] = [NOW - timedelta(days=5)] * 4
         ours.write_to_online_store("pairs", frame)
@@ -233,7 +233,7 @@ def test_feast_finds_in_shoal_what_it_finds_in_sqlite(
 
 
 def test_a_view_that_was_deleted_comes_back_without_rows(feast: Any, tmp_path: Path) -> None:
-    repository = Repository(tmp_path / "repo", "{type: loaders.feast_store.ShoalOnlineStore, store: data/store}")
+    repository = Repository(tmp_path / "repo", "{type: shoal.feast.ShoalOnlineStore, store: data/store}")
     store = repository.open(feast)
     repository.feast("apply")
     store.materialize(datetime(2020, 1, 1, tzinfo=UTC), NOW, feature_views=["pairs"])
@@ -249,7 +249,7 @@ def test_a_view_that_was_deleted_comes_back_without_rows(feast: Any, tmp_path: P
 
 
 def test_features_come_and_go(feast: Any, tmp_path: Path) -> None:
-    repository = Repository(tmp_path / "repo", "{type: loaders.feast_store.ShoalOnlineStore, store: data/store}")
+    repository = Repository(tmp_path / "repo", "{type: shoal.feast.ShoalOnlineStore, store: data/store}")
     repository.feast("apply")
     store = repository.open(feast)
     store.materialize(datetime(2020, 1, 1, tzinfo=UTC), NOW, feature_views=["pairs"])
@@ -271,7 +271,7 @@ def test_features_come_and_go(feast: Any, tmp_path: Path) -> None:
 
 
 def test_a_store_is_of_one_project(feast: Any, tmp_path: Path) -> None:
-    online_store = f"{{type: loaders.feast_store.ShoalOnlineStore, store: {tmp_path / 'store'}}}"
+    online_store = f"{{type: shoal.feast.ShoalOnlineStore, store: {tmp_path / 'store'}}}"
     Repository(tmp_path / "one", online_store, "one").feast("apply")
     another = Repository(tmp_path / "two", online_store, "two").open(feast)
     with pytest.raises(SettingsInvalid, match="of the Feast project 'one', not of 'two'"):

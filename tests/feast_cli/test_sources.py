@@ -1,4 +1,7 @@
-"""What becomes of Feast's sources: with stand-ins for the classes, which Feast makes only beside their clients."""
+"""The mapping of Feast's sources to views.yaml.
+
+Stand-ins replace the source classes, because Feast defines them only if their clients are installed.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spark_export.feast_sources import Columns, UnmappableSource, map_source
+from shoal.spark_export.feast.sources import Columns, UnmappableSource, map_source
 
 WANTED = Columns({"id": "int64", "score": "float32", "at": "timestamp"}, ("id",), "at")
 
 
 def source(kind: str, **members: Any) -> Any:
-    """An instance of a class of this name, with the members that every source has."""
+    """Return an instance of a new class with this name and the members that every source has."""
     common = {"name": "rows", "field_mapping": {}, "created_timestamp_column": ""}
     return type(kind, (), common | {"file_format": None, "path": None, "table": None, "query": None} | members)()
 
@@ -81,5 +84,5 @@ def test_what_spark_does_not_read_by_itself_is_named() -> None:
         mapped(source("BigQuerySource", table="project.rows"))
     with pytest.raises(UnmappableSource, match="has a path and no file_format"):
         mapped(source("SparkSource", path="rows", table_format=None))
-    with pytest.raises(UnmappableSource, match="relative to the repository, of which only the registry is given"):
+    with pytest.raises(UnmappableSource, match="relative to the repository, but only the registry is given"):
         map_source(source("FileSource", path="rows"), WANTED, None, cast=False)

@@ -1,4 +1,4 @@
-"""From a Feast repository to Shoal: views.yaml made of it, exported by Spark, and compared answer by answer."""
+"""From a Feast repository to Shoal: make views.yaml, export with Spark, and compare every value."""
 
 import json
 import sqlite3
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spark_export.views import load_views
+from shoal.spark_export.views.definition import load_views
 from tests.feast_cli.repository import USERS, Place, make_repository
 from tests.server.serving import Server
 
@@ -117,7 +117,7 @@ def test_a_row_that_feast_lacks_is_told(taken_over: Place) -> None:
         (["--features", "nope:x", "--sample", 3], "Shoal has no view 'nope'"),
         (["--features", "stock:x", "--sample", 3], "view 'stock' has no feature 'x'"),
         (["--service", "nope", "--sample", 3], "Shoal has no feature service 'nope'"),
-        (["--features", "users:name", "--key", "user_id=a"], "user_id is int64, 'a' is no whole number"),
+        (["--features", "users:name", "--key", "user_id=a"], "user_id is int64, but 'a' is not a whole number"),
         (["--features", "users:name", "--key", "item_id=a"], "'item_id' is not a join key of the requested views"),
         (["--features", "users:name", "--keys", "nowhere.csv"], "cannot read keys from nowhere.csv"),
         (["--features", "users:name", "--keys", "views.yaml"], "cannot read keys from views.yaml"),
@@ -166,4 +166,4 @@ def test_what_has_no_counterpart_is_listed_and_left_out_only_if_asked(feast: Any
     assert [line.strip() for line in done.stderr.splitlines()[1:]] == [listed[3]]
     done = place.shoal("feast-views", "repository", *accepted, "--skip", "doubled", "--skip", "stock")
     assert done.stdout == text
-    assert done.stderr.splitlines()[len(listed) :] == ["--skip stock: nothing of that name had to be left out"]
+    assert done.stderr.splitlines()[len(listed) :] == ["--skip stock: no definition with that name had to be left out"]

@@ -1,4 +1,4 @@
-"""Versions of feature views in a Shoal store: the active one is served, whatever else is staged, written or pinned."""
+"""Versions of feature views in a store: the active one is served, even if others are staged, written or pinned."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import FeatureStore
-from engine.errors import FeastVersionInactive
+from shoal import FeatureStore
+from shoal.engine.base.errors import FeastVersionInactive
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 KEYS = [{"user_id": 1}, {"user_id": 2}]
@@ -18,14 +18,14 @@ CONFIGURATION = """
 project: versions
 provider: local
 registry: {path: data/registry.db, enable_online_feature_view_versioning: VERSIONED}
-online_store: {type: loaders.feast_store.ShoalOnlineStore, store: data/store}
+online_store: {type: shoal.feast.ShoalOnlineStore, store: data/store}
 entity_key_serialization_version: 3
 """
 
 
 @pytest.fixture(params=["versioned", "not versioned"])
 def repository(request: pytest.FixtureRequest, feast: Any, tmp_path: Path) -> Any:
-    """A repository whose view `users` has x = 1, 2 and y = 3, 4."""
+    """A repository with a view `users` that has x = 1, 2 and y = 3, 4."""
     (tmp_path / "data").mkdir()
     versioned = str(request.param == "versioned").lower()
     (tmp_path / "feature_store.yaml").write_text(CONFIGURATION.replace("VERSIONED", versioned))
@@ -61,7 +61,7 @@ def version_of(store: Any, number: int) -> Any:
 
 
 def write(store: Any, view: Any) -> None:
-    """Write x = 7 to a definition, as every way to write in Feast does in the end."""
+    """Write x = 7 to a definition, with the call that all of Feast's ways to write end in."""
     from feast.protos.feast.types import EntityKey_pb2, Value_pb2
 
     key = EntityKey_pb2.EntityKey(join_keys=["user_id"], entity_values=[Value_pb2.Value(int64_val=1)])
@@ -79,12 +79,12 @@ def test_a_staged_version_changes_nothing(feast: Any, repository: Any, tmp_path:
     schema = FeatureStore.open(tmp_path / "data/store").version().view("users").record.view_schema
     assert [feature.name for feature in schema.features] == ["x", "y"]
     refuses(
-        lambda: write(repository, version_of(repository, 1)), "version 1 were to be written, but version 0 is active"
+        lambda: write(repository, version_of(repository, 1)), "version 1 cannot be written, because version 0 is active"
     )
     if repository.config.registry.enable_online_feature_view_versioning:
-        refuses(lambda: materialize(repository, version="v1"), "version 1 were to be written")
+        refuses(lambda: materialize(repository, version="v1"), "version 1 cannot be written")
         materialize(repository, version="v0")
-    # One that a registry gave, and that was changed, has a number already.
+    # A definition that was read from a registry and then changed already has a version number.
     changed = repository.get_feature_view("users")
     changed.features = changed.features[:1]
     repository.apply([changed], no_promote=True)
@@ -99,10 +99,10 @@ def test_once_it_is_promoted_the_version_before_is_refused(feast: Any, repositor
     materialize(repository)
     assert served(repository, "x", "z") == [[100, 200], [5, 6]]
     refuses(
-        lambda: write(repository, version_of(repository, 0)), "version 0 were to be written, but version 1 is active"
+        lambda: write(repository, version_of(repository, 0)), "version 0 cannot be written, because version 1 is active"
     )
     write(repository, version_of(repository, 1))
-    # Another process promotes: this one's view of the registry is old.
+    # Another process promotes a version, so this process has an old copy of the registry.
     other = feast.FeatureStore(repo_path=str(tmp_path))
     other.apply(objects(feast, tmp_path, "first", "x", "y"))
     write(repository, version_of(other, 2))
@@ -114,7 +114,7 @@ def test_going_back_to_a_version_makes_it_the_active_one(feast: Any, repository:
     repository.apply(objects(feast, tmp_path, "second", "x", "z", version="v0"))
     assert served(repository, "x", "y") == [[1, 2], [3, 4]]
     refuses(
-        lambda: write(repository, version_of(repository, 1)), "version 1 were to be written, but version 0 is active"
+        lambda: write(repository, version_of(repository, 1)), "version 1 cannot be written, because version 0 is active"
     )
     materialize(repository)
     assert served(repository, "x", "y") == [[1, 2], [3, 4]]
@@ -134,4 +134,4 @@ def test_a_version_that_is_asked_for_by_its_number_must_be_the_active_one(
         return repository.provider.online_read(repository.config, view, [key], ["x"])[0][1]["x"].int64_val
 
     assert read(1) == 1
-    refuses(lambda: read(0), "version 0 was asked for, but a Shoal store has the active version alone, 1")
+    refuses(lambda: read(0), "version 0 was requested, but a Shoal store holds only the active version, 1")

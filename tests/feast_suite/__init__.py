@@ -1,1 +1,1 @@
-"""Feast's own tests of an online store, run against Shoal's: see `__main__`."""
+"""Feast's own online store tests, run against Shoal's online store; see `__main__`."""

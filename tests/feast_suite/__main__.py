@@ -1,8 +1,8 @@
-"""Run Feast's own tests of an online store against Shoal's, or against another: `make feast-suite`.
+"""Run Feast's own online store tests against Shoal's store or another one: `make feast-suite`.
 
-The tests are no part of Feast's package. They are taken from its git repository, at the release that is installed or,
-if that has no tag, the last one before; `FEAST_REPOSITORY` names another clone of it. They are kept in the virtual
-environment that this runs in, and leave nothing else behind.
+Feast's package does not contain these tests. They come from Feast's git repository, at the tag of the installed
+release. If that tag is missing, the latest earlier tag is used. `FEAST_REPOSITORY` names another clone of the
+repository. The tests are stored in the current virtual environment, and nothing else is left behind.
 """
 
 import argparse
@@ -40,13 +40,16 @@ _LEFT_OUT = {
     "test_push_features_to_online_store.py::test_push_features_and_read_async_dynamodb": "which needs Docker",
     "test_universal_online.py::test_entity_ttl_online_store": "which sets key_ttl_seconds, a setting of Redis only",
 }
-"""Tests that are not run with any store, and why."""
+"""Tests that are skipped for every store, with the reason."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """An online store: its type in a feature_store.yaml, the setting that says where it lies, and the names of Feast's
-    own stores for which it stands in, which decide on the tests that are marked for some stores only."""
+    """An online store under test.
+
+    `type` is its type in a feature_store.yaml, and `place` is the setting for its path. `offered_as` lists Feast's own
+    stores whose tests it runs: it decides which of the tests marked for single stores are run.
+    """
 
     type: str
     place: str
@@ -54,9 +57,9 @@ class Store:
 
 
 _STORES = {
-    # As Redis, the newest event time wins and a view that was deleted comes back empty; as MongoDB, writes may be
-    # asynchronous; as SQLite, every type comes back as it was.
-    "shoal": Store("loaders.feast_store.ShoalOnlineStore", "store", ("redis", "mongodb", "sqlite")),
+    # Like Redis, the newest event time wins and a deleted view comes back empty. Like MongoDB, writes may be
+    # asynchronous. Like SQLite, values of every type are read back unchanged.
+    "shoal": Store("shoal.feast.ShoalOnlineStore", "store", ("redis", "mongodb", "sqlite")),
     "sqlite": Store("sqlite", "path", ("sqlite",)),
 }
 
@@ -67,7 +70,7 @@ Counts = dict[str, Counter[str]]
 
 
 def main() -> int:
-    """Run the tests and sum up what came of them; the exit code is pytest's."""
+    """Run the tests, print a summary and return pytest's exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.feast_suite", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--store", choices=_STORES, default="shoal", help="what is tested (default: %(default)s)")
     parser.add_argument("pytest_options", nargs="*", metavar="OPTION", help="for pytest, after --, such as -k cleanup")
@@ -84,13 +87,13 @@ def main() -> int:
 
 
 def _fetch_tests() -> Path:
-    """The directory that Feast's tests are in, fetched if they are not here yet."""
+    """Return the directory of Feast's tests, and fetch them first if they are missing."""
     tag = _nearest_tag(version("feast"))
     clone = _SOURCES / tag
     if not (clone / "sdk/python/pytest.ini").exists():
         shutil.rmtree(clone, ignore_errors=True)
         clone.parent.mkdir(exist_ok=True)
-        # Of a repository of hundreds of megabytes, a few hundred small files are needed.
+        # The repository has hundreds of megabytes, but only a few hundred small files are needed.
         partly = ["--quiet", "--depth=1", "--filter=blob:none", "--no-checkout"]
         _git("-c", "advice.detachedHead=false", "clone", *partly, "--branch", tag, _REPOSITORY, str(clone))
         _git("-C", str(clone), "sparse-checkout", "set", "--no-cone", *_NEEDED)
@@ -118,12 +121,12 @@ def _git(*arguments: str) -> str:
 
 
 def _run(tests: Path, store: Store, report: Path, options: Sequence[str]) -> int:
-    """Run pytest among Feast's tests; its exit code."""
+    """Run pytest on Feast's tests and return its exit code."""
     environment = os.environ | {
         "FULL_REPO_CONFIGS_MODULE": "offered_stores",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))),
         "FEAST_SUITE_STORE": json.dumps(asdict(store)),
-        # Else tests that are marked for Redis end before they began, and count as passed.
+        # Without this, tests marked for Redis end before they begin and count as passed.
         "FEAST_IS_LOCAL_TEST": "False",
         "FEAST_USAGE": "False",
         "TMPDIR": str(report.parent),
@@ -133,7 +136,7 @@ def _run(tests: Path, store: Store, report: Path, options: Sequence[str]) -> int
     for test in _LEFT_OUT:
         file, _, name = test.partition("::")
         command += [f"--deselect={suite}::{name}" for suite in _SUITES if suite.endswith(f"/{file}")]
-    # A group of their own, since tests start servers of Feast that outlive them.
+    # A separate process group, because the tests start Feast servers that outlive them.
     with subprocess.Popen([*command, *options], cwd=tests, env=environment, start_new_session=True) as process:
         try:
             return process.wait()
@@ -143,7 +146,7 @@ def _run(tests: Path, store: Store, report: Path, options: Sequence[str]) -> int
 
 
 def _read_report(path: Path) -> tuple[Counts, Counter[str]]:
-    """What came of the tests of each file, and how many were skipped for which reason."""
+    """Return the outcomes of the tests of each file, and the number of skipped tests for each reason."""
     counts: Counts = defaultdict(Counter)
     skipped: Counter[str] = Counter()
     for case in ET.parse(path).iter("testcase"):

@@ -1,7 +1,7 @@
-"""What Feast's tests are told of the store under test: they import this module by its name.
+"""The configuration of the store under test; Feast's tests import this module by name.
 
-It runs among Feast's tests, where `tests` is Feast's own package, so that it imports nothing of Shoal. The store comes
-from the environment, as `__main__` describes it there.
+This module imports nothing from Shoal, because it runs among Feast's tests: there, `tests` is Feast's own package. The
+store comes from an environment variable that `__main__` sets.
 """
 
 import json
@@ -16,22 +16,22 @@ _STORE = json.loads(os.environ["FEAST_SUITE_STORE"])
 
 
 class StoreUnderTest:
-    """The store of one test, in a directory that is new; in the place of Feast's `OnlineStoreCreator`."""
+    """The store of one test, in a new directory. It replaces Feast's `OnlineStoreCreator`."""
 
     def __init__(self, project_name: str, **_: Any) -> None:
         self._directory = tempfile.mkdtemp(prefix=f"{project_name}-")
 
     def create_online_store(self) -> dict[str, Any]:
-        """What a feature_store.yaml says of it."""
+        """Return the store's configuration for a feature_store.yaml."""
         return {"type": _STORE["type"], _STORE["place"]: os.path.join(self._directory, "online")}
 
     def teardown(self) -> None:
-        """Remove what the store leaves behind."""
+        """Remove the files that the store leaves behind."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class _Offered(dict[str, Any]):
-    """One store by several names; tests that run with every store run with it once."""
+    """One store under several names. Tests for all stores run with it only once."""
 
     def values(self) -> Any:
         return [*super().values()][:1]

@@ -1,9 +1,9 @@
-"""Bend published Parquet files and pushed Arrow streams, and read them.
+"""Damage published Parquet files and pushed Arrow streams at random, and read them.
 
-python -m tests.loaders.bent_files parquet|arrow SEED EXAMPLES
+    python -m tests.loaders.bent_files parquet|arrow SEED EXAMPLES
 
-What they are read by is written in C++: the number of the example that is being tried is the last line printed, for
-when the process dies of it. Checksums are made to match, so that it is the parser that has to find what is wrong.
+The parsers are written in C++ and may crash the process. The last printed line is therefore the number of the example
+that is being tried. Checksums are updated to match, so that the parser itself must find the damage.
 """
 
 import random
@@ -20,21 +20,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.errors import FileDamaged, PushInvalid, RequestTooLarge
-from engine.export_root import ExportRoot, file_checksum
-from engine.layout import RowLayout
-from engine.manifest import Manifest
-from engine.pushed_rows import decode_rows, encode_rows, pushed_rows
-from engine.server.arrow_pushes import arrow_columns
-from loaders.generation import encode_published
-from loaders.published_rows import EntryReader
-from loaders.segment_writer import ChunkBuilder
+from shoal.engine.base.errors import FileDamaged, PushInvalid, RequestTooLarge
+from shoal.engine.format.layout import RowLayout
+from shoal.engine.push.pushed_rows import deserialize_rows, pushed_rows, serialize_rows
+from shoal.engine.root.export_root import ExportRoot, file_checksum
+from shoal.engine.root.manifest import Manifest
+from shoal.engine.server.arrow_pushes import arrow_columns
+from shoal.loaders.segments.generation import encode_published
+from shoal.loaders.segments.published_rows import EntryReader
+from shoal.loaders.segments.segment_writer import ChunkBuilder
 from tests import stores
 from tests.engine import segments
 from tests.every_type import ITEMS, item_rows
 
 MOST_MEMORY = 2 << 30
-"""Bytes. No example has a use for so much: one that asks for it believes what a file says of itself."""
+"""The memory limit in bytes. No valid example needs this much. An example that exceeds it trusts a size in a damaged
+file."""
 
 COMPRESSIONS = ("none", "snappy", "gzip", "zstd", "lz4")
 TYPES: list[pa.DataType] = [
@@ -52,7 +53,7 @@ TYPES += [pa.dictionary(pa.int8(), pa.string()), pa.list_(pa.float32(), 3), pa.s
 
 
 def bend(source: random.Random, content: bytes) -> bytes:
-    """Bytes of which some were turned, exchanged, left out or put in; the footer, at the end, more often."""
+    """Return the content with some bytes flipped, replaced, removed or inserted, more often near the footer."""
     data = bytearray(content)
     for _ in range(source.choice([1, 1, 2, 5, 20])):
         near_end = source.random() < 0.5
@@ -72,8 +73,9 @@ def bend(source: random.Random, content: bytes) -> bytes:
 
 
 def other_column(source: random.Random, table: pa.Table) -> pa.Table:
-    """A table of which a column has another type, other values, another name, or is not there, or twice."""
-    index, target = source.randrange(table.num_columns), source.choice(TYPES)
+    """Return the table with one column cast to another type, renamed, removed or duplicated."""
+    index = source.randrange(table.num_columns)
+    target = source.choice(TYPES)
     name = table.schema.names[index]
     match source.randrange(4):
         case 0:
@@ -91,7 +93,7 @@ def other_column(source: random.Random, table: pa.Table) -> pa.Table:
 
 
 class Parquet:
-    """A published delta, of which the one file is bent."""
+    """A published delta with one file, which is damaged."""
 
     refusals = (FileDamaged,)
 
@@ -130,7 +132,7 @@ class Parquet:
 
 
 class Arrow:
-    """A push as a client sends it, and as a worker hands it on."""
+    """A push as a client sends it, and as a worker forwards it to the writer."""
 
     refusals = (PushInvalid, RequestTooLarge)
 
@@ -147,7 +149,7 @@ class Arrow:
         self.for_writer = source.random() < 0.2
         table = other_column(source, self.table) if source.random() < 0.4 else self.table
         if self.for_writer:
-            content = encode_rows(table.to_batches())
+            content = serialize_rows(table.to_batches())
         else:
             sink = pa.BufferOutputStream()
             options = pa.ipc.IpcWriteOptions(compression=source.choice([None, None, "lz4", "zstd"]))
@@ -158,7 +160,7 @@ class Arrow:
 
     def read(self) -> None:
         if self.for_writer:
-            decode_rows(self.body)
+            deserialize_rows(self.body)
             return
         columns = arrow_columns(self.body, max_rows=1000, max_bytes=1 << 20)
         batch = pushed_rows(self.view, columns, now=datetime.now(UTC))
@@ -166,7 +168,9 @@ class Arrow:
 
 
 def main() -> None:
-    what, seed, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    what = sys.argv[1]
+    seed = int(sys.argv[2])
+    count = int(sys.argv[3])
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     directory = Path(tempfile.mkdtemp())
     kinds: dict[str, Callable[[Path], Parquet | Arrow]] = {"parquet": Parquet, "arrow": Arrow}

@@ -1,4 +1,4 @@
-"""Entries as another tool might publish them: any Parquet content, under a manifest that says what it is told to."""
+"""Entries as another tool might publish them: any Parquet content, under a manifest with any claims."""
 
 import uuid
 from collections.abc import Iterable
@@ -10,21 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.export_root import ExportRoot, file_checksum
-from engine.keys import KEY_HASH
-from engine.manifest import TOMBSTONE, Manifest
-from engine.schema import ViewSchema
+from shoal.engine.format.keys import KEY_HASH
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.root.export_root import ExportRoot, file_checksum
+from shoal.engine.root.manifest import TOMBSTONE, Manifest
 from tests import stores
 from tests.stores import Row
 
 
 def snapshot_table(view: ViewSchema, rows: Iterable[Row]) -> pa.Table:
-    """A snapshot's rows as an exporter writes them."""
+    """Return a snapshot's rows as an exporter writes them."""
     return stores.published_table(view, list(rows), [], delta=False)
 
 
 def delta_table(view: ViewSchema, rows: Iterable[Row], tombstones: Iterable[Row] = ()) -> pa.Table:
-    """A delta's rows as an exporter writes them."""
+    """Return a delta's rows and tombstones as an exporter writes them."""
     return stores.published_table(view, list(rows), list(tombstones), delta=True)
 
 
@@ -36,7 +36,7 @@ def publish(
     use_dictionary: bool = True,
     **changes: Any,
 ) -> Manifest:
-    """Publish tables, a file each, as the view's next entry: a delta if they have tombstones, else a snapshot."""
+    """Publish tables, one file each, as the view's next entry: a delta if they have tombstones, else a snapshot."""
     published = root.sequence_numbers(view.name) if "parent" not in changes else []
     parent = root.entry(view.name, published[-1]) if published else None
     is_delta = any(TOMBSTONE in table.schema.names for table in tables)
@@ -58,7 +58,7 @@ def publish(
         "job": "forgery",
         "inputs": (),
     }
-    # The files come last, since the manifest's own checks look at them.
+    # The files are written last, because the checks of a validated manifest need them.
     draft = Manifest.model_construct(**(content | changes))
     directory = root.directory(draft)
     directory.mkdir(parents=True)
@@ -72,7 +72,7 @@ def publish(
 
 
 def describe(path: Path, table: pa.Table) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """Return the manifest's description of a file."""
     hashes = pc.min_max(table.column(KEY_HASH)).as_py()
     return {
         "path": path.name,
@@ -85,5 +85,5 @@ def describe(path: Path, table: pa.Table) -> dict[str, Any]:
 
 
 def replaced(table: pa.Table, name: str, column: Any) -> pa.Table:
-    """A table with another column in the place of one."""
+    """Return the table with one column replaced."""
     return table.set_column(table.schema.get_field_index(name), name, column)

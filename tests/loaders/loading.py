@@ -1,9 +1,9 @@
-"""Run as a process: load a root into a store in small chunks, and stop for good where the caller says.
+"""Load a root into a store in small chunks, as a process that stops where the caller asks.
 
     python -m tests.loaders.loading STORE ROOT CHUNK_BYTES [ROWS]
 
-It prints how many rows it found there already. When ROWS more were encoded it prints `waiting`, and waits to be killed;
-without ROWS it prints `done` at the end.
+The process first prints how many rows it found in the store. After it encoded ROWS more rows it prints `waiting`, and
+waits until it is killed. Without ROWS it loads everything and prints `done`.
 """
 
 import sys
@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.export_root import ExportRoot
-from loaders import generation, load
-from loaders.follow import ApplyDelta, LoadSnapshot
-from loaders.store_writer import StoreWriter
-from tests.stores import Silence
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow import load
+from shoal.loaders.follow.plan import ApplyDelta, LoadSnapshot
+from shoal.loaders.segments import generation
+from tests.stores import NullObserver
 
 
-class Progress(Silence):
-    """Tells what was there, and waits at a place."""
+class Progress(NullObserver):
+    """An observer that prints the number of rows found, and waits after a given number of rows."""
 
     def __init__(self, wait_at: int | None) -> None:
         self._wait_at = wait_at

@@ -1,4 +1,4 @@
-"""Encoding rows: whatever part of whatever batch they come in, the same bytes come out."""
+"""Encoding rows: the same rows give the same bytes, however they are split into batches and slices."""
 
 import itertools
 from typing import Any
@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.keys import key_identity
-from engine.layout import RowLayout
-from engine.lookup import lookup
-from engine.schema import embedding_size
-from engine.segment import Chunk, Segment
-from loaders.arrow_rows import encode, published_schema
-from loaders.segment_writer import ChunkBuilder
+from shoal.engine.format.keys import key_identity
+from shoal.engine.format.layout import RowLayout
+from shoal.engine.format.schema import embedding_size
+from shoal.engine.lookup.columns import lookup
+from shoal.engine.store.segment import Chunk, Segment
+from shoal.loaders.segments.arrow_rows import encode, published_schema
+from shoal.loaders.segments.segment_writer import ChunkBuilder
 from tests import stores
 from tests.engine.segments import Identity, batch, record, version
 from tests.engine.values import VALUES, comparable, plain

@@ -1,4 +1,4 @@
-"""Backups: of one version though the store is written to, checked, and whole or not there at all."""
+"""Backups: each holds one version even if the store is written to, is checked, and is complete or absent."""
 
 import gc
 import json
@@ -10,17 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.begun import begun_path, read_begun
-from engine.environment import DATA, generations_path, live_path
-from engine.errors import BackupInvalid, NothingLost, PathTaken, StoreDamaged, StoreLocked, StoreNotFound
-from engine.export_root import ExportRoot
-from loaders.accepted_loss import LOST, accept_loss
-from loaders.backup import MANIFEST, back_up, restore
-from loaders.compaction import fold
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.base.errors import (
+    BackupInvalid,
+    NothingLost,
+    PathTaken,
+    StoreDamaged,
+    StoreLocked,
+    StoreNotFound,
+)
+from shoal.engine.format.paths import DATA, generations_path, live_path
+from shoal.engine.format.progress import begun_path, read_begun
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.backup.accepted_loss import LOST, accept_loss
+from shoal.loaders.backup.backup import MANIFEST, back_up, restore
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 from tests import stores
 from tests.cli.test_commands import shoal
 
@@ -62,8 +69,9 @@ def test_the_live_of_a_backup_is_no_live_of_a_store_that_went_on(store: Path, tm
 
 
 def test_a_backup_holds_one_version_though_the_store_is_written_to(store: Path, tmp_path: Path) -> None:
-    """Pushes of two rows each, and folds, which remove bases that a backup may be about to take."""
-    stop, written = threading.Event(), [1]
+    """Pushes of two rows each run during the backups, and folds remove bases that a backup may be about to copy."""
+    stop = threading.Event()
+    written = [1]
     with StoreWriter(store, kept_generations=0) as writer:
 
         def write() -> None:
@@ -96,7 +104,7 @@ def test_a_backup_holds_one_version_though_the_store_is_written_to(store: Path, 
         assert begun is not None
         assert begun.commit == manifest.version <= version + 2
         gc.collect()
-        # It goes on from there: versions rise, and pushes are known.
+        # The restored store continues: versions rise, and earlier pushes are recognized.
         with StoreWriter(restored) as again:
             assert (
                 push_rows(again, "doc", {"doc_id": [1, 2], "a": [value] * 2}, request_id=f"push {value}").applied.rows
@@ -104,7 +112,7 @@ def test_a_backup_holds_one_version_though_the_store_is_written_to(store: Path, 
             )
             assert push_rows(again, "doc", {"doc_id": [1, 2], "a": [7, 7]}).version > manifest.version
         assert seen(restored) == [7, 7]
-    # Neither that nor what the store went on to touched the backups.
+    # Neither this push nor later writes to the original store changed the backups.
     restore(tmp_path / "backup-0", tmp_path / "again")
     assert seen(tmp_path / "again") != [7, 7]
 
@@ -120,7 +128,7 @@ def test_bases_are_linked_and_what_is_written_later_is_not(store: Path, tmp_path
 
 def bend(path: Path, change: Callable[[bytes], bytes]) -> None:
     content = change(path.read_bytes())
-    path.unlink()  # Other links to it stay as they are.
+    path.unlink()  # Other links to the file keep the old content.
     path.write_bytes(content)
 
 
@@ -183,11 +191,11 @@ def test_nothing_is_written_over(store: Path, tmp_path: Path) -> None:
     assert seen(tmp_path / "empty") == [1, 1]
 
 
-# --- losses that are accepted -------------------------------------------------------------------------------------
+# --- losses that the operator accepts -----------------------------------------------------------------------------
 
 
 def test_a_loss_is_accepted_only_where_there_is_one(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(NothingLost, match="has all that it recorded"):
+    with pytest.raises(NothingLost, match="has everything that it recorded"):
         accept_loss(store)
     with pytest.raises(StoreNotFound):
         accept_loss(tmp_path / "nothing")
@@ -207,10 +215,11 @@ def test_a_loss_is_accepted_only_where_there_is_one(store: Path, tmp_path: Path)
 
 
 def test_the_commands(store: Path, root: ExportRoot, tmp_path: Path) -> None:
-    backup, restored = tmp_path / "backup", tmp_path / "restored"
+    backup = tmp_path / "backup"
+    restored = tmp_path / "restored"
     made = shoal("backup", "--store", store, "--to", backup, "--json")
     assert json.loads(made.stdout)["views"] == ["doc", "other"]
-    assert "has all that it recorded" in shoal("store", "accept-loss", "--store", store, code=2).stderr
+    assert "has everything that it recorded" in shoal("store", "accept-loss", "--store", store, code=2).stderr
     os.truncate(live_path(store) / DATA, 0)
     assert "BAD  live: " in shoal("verify", store, code=1).stdout
     accepted = shoal("store", "accept-loss", "--store", store).stdout

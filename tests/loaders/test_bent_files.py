@@ -1,4 +1,4 @@
-"""Whatever a published file or a pushed stream holds: its rows, or one error; no other, and no dead process."""
+"""A damaged published file or pushed stream is either read or rejected with the expected error, and no process dies."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ EXAMPLES = int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "200"))
 
 @pytest.mark.parametrize("what", ["parquet", "arrow"])
 def test_a_file_that_is_bent_anywhere_is_read_or_refused(what: str) -> None:
-    """In a process of its own, which what it is read by may end; the last line names the example."""
+    """The reads run in a separate process, because a parser may crash it. The last line names the example."""
     command = [sys.executable, "-m", "tests.loaders.bent_files", what, "0", str(EXAMPLES)]
     done = subprocess.run(command, capture_output=True, text=True)
     last = done.stdout.splitlines()[-1:]

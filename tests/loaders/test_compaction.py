@@ -1,4 +1,4 @@
-"""Overlays stay few and small, and no lookup can tell whether they were merged, folded, or neither."""
+"""Overlays stay few and small, and lookups return the same rows before and after a merge or a fold."""
 
 import threading
 from collections.abc import Iterator
@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import FeatureStore
-from engine.catalog import SegmentRecord, ViewRecord
-from engine.environment import generations_path
-from engine.export_root import ExportRoot
-from loaders.apply import apply_delta, load_snapshot, roll_back
-from loaders.compaction import (
+from shoal import FeatureStore
+from shoal.engine.format.catalog import SegmentRecord, ViewRecord
+from shoal.engine.format.paths import generations_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.apply.compaction import (
     FOLD_LEAST_ROWS,
     MAX_OVERLAYS,
     TIER_GROWTH,
@@ -23,7 +22,8 @@ from loaders.compaction import (
     overlays_to_merge,
     should_fold,
 )
-from loaders.store_writer import StoreWriter
+from shoal.loaders.apply.entries import apply_delta, load_snapshot, roll_back
+from shoal.loaders.commit.store_writer import StoreWriter
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64", text="string")
@@ -49,7 +49,7 @@ def writer(tmp_path: Path, root: ExportRoot) -> Iterator[StoreWriter]:
 
 
 def lay(writer: StoreWriter, root: ExportRoot, changed: list[stores.Row], dead: list[stores.Row] | None = None) -> None:
-    """A delta as an overlay, without the merge that follows."""
+    """Apply a delta as an overlay, without the merge that normally follows."""
     apply_delta(writer, root, stores.publish_delta(root, VIEW, changed, dead or []))
 
 
@@ -69,7 +69,7 @@ def overlays(*sizes: int) -> list[SegmentRecord]:
     return [SegmentRecord.model_construct(rows=size, tombstones=0) for size in sizes]
 
 
-# --- what is merged -------------------------------------------------------------------------------------------
+# --- which overlays are merged --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_overlays_are_folded_when_they_outgrow_their_share() -> None:
     assert should_fold(record(0, FOLD_LEAST_ROWS + 1))
 
 
-# --- that nothing changes -------------------------------------------------------------------------------------
+# --- merges and folds do not change results -------------------------------------------------------------------
 
 
 def test_merging_and_folding_change_nothing_that_is_seen(writer: StoreWriter, root: ExportRoot) -> None:

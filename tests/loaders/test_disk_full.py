@@ -1,4 +1,4 @@
-"""A disk that fills up: it is said so, the last version stands, and once there is room everything goes on."""
+"""A full disk: the error says so, the last version stays readable, and work continues once there is free space."""
 
 import errno
 import os
@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import FeatureStore
-from engine.begun import Begun, begun_path, read_begun
-from engine.environment import generations_path, open_live, store_full_named
-from engine.errors import FileDamaged, ShoalError, StoreFull
-from engine.export_root import ExportRoot
-from loaders.apply import apply_delta
-from loaders.compaction import fold
-from loaders.definition import define_view, drop_view
-from loaders.load import Applied, catch_up
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import FileDamaged, ShoalError, StoreFull
+from shoal.engine.format.paths import generations_path
+from shoal.engine.format.progress import Begun, begun_path, read_begun
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.store.disk import store_full_named
+from shoal.engine.store.environment import open_live
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.apply.definition import define_view, drop_view
+from shoal.loaders.apply.entries import apply_delta
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import AppliedEntry, catch_up
+from shoal.loaders.push.push import push_rows
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", vector="float32[256]")
@@ -55,7 +57,7 @@ def seen(store: Path) -> set[float]:
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """A file that takes all room but so many bytes."""
+    """Write a file that leaves only `leave` bytes free, and return its path."""
     ballast = disk / "ballast"
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     with ballast.open("wb") as file:
@@ -121,13 +123,13 @@ def test_a_delta_is_told_as_applied_though_there_is_no_room_to_merge_it(disk: Pa
     stores.load(store, root)
     told: list[int] = []
 
-    class Told(stores.Silence):
-        def finished(self, applied: Applied) -> None:
+    class Told(stores.NullObserver):
+        def finished(self, applied: AppliedEntry) -> None:
             told.append(applied.seq)
 
     manifest = stores.publish_delta(root, VIEW, rows(2, 150))
     with StoreWriter(store) as writer:
-        # Room for the delta, which takes some 160 KiB, and not for the merge of it with the one before.
+        # There is room for the delta, about 160 KiB, but not for its merge with the previous delta.
         fill(disk, 200 << 10)
         with pytest.raises(StoreFull):
             catch_up(writer, root, "doc", Told())
@@ -216,12 +218,13 @@ def test_a_record_of_how_far_the_store_got_needs_no_room_and_fails_no_push_for_w
         def push(value: float) -> int:
             return push_rows(writer, "doc", {"doc_id": [1], "vector": [[value] * 256]}).version
 
-        for value in range(20):  # They leave free pages, in which those to come find room.
+        # These pushes leave free pages for later pushes.
+        for value in range(20):
             push(value)
         ballast = fill(disk, 0)
         version = push(20.0)
         assert read_begun(store) == Begun(writer_id(store), 1, version)
-        # The writer has it open still, so that its blocks are not free.
+        # The writer still has the file open, so its blocks are not freed.
         begun_path(store).unlink()
         version = push(21.0)
         writer.sync()

@@ -1,5 +1,5 @@
-"""Views that are dropped from an export root leave it, and the nodes that follow it; what is published again under
-their names comes back. From a store alone go views that its root does not have."""
+"""Views that are dropped from an export root leave the root and the nodes that follow it. A view that is published
+again under the same name comes back. Only views that the root does not have can be dropped from a single store."""
 
 import gc
 import json
@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.environment import generation_path
-from engine.errors import (
+from shoal import FeatureStore
+from shoal.engine.base.errors import (
     IdempotencyKeyReused,
     LogTaken,
     ManifestInvalid,
@@ -21,11 +20,12 @@ from engine.errors import (
     ShoalError,
     UnknownFeature,
 )
-from engine.export_root import DROPPED, ExportRoot
-from engine.schema import FeatureService
-from loaders.definition import define_view, drop_view
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal.engine.format.paths import generation_path
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import DROPPED, ExportRoot
+from shoal.loaders.apply.definition import define_view, drop_view
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.push.push import push_rows
 from tests import stores
 from tests.cli.test_commands import shoal
 from tests.failpoints.test_backup import killed
@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> ExportRoot:
 
 @pytest.fixture
 def store(root: ExportRoot, tmp_path: Path) -> Path:
-    """A store with all of it, a row that was pushed, and a view that is its own."""
+    """A store with all views of the root, a pushed row, and a view of its own."""
     stores.load(tmp_path / "store", root)
     with StoreWriter(tmp_path / "store") as writer:
         push_rows(writer, "old", {"old_id": [3], "a": [3]})
@@ -63,7 +63,7 @@ def views(store: Path) -> list[str]:
 
 
 def publish_again(root: ExportRoot) -> int:
-    """Publish another view of the name, as an exporter does: behind the log that was dropped."""
+    """Publish another view with the same name, after the dropped log, as an exporter does, and return its seq."""
     return stores.publish_snapshot(root, AGAIN, [{"old_id": "x", "a": "new"}]).seq
 
 
@@ -85,10 +85,10 @@ def test_a_view_that_is_dropped_from_the_root_leaves_a_running_server_and_comes_
         eventually(lambda: served("old", 3) is None, lambda: f"no view any more; the log is {server.log}")
         assert served("stays", 1) == [1]
         assert "removed, as the root dropped it at seq 2" in server.log
-        # One that no root publishes is dropped by way of the server.
+        # A view that no root publishes is dropped through the server.
         shoal("drop-view", "own", "--store", store)
         assert server.ask("GET", "/v1/views").json["views"][0]["name"] == "stays"
-        # Under another schema, which rows that were loaded before could not follow.
+        # The new schema is incompatible with the old rows.
         assert publish_again(root) == 3
         eventually(lambda: served("old", "x") == ["new"], lambda: f"the new view; the log is {server.log}")
         stores.publish_delta(root, AGAIN, [{"old_id": "x", "a": "newer"}])
@@ -106,7 +106,7 @@ def test_a_load_removes_what_the_root_dropped(root: ExportRoot, store: Path) -> 
     assert (applied.view, applied.kind, applied.seq) == ("old", "drop", 2)
     assert views(store) == ["own", "stays"]
     assert stores.load(store, root) == []
-    # A node that slept through all of it comes to what there is now.
+    # A node that missed both the drop and the new export loads the new view.
     publish_again(root)
     stores.load(store, root)
     assert FeatureStore.open(store).lookup(["old:a"], {"old_id": ["x"]}).to_pydict() == {"old:a": ["new"]}
@@ -128,7 +128,7 @@ def test_a_node_that_slept_through_a_drop_and_a_new_export_starts_over(root: Exp
 def test_a_drop_that_is_killed_is_completed_by_another(root: ExportRoot, store: Path, tmp_path: Path) -> None:
     killed(ExportRoot.drop_view, root, "old", at=POINTS[0], log=tmp_path / "log")  # type: ignore[arg-type]
     assert (root.path / "old" / "deltas").exists()
-    # For readers it is gone already.
+    # Readers no longer see the view.
     assert root.views() == ["stays"]
     stores.load(store, root)
     assert views(store) == ["own", "stays"]
@@ -143,7 +143,7 @@ def test_a_list_of_dropped_views_that_is_damaged_keeps_no_view_from_moving_on(ro
     with pytest.raises(ManifestInvalid, match=DROPPED):
         stores.load(store, root)
     assert FeatureStore.open(store).lookup(["stays:a"], {"stays_id": [1]}).to_pydict() == {"stays:a": [2]}
-    # Nobody begins a log where another of its name may have been.
+    # No log may begin while an earlier log with the same name cannot be ruled out.
     with pytest.raises(ManifestInvalid, match=DROPPED):
         root.first_seq("old")
 
@@ -163,7 +163,7 @@ def test_views_that_are_dropped_at_the_same_time_are_all_listed(tmp_path: Path) 
 
 @pytest.mark.parametrize("how", ["load", "reload", "reload --view old"])
 def test_what_was_pushed_to_a_dropped_view_is_not_in_the_next(root: ExportRoot, store: Path, how: str) -> None:
-    """The next has the same schema, and its pushes have the same ids."""
+    """The new view has the same schema, and its pushes have the same ids."""
     repeated = {"old_id": [3], "a": [33]}
     with StoreWriter(store) as writer:
         push_rows(writer, "old", repeated, request_id="k1")

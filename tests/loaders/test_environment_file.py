@@ -1,4 +1,4 @@
-"""A file written by `EnvironmentFile` is one that LMDB opens, and finds each value in, where it was said to be."""
+"""LMDB can open a file that `EnvironmentFile` wrote, and finds each value at the reported offset."""
 
 import errno
 import os
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.environment import DATA
-from loaders.environment_file import PAGE, EnvironmentFile, StoredValue
+from shoal.engine.format.paths import DATA
+from shoal.loaders.segments.environment_file import PAGE, EnvironmentFile, StoredValue
 
 SIZES = st.integers(PAGE, 3 * PAGE) | st.sampled_from([2 * PAGE - 17, 2 * PAGE - 16, 2 * PAGE - 15])
 
@@ -58,7 +58,7 @@ def test_however_many_values_there_are(tmp_path: Path, monkeypatch: pytest.Monke
         assert about["overflow_pages"] == count
         pages = 2 + about["overflow_pages"] + about["leaf_pages"] + about["branch_pages"]
         assert (tmp_path / DATA).stat().st_size == pages * PAGE
-        # LMDB's own copy goes through the whole tree.
+        # LMDB's own copy reads the whole tree.
         (tmp_path / "copy").mkdir()
         env.copy(str(tmp_path / "copy"), compact=True)
     assert found_in(tmp_path / "copy") == found_in(tmp_path)
@@ -72,7 +72,7 @@ def test_lmdb_itself_writes_the_same_pages_of_values(tmp_path: Path) -> None:
         transaction.put(key(1), value(1, 20_000).tobytes())
     theirs = (tmp_path / "theirs" / DATA).read_bytes()
     at = theirs.index(value(1, 20_000).tobytes()) - 16
-    # But for the first 8 bytes, the number of the page.
+    # All but the first 8 bytes, the page number.
     assert theirs[at + 8 : at + 16] == ours[8:16]
 
 

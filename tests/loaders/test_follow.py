@@ -1,4 +1,4 @@
-"""What comes next for a view: each thing that can have happened to its log is told apart from every other."""
+"""The next step for a view: each possible event in its log is told apart from all others."""
 
 import shutil
 from collections.abc import Callable
@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
-from engine.catalog import ViewRecord
-from engine.errors import DeltaGap, ForeignDelta, LineageError, ManifestInvalid, NotPublished
-from engine.export_root import ExportRoot
-from engine.manifest import Manifest
-from loaders.follow import ApplyDelta, LoadSnapshot, next_step, way_around
+from shoal.engine.base.errors import (
+    DeltaGap,
+    ForeignDelta,
+    LineageError,
+    ManifestInvalid,
+    NotPublished,
+)
+from shoal.engine.format.catalog import ViewRecord
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest
+from shoal.loaders.follow.plan import ApplyDelta, LoadSnapshot, fallback_snapshot, next_step
 from tests import stores
 
 VIEW = stores.schema("doc", a="int64")
@@ -31,7 +37,7 @@ def delta(root: ExportRoot) -> Manifest:
 
 
 def at(manifest: Manifest) -> ViewRecord:
-    """A view's record, where the view stands at an entry; of the rest of it nothing is asked."""
+    """Return a view's record that stands at an entry. Other fields are not needed."""
     content: dict[str, Any] = {"applied_seq": manifest.seq, "applied_entry": manifest.id}
     return ViewRecord.model_construct(**content)
 
@@ -61,7 +67,9 @@ def test_a_new_node_needs_a_snapshot(root: ExportRoot) -> None:
 
 
 def test_a_node_goes_on_with_the_next_entry_whatever_it_is(root: ExportRoot) -> None:
-    first, second, third = snapshot(root), delta(root), snapshot(root)
+    first = snapshot(root)
+    second = delta(root)
+    third = snapshot(root)
     delta(root)
     assert seq_of(next_step(root, "doc", at(first))) == (ApplyDelta, 2)
     assert seq_of(next_step(root, "doc", at(second))) == (LoadSnapshot, 3)
@@ -74,7 +82,9 @@ def test_a_node_that_has_everything_has_nothing_to_do(root: ExportRoot) -> None:
 
 
 def test_what_was_applied_is_not_applied_again_however_old_the_log_is(root: ExportRoot) -> None:
-    first, second, third = snapshot(root), delta(root), delta(root)
+    first = snapshot(root)
+    second = delta(root)
+    third = delta(root)
     prune(root, first, second)
     assert next_step(root, "doc", at(third)) is None
     delta(root)
@@ -82,7 +92,11 @@ def test_what_was_applied_is_not_applied_again_however_old_the_log_is(root: Expo
 
 
 def test_a_node_whose_next_delta_is_gone_starts_over(root: ExportRoot) -> None:
-    first, second, _, _, _ = snapshot(root), delta(root), delta(root), snapshot(root), delta(root)
+    first = snapshot(root)
+    second = delta(root)
+    _ = delta(root)
+    _ = snapshot(root)
+    _ = delta(root)
     prune(root, second)
     step = next_step(root, "doc", at(first))
     assert seq_of(step) == (LoadSnapshot, 4)
@@ -91,9 +105,11 @@ def test_a_node_whose_next_delta_is_gone_starts_over(root: ExportRoot) -> None:
 
 
 def test_a_gap_that_no_snapshot_covers_is_a_gap(root: ExportRoot) -> None:
-    first, second, _ = snapshot(root), delta(root), delta(root)
+    first = snapshot(root)
+    second = delta(root)
+    _ = delta(root)
     prune(root, second)
-    with pytest.raises(DeltaGap, match=r"stands at seq 1, the log goes on at 3; entry\s+2 is missing"):
+    with pytest.raises(DeltaGap, match=r"is at seq 1, the log continues at 3; entry\s+2 is missing"):
         next_step(root, "doc", at(first))
 
 
@@ -101,7 +117,7 @@ def test_a_delta_of_another_lineage_is_foreign(root: ExportRoot) -> None:
     first = snapshot(root)
     delta(root)
     stranger = first.model_copy(update={"id": "f" * 32})
-    with pytest.raises(ForeignDelta, match=f"delta 2 continues entry {first.id}, the store holds {'f' * 32}"):
+    with pytest.raises(ForeignDelta, match=f"delta 2 continues entry {first.id}, but the store holds {'f' * 32}"):
         next_step(root, "doc", at(stranger))
 
 
@@ -109,9 +125,9 @@ def test_a_root_made_anew_is_foreign(root: ExportRoot, tmp_path: Path) -> None:
     old = [snapshot(root), delta(root), delta(root)]
     anew = ExportRoot(tmp_path / "anew")
     snapshot(anew)
-    with pytest.raises(ForeignDelta, match=r"stands at seq 3, but the log in .* ends at 1"):
+    with pytest.raises(ForeignDelta, match=r"is at seq 3, but the log in .* ends at 1"):
         next_step(anew, "doc", at(old[2]))
-    with pytest.raises(ForeignDelta, match=f"seq 1 is {old[0].id} in the store and .* the root was made anew"):
+    with pytest.raises(ForeignDelta, match=f"seq 1 is {old[0].id} in the store and .* the root was created again"):
         next_step(anew, "doc", at(old[0]))
     with pytest.raises(ForeignDelta, match="is empty"):
         next_step(ExportRoot(tmp_path / "empty"), "doc", at(old[0]))
@@ -126,7 +142,7 @@ def test_an_entry_published_while_the_log_is_listed_is_no_gap(root: ExportRoot) 
     first = snapshot(root)
 
     class LateRoot(ExportRoot):
-        """Lists its log just before two entries are published, and sees only the later of them."""
+        """A root where two entries appear just before the log is listed, and the listing shows only the later one."""
 
         looked = False
 
@@ -146,14 +162,14 @@ def test_an_entry_published_while_the_log_is_listed_is_no_gap(root: ExportRoot) 
 def test_a_way_around_an_entry_is_a_newer_snapshot(root: ExportRoot) -> None:
     snapshot(root), delta(root)
     error = ForeignDelta("it is foreign")
-    assert way_around(root, "doc", 2, error) is None
+    assert fallback_snapshot(root, "doc", 2, error) is None
     newer = snapshot(root)
-    step = way_around(root, "doc", 2, error)
+    step = fallback_snapshot(root, "doc", 2, error)
     assert step == LoadSnapshot(newer, "entry 2 cannot be applied: it is foreign")
-    assert way_around(root, "doc", 3, error) is None
+    assert fallback_snapshot(root, "doc", 3, error) is None
     for path in (root.path / "doc").rglob("manifest.json"):
         path.write_bytes(b"damaged")
-    assert way_around(root, "doc", 2, error) is None
+    assert fallback_snapshot(root, "doc", 2, error) is None
 
 
 def damaged(root: ExportRoot, manifest: Manifest) -> None:
@@ -168,7 +184,9 @@ def claims_other_seq(root: ExportRoot, manifest: Manifest) -> None:
 def test_an_entry_that_breaks_the_contract_is_not_stepped_over(
     root: ExportRoot, damage: Callable[[ExportRoot, Manifest], None]
 ) -> None:
-    first, second, _ = snapshot(root), delta(root), delta(root)
+    first = snapshot(root)
+    second = delta(root)
+    _ = delta(root)
     damage(root, second)
     with pytest.raises(ManifestInvalid):
         next_step(root, "doc", at(first))

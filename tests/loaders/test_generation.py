@@ -1,4 +1,4 @@
-"""Building a generation: chunk by chunk, each on disk before the next, so that a build that broke off goes on."""
+"""Building a generation: each chunk is on disk before the next one, so an interrupted build can continue."""
 
 import os
 import threading
@@ -11,19 +11,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.catalog import SegmentRecord, chunk_key
-from engine.environment import DATA, generation_path, generations_path
-from engine.errors import FileDamaged
-from engine.export_root import ExportRoot
-from engine.layout import RowLayout
-from engine.manifest import Manifest, PublishedFile
-from engine.reading import read_generation
-from engine.segment import Segment
-from loaders import generation
-from loaders.arrow_rows import encode
-from loaders.generation import GenerationBuilder, build_from_entry, chunk_plans, clear_dead_folds, clear_unfinished
-from loaders.published_rows import EntryReader, RowGroup
-from loaders.segment_writer import ChunkBuilder
+from shoal.engine.base.errors import FileDamaged
+from shoal.engine.format.catalog import SegmentRecord, chunk_key
+from shoal.engine.format.layout import RowLayout
+from shoal.engine.format.paths import DATA, generation_path, generations_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest, PublishedFile
+from shoal.engine.store.open_version import read_generation
+from shoal.engine.store.segment import Segment
+from shoal.loaders.segments import generation
+from shoal.loaders.segments.arrow_rows import encode
+from shoal.loaders.segments.generation import (
+    GenerationBuilder,
+    build_from_entry,
+    chunk_plans,
+    clear_dead_folds,
+    clear_unfinished,
+)
+from shoal.loaders.segments.published_rows import EntryReader, RowGroup
+from shoal.loaders.segments.segment_writer import ChunkBuilder
 from tests import stores
 from tests.engine.segments import Identity, batch, record
 from tests.loaders.forgery import publish, snapshot_table
@@ -44,7 +50,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Counter:
-    """Counts the rows that it is told of, and breaks off after so many calls."""
+    """A progress callback that counts the reported rows, and raises KeyboardInterrupt after a given number of calls."""
 
     def __init__(self, breaks_off_after: int | None = None) -> None:
         self.rows: list[int] = []
@@ -114,7 +120,8 @@ def test_a_build_that_broke_off_leaves_nothing_running(tmp_path: Path, manifest:
     with pytest.raises(KeyboardInterrupt) as broken:
         build(tmp_path, manifest, Counter(5))
     assert threading.active_count() == before
-    assert broken.traceback  # It refers to all that there was.
+    # The traceback keeps every object of the build alive.
+    assert broken.traceback
 
 
 @pytest.mark.parametrize("torn", ["cut", "cut in its head", "zeros", "behind"])
@@ -162,7 +169,8 @@ def test_whatever_a_power_failure_leaves_of_the_last_write_the_chunks_before_sta
     os.rename(builder.path, path.parent)
 
     step = data.draw(st.integers(0, 3), label="writes that reached the disk")
-    before, after = states[step].ljust(len(states[step + 1]), b"\0"), states[step + 1]
+    before = states[step].ljust(len(states[step + 1]), b"\0")
+    after = states[step + 1]
     pages = range(0, len(after), 4096)
     reached = data.draw(
         st.lists(st.booleans(), min_size=len(pages), max_size=len(pages)), label="pages of the next one"

@@ -1,4 +1,5 @@
-"""Loading: each entry once and whole, the newest row of each key, and a trouble that is named and harms no other."""
+"""Loading: each entry is applied once and completely, the newest row of each key wins, and a failure is reported and
+affects only its own view."""
 
 import shutil
 from collections.abc import Callable
@@ -9,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine import FeatureStore
-from engine.environment import generations_path
-from engine.errors import (
+from shoal import FeatureStore
+from shoal.engine.base.errors import (
     DeltaGap,
     FileDamaged,
     ForeignDelta,
@@ -20,15 +20,16 @@ from engine.errors import (
     SchemaChangeRefused,
     ShoalError,
 )
-from engine.export_root import SERVICES, ExportRoot
-from engine.manifest import Manifest
-from engine.schema import FeatureService
-from loaders import load as loading
-from loaders.apply import apply_delta, follow_again, roll_back
-from loaders.compaction import fold
-from loaders.follow import ApplyDelta, LoadSnapshot
-from loaders.load import Applied, catch_up
-from loaders.store_writer import StoreWriter
+from shoal.engine.format.paths import generations_path
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import SERVICES, ExportRoot
+from shoal.engine.root.manifest import Manifest
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.apply.entries import apply_delta, follow_again, roll_back
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow import load as loading
+from shoal.loaders.follow.load import AppliedEntry, catch_up
+from shoal.loaders.follow.plan import ApplyDelta, LoadSnapshot
 from tests import stores
 from tests.loaders.forgery import delta_table, publish, replaced
 
@@ -68,7 +69,7 @@ def troubles(store: Path) -> dict[str, str]:
     return {view: trouble.code for view, trouble in FeatureStore.open(store).version().troubles.items()}
 
 
-# --- each entry once ------------------------------------------------------------------------------------------
+# --- each entry is applied once -------------------------------------------------------------------------------
 
 
 def test_a_snapshot_and_its_deltas_are_applied_in_order(store: Path, root: ExportRoot) -> None:
@@ -104,18 +105,18 @@ def test_what_was_applied_is_told(store: Path, root: ExportRoot) -> None:
     stores.publish_delta(root, VIEW, rows(1, 1, 2), rows(0, 3))
     told: list[Any] = []
 
-    class Listener(stores.Silence):
+    class Listener(stores.NullObserver):
         def started(self, step: LoadSnapshot | ApplyDelta) -> Callable[[int], None]:
             told.append((step.manifest.kind, step.manifest.seq))
             return told.append
 
-        def finished(self, entry: Applied) -> None:
+        def finished(self, entry: AppliedEntry) -> None:
             told.append(entry)
 
     with StoreWriter(store) as writer:
         entries = loading.load(writer, root, Listener())
     snapshot, delta = entries
-    assert (snapshot.rows, snapshot.tombstones, snapshot.reason) == (8, 0, "the store has nothing of the view yet")
+    assert (snapshot.rows, snapshot.tombstones, snapshot.reason) == (8, 0, "the store does not have the view yet")
     assert (delta.rows, delta.tombstones, delta.reason) == (2, 1, None)
     rows_told = [item for item in told if isinstance(item, int)]
     assert sum(rows_told) == 11
@@ -298,7 +299,7 @@ def test_a_value_that_is_one_byte_longer_is_refused(store: Path, root: ExportRoo
     stores.load(store, root)
     stores.publish_delta(root, TEXTS, [{"text_id": 2, name: value}])
     with pytest.raises(
-        FileDamaged, match=f"feature '{name}' has a value that is no .*: one longer than 16777215 bytes"
+        FileDamaged, match=f"feature '{name}' has a value that does not fit its type .*: .* longer than 16777215 bytes"
     ):
         stores.load(store, root)
     assert FeatureStore.open(store).lookup(["text:text"], {"text_id": [2]}).to_pydict() == {"text:text": [None]}
@@ -308,7 +309,7 @@ def test_a_value_that_is_one_byte_longer_is_refused(store: Path, root: ExportRoo
 
 
 def break_(root: ExportRoot, manifest: Manifest) -> Callable[[], None]:
-    """Take away an entry's file; what is returned puts it back."""
+    """Move an entry's file away, and return a function that puts it back."""
     path = root.directory(manifest) / manifest.files[0].path
     path.rename(path.with_suffix(".away"))
     return lambda: (path.with_suffix(".away").rename(path), None)[1]
@@ -479,7 +480,7 @@ def test_a_store_does_not_follow_another_root(store: Path, root: ExportRoot, tmp
     assert troubles(store) == {}
 
 
-# --- going back -----------------------------------------------------------------------------------------------
+# --- rolling back ---------------------------------------------------------------------------------------------
 
 
 def generations(store: Path) -> set[str]:
@@ -497,15 +498,15 @@ def test_a_view_goes_back_stays_and_goes_on(store: Path, root: ExportRoot) -> No
     with StoreWriter(store) as writer:
         roll_back(writer, "doc", first.snapshot_id)
         assert seen(store)[:4] == [0, 0, 0, 0]
-        assert catch_up(writer, root, "doc", stores.Silence()) == []
+        assert catch_up(writer, root, "doc", stores.NullObserver()) == []
         stores.publish_delta(root, VIEW, rows(4, 4))
-        assert catch_up(writer, root, "doc", stores.Silence()) == []
+        assert catch_up(writer, root, "doc", stores.NullObserver()) == []
         assert seen(store)[:5] == [0, 0, 0, 0, 0]
         roll_back(writer, "doc", second.snapshot_id)
         assert seen(store)[:5] == [2, 2, 2, 2, 2]
         roll_back(writer, "doc", first.snapshot_id)
         follow_again(writer, "doc")
-        again = catch_up(writer, root, "doc", stores.Silence())
+        again = catch_up(writer, root, "doc", stores.NullObserver())
     assert [(entry.kind, entry.seq) for entry in again] == [("delta", 2), ("snapshot", 3), ("delta", 4), ("delta", 5)]
     assert seen(store)[:5] == [2, 2, 2, 3, 4]
     assert generations(store) == {first.snapshot_id, second.snapshot_id}

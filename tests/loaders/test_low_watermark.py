@@ -1,4 +1,4 @@
-"""Rows that their source confirms without a change neither expire nor look old; all others do."""
+"""Rows that their source confirms without a change do not expire or look old; all other rows do."""
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.catalog import LowWatermark, Origin
-from engine.explain import explain
-from engine.export_root import ExportRoot
-from engine.kernels.gathering import Status
-from loaders.apply import roll_back
-from loaders.compaction import fold, merge_overlays
-from loaders.load import Silence, catch_up
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
+from shoal import FeatureStore
+from shoal.engine.format.catalog import LowWatermark, Origin
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.lookup.explain import explain
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.apply.compaction import fold, merge_overlays
+from shoal.loaders.apply.entries import roll_back
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import NullObserver, catch_up
+from shoal.loaders.push.push import push_rows
 from tests.damage import harm
 from tests.stores import TIMESTAMP, Row, falsify, load, publish_delta, publish_snapshot, schema
 
@@ -35,7 +35,7 @@ def row(key: str, days: float, n: int = 0) -> Row:
 
 
 def statuses(store: Path, *keys: str, max_age: timedelta | None = None) -> list[str]:
-    """The status of each key, the same by column and by matrix."""
+    """Return the status of each key, after asserting that a lookup by column and a lookup by matrix agree."""
     opened = FeatureStore.open(store)
     answer = opened.lookup(["doc:n", "doc:title"], {"doc_id": keys}, max_age=max_age)
     matrix = opened.lookup_matrix(["doc:n"], {"doc_id": keys}, max_age=max_age)
@@ -46,7 +46,8 @@ def statuses(store: Path, *keys: str, max_age: timedelta | None = None) -> list[
 
 @pytest.fixture
 def root(tmp_path: Path) -> ExportRoot:
-    """A root whose rows are a week old, but for one that its source left behind; then its source confirmed the rest."""
+    """A root with rows that are a week old, except one that is older than the low watermark. Tests later confirm the
+    rest."""
     root = ExportRoot(tmp_path / "root")
     rows = [*(row(f"d{i}", 7, n=i) for i in range(50)), row("behind", 9)]
     publish_snapshot(root, VIEW, rows, low_watermark=ago(7))
@@ -64,7 +65,7 @@ def test_a_heartbeat_keeps_unchanged_rows_from_expiring(root: ExportRoot, store:
     publish_delta(root, VIEW, [], low_watermark=ago(1), watermark=ago(1))
     load(store, root)
     assert statuses(store, "d1", "behind", "none") == [PRESENT, TOO_OLD, MISSING]
-    # What the caller accepts is judged alike, and what is told is the row's own event time.
+    # The caller's `max_age` uses the same rule, while the returned event time is the row's own.
     assert statuses(store, "d1", max_age=timedelta(hours=25)) == [PRESENT]
     assert statuses(store, "d1", max_age=timedelta(hours=23)) == [TOO_OLD]
     answer = FeatureStore.open(store).lookup(["doc:n"], {"doc_id": ["d1", "behind"]}, stale="serve")
@@ -78,7 +79,7 @@ def test_rows_below_the_low_watermark_of_their_own_entry_have_their_own_age(root
     publish_delta(root, VIEW, [], low_watermark=ago(1))
     load(store, root)
     assert statuses(store, "d1", "d2", "d3", "backfilled") == [TOO_OLD, PRESENT, PRESENT, TOO_OLD]
-    # Once the source has caught up, the row is shipped again, and is judged as the others are.
+    # Once the source has caught up, it publishes the row again, and the row is judged like all others.
     publish_delta(root, VIEW, [row("d1", 1)], low_watermark=ago(1))
     publish_delta(root, VIEW, [], low_watermark=ago(0))
     load(store, root)
@@ -93,7 +94,7 @@ def test_pushed_rows_and_rows_of_streams_have_their_own_age(root: ExportRoot, st
     with StoreWriter(store) as writer:
         push_rows(writer, "doc", {"doc_id": ["d2", "d3"], "n": [1, 2], TIMESTAMP: [ago(6), ago(0.5)]})
     assert statuses(store, "d1", "d2", "d3", "d4") == [TOO_OLD, TOO_OLD, PRESENT, PRESENT]
-    # The order of rows is that of their own event times: what is older than a row stays out, however young that looks.
+    # Rows are ordered by their own event times: an older row is superseded, even if the stored row only looks older.
     with StoreWriter(store) as writer:
         pushed = push_rows(writer, "doc", {"doc_id": ["d4", "behind"], "n": [9, 9], TIMESTAMP: [ago(6), ago(8)]})
         assert pushed.applied.superseded == 0
@@ -118,7 +119,7 @@ def test_merges_and_folds_keep_the_age_of_rows(root: ExportRoot, store: Path) ->
     record = FeatureStore.open(store).version().view("doc").record
     assert record.overlays == ()
     assert record.base.low_watermark == record.low_watermark
-    # A late row is late by own event times, also of rows that have their own age.
+    # A late row is late by its own event time, even for rows that have their own age.
     publish_delta(root, VIEW, [row("d0", 6.5, n=-1), row("d10", 4, n=-2)], low_watermark=ago(1))
     load(store, root)
     answer = FeatureStore.open(store).lookup(["doc:n"], {"doc_id": ["d0", "d10"]}, stale="serve")
@@ -164,7 +165,7 @@ def test_the_entry_that_set_the_low_watermark_is_known_and_stays(root: ExportRoo
     assert (newest.own_age, of_behind.own_age) == (False, True)
     assert of_behind.event_time == ago(9)
     del version
-    # A publisher that knows none, as those of format 1, takes it away: nobody knows what it shipped.
+    # A publisher without a low watermark, such as one of format 1, removes it, because what it shipped is unknown.
     falsify(root, publish_delta(root, VIEW, [row("d2", 0.5)]), format_version=1)
     load(store, root)
     assert _low_watermark(store) is None
@@ -172,7 +173,8 @@ def test_the_entry_that_set_the_low_watermark_is_known_and_stays(root: ExportRoo
 
 
 def test_heartbeats_of_many_views_are_one_commit(tmp_path: Path, store: Path) -> None:
-    root, names = ExportRoot(tmp_path / "root"), [f"view{number}" for number in range(12)]
+    root = ExportRoot(tmp_path / "root")
+    names = [f"view{number}" for number in range(12)]
     views = [schema(name, n="int64") for name in names]
     for view in views:
         publish_snapshot(root, view, [{f"{view.name}_id": "a", "n": 1}], low_watermark=ago(7))
@@ -182,7 +184,7 @@ def test_heartbeats_of_many_views_are_one_commit(tmp_path: Path, store: Path) ->
     for view in views:
         publish_delta(root, view, [], low_watermark=ago(1))
     with StoreWriter(store, gather_seconds=0.5) as writer, ThreadPoolExecutor(len(names)) as threads:
-        list(threads.map(lambda name: catch_up(writer, root, name, Silence()), names))
+        list(threads.map(lambda name: catch_up(writer, root, name, NullObserver()), names))
         version = writer.version()
         assert version.id == before + 1
         assert {version.applied_seq(name) for name in names} == {2}

@@ -1,6 +1,7 @@
-"""A snapshot that is not what its manifest says: it is refused and named, the version before stands, a mend is enough.
+"""Snapshots that contradict their manifest are rejected by name, the previous version stays, and a repaired one is
+loaded.
 
-Deltas that lie are in test_published_rows.
+Deltas that contradict their manifest are tested in test_published_rows.
 """
 
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine import FeatureStore
-from engine.errors import FileDamaged, SchemaChangeRefused
-from engine.export_root import ExportRoot
-from engine.manifest import Manifest
+from shoal import FeatureStore
+from shoal.engine.base.errors import FileDamaged, SchemaChangeRefused
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64", text="string")
@@ -30,7 +31,7 @@ def root(tmp_path: Path) -> ExportRoot:
 
 @pytest.fixture
 def manifest(store: Path, root: ExportRoot) -> Manifest:
-    """A newer snapshot, which is not loaded yet."""
+    """A newer snapshot that is not loaded yet."""
     return stores.publish_snapshot(root, VIEW, rows(1), files=1)
 
 
@@ -58,7 +59,7 @@ def test_a_snapshot_that_lies_of_its_files_is_refused(store: Path, root: ExportR
         ({"files": [file | {"bytes": file["bytes"] - 1}]}, "bytes, its manifest says"),
         ({"files": [file | {"checksum": "f" * 16}]}, "has the checksum"),
         ({"files": [file | {"path": "part-00007.parquet"}]}, "is missing; its manifest lists 20 rows"),
-        ({"files": [file | {"min_key_hash": file["min_key_hash"] + 1}]}, "outside the range that its manifest says"),
+        ({"files": [file | {"min_key_hash": file["min_key_hash"] + 1}]}, "outside the range in its manifest"),
     ]
     for lie, message in lies:
         stores.falsify(root, manifest, **lie)
@@ -71,7 +72,7 @@ def test_a_snapshot_that_lies_of_its_schema_is_refused(store: Path, root: Export
     schema = manifest.view.model_dump(mode="json")
     number, text = schema["features"]
     stores.falsify(root, manifest, view=schema | {"features": [number, text, {"name": "b", "type": "bool"}]})
-    check_refused(store, root, "has no column 'b', which its manifest lists as bool")
+    check_refused(store, root, "has no columns 'b', its manifest lists one of type bool")
     stores.falsify(root, manifest, view=schema | {"features": [number | {"type": "float64"}, text]})
     with pytest.raises(SchemaChangeRefused, match="changed from int64 to float64"):
         stores.load(store, root)

@@ -1,4 +1,4 @@
-"""A merge holds the newest row of every key, under the newest schema: what a lookup of its parts would have found."""
+"""A merge contains the newest row of every key under the newest schema, exactly as a lookup in its parts finds them."""
 
 import ctypes
 from collections.abc import Sequence
@@ -10,20 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.catalog import Origin
-from engine.kernels.gathering import NO_EVENT_TIME
-from engine.layout import ROW_PRESENCE, TOMBSTONE, RowLayout
-from engine.lookup import read_columns
-from engine.schema import ViewSchema
-from engine.segment import Chunk, Segment
-from loaders.arrow_rows import encode
-from loaders.merge import MAX_ORIGINS, Fate, Fates, Merge
-from loaders.segment_writer import ChunkBuilder
+from shoal.engine.format.catalog import Origin
+from shoal.engine.format.layout import ROW_PRESENCE, TOMBSTONE, RowLayout
+from shoal.engine.format.schema import ViewSchema
+from shoal.engine.kernels.gathering import NO_EVENT_TIME
+from shoal.engine.lookup.columns import read_columns
+from shoal.engine.store.segment import Chunk, Segment
+from shoal.loaders.segments.arrow_rows import encode
+from shoal.loaders.segments.merge import MAX_ORIGINS, Fate, Fates, Merge
+from shoal.loaders.segments.segment_writer import ChunkBuilder
 from tests.engine.segments import Identity, batch, record, segment, version
 from tests.engine.values import VALUES, plain
 from tests.stores import NOW, Row, schema
 
-LEAST, GREATEST = -(2**63), 2**63 - 1
+LEAST = -(2**63)
+GREATEST = 2**63 - 1
 VIEW = schema("doc", key="int64", a="int64", text="string")
 IDENTITIES = st.one_of(
     st.tuples(st.integers(-3, 3), st.integers(-2, 2)),
@@ -34,9 +35,10 @@ HISTORIES = [(of,) for of in VALUES] + [("int32", "int64"), ("int32", "float64")
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[ViewSchema, list[tuple[ViewSchema, dict[Identity, Row | None], list[int]]]]:
-    """Segments of one view, newest first, with their cuts."""
+    """Draw segments of one view, newest first, with the places where they are cut into chunks."""
     histories = draw(st.lists(st.sampled_from(HISTORIES), min_size=1, max_size=4))
-    steps, made = [0] * len(histories), []
+    steps = [0] * len(histories)
+    made = []
     for _ in range(draw(st.integers(1, 4))):
         steps = [draw(st.integers(step, len(history) - 1)) for step, history in zip(steps, histories, strict=True)]
         chosen = draw(st.lists(st.sampled_from(range(len(histories))), min_size=1, unique=True))
@@ -54,7 +56,7 @@ def _by_hash(fates: tuple[Fate, Fate, Fate]) -> Fates:
 
 
 def _of_the_living(first: npt.NDArray[np.int64], address: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Leave out tombstones."""
+    """Return the Fate of each row: LEFT_OUT for a tombstone, KEPT for others."""
     states = [ctypes.c_uint8.from_address(int(at) + ROW_PRESENCE).value for at in address]
     return np.array([Fate.LEFT_OUT if state & TOMBSTONE else Fate.KEPT for state in states], np.uint8)
 
@@ -180,7 +182,7 @@ def _key(row: Row | None) -> bytes:
 
 
 def _rows(view: ViewSchema, segments: Sequence[Segment], identities: Sequence[Identity] = ()) -> list[Any]:
-    """What a lookup of all rows, or of those given, finds."""
+    """Return the result of a lookup of all rows, or of the given ones."""
     at_version = version(view, segments).view("doc")
     wanted = list(identities) or _identities(segments[0])
     first = np.array([first for first, _ in wanted], np.int64)

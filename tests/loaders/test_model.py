@@ -1,4 +1,4 @@
-"""Whatever happens to a log and to the nodes that follow it, each node serves what a plain model says of its seq."""
+"""Whatever happens to a log and its nodes, each node serves what a plain model predicts for its seq."""
 
 import shutil
 import tempfile
@@ -11,17 +11,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine import FeatureStore
-from engine.catalog import ViewRecord
-from engine.export_root import ExportRoot
-from engine.kernels.gathering import Status
-from engine.schema import Feature, ViewSchema
-from engine.version import StoreVersion
-from loaders.apply import follow_again, roll_back
-from loaders.compaction import MAX_OVERLAYS, fold, merge_overlays
-from loaders.load import catch_up
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.format.catalog import ViewRecord
+from shoal.engine.format.schema import Feature, ViewSchema
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.store.version import StoreVersion
+from shoal.loaders.apply.compaction import MAX_OVERLAYS, fold, merge_overlays
+from shoal.loaders.apply.entries import follow_again, roll_back
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import catch_up
 from tests import stores
 from tests.engine.values import VALUES, comparable, plain
 from tests.stores import NOW, TIMESTAMP, Row
@@ -34,7 +34,7 @@ MINUTES = st.integers(-20, 20)
 
 @dataclass(frozen=True)
 class State:
-    """What a view holds as of one entry: the schema, and each living key's event time and values."""
+    """The content of a view at one entry: the schema, and the event time and values of each live key."""
 
     view: ViewSchema
     rows: dict[str, tuple[datetime, Row]]
@@ -52,7 +52,7 @@ class Node:
         self._held: list[tuple[StoreVersion, list[Any]]] = []
 
     def catch_up(self) -> None:
-        catch_up(self.writer, self._root, "doc", stores.Silence())
+        catch_up(self.writer, self._root, "doc", stores.NullObserver())
 
     def restart(self) -> None:
         self.writer.close()
@@ -65,7 +65,7 @@ class Node:
         return record
 
     def check(self, state: State) -> None:
-        """The node serves a state, and no more."""
+        """Assert that the node serves exactly this state."""
         assert self.record.view_schema == state.view
         result = self.reader.lookup(["doc:*"], {"doc_id": [*KEYS, "no such key"]})
         assert result.version == self.writer.version().id
@@ -85,7 +85,7 @@ class Node:
 
 
 class Loading(RuleBasedStateMachine):
-    """One log, a node that is driven through everything that can happen to a node, and nodes that start late."""
+    """One log, one node that runs through every possible event, and nodes that start late."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class Loading(RuleBasedStateMachine):
         self._states[manifest.seq] = State(state.view, rows)
 
     def _new_feature(self, data: st.DataObject) -> Feature:
-        # A name is never used again: what a node keeps of a feature that was removed is not promised.
+        # Feature names are never reused: a node may keep or drop the values of a removed feature.
         self._features += 1
         return Feature(name=f"f{self._features}", type=data.draw(st.sampled_from(TYPES)))
 

@@ -1,4 +1,5 @@
-"""Reading what was published: what differs from the manifest or the contract is named, and nothing of it is served."""
+"""Reading published entries: content that contradicts the manifest or the contract is reported, and none of it is
+served."""
 
 import os
 import re
@@ -14,14 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from engine import FeatureStore
-from engine.errors import FileDamaged, ManifestInvalid
-from engine.export_root import ExportRoot
-from engine.kernels.gathering import Status
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
-from engine.times import FIRST_TIME, LAST_TIME, shown_time, to_datetime
-from loaders.published_rows import EntryReader
+from shoal import FeatureStore
+from shoal.engine.base.errors import FileDamaged, ManifestInvalid
+from shoal.engine.base.times import FIRST_TIME, LAST_TIME, shown_time, to_datetime
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.kernels.gathering import Status
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from shoal.loaders.segments.published_rows import EntryReader
 from tests import stores
 from tests.loaders.forgery import delta_table, describe, publish, replaced, snapshot_table
 
@@ -55,7 +56,8 @@ APPLIED = {f"d{number}": 1 - number % 2 for number in range(40)}
 
 
 def check_refused(store: Path, root: ExportRoot, message: str) -> None:
-    """What is published next is refused with FileDamaged, the version before stands, and the store says why."""
+    """Assert that the next entry is rejected with FileDamaged, the previous version stays, and the store reports the
+    reason."""
     with pytest.raises(FileDamaged, match=message):
         stores.load(store, root)
     assert values(store) == UNCHANGED
@@ -64,7 +66,7 @@ def check_refused(store: Path, root: ExportRoot, message: str) -> None:
     assert version.views["doc"].record.applied_seq == 1
 
 
-# --- files that are not the ones published --------------------------------------------------------------------
+# --- files that differ from the published ones ----------------------------------------------------------------
 
 
 def cut(path: Path) -> None:
@@ -123,7 +125,7 @@ def test_a_turned_bit_anywhere_in_a_file_is_found(store: Path, root: ExportRoot,
     check_refused(store, root, "part-00000.parquet")
 
 
-# --- manifests that lie ---------------------------------------------------------------------------------------
+# --- manifests with wrong claims ------------------------------------------------------------------------------
 
 
 def test_a_manifest_that_lies_of_its_files_is_refused(store: Path, root: ExportRoot) -> None:
@@ -135,8 +137,8 @@ def test_a_manifest_that_lies_of_its_files_is_refused(store: Path, root: ExportR
         ({"bytes": file["bytes"] + 1}, {}, "bytes, its manifest says"),
         ({"checksum": "0" * 16}, {}, "has the checksum"),
         ({"path": "part-00001.parquet"}, {}, "is missing; its manifest lists 20 rows"),
-        ({"min_key_hash": file["min_key_hash"] + 1}, {}, "outside the range that its manifest says"),
-        ({"max_key_hash": file["max_key_hash"] - 1}, {}, "outside the range that its manifest says"),
+        ({"min_key_hash": file["min_key_hash"] + 1}, {}, "outside the range in its manifest"),
+        ({"max_key_hash": file["max_key_hash"] - 1}, {}, "outside the range in its manifest"),
         ({}, {"rows": 19, "tombstones": 1}, "has 0 tombstones, its manifest says 1"),
     ]
     for of_file, of_manifest, message in lies:
@@ -162,7 +164,7 @@ def test_a_feature_that_the_files_do_not_have_is_refused(store: Path, root: Expo
     manifest = stores.publish_delta(root, VIEW, CHANGED)
     content = manifest.view.model_dump(mode="json")
     stores.falsify(root, manifest, view=content | {"features": [*content["features"], {"name": "b", "type": "bool"}]})
-    check_refused(store, root, "has no column 'b', which its manifest lists as bool")
+    check_refused(store, root, "has no columns 'b', its manifest lists one of type bool")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_a_manifest_in_a_place_not_its_own_is_refused(store: Path, root: ExportR
 
 
 def _refuse_table(store: Path, root: ExportRoot, table: pa.Table, message: str, **options: Any) -> None:
-    """A delta of this table is refused; it is taken back afterwards."""
+    """Assert that a delta with this table is rejected, and remove the delta afterwards."""
     manifest = publish(root, VIEW, table, **options)
     check_refused(store, root, message)
     shutil.rmtree(root.directory(manifest))
@@ -219,9 +221,9 @@ def test_rows_whose_hashes_are_not_their_keys_are_refused(store: Path, root: Exp
     table = delta_table(VIEW, CHANGED)
     for name in (KEY_HASH, KEY_HASH_2):
         wrong = _with_value(table.column(name), 3, table.column(name)[3].as_py() + 1)
-        _refuse_table(store, root, replaced(table, name, wrong), "a key's hashes are not those of its key")
+        _refuse_table(store, root, replaced(table, name, wrong), "the key hashes of a row do not match its key")
     swapped = replaced(table, "doc_id", _with_value(table.column("doc_id"), 5, "d1"))
-    _refuse_table(store, root, swapped, "a key's hashes are not those of its key")
+    _refuse_table(store, root, swapped, "the key hashes of a row do not match its key")
 
 
 def test_rows_out_of_order_are_refused(store: Path, root: ExportRoot) -> None:
@@ -234,22 +236,22 @@ def test_rows_out_of_order_are_refused(store: Path, root: ExportRoot) -> None:
 def test_row_groups_out_of_order_are_refused(store: Path, root: ExportRoot) -> None:
     table = delta_table(VIEW, CHANGED)
     exchanged = table.take([*range(10, 20), *range(10)])
-    _refuse_table(store, root, exchanged, "row group 1 does not begin behind the hash", row_group_size=10)
+    _refuse_table(store, root, exchanged, "row group 1 does not begin after the last hash", row_group_size=10)
 
 
 def test_row_groups_of_a_snapshot_out_of_order_are_refused(store: Path, root: ExportRoot) -> None:
     table = snapshot_table(VIEW, CHANGED)
     publish(root, VIEW, table.take([*range(10, 20), *range(10)]), row_group_size=10)
-    check_refused(store, root, "row group 1 does not begin behind the hash")
+    check_refused(store, root, "row group 1 does not begin after the last hash")
 
 
 def test_a_key_that_stands_twice_is_refused(store: Path, root: ExportRoot) -> None:
     table = delta_table(VIEW, CHANGED)
     twice = table.take([0, 1, 1, *range(2, 20)])
-    _refuse_table(store, root, twice, "a key stands twice")
-    _refuse_table(store, root, twice, "does not begin behind the hash", row_group_size=2)
+    _refuse_table(store, root, twice, "a key occurs twice")
+    _refuse_table(store, root, twice, "does not begin after the last hash", row_group_size=2)
     dead_and_alive = delta_table(VIEW, CHANGED, [row(0)])
-    _refuse_table(store, root, dead_and_alive, "a key stands twice")
+    _refuse_table(store, root, dead_and_alive, "a key occurs twice")
 
 
 @pytest.mark.parametrize("name", [KEY_HASH, KEY_HASH_2, EVENT_TIMESTAMP, TOMBSTONE, "doc_id"])
@@ -270,18 +272,18 @@ def test_a_column_that_is_missing_is_refused(store: Path, root: ExportRoot, name
     path = root.directory(manifest) / manifest.files[0].path
     pq.write_table(table.drop_columns([name]), path)
     stores.falsify(root, manifest, files=[describe(path, table)])
-    check_refused(store, root, f"has no column '{name}'")
+    check_refused(store, root, f"has no columns '{name}'")
 
 
 def test_a_column_that_stands_twice_is_refused(store: Path, root: ExportRoot) -> None:
     table = delta_table(VIEW, CHANGED)
-    _refuse_table(store, root, table.append_column("a", pa.array([5] * 20)), "has 2 column 'a'")
+    _refuse_table(store, root, table.append_column("a", pa.array([5] * 20)), "has 2 columns 'a'")
 
 
 @pytest.mark.parametrize("vector", [[], [1.0], [1.0, 2.0, 3.0]])
 def test_an_embedding_of_another_length_is_refused(store: Path, root: ExportRoot, vector: list[float]) -> None:
     table = delta_table(VIEW, [row(1), row(2) | {"vector": vector}])
-    _refuse_table(store, root, table, r"feature 'vector' has a value that is no float32\[2\]")
+    _refuse_table(store, root, table, r"feature 'vector' has a value that does not fit its type float32\[2\]")
 
 
 @pytest.mark.parametrize(("name", "value"), [("vector", [1.0, None]), ("words", ["a", None])])
@@ -309,7 +311,8 @@ def test_an_instant_finer_than_a_microsecond_is_refused(store: Path, root: Expor
 @pytest.mark.parametrize("column", [EVENT_TIMESTAMP, "at"])
 @pytest.mark.parametrize("kind", ["snapshot", "delta"])
 def test_a_time_outside_the_years_1_to_9999_is_refused(tmp_path: Path, kind: str, column: str, outside: int) -> None:
-    view, root = stores.schema("doc", at="timestamp"), ExportRoot(tmp_path / "root")
+    view = stores.schema("doc", at="timestamp")
+    root = ExportRoot(tmp_path / "root")
     stores.publish_snapshot(root, view, [{"doc_id": "before"}])
     stores.load(tmp_path / "store", root)
     rows = [{"doc_id": f"d{number}", "at": None if number else stores.NOW} for number in range(5)]
@@ -317,16 +320,19 @@ def test_a_time_outside_the_years_1_to_9999_is_refused(tmp_path: Path, kind: str
     times = table.column(column).cast(pa.int64()).to_pylist()
     times[3] = outside
     publish(root, view, replaced(table, column, pa.array(times, pa.timestamp("us", "UTC"))))
-    key, shown = table.column("doc_id")[3], re.escape(shown_time(outside))
-    with pytest.raises(FileDamaged, match=f"column '{column}' holds {shown} in row 3 of row group 0, .* doc_id {key};"):
+    key = table.column("doc_id")[3]
+    shown = re.escape(shown_time(outside))
+    with pytest.raises(FileDamaged, match=f"column '{column}' holds {shown} in row 3 of row group 0 .* doc_id {key}.;"):
         stores.load(tmp_path / "store", root)
     found = FeatureStore.open(tmp_path / "store").lookup(["doc:at"], {"doc_id": ["before", str(key)]})
     assert [Status(status).name for status in found.views["doc"].status] == ["PRESENT", "NOT_FOUND"]
 
 
 def test_the_first_and_the_last_time_are_taken(tmp_path: Path) -> None:
-    view, root = stores.schema("doc", at="timestamp"), ExportRoot(tmp_path / "root")
-    first, last = to_datetime(FIRST_TIME), to_datetime(LAST_TIME)
+    view = stores.schema("doc", at="timestamp")
+    root = ExportRoot(tmp_path / "root")
+    first = to_datetime(FIRST_TIME)
+    last = to_datetime(LAST_TIME)
     stores.publish_snapshot(root, view, [{"doc_id": "a", "at": first}, {"doc_id": "b", "at": last}])
     stores.load(tmp_path / "store", root)
     found = FeatureStore.open(tmp_path / "store").lookup(["doc:at"], {"doc_id": ["a", "b"]})
@@ -339,7 +345,7 @@ def test_a_timestamp_without_a_zone_is_refused(store: Path, root: ExportRoot) ->
     _refuse_table(store, root, replaced(table, EVENT_TIMESTAMP, instants), "is timestamp.us., its manifest says")
 
 
-# --- other ways to write the same -----------------------------------------------------------------------------
+# --- equivalent ways to write the same data -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "+05:30"])
@@ -417,7 +423,8 @@ def test_a_reader_may_begin_at_any_row_group(root: ExportRoot) -> None:
 
 
 def test_event_times_a_day_after_the_publication_are_refused_unless_the_view_allows_them(tmp_path: Path) -> None:
-    root, now = ExportRoot(tmp_path / "root"), datetime.now(UTC)
+    root = ExportRoot(tmp_path / "root")
+    now = datetime.now(UTC)
     view = stores.schema("doc", a="int64")
     rows: list[stores.Row] = [{"doc_id": "in time", "a": 1, stores.TIMESTAMP: now + timedelta(hours=23)}]
     stores.publish_snapshot(root, view, rows)

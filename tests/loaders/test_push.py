@@ -1,4 +1,4 @@
-"""Pushed rows: whatever was pushed, published, folded or taken back, the store serves what a plain model says."""
+"""Pushed rows: after any pushes, publications, folds and rollbacks, the store serves what a plain model predicts."""
 
 import asyncio
 import shutil
@@ -16,26 +16,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine import FeatureStore
-from engine.errors import IdempotencyKeyReused, PushInvalid, SchemaChangeRefused, UnknownFeature
-from engine.export_root import ExportRoot
-from engine.pushed_rows import deleted_rows, pushed_rows
-from engine.removals import REMOVALS_KEPT
-from loaders import apply, request_log, retention
-from loaders.apply import follow_again, roll_back
-from loaders.compaction import MAX_OVERLAYS, fold, merge_overlays
-from loaders.definition import define_view, drop_view
-from loaders.load import catch_up
-from loaders.push import Push, Pushed, push, push_rows
-from loaders.push_queue import PushQueue
-from loaders.request_log import Applied
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.base.errors import (
+    IdempotencyKeyReused,
+    PushInvalid,
+    SchemaChangeRefused,
+    UnknownFeature,
+)
+from shoal.engine.base.removal_memory import REMOVALS_KEPT
+from shoal.engine.push.pushed_rows import deleted_rows, pushed_rows
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.apply import entries, retention
+from shoal.loaders.apply.compaction import MAX_OVERLAYS, fold, merge_overlays
+from shoal.loaders.apply.definition import define_view, drop_view
+from shoal.loaders.apply.entries import follow_again, roll_back
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit import request_log
+from shoal.loaders.commit.request_log import PushOutcome
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import catch_up
+from shoal.loaders.push.push import Push, Pushed, push, push_rows
+from shoal.loaders.push.push_queue import PushQueue
 from tests import stores
 from tests.stores import TIMESTAMP, Row
 
 NOW = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-"""Recent, as removed keys are remembered for a time."""
+"""A recent time, because removed keys are remembered only for a limited time."""
 
 VIEW = stores.schema("doc", key="int64", a="int64", text="string", vector="float32[2]", tags="list<string>")
 KEYS = list(range(8))
@@ -52,7 +58,7 @@ KEY_TIMES = st.dictionaries(st.sampled_from(KEYS), MINUTES, min_size=1, max_size
 
 
 Group = list[list[tuple[int, int, Row | None]]]
-"""Pushes, each of rows: a key, minutes, and values, None for a deletion."""
+"""A list of pushes. Each push is a list of rows: a key, minutes, and values, or None for a deletion."""
 
 
 def groups(keys: list[int], minutes: st.SearchStrategy[int]) -> st.SearchStrategy[Group]:
@@ -66,8 +72,9 @@ def at(minutes: int) -> datetime:
 
 
 def pushed(writer: StoreWriter, *orders: list[Row]) -> list[Pushed]:
-    """Push rows, each order a push of its own, all in one group; rows without features are deletions."""
-    version, pushes = writer.version().view("doc"), []
+    """Push each list of rows as a push of its own, all in one group. Rows without features are deletions."""
+    version = writer.version().view("doc")
+    pushes = []
     for rows in orders:
         of = [pushed_rows if set(FEATURES) & set(row) else deleted_rows for row in rows]
         pushes.append(Push([make(version, columns([row]), now=NOW) for make, row in zip(of, rows, strict=True)]))
@@ -81,7 +88,7 @@ def columns(rows: list[Row]) -> dict[str, list[Any]]:
 
 @dataclass(frozen=True)
 class Known:
-    """What the store has of a key; `values` is None once it was removed."""
+    """The model's knowledge of a key. `values` is None once the key is removed."""
 
     time: datetime
     values: Row | None
@@ -89,16 +96,17 @@ class Known:
 
 
 class Model:
-    """The rules, a key at a time."""
+    """The rules for pushes and entries, applied to one key at a time."""
 
     def __init__(self) -> None:
         self.keys: dict[int, Known] = {}
 
     def push(self, rows: list[Row]) -> int:
-        """Apply the rows of one push, in the order of their event times; returns how many are superseded."""
+        """Apply the rows of one push in the order of their event times, and return the number of superseded rows."""
         superseded = 0
         for row in sorted(rows, key=lambda row: row[TIMESTAMP]):
-            key, time = row["doc_id"], row[TIMESTAMP]
+            key = row["doc_id"]
+            time = row[TIMESTAMP]
             old = self.keys.get(key)
             if old is not None and time < old.time:
                 superseded += 1
@@ -110,7 +118,8 @@ class Model:
 
     def delta(self, rows: list[Row], tombstones: list[Row]) -> None:
         for row in (*rows, *tombstones):
-            key, time = row["doc_id"], row[TIMESTAMP]
+            key = row["doc_id"]
+            time = row[TIMESTAMP]
             old = self.keys.get(key)
             is_removed_by_log = old is not None and old.values is None and not old.pushed
             if old is not None and time < old.time and not is_removed_by_log:
@@ -119,7 +128,8 @@ class Model:
             self.keys[key] = Known(time, values, pushed=False)
 
     def rebase(self, rows: list[Row], *, goes_back: bool = False) -> None:
-        old, self.keys = self.keys, {}
+        old = self.keys
+        self.keys = {}
         self.delta(rows, [])
         for key, known in old.items():
             mine = self.keys.get(key)
@@ -144,7 +154,7 @@ class Pushes(RuleBasedStateMachine):
         stores.load(self.directory / "store", self.root)
         self.log[0]()
         self.writer = StoreWriter(self.directory / "store")
-        # From the first push on, keys that the log removes are remembered.
+        # Keys that the log removes are remembered from the first push on.
         push_rows(self.writer, "doc", {"doc_id": [OTHER_KEY], "a": [1]})
         self.reader = FeatureStore.open(self.directory / "store")
 
@@ -158,18 +168,18 @@ class Pushes(RuleBasedStateMachine):
 
     @rule(group=groups(KEYS, MINUTES))
     def push_group(self, group: Group) -> None:
-        """Several pushes in one commit."""
+        """Push several times in one commit."""
         pushes = [[{"doc_id": key, TIMESTAMP: at(time)} | (given or {}) for key, time, given in rows] for rows in group]
         answers = pushed(self.writer, *pushes)
         for rows, answer in zip(pushes, answers, strict=True):
-            assert answer.applied == Applied(len(rows), self.model.push(rows))
+            assert answer.applied == PushOutcome(len(rows), self.model.push(rows))
             assert answer.version == self.writer.version().id
 
     @rule(times=KEY_TIMES)
     def delete(self, times: dict[int, int]) -> None:
         rows = [{"doc_id": key, TIMESTAMP: at(minutes)} for key, minutes in times.items()]
         answer = push_rows(self.writer, "doc", deletes=columns(rows))
-        assert answer.applied == Applied(len(rows), self.model.push(rows))
+        assert answer.applied == PushOutcome(len(rows), self.model.push(rows))
 
     @precondition(lambda self: not self.pinned)
     @rule(changed=KEY_TIMES, dead=KEY_TIMES, value=st.integers(100, 200))
@@ -177,7 +187,7 @@ class Pushes(RuleBasedStateMachine):
         rows = [{"doc_id": key, "a": value, TIMESTAMP: at(minutes)} for key, minutes in changed.items()]
         gone = [{"doc_id": key, TIMESTAMP: at(minutes)} for key, minutes in dead.items() if key not in changed]
         stores.publish_delta(self.root, VIEW, rows, gone)
-        catch_up(self.writer, self.root, "doc", stores.Silence())
+        catch_up(self.writer, self.root, "doc", stores.NullObserver())
         self.log.append(partial(self.model.delta, rows, gone))
         self.log[-1]()
 
@@ -185,7 +195,7 @@ class Pushes(RuleBasedStateMachine):
     @rule(times=KEY_TIMES, value=st.integers(200, 300))
     def load_snapshot(self, times: dict[int, int], value: int) -> None:
         self.publish(times, value)
-        catch_up(self.writer, self.root, "doc", stores.Silence())
+        catch_up(self.writer, self.root, "doc", stores.NullObserver())
         self.log[-1]()
 
     @precondition(lambda self: not self.pinned and self.kept())
@@ -205,7 +215,7 @@ class Pushes(RuleBasedStateMachine):
         assert record
         for entry in self.log[record.applied_seq :]:
             entry()
-        catch_up(self.writer, self.root, "doc", stores.Silence())
+        catch_up(self.writer, self.root, "doc", stores.NullObserver())
         self.pinned = False
 
     def kept(self) -> list[str]:
@@ -258,7 +268,7 @@ Pushes.TestCase.settings = settings(
 TestPushes = Pushes.TestCase
 
 
-# --- what has a test of its own --------------------------------------------------------------------------------
+# --- cases with their own tests --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -278,8 +288,9 @@ def a_of(writer: StoreWriter, *keys: int) -> list[int | None]:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(groups([0, 1], st.integers(-2, 2)), min_size=1, max_size=3))
 def test_a_group_of_pushes_is_as_its_rows_one_at_a_time(writer: StoreWriter, groups_of: list[Group]) -> None:
-    """Few keys and times, so that rows meet; each example has keys of its own, with a row."""
-    first, model = writer.version().id * 10, Model()
+    """Few keys and times are used, so that rows collide. Each example has its own keys, each with an existing row."""
+    first = writer.version().id * 10
+    model = Model()
     rows = [{"doc_id": first + key, TIMESTAMP: at(-1), "a": 1, "text": "old", "tags": ["p"]} for key in (0, 1)]
     pushed(writer, rows)
     model.push(rows)
@@ -289,7 +300,7 @@ def test_a_group_of_pushes_is_as_its_rows_one_at_a_time(writer: StoreWriter, gro
             for of in group
         ]
         for of, answer in zip(pushes, pushed(writer, *pushes), strict=True):
-            assert answer.applied == Applied(len(of), model.push(of))
+            assert answer.applied == PushOutcome(len(of), model.push(of))
         found = FeatureStore.open(writer.store).lookup(["doc:*"], {"doc_id": list(model.keys)}, stale="serve")
         cells = found.to_pydict()
         for name in FEATURES:
@@ -304,7 +315,7 @@ def test_an_id_is_known_again_by_the_next_writer(writer: StoreWriter) -> None:
     with StoreWriter(writer.store) as another:
         push_rows(another, "doc", {"doc_id": [1], "a": [6]})
         again = push_rows(another, "doc", {"doc_id": [1], "a": [5]}, request_id="x")
-        assert again.applied == first.applied == Applied(rows=1, superseded=0)
+        assert again.applied == first.applied == PushOutcome(rows=1, superseded=0)
         assert a_of(another, 1) == [6]
 
 
@@ -351,7 +362,7 @@ def test_an_id_with_other_rows_is_refused_in_process(writer: StoreWriter) -> Non
 
 
 def test_an_id_that_was_written_without_its_content_is_taken_for_a_repetition(writer: StoreWriter) -> None:
-    """Version 0.1.0 wrote none, and reads values of 24 bytes alone."""
+    """Version 0.1.0 stored no content with the id, and reads only values of 24 bytes."""
     version = writer.version().view("doc")
     rows = [pushed_rows(version, {"doc_id": [1], "a": [5]}, now=at(1))]
     first = push(writer, "doc", [Push(rows, "old")])
@@ -373,7 +384,7 @@ def test_old_ids_are_forgotten(writer: StoreWriter, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_push_that_fails_by_what_nobody_foresaw_fails_alone(writer: StoreWriter) -> None:
-    """As one would whose rows a worker did not check: its vector is longer than the view's."""
+    """The vector is longer than the view's, as in a push that no worker checked."""
     version = writer.version().view("doc")
     rows = [pushed_rows(version, {"doc_id": [key], "a": [-1], "vector": [[1, 2]]}, now=at(1)) for key in KEYS]
     column = rows[3].schema.get_field_index("vector")
@@ -386,7 +397,7 @@ def test_a_push_that_fails_by_what_nobody_foresaw_fails_alone(writer: StoreWrite
     answers = asyncio.run(submit_all())
     failed = [number for number, answer in enumerate(answers) if isinstance(answer, BaseException)]
     assert failed == [3]
-    assert "is no float32[2]" in str(answers[3])
+    assert "does not fit its type float32[2]" in str(answers[3])
     assert a_of(writer, *KEYS) == [-1 if key != 3 else 3 for key in KEYS]
 
 
@@ -427,12 +438,12 @@ def test_a_root_takes_over_a_view_that_was_defined_here(tmp_path: Path) -> None:
         define_view(writer, VIEW)
         push_rows(writer, "doc", {"doc_id": [1, 2], "a": [10, 20], "event_timestamp": [at(-5), at(5)]})
         stores.publish_snapshot(root, VIEW, [{"doc_id": key, "a": key, TIMESTAMP: at(0)} for key in KEYS])
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         assert a_of(writer, 1, 2, 3) == [1, 20, 3]
 
 
 def removed_by(how: str, writer: StoreWriter, root: ExportRoot) -> None:
-    """Have key 1, which the fixture's snapshot has, removed at minute 5 in one of the ways in which a key can be."""
+    """Remove key 1, which is in the fixture's snapshot, at minute 5 in the given way."""
     others = [{"doc_id": key, "a": key} for key in KEYS if key != 1]
     if how in ("pushed deletion", "pushed deletion, folded"):
         push_rows(writer, "doc", deletes={"doc_id": [1], "event_timestamp": [at(5)]})
@@ -442,15 +453,15 @@ def removed_by(how: str, writer: StoreWriter, root: ExportRoot) -> None:
         elif how == "delta after a pushed deletion":
             push_rows(writer, "doc", deletes={"doc_id": [1], "event_timestamp": [at(3)]})
         stores.publish_delta(root, VIEW, [], [{"doc_id": 1, TIMESTAMP: at(5)}])
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
     elif how == "snapshot over a push":
         push_rows(writer, "doc", {"doc_id": [1], "a": [3], "event_timestamp": [at(3)]})
         stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 5, TIMESTAMP: at(5)}, *others])
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
     if how == "pushed deletion, folded":
         assert fold(writer, "doc")
     stores.publish_snapshot(root, VIEW, others)
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
 
 
 @pytest.mark.parametrize("later", ["at once", "another snapshot", "folds", "another writer"])
@@ -471,7 +482,7 @@ def test_a_late_push_does_not_bring_back_a_key_that_was_removed(writer: StoreWri
     removed_by(how, writer, root)
     if later == "another snapshot":
         stores.publish_snapshot(root, VIEW, [{"doc_id": key, "a": key} for key in KEYS if key != 1])
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
     elif later == "folds":
         assert fold(writer, "doc")
         assert fold(writer, "doc")
@@ -479,10 +490,10 @@ def test_a_late_push_does_not_bring_back_a_key_that_was_removed(writer: StoreWri
         writer.close()
         writer = StoreWriter(writer.store)
     late = push_rows(writer, "doc", {"doc_id": [1], "a": [4], "event_timestamp": [at(4)]})
-    assert late.applied == Applied(rows=1, superseded=1)
+    assert late.applied == PushOutcome(rows=1, superseded=1)
     assert a_of(writer, 1) == [None]
     newer = push_rows(writer, "doc", {"doc_id": [1], "a": [6], "event_timestamp": [at(6)]})
-    assert newer.applied == Applied(rows=1, superseded=0)
+    assert newer.applied == PushOutcome(rows=1, superseded=0)
     assert a_of(writer, 1) == [6]
     writer.close()
 
@@ -491,10 +502,11 @@ def test_a_late_push_does_not_bring_back_a_key_that_was_removed(writer: StoreWri
 def test_what_comes_while_a_snapshot_takes_over(
     writer: StoreWriter, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
-    """What stays of the old base is decided before the view's lock is taken."""
-    root, decide = ExportRoot(writer.store.parent / "root"), retention.decided_ahead
+    """The rows of the old base to keep are decided before the view's lock is taken."""
+    root = ExportRoot(writer.store.parent / "root")
+    decide = retention.decided_ahead
     stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 1, TIMESTAMP: at(1)}, {"doc_id": 2, "a": 2}])
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     if meanwhile != "first push":
         push_rows(writer, "doc", {"doc_id": [OTHER_KEY, 3], "a": [1, 3], "event_timestamp": [at(0), at(3)]})
         assert fold(writer, "doc")
@@ -510,9 +522,9 @@ def test_what_comes_while_a_snapshot_takes_over(
             assert fold(writer, "doc")
         return decided
 
-    monkeypatch.setattr(apply, "decided_ahead", decided_ahead)
+    monkeypatch.setattr(entries, "decided_ahead", decided_ahead)
     stores.publish_snapshot(root, VIEW, [{"doc_id": 2, "a": 20, TIMESTAMP: at(2)}])
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     expected = {"push": [5, 20, 5], "first push": [5, 20, 5], "deletion": [None, 20, None], "fold": [None, 20, 5]}
     assert a_of(writer, 1, 2, 3) == expected[meanwhile]
     late = push_rows(writer, "doc", {"doc_id": [1, 3], "a": [9, 9], "event_timestamp": [at(0), at(4)]})
@@ -525,32 +537,34 @@ def test_removed_keys_are_forgotten_when_they_are_old(writer: StoreWriter) -> No
     old = NOW - REMOVALS_KEPT - timedelta(minutes=1)
     push_rows(writer, "doc", deletes={"doc_id": [101, 102], "event_timestamp": [old, NOW]})
     stores.publish_delta(root, VIEW, [], [{"doc_id": 103, TIMESTAMP: old}, {"doc_id": 104, TIMESTAMP: NOW}])
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     assert tombstones(writer) == 4
     assert fold(writer, "doc")
     assert tombstones(writer) == 2
     stores.publish_snapshot(root, VIEW, [])
-    catch_up(writer, root, "doc", stores.Silence())
-    # The snapshot's own rows are of stores.NOW, which is old.
+    catch_up(writer, root, "doc", stores.NullObserver())
+    # The snapshot's own rows have the event time stores.NOW, which is old.
     assert tombstones(writer) == 2
     late = {"doc_id": [101, 102, 103, 104], "a": [1] * 4, "event_timestamp": [old - timedelta(minutes=1)] * 4}
     assert push_rows(writer, "doc", late).applied.superseded == 2
 
 
 def test_a_removed_key_is_remembered_as_long_as_its_rows_would_be_served(tmp_path: Path) -> None:
-    root, view = ExportRoot(tmp_path / "root"), VIEW.model_copy(update={"ttl": timedelta(days=90)})
+    root = ExportRoot(tmp_path / "root")
+    view = VIEW.model_copy(update={"ttl": timedelta(days=90)})
     stores.publish_snapshot(root, view, [])
     stores.load(tmp_path / "store", root)
     with StoreWriter(tmp_path / "store") as writer:
         times = [NOW - timedelta(days=89), NOW - timedelta(days=91)]
         push_rows(writer, "doc", deletes={"doc_id": [1, 2], "event_timestamp": times})
         stores.publish_snapshot(root, view, [])
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         assert tombstones(writer) == 1
 
 
 def test_an_old_deletion_stays_while_snapshots_have_an_older_row(writer: StoreWriter) -> None:
-    root, old = ExportRoot(writer.store.parent / "root"), stores.NOW + timedelta(minutes=1)
+    root = ExportRoot(writer.store.parent / "root")
+    old = stores.NOW + timedelta(minutes=1)
     assert old < NOW - REMOVALS_KEPT
     for number in range(3):
         if not number:
@@ -559,10 +573,10 @@ def test_an_old_deletion_stays_while_snapshots_have_an_older_row(writer: StoreWr
         assert fold(writer, "doc")
         assert a_of(writer, 1, 2) == [None, 2]
         stores.publish_snapshot(root, VIEW, [{"doc_id": key, "a": key} for key in KEYS])
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         assert a_of(writer, 1, 2) == [None, 2]
     stores.publish_snapshot(root, VIEW, [])
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     assert tombstones(writer) == 0
 
 
@@ -571,7 +585,7 @@ def test_nothing_is_remembered_of_a_view_that_takes_no_pushes(writer: StoreWrite
     stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 1, TIMESTAMP: NOW}])
     stores.publish_snapshot(root, VIEW, [])
     stores.publish_delta(root, VIEW, [], [{"doc_id": 2, TIMESTAMP: NOW}])
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     assert tombstones(writer) == 1
     assert fold(writer, "doc")
     assert tombstones(writer) == 0
@@ -582,7 +596,7 @@ def test_a_published_time_far_ahead_keeps_no_push_out_once_its_key_is_gone(write
     push_rows(writer, "doc", {"doc_id": [OTHER_KEY], "a": [1]})
     stores.publish_snapshot(root, VIEW, [{"doc_id": 1, "a": 1, TIMESTAMP: NOW + timedelta(days=4000)}])
     stores.publish_snapshot(root, VIEW, [])
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     assert push_rows(writer, "doc", {"doc_id": [1], "a": [2]}).applied.superseded == 0
     assert a_of(writer, 1) == [2]
 
@@ -592,7 +606,7 @@ def test_a_removed_key_keeps_no_published_row_out(writer: StoreWriter) -> None:
     push_rows(writer, "doc", {"doc_id": [OTHER_KEY], "a": [1]})
     removed_by("delta", writer, root)
     stores.publish_delta(root, VIEW, [{"doc_id": 1, "a": 2, TIMESTAMP: at(2)}])
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     assert a_of(writer, 1) == [2]
 
 

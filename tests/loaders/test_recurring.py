@@ -1,16 +1,16 @@
-"""What fails at every poll is told once, when it changes, ever more seldom, and once when it is over."""
+"""A failure at every poll is logged at once, after each change, then at growing intervals, and once when it ends."""
 
 import logging
 
 import pytest
 
-from loaders import recurring
-from loaders.recurring import RecurringFailures
+from shoal.loaders.follow import recurring
+from shoal.loaders.follow.recurring import RecurringFailures
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, as its only element."""
+    """A list whose only element is the current time in seconds."""
     now = [0.0]
     monkeypatch.setattr(recurring, "monotonic", lambda: now[0])
     return now

@@ -1,4 +1,4 @@
-"""A view whose data in the store is damaged is loaded again by whoever writes next, and nothing else is lost."""
+"""A view with damaged data in the store is loaded again by the next writer, and nothing else is lost."""
 
 import gc
 import shutil
@@ -9,18 +9,18 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from engine import FeatureStore
-from engine.environment import generation_path, generations_path, live_path
-from engine.errors import DeltaGap, GenerationNotKept, StoreDamaged, ViewDamaged
-from engine.export_root import ExportRoot
-from engine.manifest import Manifest
-from loaders.apply import roll_back
-from loaders.compaction import fold
-from loaders.load import Applied, catch_up
-from loaders.reload import ReloadRequest, reload_view
-from loaders.repair import repair
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.base.errors import DeltaGap, GenerationNotKept, StoreDamaged, ViewDamaged
+from shoal.engine.format.paths import generation_path, generations_path, live_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import Manifest
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.apply.entries import roll_back
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import AppliedEntry, catch_up
+from shoal.loaders.follow.reload import ReloadOrder, reload_view
+from shoal.loaders.follow.repair import repair
 from tests import stores
 from tests.damage import BASE, OVERLAYS, base_path, every_harm, harm
 
@@ -61,7 +61,7 @@ def troubles(store: Path) -> dict[str, str]:
     return {view: trouble.message for view, trouble in FeatureStore.open(store).version().troubles.items()}
 
 
-def entries(applied: list[Applied]) -> list[tuple[str, int]]:
+def entries(applied: list[AppliedEntry]) -> list[tuple[str, int]]:
     return [(entry.kind, entry.seq) for entry in applied if entry.view == "doc"]
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_view_is_loaded_again(store: Path, root: ExportRoot, how: str)
     applied = stores.load(store, root)
     check_whole(store)
     if how in BASE:
-        # What lies over the base need not be applied again, and may have come from elsewhere.
+        # The entries over the base need not be applied again, and may have come from elsewhere.
         assert entries(applied) == [("snapshot", 1)]
     elif how in OVERLAYS:
         assert entries(applied) == [("delta", 2), ("delta", 3)]
@@ -104,7 +104,7 @@ def test_a_damaged_view_stays_named_and_holds_up_no_other_where_there_is_no_root
         assert writer.version().troubles["doc"].code == "StoreDamaged"
         noted = writer.version().id
         stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 7}])
-        catch_up(writer, root, "other", stores.Silence())
+        catch_up(writer, root, "other", stores.NullObserver())
         with pytest.raises(ViewDamaged):
             fold(writer, "doc")
     assert seen(store, "other") == [7] * 4
@@ -119,11 +119,11 @@ def test_what_is_damaged_while_a_writer_runs_is_loaded_again_too(store: Path, ro
         path = base_path(store, "doc")
         content = path.read_bytes()
         path.unlink()
-        applied = catch_up(writer, root, "doc", stores.Silence())
+        applied = catch_up(writer, root, "doc", stores.NullObserver())
         assert entries(applied) == [("snapshot", 1)]
         assert "is missing, though the catalog names it" in (applied[0].reason or "")
         assert path.read_bytes()[8192:] == content[8192:]
-        # Who had the old file open still has it; who asks now has the new one.
+        # Readers of the old file keep it, while new lookups use the new file.
         assert before.segments[-1].chunks[0].bytes.tobytes() == content[before.record.base.offsets[0] :]
         assert reader.version().view("doc").segments[-1] is not before.segments[-1]
     check_whole(store)
@@ -132,7 +132,7 @@ def test_what_is_damaged_while_a_writer_runs_is_loaded_again_too(store: Path, ro
 def test_a_view_that_is_whole_again_meanwhile_is_left_as_it_is(store: Path, root: ExportRoot) -> None:
     with StoreWriter(store) as writer:
         before = writer.record("doc")
-        assert repair(writer, root, "doc", StoreDamaged("it was, a moment ago"), stores.Silence().started) is None
+        assert repair(writer, root, "doc", StoreDamaged("it was, a moment ago"), stores.NullObserver().started) is None
         assert writer.record("doc") == before
 
 
@@ -190,7 +190,7 @@ def test_a_widened_view_starts_over_from_before_it_was_widened(store: Path, root
     assert seen(store) == [4, 2, 1, 1]
 
 
-# --- where it cannot be done ----------------------------------------------------------------------------------
+# --- where a repair is impossible -----------------------------------------------------------------------------
 
 
 def break_(root: ExportRoot, manifest: Manifest) -> None:
@@ -224,22 +224,22 @@ def test_another_root_is_no_replacement(store: Path, tmp_path: Path) -> None:
     other = ExportRoot(tmp_path / "elsewhere")
     stores.publish_snapshot(other, VIEW, rows(9, *range(40)))
     harm(store, "doc", "base missing")
-    check_stays_damaged(store, other, "it is another root or was made anew")
+    check_stays_damaged(store, other, "this is a different root, or it was created again")
 
 
 def test_a_root_that_is_gone_is_named(store: Path, root: ExportRoot) -> None:
     harm(store, "doc", "base missing")
     root.path.rename(root.path.with_name("away"))
     with StoreWriter(store) as writer, pytest.raises(StoreDamaged, match=r"is missing.*export root .* does not exist"):
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
 
 
-# --- going back -----------------------------------------------------------------------------------------------
+# --- rollbacks ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def pinned(store: Path, root: ExportRoot) -> Path:
-    """A store whose view was told to go back to its first generation."""
+    """A store with a view that was rolled back to its first generation."""
     first = root.entry("doc", 1).snapshot_id
     stores.publish_snapshot(root, VIEW, rows(5, *range(40)))
     stores.load(store, root)
@@ -263,7 +263,7 @@ def test_a_view_that_cannot_stay_waits_for_the_order_to_go_on(pinned: Path, root
     with pytest.raises(StoreDamaged, match="is not published"):
         stores.load(pinned, root)
     with StoreWriter(pinned) as writer:
-        reload_view(writer, root, "doc", ReloadRequest(view="doc"), stores.Silence())
+        reload_view(writer, root, "doc", ReloadOrder(view="doc"), stores.NullObserver())
     gc.collect()
     assert (seen(pinned), troubles(pinned)) == ([5] * 4, {})
 
@@ -274,8 +274,8 @@ def test_nobody_goes_back_to_a_generation_that_is_damaged(pinned: Path, root: Ex
     with StoreWriter(pinned) as writer:
         with pytest.raises(GenerationNotKept, match=f"generation '{newest}' is damaged; go back to another"):
             roll_back(writer, "doc", newest)
-        # Going on along the log, it is built anew.
-        reload_view(writer, root, "doc", ReloadRequest(view="doc"), stores.Silence())
+        # When the view follows the log again, the generation is rebuilt.
+        reload_view(writer, root, "doc", ReloadOrder(view="doc"), stores.NullObserver())
     gc.collect()
     assert seen(pinned) == [5] * 4
     assert [checked for checked in verify_store(pinned) if checked.problem] == []

@@ -1,6 +1,5 @@
-"""A chunk that is read again is found damaged wherever a bit turned, on the disk or in memory, and a disk that fails is
-an error like that; what is in memory stays as it is.
-"""
+"""Rereading a chunk finds a flipped bit on the disk or in memory. A failing disk is the same kind of error, and the
+pages in memory stay unchanged."""
 
 import ctypes
 import gc
@@ -16,19 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import FeatureStore
-from engine.catalog import SegmentRecord
-from engine.environment import generation_path
-from engine.errors import StoreDamaged
-from engine.export_root import ExportRoot
-from engine.kernels.memory import address_of
-from loaders import rereading
-from loaders.compaction import fold
-from loaders.push import push_rows
-from loaders.repair import repair
-from loaders.rereading import ChunkGone, Rereader
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.base.errors import StoreDamaged
+from shoal.engine.format.catalog import SegmentRecord
+from shoal.engine.format.paths import generation_path
+from shoal.engine.kernels.memory import address_of
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.repair import repair
+from shoal.loaders.push.push import push_rows
+from shoal.loaders.scrub import rereading
+from shoal.loaders.scrub.rereading import ChunkGone, Rereader
 from tests import stores
 from tests.damage import base_path
 from tests.stores import schema
@@ -60,7 +59,7 @@ def base_of(store: Path) -> SegmentRecord:
 
 
 def read_base(store: Path, base: SegmentRecord) -> int:
-    """Verify a base; how many bytes were read."""
+    """Verify a base and return the number of bytes read."""
     path = generation_path(store, "doc", base.id) / "data.mdb"
     return sum(sum(Rereader().base_chunk(path, offset, "the chunk")) for offset in base.offsets)
 
@@ -79,9 +78,12 @@ def test_a_base_that_is_whole_is_read_and_found_whole(store: Path) -> None:
 
 
 def test_a_bit_that_turned_is_found_wherever_it_is(store: Path) -> None:
-    base, path = base_of(store), base_path(store, "doc")
-    begin, size = base.offsets[0], base.bytes
-    # The header: its magic, a section's place, the size, the checksum; then everywhere.
+    base = base_of(store)
+    path = base_path(store, "doc")
+    begin = base.offsets[0]
+    size = base.bytes
+    # Places in the header: its magic, a section's offset, the size and the checksum. Then places across the whole
+    # chunk.
     places = [
         begin,
         begin + 60,
@@ -130,7 +132,8 @@ def test_a_chunk_that_is_gone_is_no_damage(store: Path, tmp_path: Path) -> None:
 
 def test_a_base_that_was_cut_short_is_damaged(tmp_path: Path) -> None:
     store = make(tmp_path)
-    base, path = base_of(store), base_path(store, "doc")
+    base = base_of(store)
+    path = base_path(store, "doc")
     gc.collect()
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(StoreDamaged, match="the chunk"):
@@ -140,11 +143,11 @@ def test_a_base_that_was_cut_short_is_damaged(tmp_path: Path) -> None:
         list(Rereader().base_chunk(path, base.offsets[0], "the chunk"))
 
 
-# --- the disk, and what memory has of it ------------------------------------------------------------------------
+# --- the disk and the page cache --------------------------------------------------------------------------------
 
 
 def resident(path: Path) -> int:
-    """How many pages of a file are in memory."""
+    """Return how many pages of a file are in memory."""
     with path.open("rb") as file:
         content = np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
     pages = np.zeros(-(-content.size // mmap.PAGESIZE), np.uint8)
@@ -162,14 +165,16 @@ def evict(path: Path) -> None:
 
 
 class Disk:
-    """A file system in a file, whose bytes can be changed beneath it."""
+    """A file system in an image file. Tests change bytes in the image, below the file system."""
 
     def __init__(self, directory: Path) -> None:
-        self.image, self.path = directory / "image", directory / "disk"
+        self.image = directory / "image"
+        self.path = directory / "disk"
         self.path.mkdir()
         with self.image.open("wb") as file:
             file.truncate(96 << 20)
-        image, path = str(self.image), str(self.path)
+        image = str(self.image)
+        path = str(self.path)
         for command in (["mkfs.ext4", "-q", "-F", image], ["mount", "-o", "loop", image, path]):
             try:
                 done = subprocess.run(command, capture_output=True, text=True)
@@ -179,11 +184,11 @@ class Disk:
                 pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
 
     def place_of(self, content: bytes) -> int:
-        """Where some bytes lie on the disk."""
+        """Return the offset of some bytes on the disk."""
         return self.places_of(content)[0]
 
     def places_of(self, content: bytes) -> list[int]:
-        """All places where some bytes lie on the disk, or lay before their file was removed."""
+        """Return the offsets of all copies of some bytes on the disk, including those of deleted files."""
         subprocess.run(["sync", "-f", self.path], check=True)
         return [found.start() for found in re.finditer(re.escape(content), self.image.read_bytes())]
 
@@ -196,14 +201,15 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def middle_of(path: Path, begin: bytes = b"1/777 1/777") -> bytes:
-    """Some bytes in the middle of a file that occur once."""
+    """Return some bytes from the middle of a file that occur only once."""
     content = path.read_bytes()
     return content[content.index(begin) :][:160]
 
 
 def test_a_bit_that_turned_on_the_disk_is_found_though_memory_has_it_right(disk: Disk) -> None:
     store = make(disk.path)
-    base, path = base_of(store), base_path(store, "doc")
+    base = base_of(store)
+    path = base_path(store, "doc")
     text = middle_of(path)
     turn(disk.image, disk.place_of(text))
     assert text in path.read_bytes(), "memory has it right"
@@ -215,17 +221,19 @@ def test_a_bit_that_turned_on_the_disk_is_found_though_memory_has_it_right(disk:
 
 
 def test_a_base_that_only_memory_has_wrong_is_taken_from_the_disk_with_its_pushed_rows(disk: Disk) -> None:
-    store, root = make(disk.path), ExportRoot(disk.path / "root")
+    store = make(disk.path)
+    root = ExportRoot(disk.path / "root")
     pushed = {"doc_id": ["key-1"], "a": [7], "event_timestamp": [datetime.now(UTC)]}
     with StoreWriter(store) as writer:
         push_rows(writer, "doc", pushed)
         assert fold(writer, "doc")
     del writer
     gc.collect()
-    base, path = base_of(store), base_path(store, "doc")
+    base = base_of(store)
+    path = base_path(store, "doc")
     gc.collect()
     text = middle_of(path, b"1/17777 1/17777")
-    # The base before the fold had it too, elsewhere on the disk.
+    # The base before the fold contained the same text elsewhere on the disk.
     places = disk.places_of(text)
     for place in places:
         turn(disk.image, place)
@@ -238,7 +246,7 @@ def test_a_base_that_only_memory_has_wrong_is_taken_from_the_disk_with_its_pushe
     with StoreWriter(store) as writer:
         reader = FeatureStore.open(store)
         assert writer.note_damage("doc", base, str(raised.value))
-        assert repair(writer, root, "doc", raised.value, stores.Silence().started) is None
+        assert repair(writer, root, "doc", raised.value, stores.NullObserver().started) is None
         assert read_base(store, base_of(store)) >= base.bytes
         found = reader.lookup(["doc:*"], {"doc_id": ["key-1", "key-17777"]}).to_pydict()
         assert found["doc:a"] == [7, 1]
@@ -248,10 +256,11 @@ def test_a_base_that_only_memory_has_wrong_is_taken_from_the_disk_with_its_pushe
 
 def test_a_disk_that_cannot_be_read_is_damage(disk: Disk) -> None:
     store = make(disk.path)
-    base, path = base_of(store), base_path(store, "doc")
+    base = base_of(store)
+    path = base_path(store, "doc")
     place = disk.place_of(middle_of(path))
     evict(path)
-    # The driver reads behind the end of its file, and fails.
+    # The loop driver reads beyond the end of the truncated image file and fails.
     os.truncate(disk.image, place // 4096 * 4096)
     with pytest.raises(StoreDamaged, match=r"the chunk cannot be read from the disk: .*Input/output error"):
         read_base(store, base)
@@ -264,8 +273,9 @@ def test_what_is_in_memory_stays_as_it_is(
     store = make(tmp_path)
     path = base_path(store, "doc")
     if not reads_past_the_cache:
-        monkeypatch.setattr(os, "O_DIRECT", 1 << 30)  # An option that open(2) refuses, or ignores.
-        monkeypatch.setattr("loaders.rereading._File.read_directly", lambda *_: None)
+        # open(2) rejects or ignores this option.
+        monkeypatch.setattr(os, "O_DIRECT", 1 << 30)
+        monkeypatch.setattr("shoal.loaders.scrub.rereading._File.read_directly", lambda *_: None)
     evict(path)
     base = base_of(store)
     gc.collect()
@@ -277,5 +287,5 @@ def test_what_is_in_memory_stays_as_it_is(
     before = resident(path)
     assert 0 < before < 100
     list(Rereader().base_chunk(path, base.offsets[0], "the chunk"))
-    # The page of the chunk's header comes in, which every process has that opens it.
+    # Only the page of the chunk's header is added. Every process that opens the chunk reads this page.
     assert before <= resident(path) <= before + 2

@@ -1,4 +1,4 @@
-"""A load that is killed goes on with the chunk that it died in; meanwhile, and after, readers see the last version."""
+"""A killed load continues at the chunk where it stopped; readers see the last version meanwhile and afterwards."""
 
 import subprocess
 import sys
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.environment import generations_path
-from engine.export_root import ExportRoot
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.format.paths import generations_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.backup.verify import verify_store
 from tests import stores
 from tests.loaders.forgery import publish, snapshot_table
 
@@ -17,7 +17,7 @@ VIEW = stores.schema("doc", key="int64", a="int64", text="string")
 COUNT = 4000
 CHUNK_BYTES = 8 << 10
 CHUNK_ROWS = 200
-"""What goes into a chunk of so many bytes, in row groups of a hundred."""
+"""The number of rows in a chunk of CHUNK_BYTES, with row groups of 100 rows."""
 
 
 def rows(value: int) -> list[stores.Row]:
@@ -25,7 +25,7 @@ def rows(value: int) -> list[stores.Row]:
 
 
 def load(store: Path, root: ExportRoot, *wait_at: int) -> list[str]:
-    """What a loading process prints. It is killed where it was told to wait."""
+    """Return the lines that a loading process prints. The process is killed once it waits."""
     command = [sys.executable, "-m", "tests.loaders.loading", str(store), str(root), str(CHUNK_BYTES)]
     command += [str(place) for place in wait_at]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -62,7 +62,7 @@ def test_a_killed_load_goes_on_where_it_died_and_readers_notice_nothing(tmp_path
         found, waiting = load(store, root, encoded)
         assert waiting == "waiting"
         assert int(found) >= done
-        # No more is lost than the chunk that was being encoded and the one that was being written.
+        # At most two chunks are lost: the one that was being encoded and the one that was being written.
         done = int(found) + encoded - 2 * CHUNK_ROWS
         check_nothing_changed()
     found, last = load(store, root)

@@ -1,4 +1,4 @@
-"""A process that makes room for lookups is seen to by the kernel as it asked."""
+"""The kernel applies the scheduling that a process requests to leave room for lookups."""
 
 import json
 import os
@@ -10,12 +10,12 @@ import threading
 import psutil
 import pytest
 
-from loaders.scheduling import let_others_read_first
+from shoal.loaders.scrub.scheduling import let_others_read_first
 
 _GET = {"x86_64": 315, "aarch64": 275}
 _PROGRAM = f"""
 import ctypes, json, os, struct, threading
-from loaders.scheduling import leave_room_for_lookups
+from shoal.loaders.scrub.scheduling import leave_room_for_lookups
 leave_room_for_lookups()
 found = ctypes.create_string_buffer(56)
 def ask():

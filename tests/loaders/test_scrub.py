@@ -1,5 +1,5 @@
-"""What the scrub finds is noted, no longer served by anybody, never copied, and repaired; and a restart goes on where
-the scrub before stopped."""
+"""Damage that the scrub finds is noted, no longer served, never copied, and repaired. After a restart, the scrub
+continues where the previous one stopped."""
 
 import gc
 import shutil
@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from engine import FeatureStore
-from engine.catalog import SegmentRecord
-from engine.environment import generation_path
-from engine.errors import GenerationNotKept, StoreDamaged, StoreFull, ViewDamaged
-from engine.export_root import ExportRoot
-from engine.scrubbed import read_scrubbed, scrubbed_path
-from engine.status import describe_version
-from loaders import compaction
-from loaders.apply import roll_back
-from loaders.compaction import fold
-from loaders.load import catch_up
-from loaders.push import push_rows
-from loaders.reload import ReloadRequest, reload_view
-from loaders.scrub import Scrub, no_scrub
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
+from shoal import FeatureStore
+from shoal.engine.base.errors import GenerationNotKept, StoreDamaged, StoreFull, ViewDamaged
+from shoal.engine.format.catalog import SegmentRecord
+from shoal.engine.format.paths import generation_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.status.scrubbed import read_scrubbed, scrubbed_path
+from shoal.engine.status.store import describe_version
+from shoal.loaders.apply import compaction
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.apply.entries import roll_back
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import catch_up
+from shoal.loaders.follow.reload import ReloadOrder, reload_view
+from shoal.loaders.push.push import push_rows
+from shoal.loaders.scrub.scrub import Scrub, no_scrub
 from tests import stores
 from tests.engine.test_damage import no_more_descriptors
 
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> ExportRoot:
 
 @pytest.fixture
 def store(tmp_path: Path, root: ExportRoot) -> Iterator[Path]:
-    """A view with a base, an overlay and a kept generation, and another one."""
+    """A store with two views: `doc` has a base, an overlay and a kept generation."""
     stores.load(tmp_path / "store", root)
     stores.publish_snapshot(root, VIEW, rows(2, *range(40)))
     stores.publish_delta(root, VIEW, rows(3, *range(20)), files=1)
@@ -74,13 +74,14 @@ def segment_of(writer: StoreWriter, which: str) -> SegmentRecord:
 
 
 def turn_bit(writer: StoreWriter, which: str) -> SegmentRecord:
-    """Turn a bit of a value, where nothing but a checksum can tell."""
+    """Change a byte of a value, so that only a checksum can find it, and return the segment."""
     segment = segment_of(writer, which)
     value = {"base": b"2/39 2/39", "overlay": b"3/1 3/1", "kept": b"1/39 1/39"}[which]
     if which == "overlay":
         with writer.overlay_chunk(segment, 0) as found:
             assert found is not None
-            path, content = found[0], bytes(found[1])
+            path = found[0]
+            content = bytes(found[1])
         at = path.read_bytes().index(content) + content.index(value)
     else:
         path = generation_path(writer.store, "doc", segment.id) / "data.mdb"
@@ -92,7 +93,7 @@ def turn_bit(writer: StoreWriter, which: str) -> SegmentRecord:
 
 
 def scrub(writer: StoreWriter) -> list[str]:
-    """Verify all of the store, as behind an unclean shutdown; the views that were found damaged."""
+    """Verify the whole store, as after an unclean shutdown, and return the views found damaged."""
     scrubbed_path(writer.store).unlink(missing_ok=True)
     found: list[str] = []
     one = Scrub(writer, DAY, found.append)
@@ -139,11 +140,11 @@ def test_what_is_damaged_is_served_by_nobody_until_it_is_repaired(
     assert described["trouble"]["code"] == "StoreDamaged"
     with pytest.raises(ViewDamaged):
         push_rows(writer, "doc", {"doc_id": [1], "a": [9], "text": ["x"]})
-    # It is named once, however often it is found.
+    # The damage is reported only once, however often it is found.
     before = writer.version().id
     assert scrub(writer) == []
     assert writer.version().id == before
-    applied = catch_up(writer, root, "doc", stores.Silence())
+    applied = catch_up(writer, root, "doc", stores.NullObserver())
     assert [(entry.kind, entry.seq) for entry in applied] == [("snapshot", 2) if which == "base" else ("delta", 3)]
     assert seen(reader) == WHOLE
     check_whole(writer)
@@ -155,7 +156,7 @@ def test_base_and_overlay_are_repaired_one_after_the_other(writer: StoreWriter, 
     assert scrub(writer) == ["doc", "doc"]
     for _ in range(2):
         with suppress(StoreDamaged):
-            catch_up(writer, root, "doc", stores.Silence())
+            catch_up(writer, root, "doc", stores.NullObserver())
     check_whole(writer)
 
 
@@ -163,7 +164,7 @@ def test_who_has_an_older_version_without_what_is_damaged_serves_that(writer: St
     reader = FeatureStore.open(writer.store)
     assert seen(reader) == WHOLE
     stores.publish_snapshot(root, VIEW, rows(2, *range(40)))
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     turn_bit(writer, "base")
     assert scrub(writer) == ["doc"]
     assert seen(reader) == WHOLE
@@ -184,7 +185,7 @@ def test_without_a_root_it_stays_named_until_it_is_whole_again(store: Path) -> N
         assert scrub(writer) == []
         with pytest.raises(ViewDamaged):
             seen(FeatureStore.open(store))
-        # Its owner puts it back.
+        # The operator puts the file back.
         path.write_bytes(content)
         one = Scrub(writer, DAY, lambda view: None)
         one._step()
@@ -197,16 +198,16 @@ def test_a_kept_generation_that_is_damaged_is_named_and_never_gone_back_to(
     kept = turn_bit(writer, "kept")
     assert scrub(writer) == ["doc"]
     reader = FeatureStore.open(writer.store)
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     assert seen(reader) == WHOLE
     (described, _) = describe_version(reader.version())["views"]
     assert (described["damage"], described["trouble"]) == (None, None)
     assert [note["id"] for note in described["damaged_kept"]] == [kept.id]
     with pytest.raises(GenerationNotKept, match=f"generation '{kept.id}' is damaged; go back to another"):
         roll_back(writer, "doc", kept.id)
-    # The next snapshot lets it go.
+    # The next snapshot removes the damaged generation.
     stores.publish_snapshot(root, VIEW, rows(5, *range(40)))
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
     assert describe_version(reader.version())["views"][0]["damaged_kept"] == []
     assert not generation_path(writer.store, "doc", kept.id).exists()
     gc.collect()
@@ -223,7 +224,7 @@ def test_a_kept_generation_that_is_damaged_is_built_anew_where_the_log_leads_to_
         file.seek(path.read_bytes().index(b"2/39 2/39"))
         file.write(b"7")
     assert scrub(writer) == ["doc"]
-    reload_view(writer, root, "doc", ReloadRequest(view="doc"), stores.Silence())
+    reload_view(writer, root, "doc", ReloadOrder(view="doc"), stores.NullObserver())
     check_whole(writer)
 
 
@@ -231,7 +232,8 @@ def test_where_there_is_no_room_for_the_note_it_is_found_again(
     writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turn_bit(writer, "base")
-    one, found = Scrub(writer, DAY, lambda view: None), writer.note_damage
+    one = Scrub(writer, DAY, lambda view: None)
+    found = writer.note_damage
 
     def full(*_: object) -> bool:
         raise StoreFull("no room")
@@ -263,7 +265,7 @@ def test_a_segment_that_is_replaced_while_it_is_read_is_no_damage(writer: StoreW
     assert len(reading) == 3
     for value in (4, 5, 6):
         stores.publish_snapshot(root, VIEW, rows(value, *range(40)))
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
     for part in before:
         one._verify(part, 0, 1e9)
     assert (dict(writer.version().noted), writer.version().damaged) == ({}, {})
@@ -279,12 +281,12 @@ def test_nothing_is_found_while_snapshots_folds_and_merges_replace_everything(
     for value in range(10):
         stores.publish_delta(root, VIEW, rows(value, *range(value, value + 10)))
         push_rows(writer, "doc", {"doc_id": [1], "a": [value], "text": ["x"]})
-        catch_up(writer, root, "doc", stores.Silence())
+        catch_up(writer, root, "doc", stores.NullObserver())
         if value % 3 == 0:
             fold(writer, "doc")
         if value % 4 == 0:
             stores.publish_snapshot(root, VIEW, rows(value, *range(40)))
-            catch_up(writer, root, "doc", stores.Silence())
+            catch_up(writer, root, "doc", stores.NullObserver())
     one.stop()
     assert found == []
     assert all("all" in message and "verified" in message for message in caplog.messages), caplog.messages
@@ -300,7 +302,7 @@ def fold_it(writer: StoreWriter, root: ExportRoot) -> None:
 
 def merge_it(writer: StoreWriter, root: ExportRoot) -> None:
     stores.publish_delta(root, VIEW, rows(4, *range(5, 15)))
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
 
 
 def push_it(writer: StoreWriter, root: ExportRoot) -> None:
@@ -329,12 +331,12 @@ def test_pushed_rows_that_are_damaged_do_not_outlive_a_snapshot(writer: StoreWri
     stores.publish_snapshot(root, VIEW, rows(2, *range(40)))
     for _ in range(3):
         with suppress(StoreDamaged):
-            catch_up(writer, root, "doc", stores.Silence())
+            catch_up(writer, root, "doc", stores.NullObserver())
     texts = FeatureStore.open(writer.store).lookup(["doc:text"], KEYS).to_pydict()["doc:text"]
     assert not any("7" in text for text in texts)
 
 
-# --- from one writer to the next ----------------------------------------------------------------------------------
+# --- restarts of the writer ---------------------------------------------------------------------------------------
 
 
 def times(store: Path) -> dict[str, tuple[float, ...]]:
@@ -367,7 +369,7 @@ def test_a_part_of_the_way_is_not_gone_again(writer: StoreWriter) -> None:
     first.stop()
     second = Scrub(writer, DAY, lambda view: None)
     assert 0 < second._scrubbed.suspect_chunks < CHUNKS
-    # All is in doubt again, and what was not reached comes first.
+    # All chunks are suspect again, and those not reached before come first.
     reached = {key for key, verified in times(writer.store).items() if max(verified) >= first._scrubbed.suspect_since}
     scrubbed_path(writer.store).write_bytes(scrubbed_path(writer.store).read_bytes().replace(b"true", b"false"))
     third = Scrub(writer, DAY, lambda view: None)

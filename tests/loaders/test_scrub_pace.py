@@ -1,4 +1,4 @@
-"""The schedule of the scrub, by a clock that the tests turn: every chunk is verified again within the period."""
+"""The schedule of the scrub, with a simulated clock: every chunk is verified again within the period."""
 
 import random
 from dataclasses import replace
@@ -6,7 +6,14 @@ from itertools import pairwise
 
 import pytest
 
-from loaders.scrub_pace import FASTEST_BYTES_PER_SECOND, SLOWEST_BYTES_PER_SECOND, Plan, Unit, pause_seconds, plan
+from shoal.loaders.scrub.scrub_pace import (
+    FASTEST_BYTES_PER_SECOND,
+    SLOWEST_BYTES_PER_SECOND,
+    Plan,
+    Unit,
+    pause_seconds,
+    plan,
+)
 
 HOUR, DAY = 3600.0, 86_400.0
 MIB = 1 << 20
@@ -18,7 +25,7 @@ def units(*sizes_mib: int, verified: float = START) -> list[Unit]:
 
 
 def chance(seed: int) -> list[Unit]:
-    """Units of all sizes, verified at any time in the last day."""
+    """Return random units of all sizes, verified at random times in the last day."""
     numbers = random.Random(seed)
     count = numbers.randint(1, 40)
     return [
@@ -27,19 +34,21 @@ def chance(seed: int) -> list[Unit]:
 
 
 def run(store: list[Unit], *, until: float, period: float, restarts: float | None = None) -> list[tuple[float, Unit]]:
-    """Follow the plan on an imaginary clock; when which unit, as it was before, was verified.
+    """Follow the plan on a simulated clock, and return the start time and the previous state of each verified unit.
 
     Args:
-        restarts: how often the process ends, in seconds: the chunk that is being read then is lost.
+        restarts: the interval in seconds at which the process ends; the chunk being read at that time is lost.
     """
-    now, done = START, []
+    now = START
+    done = []
     next_restart = now + restarts if restarts else until
     while now < until:
         following = plan(store, now=now, period_seconds=period)
         begun = now + following.wait_seconds
         now = begun + following.unit.bytes / following.bytes_per_second
         if restarts and now > next_restart:
-            now, next_restart = next_restart, next_restart + restarts
+            now = next_restart
+            next_restart = next_restart + restarts
             continue
         done.append((begun, following.unit))
         store = [replace(unit, verified=begun) if unit == following.unit else unit for unit in store]
@@ -61,7 +70,7 @@ def test_every_chunk_is_verified_again_within_the_period(store: list[Unit], rest
     done = run(store, until=START + 5 * DAY, period=DAY, restarts=restarts)
     assert {unit.segment for _, unit in done} == {unit.segment for unit in store}
     assert max(begun - unit.verified for begun, unit in done) < DAY
-    # And not much more often than that.
+    # They are not verified much more often than necessary.
     assert len(done) < 8 * len(store)
 
 

@@ -1,13 +1,13 @@
-"""A chunk in the making: its directory, and memory that served another one before."""
+"""Building a chunk: its directory, and memory that is reused from another chunk."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.layout import RowLayout, most_buckets
-from engine.segment import Chunk
-from loaders.arrow_rows import encode
-from loaders.segment_writer import ChunkBuilder, ChunkMemory
+from shoal.engine.format.layout import RowLayout, most_buckets
+from shoal.engine.store.segment import Chunk
+from shoal.loaders.segments.arrow_rows import encode
+from shoal.loaders.segments.segment_writer import ChunkBuilder, ChunkMemory
 from tests import stores
 from tests.engine.segments import Identity, batch
 

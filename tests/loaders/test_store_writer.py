@@ -1,4 +1,4 @@
-"""One writer a store, and commits that are seen whole by everybody or by nobody."""
+"""One writer per store, and commits that every reader sees either completely or not at all."""
 
 import gc
 import os
@@ -12,16 +12,16 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from engine import FeatureStore
-from engine.catalog import ViewRecord
-from engine.environment import generations_path, live_path
-from engine.errors import DeltaGap, StoreDamaged, StoreLocked
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
-from loaders.accepted_loss import accept_loss
-from loaders.generation import GenerationBuilder, fold_id
-from loaders.load import catch_up
-from loaders.store_writer import LOCK, StoreWriter
+from shoal import FeatureStore
+from shoal.engine.base.errors import DeltaGap, StoreDamaged, StoreLocked
+from shoal.engine.format.catalog import ViewRecord
+from shoal.engine.format.paths import generations_path, live_path
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.backup.accepted_loss import accept_loss
+from shoal.loaders.commit.store_writer import LOCK, StoreWriter
+from shoal.loaders.follow.load import catch_up
+from shoal.loaders.segments.generation import GenerationBuilder, fold_id
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64")
@@ -48,7 +48,7 @@ def writer(store: Path) -> Iterator[StoreWriter]:
 
 # --- the right to write ---------------------------------------------------------------------------------------
 
-HOLDS = "import sys; from pathlib import Path; from loaders.store_writer import StoreWriter\n"
+HOLDS = "import sys; from pathlib import Path; from shoal.loaders.commit.store_writer import StoreWriter\n"
 HOLDS += "writer = StoreWriter(Path(sys.argv[1])); print('holds', flush=True); input()"
 
 
@@ -114,7 +114,7 @@ def test_a_commit_that_fails_leaves_the_last_version(writer: StoreWriter) -> Non
 
 def follow(writer: StoreWriter, root: ExportRoot, value: int) -> None:
     stores.publish_delta(root, VIEW, rows(value))
-    catch_up(writer, root, "doc", stores.Silence())
+    catch_up(writer, root, "doc", stores.NullObserver())
 
 
 def test_views_are_committed_side_by_side_from_many_threads(writer: StoreWriter, root: ExportRoot) -> None:
@@ -124,7 +124,7 @@ def test_views_are_committed_side_by_side_from_many_threads(writer: StoreWriter,
         try:
             for value in range(1, 15):
                 stores.publish_delta(root, {"doc": VIEW, "other": OTHER}[view], rows(value, view))
-                catch_up(writer, root, view, stores.Silence())
+                catch_up(writer, root, view, stores.NullObserver())
                 assert writer.record(view)
         except BaseException as error:
             failures.append(error)
@@ -162,7 +162,7 @@ def test_troubles_are_noted_and_cleared_once(writer: StoreWriter) -> None:
     assert writer.version().troubles == {}
 
 
-# --- what a dead writer left ----------------------------------------------------------------------------------
+# --- leftovers of a dead writer -------------------------------------------------------------------------------
 
 
 def names(store: Path) -> set[str]:
@@ -177,7 +177,8 @@ def test_what_a_dead_writer_left_behind_is_cleared_away(store: Path) -> None:
         generations_path(store, "doc") / before.copy().pop(), generations_path(store, "doc") / "never-named"
     )
     StoreWriter(store).close()
-    # A snapshot's build goes on where it stopped; a fold's cannot, and a generation that nobody names is of no use.
+    # A snapshot's build continues where it stopped. A fold's build cannot continue, and an unreferenced generation is
+    # useless.
     assert names(store) == before | {".building-000000000009-abcdef01"}
 
 

@@ -1,4 +1,4 @@
-"""Verifying finds whatever is wrong with an export root or a store, and goes on to the rest."""
+"""Verification finds every problem in an export root or a store, and continues after each."""
 
 import shutil
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from engine.environment import generations_path, live_path
-from engine.errors import NotPublished
-from engine.export_root import SERVICES, ExportRoot
-from loaders.verify import verify, verify_root, verify_store
+from shoal.engine.base.errors import NotPublished
+from shoal.engine.format.paths import generations_path, live_path
+from shoal.engine.root.export_root import SERVICES, ExportRoot
+from shoal.loaders.backup.verify import verify, verify_root, verify_store
 from tests import stores
 from tests.every_type import ITEMS, USERS, item_rows, user_rows
 
@@ -48,7 +48,7 @@ def test_what_is_whole_has_no_problem(root: ExportRoot, store: Path) -> None:
         "users seq 1 (snapshot)": 10,
     }
     segments = [checked.rows for checked in verify_store(store)]
-    # The first two are the record of how far the store got, and the live environment.
+    # The first two are the record of the store's progress and the live environment.
     assert sorted(segments) == [0, 0, 9, 10, 53, 63]
 
 

@@ -1,4 +1,4 @@
-"""What a server compiles before its writer starts is all that pushes need."""
+"""The kernels that a server compiles before its writer starts are all that pushes need."""
 
 import json
 import subprocess
@@ -11,15 +11,15 @@ import sys
 from datetime import datetime, timedelta, UTC
 from pathlib import Path
 
-from engine import FeatureStore
-from engine.kernels import compiling
-from engine.kernels import warm as warm_lookups
-from engine.schema import JoinKey
-from loaders.compaction import fold
-from loaders.definition import define_view
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
-from loaders.warming import warm as warm_writer
+from shoal import FeatureStore
+from shoal.engine.kernels import compiling
+from shoal.engine.kernels import warm as warm_lookups
+from shoal.engine.format.schema import JoinKey
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.apply.definition import define_view
+from shoal.loaders.push.push import push_rows
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.warming import warm as warm_writer
 from tests import stores
 
 warm_lookups()

@@ -1,4 +1,4 @@
-"""The writer process: it takes up at once what is published, keeps the store in shape, and does as it is told."""
+"""The writer process: it applies new publications at once, maintains the store, and follows orders."""
 
 import asyncio
 import os
@@ -13,10 +13,8 @@ from typing import Any
 import lmdb
 import pytest
 
-from engine import FeatureStore
-from engine.catalog import ViewRecord
-from engine.control import WriterClient
-from engine.errors import (
+from shoal import FeatureStore
+from shoal.engine.base.errors import (
     ForeignDelta,
     GenerationNotKept,
     LookupInvalid,
@@ -24,14 +22,16 @@ from engine.errors import (
     SchemaChangeRefused,
     StoreNotFound,
 )
-from engine.export_root import SERVICES, ExportRoot
-from engine.schema import FeatureService
-from engine.version import StoreVersion
-from loaders import writer as writer_module
-from loaders.load import Applied, Observer, catch_up
-from loaders.store_writer import StoreWriter
-from loaders.verify import verify_store
-from loaders.writer import WriterProcess
+from shoal.engine.format.catalog import ViewRecord
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.process.control import WriterClient
+from shoal.engine.root.export_root import SERVICES, ExportRoot
+from shoal.engine.store.version import StoreVersion
+from shoal.loaders import writer as writer_module
+from shoal.loaders.backup.verify import verify_store
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import AppliedEntry, Observer, catch_up
+from shoal.loaders.writer import WriterProcess
 from tests import stores
 from tests.loaders import writing
 from tests.loaders.forgery import publish, snapshot_table
@@ -40,7 +40,7 @@ from tests.server.serving import eventually, standing_still
 VIEW = stores.schema("doc", key="int64", a="int64")
 OTHER = stores.schema("other", key="int64", a="int64")
 FOR_EVER = 600.0
-"""A poll that never comes: what is applied all the same was noticed."""
+"""A poll interval so long that no poll happens: an entry applied in the meantime was noticed without a poll."""
 
 
 def rows(value: int, count: int = 20) -> list[stores.Row]:
@@ -62,7 +62,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writer(store: Path, root: ExportRoot, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A writer that has loaded what there is."""
+    """A writer that has loaded everything published so far."""
     with writing.running(store, root.path, poll_seconds=FOR_EVER, log=tmp_path / "log") as process:
         eventually(lambda: applied(store, "doc") == applied(store, "other") == 1, "both views are loaded")
         yield process
@@ -101,7 +101,7 @@ def test_what_is_published_is_noticed_without_a_poll(
 def test_what_is_published_while_the_writer_stands_still_is_noticed_without_a_poll(
     writer: subprocess.Popen[str], store: Path, root: ExportRoot
 ) -> None:
-    """Of a directory that is new the system tells, of what came into it before it was watched it does not."""
+    """The system reports a new directory, but not the files that were created in it before it was watched."""
     new = stores.schema("new", key="int64", a="int64")
     for value in range(1, 4):
         with standing_still(writer.pid):
@@ -128,7 +128,7 @@ def test_a_publication_at_the_very_end_of_catching_up_is_taken_up_too(
 ) -> None:
     noticed = threading.Event()
 
-    def catch_up_and_dawdle(writer: StoreWriter, root: ExportRoot, view: str, observer: Observer) -> list[Applied]:
+    def catch_up_and_dawdle(writer: StoreWriter, root: ExportRoot, view: str, observer: Observer) -> list[AppliedEntry]:
         done = catch_up(writer, root, view, observer)
         if view == "doc" and not noticed.is_set():
             stores.publish_delta(root, VIEW, rows(1))

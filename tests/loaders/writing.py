@@ -2,7 +2,7 @@
 
     python -m tests.loaders.writing STORE ROOT POLL_SECONDS
 
-It folds however few rows there are, so that small views see folds too.
+It folds overlays of any number of rows, so that tests with small views also cover folds.
 """
 
 import logging
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 
 
 @contextmanager
 def running(
     store: Path, root: Path, *, poll_seconds: float, log: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A writer process; it is killed at the end if it still runs."""
+    """Run a writer process and yield it. If it still runs at the end, it is killed."""
     command = [sys.executable, "-m", "tests.loaders.writing", str(store), str(root), str(poll_seconds)]
     with subprocess.Popen(command, stderr=log.open("a") if log else None, text=True) as process:
         try:
@@ -29,8 +29,8 @@ def running(
 
 
 def main() -> None:
-    from loaders import compaction
-    from loaders.writer import run_writer
+    from shoal.loaders.apply import compaction
+    from shoal.loaders.writer import run_writer
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     compaction.FOLD_LEAST_ROWS = 0

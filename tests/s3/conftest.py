@@ -1,4 +1,4 @@
-"""One S3 for the tests of a file, a prefix of its bucket for each of them, and a network before it that can fail."""
+"""Fixtures for S3: one server per test file, one prefix of its bucket per test, and a network that can fail."""
 
 import uuid
 from collections.abc import Iterator
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests.faulty_network import FaultyNetwork, faulty_network
 from tests.s3 import server
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the server keeps its objects, as plain files: `objects/BUCKET/KEY`."""
+    """The directory where the server stores its objects as plain files: `objects/BUCKET/KEY`."""
     return tmp_path_factory.mktemp("s3")
 
 
 @pytest.fixture(scope="module")
 def endpoint(disk: Path) -> Iterator[str]:
-    """The URL of a server, which is the environment's, too."""
+    """The URL of an S3 server, which is also set in the environment."""
     program = server.versitygw()
     if program is None:
         pytest.skip("there is no S3 server; `make .s3-server/versitygw` builds one")
@@ -33,7 +33,7 @@ def endpoint(disk: Path) -> Iterator[str]:
 
 @pytest.fixture
 def address(endpoint: str) -> str:
-    """An export root that nobody else uses."""
+    """The address of an unused export root."""
     return f"s3://{server.BUCKET}/roots/{uuid.uuid4().hex}"
 
 
@@ -44,7 +44,7 @@ def remote(address: str) -> ExportRoot:
 
 @pytest.fixture
 def network(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyNetwork]:
-    """What lies between clients that are made from now on and the server."""
+    """The network between the server and all clients that are created from now on."""
     with faulty_network(endpoint) as network:
         monkeypatch.setenv("AWS_ENDPOINT_URL", network.url)
         yield network

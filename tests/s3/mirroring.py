@@ -1,11 +1,11 @@
-"""Entries in S3 as an exporter leaves them there: made in a directory, and brought over."""
+"""Publish entries in S3 as an exporter does: they are made in a directory and then copied."""
 
-from engine.export_root import MANIFEST, ExportRoot, entry_directory
-from engine.manifest import Manifest
+from shoal.engine.root.export_root import MANIFEST, ExportRoot, entry_directory
+from shoal.engine.root.manifest import Manifest
 
 
 def mirror(local: ExportRoot, remote: ExportRoot) -> None:
-    """Publish in `remote` whatever `local` has beyond it."""
+    """Publish in `remote` all entries and services of `local` that are missing there."""
     if services := local.services():
         remote.publish_services(services)
     for view in local.views():
@@ -16,7 +16,7 @@ def mirror(local: ExportRoot, remote: ExportRoot) -> None:
 
 
 def bring(local: ExportRoot, remote: ExportRoot, manifest: Manifest) -> None:
-    """Publish one entry."""
+    """Publish one entry with its files."""
     upload_files(local, remote, manifest)
     remote.publish(manifest)
 

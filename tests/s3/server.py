@@ -1,4 +1,4 @@
-"""A real server of S3's protocol for tests: versitygw over a directory, as `make test` builds it."""
+"""A real server of the S3 protocol for tests: versitygw over a directory, as `make test` builds it."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.s3_client import s3_client
+from shoal.engine.root.s3_client import s3_client
 from tests.server.serving import eventually
 
 BUILT = Path(__file__).parents[2] / ".s3-server" / "versitygw"
@@ -21,11 +21,11 @@ ACCESS = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
-"""What a client needs besides AWS_ENDPOINT_URL."""
+"""The environment variables that a client needs besides AWS_ENDPOINT_URL."""
 
 
 def versitygw() -> str | None:
-    """The server's program, if it is there."""
+    """Return the path of the server's program, or None if it is missing."""
     return str(BUILT) if BUILT.exists() else shutil.which("versitygw")
 
 
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 def turn_a_byte(disk: Path, address: str) -> None:
-    """Damage an object, by its address, on the disk of the server."""
+    """Damage the object at an address on the server's disk."""
     path = disk / "objects" / address.removeprefix("s3://")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -46,7 +46,7 @@ def turn_a_byte(disk: Path, address: str) -> None:
 
 @contextmanager
 def running(directory: Path, program: str) -> Iterator[str]:
-    """A server that keeps its objects in a directory, and has one bucket; yields its URL."""
+    """Run a server with one bucket that stores its objects in a directory, and yield its URL."""
     address = f"127.0.0.1:{free_port()}"
     for part in ("objects", "metadata"):
         (directory / part).mkdir()
@@ -68,7 +68,7 @@ def _owner() -> Mapping[str, str]:
 
 
 def listens(address: str, process: subprocess.Popen[bytes]) -> bool:
-    """Whether something listens at an address, as the process is to that may have ended."""
+    """Return whether something listens at an address, after asserting that the server's process is still running."""
     assert process.poll() is None, "the server ended"
     host, _, port = address.partition(":")
     with socket.socket() as client:

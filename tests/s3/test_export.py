@@ -1,5 +1,5 @@
-"""Real Spark exports and streams to S3, by its tasks: the same entries as to a directory, and none of them twice or in
-part."""
+"""Real Spark exports and streams to S3, written by Spark's tasks: the entries are the same as in a directory, and each
+is published once and completely."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from engine.errors import PublicationLost, ShoalError
-from engine.export_root import ExportRoot, entry_directory
-from loaders.verify import verify_root
-from spark_export.report import Report
-from spark_export.session import spark_session
+from shoal.engine.base.errors import PublicationLost, ShoalError
+from shoal.engine.root.export_root import ExportRoot, entry_directory
+from shoal.loaders.backup.verify import verify_root
+from shoal.spark_export.report import Report
+from shoal.spark_export.source.session import spark_session
 from tests.faulty_network import FaultyNetwork
 from tests.s3 import server
 from tests.spark_export import test_streams
@@ -28,7 +28,8 @@ FEATURES = {"n": "int64", "e": "float32[2]", "x": "float64"}
 
 @pytest.fixture(scope="module")
 def spark(endpoint: str) -> SparkSession:
-    """The process's session, whose tasks in Python have the environment that `spark.executorEnv` would give them."""
+    """The process's Spark session. Its Python tasks get the S3 access variables, as `spark.executorEnv` would give
+    them."""
     session = spark_session("local[2]")
     session.sparkContext.environment.update(server.ACCESS)
     return session
@@ -36,7 +37,7 @@ def spark(endpoint: str) -> SparkSession:
 
 @pytest.fixture
 def lab(tmp_path: Path, spark: SparkSession, remote: ExportRoot) -> Lab:
-    """A laboratory whose export root is in S3."""
+    """A lab whose export root is in S3."""
     lab = Lab(tmp_path, spark)
     lab.root = remote
     lab.define(FEATURES, tolerances={"x": 0.1})
@@ -45,7 +46,7 @@ def lab(tmp_path: Path, spark: SparkSession, remote: ExportRoot) -> Lab:
 
 
 def assert_nothing_is_left_over(lab: Lab) -> None:
-    """All objects are an entry's, or one of the last two entries' states."""
+    """Assert that every object belongs to an entry or to the state of one of the last two entries."""
     manifests = [lab.root.entry(VIEW, seq) for seq in lab.seqs()]
     allowed = {f"{VIEW}/deltas/{manifest.seq:012d}/manifest.json" for manifest in manifests}
     for manifest in manifests:
@@ -124,7 +125,7 @@ def test_a_stream_publishes_and_shortens_its_log_as_in_a_directory(lab: Lab) -> 
         test_streams.put(events, *rows)
         assert test_streams.run(lab, snapshot_every=2) == [2]
     kinds = [lab.root.entry(VIEW, seq).kind for seq in lab.seqs()]
-    # Behind the first entry, a snapshot, the deltas 2 and 3 made snapshot 4.
+    # After the first entry, which is a snapshot, deltas 2 and 3 led to snapshot 4.
     assert (lab.seqs(), kinds) == ([1, 2, 3, 4, 5], ["snapshot", "delta", "delta", "snapshot", "delta"])
     assert test_streams.clicks(lab) == {"a": 4} | {f"b{minute}": minute for minute in range(1, 5)}
     assert_nothing_is_left_over(lab)
@@ -139,13 +140,13 @@ S3A = (
     "org.apache.hadoop:hadoop-aws:3.5.0",
     *(f"software.amazon.awssdk:{part}:2.35.4" for part in ("s3", "s3-transfer-manager", "sts", "apache-client")),
 )
-"""Hadoop's s3a, with the few parts of Amazon's kit that it takes, instead of the 600 MB of all of them."""
+"""Hadoop's s3a with only the parts of Amazon's SDK that it needs; the complete SDK has 600 MB."""
 
 
 def test_spark_that_has_s3a_writes_by_it_and_either_way_continues_the_other(lab: Lab) -> None:
     packages = ["--packages", ",".join(S3A), "--exclude-packages", "software.amazon.awssdk:bundle", "pyspark-shell"]
     environment = os.environ | {"PYSPARK_SUBMIT_ARGS": " ".join(packages)}
-    command = [sys.executable, "-m", "cli", "export", "--views", str(lab.views_path), "--to", str(lab.root), "--json"]
+    command = [sys.executable, "-m", "shoal", "export", "--views", str(lab.views_path), "--to", str(lab.root), "--json"]
     assert lab.export().new == 300
     lab.put([ROWS[0] | {"n": -1}, *ROWS[1:]])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""A server that follows a root in S3: it hears of what is published, and a root that fails holds up nothing else."""
+"""A server that follows a root in S3: it notices publications, and a failing root delays only its own deltas."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.faulty_network import FaultyNetwork
 from tests.s3 import server as server_of_objects
@@ -25,7 +25,7 @@ ROWS: list[stores.Row] = [{"doc_id": number, "a": number} for number in range(10
 
 @pytest.fixture
 def root(tmp_path: Path, remote: ExportRoot) -> ExportRoot:
-    """What is published in a directory, and from there in S3."""
+    """An export root in a directory, with its content mirrored to S3."""
     local = ExportRoot(tmp_path / "root")
     stores.publish_snapshot(local, DOC, ROWS)
     stores.publish_snapshot(local, OTHER, [{"other_id": 1, "a": 1}])
@@ -71,7 +71,7 @@ def test_a_server_follows_a_root_in_s3_and_lists_it_seldom(
             lambda: sum(bool(re.match(asked, request)) for request in network.requests[mark:]) > 3, "further polls"
         )
         listed = [request for request in network.requests[mark:] if "list-type=2" in request]
-        # Which views there are is listed each time, and their logs, at most, for what came last.
+        # Every poll lists the views with a delimiter. The logs are listed at most for the last publications.
         assert sum("delimiter" not in request for request in listed) <= 2, listed
 
 
@@ -82,7 +82,7 @@ def test_a_root_in_s3_that_fails_or_hangs_holds_up_nothing_but_its_deltas(
         server.await_views("doc", "other")
         server.await_ready()
         before = server.record
-        # Opened before the network failed, so that it goes past it.
+        # `remote` was opened before `network`, so the test's own publications bypass the failures.
         for number, (hangs, trouble) in enumerate(((False, "RootUnreadable"), (True, "RootSilent")), 1):
             for method in ("GET", "HEAD"):
                 network.fail(method=method, times=float("inf"), hangs=hangs, status=None if hangs else 503)
@@ -100,7 +100,7 @@ def test_a_root_in_s3_that_fails_or_hangs_holds_up_nothing_but_its_deltas(
 
 
 def told(server: Server, pattern: str) -> int:
-    """How many lines the writer wrote that begin so."""
+    """Return the number of the writer's log lines that begin with a pattern."""
     return len(re.findall(rf"shoal\.writer\[\d+\] {pattern}", server.log))
 
 
@@ -119,7 +119,8 @@ def test_an_entry_whose_objects_cannot_be_read_takes_no_replica_out(
             code = (found["trouble"] or {}).get("code")
             return code == trouble and found["held_by"] == held_by and found["lag_seconds"] > 6
 
-        # Its part alone, for good; it and its manifest, which is one of two; the way to it, for a while.
+        # Three faults: S3 denies the data file for good; S3 fails for the data file for a while; the manifest is
+        # damaged.
         network.fail(text="part-", status=403, code="AccessDenied", times=float("inf"))
         publish(root, remote, 2001)
         eventually(lambda: stands_behind("FileDamaged", "FileDamaged"), lambda: f"{doc()} {server.log}")
@@ -142,7 +143,7 @@ def test_an_entry_whose_objects_cannot_be_read_takes_no_replica_out(
 
 
 def shoal(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli", *arguments]
+    command = [sys.executable, "-m", "shoal", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
 
 
@@ -163,6 +164,6 @@ def test_the_commands_load_and_verify_a_root_in_s3_over_a_bad_network(
     done = shoal("verify", str(remote))
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "4 checks, 1 bad"), done.stdout
     done = shoal("load", "--store", str(tmp_path / "store"), "--from", f"{remote}/nothing")
-    assert (done.returncode, "has nothing in it" in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, "is empty" in done.stderr) == (1, True), done.stderr
     done = shoal("reload", "--store", str(tmp_path / "store"))
     assert (done.returncode, done.stdout.count("at seq")) == (0, 2), done.stderr

@@ -1,4 +1,5 @@
-"""The two places of an export root do the same, and S3's does it once, whatever becomes of requests and answers."""
+"""Both storages of an export root behave the same, and S3 applies each change once, whatever happens to requests and
+answers."""
 
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import (
+from shoal.engine.base.errors import (
     FileDamaged,
     ManifestInvalid,
     NotPublished,
@@ -20,9 +21,9 @@ from engine.errors import (
     RootUnreadable,
     SettingsInvalid,
 )
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
-from engine.storage import storage_at
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.open_storage import storage_at
 from tests import stores
 from tests.faulty_network import FaultyNetwork
 from tests.s3 import server
@@ -95,7 +96,8 @@ def test_an_entry_is_read_as_it_was_published(local: ExportRoot, remote: ExportR
 def test_of_many_exporters_of_one_seq_one_wins(local: ExportRoot, address: str) -> None:
     entry = stores.publish_snapshot(local, VIEW, ROWS)
     entries = [entry.model_copy(update={"id": f"{number:032x}", "job": f"job {number}"}) for number in range(8)]
-    won, lost = list[str](), list[str]()
+    won = list[str]()
+    lost = list[str]()
     start = threading.Barrier(len(entries))
 
     def publish(number: int) -> None:
@@ -183,7 +185,7 @@ def test_bodies_that_are_cut_or_slow_are_read_on(address: str, network: FaultyNe
     before = len(network.requests)
     with storage.fetch("doc/deltas/001/part", len(content)) as stream:
         assert stream.read() == content
-    # Three ranges of 8 MiB, two of which go on where they were cut.
+    # Three ranges of 8 MiB. Two of them are resumed where they were cut.
     assert len(network.requests) - before == 5
     assert storage.read("doc/deltas/001/manifest") == content[:200_000]
     assert [fault.met for fault in (*cuts, slow)] == [2, 1, 1]
@@ -194,7 +196,7 @@ def test_a_server_that_only_fails_is_named(local: ExportRoot, address: str, netw
     remote = ExportRoot(address)
     bring(local, remote, entry)
     cut = network.fail(cut=0, times=float("inf"), text="part-")
-    with pytest.raises(RootUnreadable, match=r"s3://features/roots/.*/part-00000.parquet: S3 cannot be asked"):
+    with pytest.raises(RootUnreadable, match=r"s3://features/roots/.*/part-00000.parquet: the request to S3 failed"):
         remote.checked_file(entry, entry.files[0])
     assert cut.met == 5
     network.fail(status=503, times=float("inf"))
@@ -209,9 +211,9 @@ def test_an_object_that_is_damaged_on_the_server_is_the_fault_of_its_entry(
     mirror(local, remote)
     server.turn_a_byte(disk, remote.where(entry, entry.files[0]))
     server.turn_a_byte(disk, remote.storage.where("doc/deltas/000000000001/manifest.json"))
-    with pytest.raises(FileDamaged, match=r"part-00000.parquet (has the checksum|cannot be read: its bytes are not)"):
+    with pytest.raises(FileDamaged, match=r"part-00000.parquet (has the checksum|cannot be read: its bytes changed)"):
         remote.checked_file(entry, entry.files[0])
-    with pytest.raises(ManifestInvalid, match="cannot be read: its bytes are not those that were written"):
+    with pytest.raises(ManifestInvalid, match="cannot be read: its bytes changed after they were written"):
         remote.entry("doc", 1)
 
 
@@ -237,7 +239,7 @@ def test_an_object_that_s3_does_not_give_is_the_fault_of_its_entry(
     network.fail(text="snapshots/", status=status, code=code, times=9)
     with pytest.raises(ManifestInvalid, match=code):
         remote.newest_snapshot("doc")
-    # Where S3 gives nothing else either, it is the credentials.
+    # If S3 returns no other object either, the credentials are at fault.
     for method in ("GET", "HEAD"):
         network.fail(method=method, status=403, code="AccessDenied", times=9)
     with pytest.raises(RootUnreadable, match="check the credentials"):
@@ -245,7 +247,7 @@ def test_an_object_that_s3_does_not_give_is_the_fault_of_its_entry(
 
 
 class _Page(BaseHTTPRequestHandler):
-    """A server of web pages, which has one for every path."""
+    """A web server that has a page for every path."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -297,7 +299,7 @@ def test_settings_that_let_no_client_be_made_are_told_at_once(
 
 @pytest.mark.parametrize("address", ["s3:/b/p", "S3://b/p", "s3a://b/p", "gs://b/p", "file:///b/p", "https://b/p"])
 def test_an_address_that_is_no_root_is_not_taken_for_a_directory(address: str) -> None:
-    with pytest.raises(SettingsInvalid, match=r"one is a directory, or s3://BUCKET/PREFIX"):
+    with pytest.raises(SettingsInvalid, match=r"give a directory, or s3://BUCKET/PREFIX"):
         ExportRoot(address)
     assert ExportRoot(f"./{address}").path == Path(address).absolute()
 
@@ -325,7 +327,7 @@ def test_credentials_that_are_wrong_or_missing(address: str, monkeypatch: pytest
 
 
 def test_without_boto3_an_address_in_s3_says_what_to_install() -> None:
-    code = "import sys; sys.modules['boto3'] = None; import cli; cli.main()"
+    code = "import sys; sys.modules['boto3'] = None; from shoal import cli; cli.main()"
     command = [sys.executable, "-c", code, "verify", "s3://bucket/prefix"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "pip install 'shoal[s3]'" in done.stderr) == (2, True), done.stderr

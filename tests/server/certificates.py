@@ -1,4 +1,4 @@
-"""Certificates made for a test by openssl, as an authority of the house would make them."""
+"""Certificates for tests, made by openssl as a private certificate authority would make them."""
 
 import ssl
 import subprocess
@@ -18,7 +18,7 @@ def openssl(*arguments: object) -> None:
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1, which keep their files when they are made anew."""
+    """A certificate authority for 127.0.0.1. A certificate that is signed again keeps its file paths."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
@@ -40,7 +40,8 @@ class Authority:
         return Certificate(certificate, key)
 
     def client(self, own: Certificate | None = None) -> ssl.SSLContext:
-        """What a client trusts that trusts this authority, with a certificate of its own if it has one."""
+        """Return the TLS settings of a client that trusts this authority, optionally with a client certificate of its
+        own."""
         context = ssl.create_default_context(cafile=str(self.certificate))
         if own is not None:
             context.load_cert_chain(own.certificate, own.key)

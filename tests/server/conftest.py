@@ -1,4 +1,4 @@
-"""One server with two workers and a writer that follows an export root, for all tests that only ask it something."""
+"""One server with two workers and a writer that follows an export root, shared by all tests that only send requests."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.schema import FeatureService
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.every_type import ITEMS, PAIRS, RECENT, SERVICE, USERS, item_rows, pair_rows, recent_rows, user_rows
 from tests.server.serving import Server
 
-# A free one, where gRPC is installed.
+# 0 stands for any free port. Without gRPC there is no port.
 GRPC_PORT = 0 if importlib.util.find_spec("grpc") else None
 
 NUMBERS = FeatureService(name="numbers", features=("items:vector", "recent:*", "items:single"))

@@ -1,7 +1,7 @@
-/* Preloaded into a server: a clock that is wrong, and an export root that does not answer or fails.
+/* A library to preload into a server, for a wrong clock, and for an export root that hangs or fails.
  *
- * FAULTY_CONTROL names a file of two int64: what is added to the clock in seconds, and what becomes of calls about paths
- * below FAULTY_ROOT: 0 nothing, 1 they wait for as long as it says so, 2 they fail with EIO. */
+ * FAULTY_CONTROL names a file of two int64. The first is the number of seconds to add to the clock. The second is the
+ * fault of calls with paths below FAULTY_ROOT: 0 for none, 1 to wait until the value changes, 2 to fail with EIO. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>

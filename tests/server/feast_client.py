@@ -1,7 +1,7 @@
-"""Ask a server with the client that Feast's package has: `PYTHON_OF_FEAST feast_client.py ADDRESS`.
+"""Query a server with the client of Feast's package: `PYTHON_OF_FEAST feast_client.py ADDRESS`.
 
-Requests come as a list of JSON on stdin and answers go as one to stdout, each in Protocol Buffers' own JSON. It runs in
-the environment that Feast is installed in, which has nothing of Shoal.
+The program reads a JSON list of requests from stdin and writes a JSON list of answers to stdout, each in the JSON
+format of Protocol Buffers. It runs in the environment where Feast is installed, and has no access to Shoal's code.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The messages of Feast's serving protocol, written down once more, to read the wire as its clients do."""
+"""The messages of Feast's serving protocol, written down a second time, to read the bytes as Feast's clients do."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import DESCRIPTOR as TIMESTAMP
 
-# Message → its fields: number, name, and type, of which * says that there are many, and ? that it is in the oneof.
+# Message → its fields: number, name and type. A trailing * marks a repeated field, a trailing ? a member of the oneof.
 _MESSAGES: dict[str, list[tuple[int, str, str]]] = {
     "BytesList": [(1, "val", "bytes*")],
     "StringList": [(1, "val", "string*")],
@@ -85,13 +85,13 @@ _POOL = _pool()
 
 
 def encode(message: str, document: dict[str, Any]) -> bytes:
-    """A message, given as the JSON that Protocol Buffers have for it."""
+    """Return the bytes of a message that is given in the JSON format of Protocol Buffers."""
     data: bytes = ParseDict(document, _class(message)()).SerializeToString()
     return data
 
 
 def decode(message: str, data: bytes) -> dict[str, Any]:
-    """The JSON that Protocol Buffers have for a message."""
+    """Return a message in the JSON format of Protocol Buffers."""
     document: dict[str, Any] = MessageToDict(_class(message).FromString(data), preserving_proto_field_name=True)
     return document
 

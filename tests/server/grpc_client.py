@@ -1,4 +1,4 @@
-"""A client of Feast's serving protocol over gRPC that takes messages as Protocol Buffers' own JSON has them."""
+"""A gRPC client of Feast's serving protocol. It takes and returns messages in the JSON format of Protocol Buffers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def asked(features: list[str] | str, entities: Asked, **more: Any) -> Asked:
 
 
 def as_sent(request: Asked) -> bytes:
-    """With the map of entities as the list of entries that it is."""
+    """Return the bytes of a request. Its maps are encoded as lists of entries, as Protocol Buffers encode them."""
     maps = {
         name: [{"key": key, "value": value} for key, value in request[name].items()]
         for name in ("entities", "request_context")
@@ -39,14 +39,14 @@ def as_sent(request: Asked) -> bytes:
 
 
 class Client:
-    """A channel of its own, that is, a connection of its own."""
+    """A client with its own channel and therefore its own connection."""
 
     def __init__(self, address: str) -> None:
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
         self.channel = grpc.insecure_channel(address, options=options)
 
     def call(self, request: bytes, service: str = SERVING, method: str = "GetOnlineFeatures") -> Any:
-        """The answer's bytes, and the call."""
+        """Return the answer's bytes and the call."""
         return self.channel.unary_unary(f"/{service}/{method}").with_call(
             request, timeout=PATIENCE_SECONDS, wait_for_ready=True
         )

@@ -1,7 +1,8 @@
 """A real server for tests: `python -m tests.server.serve SETTINGS WRITER`, both JSON.
 
-The writer is null, {"root": DIRECTORY} for the real one, {"root": null} for the real one without a root, or
-{"log": FILE} for one that only notes the signals it gets. OPEN_FILES in the environment is its limit of open files.
+WRITER is null for no writer, {"root": DIRECTORY} for the real writer, {"root": null} for the real writer without a
+root, or {"log": FILE} for a writer that only logs the signals that it receives. The environment variable OPEN_FILES
+limits the number of open files.
 """
 
 import json
@@ -15,17 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.export_root import ExportRoot
-from engine.server import run
-from engine.settings import server_settings
-from loaders.warming import warm
-from loaders.writer import run_writer
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.run import run
+from shoal.engine.server.settings import server_settings
+from shoal.loaders.warming import warm
+from shoal.loaders.writer import run_writer
 
 
 def note_signals(log: Path) -> None:
-    """Append a line for the start and for every signal, until SIGTERM."""
+    """Append a line to the log at the start and for every signal, until SIGTERM arrives."""
     received = ["started"]
-    # Handlers, as another thread of the process may be given the signals, and has them not blocked.
+    # Signal handlers are needed: another thread of the process, which does not block the signals, may receive them.
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda number, frame: received.append(signal.Signals(number).name))
     noted = 0

@@ -1,4 +1,4 @@
-"""Start real servers, and talk to them over real sockets."""
+"""Tools that start real servers, and send requests to them over real sockets."""
 
 import http.client
 import json
@@ -18,18 +18,18 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-from engine.control import unix_address
-from engine.run_directory import ServerRecord, read_server_record
+from shoal.engine.process.control import unix_address
+from shoal.engine.process.run_directory import ServerRecord, read_server_record
 
 Seen = TypeVar("Seen")
 PATIENCE_SECONDS = 90.0
-"""A writer stands back behind whatever else the machine does."""
+"""The default time limit for `eventually`. It is long, because the writer yields to everything else on the machine."""
 
 
 def eventually(
     look: Callable[[], Seen | None], what: str | Callable[[], str], seconds: float = PATIENCE_SECONDS
 ) -> Seen:
-    """What `look` sees, once it sees something true, which it has so many seconds for."""
+    """Return the first true result of `look`, or raise AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if seen := look():
@@ -39,7 +39,7 @@ def eventually(
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet has."""
+    """Return whether a process has ended. A zombie counts as ended."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -48,7 +48,7 @@ def is_gone(pid: int) -> bool:
 
 @contextmanager
 def standing_still(pid: int) -> Iterator[None]:
-    """A process does nothing meanwhile, as one that has not got to it yet."""
+    """Stop a process, and let it continue at the end."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -77,7 +77,7 @@ class Answer:
 
 
 class Connection:
-    """One keep-alive connection; `tls` is what a client of a server with a certificate trusts, and is."""
+    """One keep-alive connection. `tls` has the certificates that a client of an HTTPS server trusts and presents."""
 
     def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
         self._http: http.client.HTTPConnection
@@ -96,7 +96,7 @@ class Connection:
             self._http.connect()
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """Send a request; a body that is not bytes is sent as JSON."""
+        """Send a request and return its answer. A body that is not bytes is sent as JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         self._http.request(method, path, data, headers)
         response = self._http.getresponse()
@@ -108,8 +108,8 @@ class Connection:
 
 
 class Server:
-    """A server in processes of its own; of the code in another directory than these tests', if one is given, and with
-    these variables in its environment besides the tests' own."""
+    """A server in its own processes. `code` is another directory to run the code from, and `environment` has variables
+    to add to the tests' own."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Server:
         self.tls = tls
         self.log_path = store.parent / f"{store.name}.log"
         defaults = {"store": str(store), "port": 0, "workers": 2, "drain_seconds": 20.0}
-        # What a test asks once is to be answered, however busy the machine is.
+        # A request that a test sends once must be answered, however busy the machine is.
         settings = defaults | {"request_timeout_ms": 60_000} | settings
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
@@ -178,7 +178,7 @@ class Server:
             connection.close()
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """Send a request on a connection of its own."""
+        """Send a request on a new connection."""
         with self.connection() as connection:
             return connection.ask(method, path, body, **headers)
 
@@ -191,7 +191,7 @@ class Server:
         )
 
     def await_views(self, *names: str) -> None:
-        """Wait until these are loaded: the first that is makes the server ready."""
+        """Wait until these views are loaded; the server is ready as soon as the first view is."""
 
         def loaded() -> bool:
             answer = self.ask("GET", "/v1/views")
@@ -200,7 +200,7 @@ class Server:
         eventually(loaded, lambda: f"the views {', '.join(names)}; the server's log is\n{self.log}")
 
     def raw_socket(self) -> socket.socket:
-        """A connection for bytes that no client would send."""
+        """Return a socket connected to the server, for bytes that no HTTP client would send."""
         host, _, port = self.record.address.removeprefix("http://").rpartition(":")
         return socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
 

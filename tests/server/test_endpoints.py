@@ -112,7 +112,7 @@ def test_packed_bodies(server: Server) -> None:
     assert server.ask("POST", "/v1/lookup", gzip.compress(body), **packed).json["features"] == {"users:score": [0.25]}
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- rejected requests ---------------------------------------------------------------------------------------------
 
 USER = {"users_id": [1]}
 
@@ -127,20 +127,20 @@ USER = {"users_id": [1]}
             b'{"features": ["doc:a"], "features": ["doc:text"], "entities": {"doc_id": [1]}}',
             400,
             "LookupInvalid",
-            "'features' stands twice in an object of the body; give it once",
+            "'features' appears twice in an object of the body; give it once",
         ),
         (
             b'{"features": ["doc:a"], "entities": {"doc_id" : [1], "doc\\u005fid": [2]}}',
             400,
             "LookupInvalid",
-            "'doc_id' stands twice in an object of the body; give it once",
+            "'doc_id' appears twice in an object of the body; give it once",
         ),
         *(
             (
                 b'{"features": ["doc:a"], "entities"%b: {"doc_id"%b: [1]}, "entities"%b:{}}' % (spaces, spaces, spaces),
                 400,
                 "LookupInvalid",
-                "'entities' stands twice in an object of the body; give it once",
+                "'entities' appears twice in an object of the body; give it once",
             )
             for spaces in (b"\t", b"  ", b"\n", b"\r\n\t ")
         ),
@@ -148,7 +148,7 @@ USER = {"users_id": [1]}
         ({"features": ["users:score"]}, 400, "LookupInvalid", "the field 'entities' is missing"),
         ({"entities": USER}, 400, "LookupInvalid", "give either features, a list of view:feature, or service"),
         ({"features": ["a:b"], "service": "x", "entities": USER}, 400, "LookupInvalid", "give either features"),
-        ({"features": [], "entities": USER}, 400, "LookupInvalid", "no features were asked for"),
+        ({"features": [], "entities": USER}, 400, "LookupInvalid", "the request names no features"),
         ({"features": [1], "entities": USER}, 400, "LookupInvalid", "features.0 is 1: Input should be a valid string"),
         (
             {"features": "users:score", "entities": USER},
@@ -156,7 +156,7 @@ USER = {"users_id": [1]}
             "LookupInvalid",
             "features is 'users:score': Input should",
         ),
-        ({"features": ["score"], "entities": USER}, 400, "LookupInvalid", "'score' is no feature reference"),
+        ({"features": ["score"], "entities": USER}, 400, "LookupInvalid", "'score' is not a feature reference"),
         (
             {"features": ["nope:x"], "entities": USER},
             404,
@@ -186,8 +186,8 @@ USER = {"users_id": [1]}
         ({"features": ["users:score"], "entities": {"users_id": [1.5]}}, 400, "LookupInvalid", "such as 1.5"),
         ({"features": ["users:score"], "entities": {"users_id": [True]}}, 400, "LookupInvalid", "holds bool"),
         ({"features": ["users:score"], "entities": {"users_id": [1, None]}}, 400, "LookupInvalid", "is null in row 1"),
-        ({"features": ["users:score"], "entities": {"users_id": {"a": 1}}}, 400, "LookupInvalid", "is no entity; give"),
-        ({"features": ["users:score"], "entities": {"users_id": 1.5}}, 400, "LookupInvalid", "1.5 is no entity; give"),
+        ({"features": ["users:score"], "entities": {"users_id": {"a": 1}}}, 400, "LookupInvalid", "is not an entity"),
+        ({"features": ["users:score"], "entities": {"users_id": 1.5}}, 400, "LookupInvalid", "1.5 is not an entity"),
         (
             {"features": ["users:*", "items:*"], "entities": {"users_id": [1, 2], "items_id": ["a"]}},
             400,
@@ -198,9 +198,9 @@ USER = {"users_id": [1]}
             {"features": ["users:score"], "entities": USER, "max_age": "soon"},
             400,
             "LookupInvalid",
-            "max_age: 'soon' is no duration; give a whole number and one of s, m, h, d, w",
+            "max_age: 'soon' is not a duration; give a whole number and one of s, m, h, d, w",
         ),
-        ({"features": ["users:score"], "entities": USER, "max_age": 60}, 400, "LookupInvalid", "max_age: 60 is no dur"),
+        ({"features": ["users:score"], "entities": USER, "max_age": 60}, 400, "LookupInvalid", "max_age: 60 is not a"),
         (
             {"features": ["users:score"], "entities": USER, "stale": "x"},
             400,
@@ -211,9 +211,9 @@ USER = {"users_id": [1]}
             {"features": ["users:score"], "entities": {"users_id": list(range(51))}},
             413,
             "RequestTooLarge",
-            "entity 'users_id' has 51 values, the server takes 50",
+            "entity 'users_id' has 51 values, the server accepts at most 50",
         ),
-        (b" " * 20_001, 413, "RequestTooLarge", "the body has 20001 bytes, the server takes 20000 bytes"),
+        (b" " * 20_001, 413, "RequestTooLarge", "the body has 20001 bytes, the server accepts at most 20000"),
     ],
 )
 def test_refused_lookups(server: Server, body: Any, status: int, code: str, message: str) -> None:

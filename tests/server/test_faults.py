@@ -1,4 +1,5 @@
-"""A server whose store, disk or root comes to harm goes on with what is good, names what is not, and recovers alone."""
+"""Faults of a running server's store, disk or root: good views are served, damaged ones are reported, and the server
+recovers by itself."""
 
 import os
 import resource
@@ -15,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.environment import live_path
-from engine.export_root import ExportRoot
+from shoal.engine.format.paths import live_path
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.damage import base_path, harm
 from tests.server.serving import Answer, Server, eventually
@@ -65,7 +66,7 @@ def test_a_damaged_view_is_named_everywhere_and_the_others_are_served(store: Pat
         assert "it was cut short" in status["doc"]["damage"]
         assert gauge(server, 'shoal_view_damaged{view="doc"}') == "1.0"
         assert gauge(server, 'shoal_view_damaged{view="other"}') == "0.0"
-        # The only view that is left is damaged too: nothing can be answered.
+        # The only remaining view is damaged too, so nothing can be served.
         harm(store, "other", "base missing")
     with Server(store) as server:
         answer = server.ask("GET", "/ready")
@@ -73,7 +74,7 @@ def test_a_damaged_view_is_named_everywhere_and_the_others_are_served(store: Pat
 
 
 def attempt(ask: Callable[[], Answer]) -> Answer | None:
-    """An answer, unless the worker dies over it."""
+    """Return an answer, or None if the worker dies during the request."""
     with suppress(OSError):
         return ask()
     return None
@@ -85,7 +86,8 @@ def test_a_base_that_is_cut_short_under_a_server_is_loaded_again(store: Path, ro
         os.truncate(base_path(store, "doc"), 4096)
 
         def whole_again() -> bool:
-            # Workers that have the file mapped die of what is missing; that is all that a map allows.
+            # Workers that have the file mapped are killed when they read a missing page. A memory map offers no other
+            # way.
             answer = attempt(lambda: server.lookup(["doc:a", "doc:text"], {"doc_id": [1, 1999]}))
             return answer is not None and answer.status == 200 and answer.json["features"]["doc:a"] == [2, 1]
 
@@ -105,8 +107,8 @@ def test_a_store_whose_catalog_is_cut_short_is_one_error_that_says_what_to_do(st
         assert "it was cut short; restore a backup" in answer.error[1]
         eventually(lambda: "writer cannot go on: StoreDamaged: " in server.log, "the writer's complaint")
         assert "Traceback" not in server.log
-        # It is done while the server runs: the supervisor tries a new writer again and again.
-        subprocess.run([sys.executable, "-m", "cli", "store", "accept-loss", "--store", str(store)], check=True)
+        # The operator runs the command while the server is up; the supervisor keeps trying to start a new writer.
+        subprocess.run([sys.executable, "-m", "shoal", "store", "accept-loss", "--store", str(store)], check=True)
         eventually(lambda: attempt(lambda: server.ask("GET", "/ready")).status == 200, "a store, loaded anew")  # type: ignore[union-attr]
         eventually(lambda: server.lookup(["doc:a"], KEYS).json.get("features") == {"doc:a": [2]}, "all of it")
 
@@ -139,7 +141,7 @@ def test_a_worker_without_descriptors_serves_on_and_accepts_again_later(store: P
             eventually(lambda: "connections cannot be accepted" in server.log, "a connection that is refused")
             assert connection.ask("POST", "/v1/lookup", {"features": ["doc:a"], "entities": KEYS}).status == 200
             worker.rlimit(resource.RLIMIT_NOFILE, before)
-            # Who came meanwhile was kept waiting, and is served now.
+            # The clients that connected in the meantime had to wait, and are served now.
             for client in waiting:
                 client.sendall(b"GET /health HTTP/1.1\r\nHost: shoal\r\nConnection: close\r\n\r\n")
                 assert client.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
@@ -185,14 +187,15 @@ def test_a_server_whose_disk_is_full_goes_on_and_recovers_by_itself(disk: Path, 
         with ballast.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free)
         assert gauge(server, "shoal_disk_free_bytes") == "0.0"
-        # The first may find room where earlier commits were.
+        # The first pushes may still fit into free pages of earlier commits.
         pushed = [server.ask("POST", "/v1/push", push) for _ in range(5)][-1]
         assert (pushed.status, pushed.error[0]) == (507, "StoreFull")
         before = server.record
         assert before.writer is not None
         os.kill(before.writer, signal.SIGKILL)
         eventually(lambda: server.log.count("writer started") == 2, "another writer")
-        time.sleep(0.5)  # Its number has found no room either.
+        # There is no room for the record with the new writer's process id either.
+        time.sleep(0.5)
         assert "the server's record cannot be written" in server.log
         assert seen(server, "other") == 1
         ballast.unlink()

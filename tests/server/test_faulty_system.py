@@ -1,5 +1,5 @@
-"""A clock that jumps, and a root that does not answer or fails: calls of the C library that a server makes are made to
-behave so."""
+"""A clock that jumps, and a root that hangs or fails. A preloaded library changes the results of the server's C library
+calls."""
 
 import mmap
 import shutil
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.server.serving import Server, eventually
 
@@ -29,14 +29,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("there is no C compiler; install gcc")
     path = tmp_path_factory.mktemp("library") / "faulty_system.so"
     source = Path(__file__).with_name("faulty_system.c")
-    # Without fortified headers, which would define some of these functions in terms of others.
+    # Fortified headers would define some of these functions with others.
     options = ["-shared", "-fPIC", "-O1", "-U_FORTIFY_SOURCE"]
     subprocess.run([compiler, *options, "-o", str(path), str(source), "-ldl"], check=True)
     return path
 
 
 class System:
-    """What is wrong with the system of the processes that have `environment`."""
+    """The faults of the system for all processes that run with `environment`."""
 
     def __init__(self, directory: Path, library: Path, root: ExportRoot) -> None:
         path = directory / "control"
@@ -50,7 +50,7 @@ class System:
         }
 
     def set_clock(self, ahead: int) -> None:
-        """Have the clock be so many seconds ahead."""
+        """Set the clock ahead by a number of seconds."""
         struct.pack_into("=q", self._control, 0, ahead)
 
     def set_root(self, state: int) -> None:
@@ -81,7 +81,7 @@ def is_seen(server: Server, value: int) -> bool:
 
 
 def await_watched(server: Server, root: ExportRoot) -> None:
-    """Wait until the writer has gone through the root, and watches it."""
+    """Wait until the writer has read the whole root and watches it."""
     for value in (100, 101):
         stores.publish_delta(root, OTHER, [{"other_id": 1, "a": value}])
         eventually(partial(is_seen, server, value), "the delta")
@@ -106,14 +106,14 @@ def test_a_clock_that_jumps_loses_nothing_and_ends_nobody(store: Path, root: Exp
         before = server.record
         for number, ahead in enumerate((0, YEAR, -YEAR, 3600, 0)):
             system.set_clock(ahead)
-            # By the client's time, and of other keys by the server's.
+            # Key 100 is pushed with the client's event time, the other keys with the server's time.
             push(server, "doc", 100, number, event_timestamp=f"2020-01-0{number + 1}T00:00:00Z")
             assert seen(server, 100) == number
             assert push(server, "doc", 200 + number, number)["superseded"] == 0
             assert [seen(server, 200 + earlier) for earlier in range(number + 1)] == list(range(number + 1))
             stores.publish_delta(root, OTHER, [{"other_id": 1, "a": 1000 + number}])
             eventually(partial(is_seen, server, 1000 + number), "the delta")
-            # What is older by the clock of the server stays out, and is said to.
+            # A row that is older by the server's clock is not applied, and is counted as superseded.
             assert push(server, "doc", 1, number)["superseded"] in (0, 1)
         assert push(server, "doc", 201, 7)["superseded"] == 1
         assert seen(server, 201) == 1

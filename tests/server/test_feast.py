@@ -1,4 +1,4 @@
-"""POST /get-online-features as Feast's clients use it: the request's fields, the answer's shape, errors to raise."""
+"""POST /get-online-features as Feast's clients use it: the request's fields, the answer, and the errors to raise."""
 
 import json
 from typing import Any
@@ -25,7 +25,8 @@ def test_feast_lookup(server: Server) -> None:
     )
     assert answer.status == 200
     epoch, time = "1970-01-01T00:00:00Z", "2026-01-01T00:00:00Z"
-    found, times = ["PRESENT", "NOT_FOUND"], [time, epoch]
+    found = ["PRESENT", "NOT_FOUND"]
+    times = [time, epoch]
     assert answer.json == {
         "metadata": {"feature_names": ["users_id", "items_id", "score", "large"]},
         "results": [
@@ -50,7 +51,7 @@ def test_feast_service_and_full_names(server: Server) -> None:
 
 
 def result(answer: Answer, name: str) -> tuple[list[Any], list[str]]:
-    """The values and statuses of a name in an answer."""
+    """Return the values and statuses of a feature in an answer."""
     assert answer.status == 200, answer.body
     found = answer.json["results"][answer.json["metadata"]["feature_names"].index(name)]
     return found["values"], found["statuses"]
@@ -78,7 +79,7 @@ def test_a_feature_service_goes_before_features(server: Server) -> None:
 
 
 def error(answer: Answer) -> str:
-    """The exception that a client would raise."""
+    """Return the class of the exception that a Feast client would raise."""
     return str(json.loads(answer.json)["class"])
 
 
@@ -225,7 +226,7 @@ def test_bodies_that_are_hard_to_read_are_refused(server: Server, body: bytes) -
         ({"features": ["users:score"], "entities": {"users_id": ["x"]}}, 400, "FeastError", "must be int64: invalid"),
         ({"features": ["users:score"], "entities": {"users_id": [2**63]}}, 400, "FeastError", "must be int64"),
         ({"features": ["users:score"], "entities": {"users_id": [[1]]}}, 400, "FeastError", "but holds lists"),
-        ({"features": ["users:score"], "entities": {"users_id": [1] * 51}}, 413, "FeastError", "the server takes 50"),
+        ({"features": ["users:score"], "entities": {"users_id": [1] * 51}}, 413, "FeastError", "accepts at most 50"),
         (
             {"features": ["users:text", "items:text"], "entities": USER | {"items_id": ["a"]}},
             400,

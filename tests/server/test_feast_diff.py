@@ -1,19 +1,20 @@
-"""The side of `shoal feast-diff` that asks a server; here the store itself stands where Feast would."""
+"""The part of `shoal feast-diff` that queries a server. The store itself takes the place of Feast."""
 
 from typing import Any
 
 import pytest
 
-from engine.errors import RequestTooLarge
-from engine.feast_diff import ServerSide, StoreSide, Summary, compare
-from engine.server_access import ServerAccess
+from shoal.engine.base.errors import RequestTooLarge
+from shoal.engine.base.server_access import ServerAccess
+from shoal.engine.feast.diff import ServerSide, StoreSide, Summary, compare
 from tests.server.serving import Server
 
 FEATURES = ["users:*", "pairs:*"]
 
 
 def differences(server: Server, keys: dict[str, list[Any]]) -> Summary:
-    store, asked = StoreSide(server.store), ServerSide(server.record.address, ServerAccess())
+    store = StoreSide(server.store)
+    asked = ServerSide(server.record.address, ServerAccess())
     summary = Summary()
     references = asked.description.references(FEATURES)
     assert [*compare(references, keys, store, asked, asked.description, summary=summary)] == []
@@ -37,5 +38,5 @@ def test_a_body_that_is_too_large_is_sent_in_parts(server: Server) -> None:
 
 
 def test_a_server_that_takes_nothing_is_an_error(server: Server) -> None:
-    with pytest.raises(RequestTooLarge, match=r"takes not even one key: .*max_body_bytes"):
+    with pytest.raises(RequestTooLarge, match=r"rejects even a request for one key: .*max_body_bytes"):
         differences(server, {"users_id": [1], "items_id": ["x" * 30_000]})

@@ -1,4 +1,4 @@
-"""What `--feast-strict` changes: the answers of Feast's server to the letter, where they lose something or mislead."""
+"""The effects of `--feast-strict`: answers equal those of Feast's server, even where they lose data or mislead."""
 
 import json
 from typing import Any
@@ -6,16 +6,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.allowance import UNLIMITED
-from engine.errors import AmbiguousFeature, LookupInvalid, RequestTooLarge, ShoalError, StoreNotFound, UnknownFeature
-from engine.export_root import ExportRoot
-from engine.feature_store import FeatureStore
-from engine.server import feast
+from shoal.engine.base.errors import (
+    AmbiguousFeature,
+    LookupInvalid,
+    RequestTooLarge,
+    ShoalError,
+    StoreNotFound,
+    UnknownFeature,
+)
+from shoal.engine.feature_store import FeatureStore
+from shoal.engine.lookup.allowance import UNLIMITED
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server import feast
 from tests import stores
 from tests.every_type import RECENT, recent_rows
 
 NUMBERS = stores.schema("numbers", single="float32", double="float64", floats="list<float32>", vector="float32[2]")
-NAN, INFINITY = float("nan"), float("inf")
+NAN = float("nan")
+INFINITY = float("inf")
 ROWS: list[stores.Row] = [
     {"numbers_id": "plain", "single": 0.1, "double": 0.1, "floats": [0.1], "vector": [0.1, 1.0]},
     {
@@ -42,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 
 def answered(store: FeatureStore, features: list[str], *, strict: bool = True, **entities: list[Any]) -> dict[str, Any]:
-    """The results by name."""
+    """Return the results by feature name."""
     asked = feast.FeastRequest(features=features, entities=entities)
     _, encode = feast.look_up(store, asked, strict=strict)
     document = json.loads(encode(UNLIMITED))
@@ -97,7 +105,7 @@ def test_whatever_is_there_is_present(store: FeatureStore) -> None:
 )
 def test_the_status_of_an_error(error: ShoalError, strict: int) -> None:
     for is_strict, status in ((True, strict), (False, error.http_status)):
-        assert feast.answer_error(error, str(error), error.http_status, strict=is_strict).status == status
+        assert feast.feast_error_response(error, str(error), error.http_status, strict=is_strict).status == status
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,7 @@ def test_the_status_of_an_error(error: ShoalError, strict: int) -> None:
 def test_content_types(content_type: str, is_taken: bool) -> None:
     body = b'{"entities": {}}'
     if is_taken:
-        assert feast.parse_request(body, content_type).entities == {}
+        assert feast.parse_feast_request(body, content_type).entities == {}
     else:
         with pytest.raises(LookupInvalid, match="valid dictionary"):
-            feast.parse_request(body, content_type)
+            feast.parse_feast_request(body, content_type)

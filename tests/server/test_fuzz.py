@@ -1,4 +1,4 @@
-"""Whatever is sent, the server answers with an error that is the client's, and goes on."""
+"""Whatever a client sends, the server answers without an internal error and keeps serving."""
 
 import gzip
 import http.client
@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.control import unix_address, writer_socket_path
-from engine.export_root import ExportRoot
+from shoal.engine.process.control import unix_address, writer_socket_path
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.every_type import ITEMS, USERS, item_rows, user_rows
 from tests.server.serving import PATIENCE_SECONDS, Answer, Connection, Server
@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(directory / "store", {"root": str(root)}, max_keys=1000, max_values=4_000_000) as server:
         server.await_views("items", "users")
         yield server
-        # In the writer, aiohttp itself tells of what is no HTTP.
+        # In the writer, aiohttp itself logs requests that are not HTTP.
         assert " failed\nTraceback" not in server.log
 
 
@@ -138,7 +138,7 @@ def test_hard_bodies(connection: Connection, path: str, body: bytes) -> None:
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("depth", [100, 300, 1000])
 def test_a_value_in_many_others(connection: Connection, path: str, depth: int) -> None:
-    """As deep as the parser goes, which is deeper than Python writes it again."""
+    """The nesting is as deep as the parser accepts, and deeper than Python's encoder can write."""
     valid = {"features": ["items:*"], "view": "items", "push_source_name": "items", "feature_view_name": "users"}
     for value in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
         for member in BODIES[path]:
@@ -161,11 +161,13 @@ def test_a_bomb_of_zeros_is_refused(server: Server, path: str, encoding: str) ->
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
 def test_a_body_that_is_not_packed_as_it_says_is_refused(server: Server, encoding: str) -> None:
     head = b"POST /v1/lookup HTTP/1.1\r\nContent-Length: 2\r\nContent-Encoding: %s\r\n\r\n" % encoding.encode()
-    for pause in (0.0, 0.1):  # The body comes with the head, or behind it.
+    # The body comes together with the head, or after it.
+    for pause in (0.0, 0.1):
         with server.raw_socket() as client:
             client.sendall(head)
             time.sleep(pause)
-            with suppress(ConnectionError):  # Some are refused by their heads.
+            # Some requests are rejected after the head.
+            with suppress(ConnectionError):
                 client.sendall(b"{}")
             answer = _answer(client)
         assert answer.status == 400
@@ -194,7 +196,7 @@ def test_a_million_names_are_refused_before_each_is_looked_at(server: Server, pa
     names = b",".join(b'"%d":1.5' % number for number in range(1_000_000))
     answer = server.ask("POST", path, b'{"%s":{%s}}' % (member.encode(), names), **{"Content-Type": "application/json"})
     assert answer.status == 413
-    assert b"has 1000000 members, a request takes 10000" in answer.body
+    assert b"has 1000000 members, a request may have 10000" in answer.body
 
 
 def test_a_million_features_are_refused_before_each_is_looked_at(server: Server) -> None:
@@ -229,13 +231,13 @@ def test_an_error_is_short_whatever_it_repeats(connection: Connection) -> None:
 def test_more_than_an_answer_holds_is_refused(connection: Connection, path: str) -> None:
     of_many = {"features": ["users:score"] * 5000, "entities": {"users_id": [1] * 900}}
     too_many = {"features": ["users:*"] * 6000, "entities": {"users_id": [1]}}
-    for asked, words in ((of_many, b"an answer holds"), (too_many, b"a request takes 10000")):
+    for asked, words in ((of_many, b"an answer may hold at most"), (too_many, b"a request may name at most 10000")):
         answer = connection.ask("POST", path, asked, Accept="application/json")
         assert answer.status == 413
         assert words in answer.body
 
 
-# --- rows in Arrow that are larger than they look ----------------------------------------------------------------
+# --- Arrow streams that are larger than they look ----------------------------------------------------------------
 
 
 def arrow(columns: dict[str, Any], names: list[str] | None = None, **options: Any) -> bytes:

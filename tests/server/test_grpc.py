@@ -1,4 +1,4 @@
-"""Feast's serving protocol over gRPC: what goes over the wire."""
+"""Feast's serving protocol over gRPC, tested on the wire."""
 
 import json
 import os
@@ -60,7 +60,8 @@ def test_requests_of_other_bytes_are_the_clients_fault(client: Client, server: S
 
 def test_join_keys_come_first_then_features_in_the_order_asked(client: Client) -> None:
     entities = {"users_id": integers(3, 99), "unused": texts("x", "y"), "items_id": texts("empties", "none")}
-    found, times = ["PRESENT", "NOT_FOUND"], [NEW_YEAR, EPOCH]
+    found = ["PRESENT", "NOT_FOUND"]
+    times = [NEW_YEAR, EPOCH]
     assert client.ask(asked(["users:score", "items:large"], entities)) == {
         "metadata": {"feature_names": {"val": ["users_id", "items_id", "score", "large"]}},
         "results": [
@@ -95,7 +96,7 @@ def test_keys_of_several_parts(client: Client) -> None:
 
 
 def test_a_key_given_in_part_is_not_found(client: Client) -> None:
-    """Which costs the other views nothing."""
+    """The views with complete keys are not affected."""
     answer = client.ask(asked(["pairs:times", "users:score"], {"users_id": integers(1, 3)}))
     assert answer["metadata"]["feature_names"]["val"] == ["users_id", "times", "score"]
     missing, found = answer["results"][1:]
@@ -159,7 +160,7 @@ def test_values_are_those_of_the_json_for_feast(server: Server, client: Client) 
 
 
 def as_json(value: dict[str, Any]) -> Any:
-    """A value as JSON has it, for which Protocol Buffers write 64-bit integers as strings."""
+    """Return a value in plain JSON; Protocol Buffers write 64-bit integers as strings."""
     for kind, content in value.items():
         if kind.endswith("list_val"):
             items = content.get("val", [])
@@ -270,7 +271,7 @@ def test_feasts_own_client_reads_the_same(server: Server, client: Client) -> Non
     )
     assert asking.returncode == 0, asking.stderr
     for request, seen in zip(REQUESTS, json.loads(asking.stdout), strict=True):
-        # A map has no order to a client of Feast's.
+        # Feast's client sends maps, and maps have no order.
         assert by_name(client.ask(request)) == by_name(seen)
 
 

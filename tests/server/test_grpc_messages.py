@@ -1,4 +1,4 @@
-"""Keys of a request are read the same by the kernels and by the protobuf library, whatever bytes come."""
+"""The kernels and the protobuf library read the same keys from a request, whatever its bytes are."""
 
 import os
 from typing import Any
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import LookupInvalid
+from shoal.engine.base.errors import LookupInvalid
 
 pytest.importorskip("google.protobuf", reason="protobuf is not installed: pip install 'shoal[grpc]'")
 
-from engine.server import grpc_messages
-from engine.server.grpc_messages import parse_keys, parse_request
+from shoal.engine.server import grpc_messages
+from shoal.engine.server.grpc_messages import parse_grpc_request, parse_keys
 from tests.server.feast_messages import encode
 
 EXAMPLES = int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "200"))
@@ -60,9 +60,9 @@ def test_bytes_that_nobody_would_write(keys: list[dict[str, Any]], edits: list[t
     [
         (b"", []),
         (b"\x0a\x06\x18\xff\xff\xff\xff\x0f", [-1]),  # An int32 that was not extended to 64 bits.
-        (b"\x0a\x03\x12\x02a", None),  # It ends early.
-        (b"\x0a\x06\x12\x01a\x12\x01b", ["b"]),  # Of a oneof the last counts.
-        (b"\x0a\x83\x00\x12\x01a", ["a"]),  # A size that takes more bytes than it needs.
+        (b"\x0a\x03\x12\x02a", None),  # The message ends early.
+        (b"\x0a\x06\x12\x01a\x12\x01b", ["b"]),  # The last member of a oneof wins.
+        (b"\x0a\x83\x00\x12\x01a", ["a"]),  # A length with more bytes than it needs.
     ],
 )
 def test_unusual_encodings(data: bytes, keys: list[Any] | None) -> None:
@@ -74,13 +74,13 @@ def test_unusual_encodings(data: bytes, keys: list[Any] | None) -> None:
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_requests_that_nobody_would_send(data: st.DataObject) -> None:
-    """They are read, or refused as the client's."""
+    """The requests are either read, or rejected as the client's error."""
     request = bytearray(data.draw(st.sampled_from(REQUESTS)))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(request)))
         request[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     try:
-        asked = parse_request(bytes(request))
+        asked = parse_grpc_request(bytes(request))
         for name, keys in asked.entities.items():
             parse_keys(name, keys)
     except LookupInvalid as error:

@@ -1,4 +1,4 @@
-"""The port for gRPC is held before there are workers: what is wrong with it ends the server at once."""
+"""The gRPC port is bound before the workers start, so an unusable port ends the server at once."""
 
 import importlib.util
 import socket
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from engine.errors import AddressUnusable, GrpcMissing
-from engine.server.grpc_port import address_of, reserve_port
-from engine.settings import ServerSettings
+from shoal.engine.base.errors import AddressUnusable, GrpcMissing
+from shoal.engine.server.grpc_port import grpc_address, reserve_port
+from shoal.engine.server.settings import ServerSettings
 
 pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'shoal[grpc]'")
 
@@ -26,7 +26,7 @@ def test_without_a_port_nothing_is_held() -> None:
 def test_workers_can_listen_on_the_port_and_other_servers_cannot() -> None:
     with reserve_port(settings(grpc_port=0)) as holder:
         assert holder is not None
-        host, _, port = address_of(holder).rpartition(":")
+        host, _, port = grpc_address(holder).rpartition(":")
         refusal = pytest.raises(AddressUnusable, match=f"cannot listen for gRPC on {host}:{port}: .* give another port")
         with refusal, reserve_port(settings(grpc_port=int(port))):
             pass

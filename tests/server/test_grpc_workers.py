@@ -1,4 +1,4 @@
-"""gRPC: how workers come and go on one port."""
+"""gRPC workers on one shared port, when they start, end and are replaced."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests.server.serving import PATIENCE_SECONDS, Server, eventually
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'shoal[grpc]'")
@@ -21,7 +21,7 @@ ITEMS = {"items_id": texts("nulls", "extremes", "empties", "none", *(f"item-{num
 
 
 def workers_on(server: Server) -> set[int]:
-    """The workers that clients of gRPC are connected to."""
+    """Return the process ids of the workers with gRPC clients."""
     port = int(server.grpc_address.rpartition(":")[2])
     return {
         pid
@@ -81,7 +81,8 @@ def test_a_server_that_drains_answers_or_says_that_it_is_gone(root: ExportRoot, 
         for thread in threads:
             thread.join(PATIENCE_SECONDS)
         assert server.process.wait(PATIENCE_SECONDS) == 0
-        # A request that arrives as the server closes is cancelled: gRPC has it, and gives it to nobody.
+        # gRPC cancels a request that arrives while the server closes: the request is accepted, but no handler receives
+        # it.
         assert len(outcomes) == 4
         assert {"UNAVAILABLE", "CANCELLED"}.issuperset(outcomes)
         assert "did not stop" not in server.log

@@ -1,4 +1,4 @@
-"""Connections that ask nothing, far more than a server may have open: they go, and lock out nobody meanwhile."""
+"""Idle connections, far more than a server may have open, are closed and never block other clients."""
 
 import select
 import socket
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.server.conftest import GRPC_PORT
 from tests.server.serving import Server, eventually
@@ -16,9 +16,9 @@ DOC = stores.schema("doc", key="int64", a="int64")
 ASKED = {"features": ["doc:a"], "entities": {"doc_id": [1]}}
 REQUEST = b"GET /health HTTP/1.1\r\nHost: shoal\r\n\r\n"
 OPEN_FILES, FITTING, IDLE = 256, 64, 300
-"""Half of the files are the connections', but for the 64 that may be one too many; each port has a half of those."""
+"""Half of the open files are for connections, less 64 for extra connections. Two ports share the rest equally."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What every client of HTTP/2 begins with: this, and a SETTINGS frame, here without any."""
+"""The bytes that every HTTP/2 client sends first: the preface and a SETTINGS frame, which is empty here."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def is_ended(connection: socket.socket) -> bool:
-    """Whether the server has closed a connection over which it has nothing else to say."""
+    """Return whether the server has closed a connection with nothing left to read."""
     readable, _, _ = select.select([connection], [], [], 0)
     try:
         return bool(readable) and not connection.recv(1 << 16)
@@ -49,7 +49,7 @@ def test_connections_are_fitted_to_the_files_that_may_be_open(server: Server) ->
 
 
 def test_idle_connections_lock_nobody_out_and_are_ended(server: Server) -> None:
-    # Silent from the start, silent behind half a head, and silent after an answer.
+    # The connections are silent from the start, after half a request head, or after an answer.
     idle = [server.raw_socket() for _ in range(IDLE)]
     for number, connection in enumerate(idle):
         if number % 3:

@@ -1,4 +1,4 @@
-"""What other users may do with a store, and with the writer's control socket: nothing, whatever the umask."""
+"""Other users have no access to a store or to the writer's control socket, whatever the umask."""
 
 import os
 import shutil
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import RunDirectoryPrivate
-from engine.export_root import ExportRoot
-from engine.run_directory import make_run_directory
-from loaders.compaction import fold
-from loaders.load import load
-from loaders.store_writer import StoreWriter
-from loaders.writer import LogObserver
+from shoal.engine.base.errors import RunDirectoryPrivate
+from shoal.engine.process.run_directory import make_run_directory
+from shoal.engine.root.export_root import ExportRoot
+from shoal.loaders.apply.compaction import fold
+from shoal.loaders.commit.store_writer import StoreWriter
+from shoal.loaders.follow.load import load
+from shoal.loaders.writer import LogObserver
 from tests import stores
 from tests.every_type import USERS, user_rows
 from tests.server.serving import Server
@@ -38,7 +38,7 @@ def test_a_store_that_is_served_is_private(root: ExportRoot, tmp_path: Path, uma
         assert mode(store / "run" / "writer.sock") == 0o600
         made = {path: mode(path) for path in (store, *store.rglob("*")) if store / "run" not in path.parents}
     assert {path.name for path in made} >= {"store", "live", "lock.mdb", "data.mdb", "generations", "users"}
-    # To all others nothing, and no write to the group, but for the readers' table of LMDB.
+    # Others have no access, and the group cannot write, except to LMDB's table of readers.
     assert [path for path, its in made.items() if its & 0o007] == []
     assert {path.name for path, its in made.items() if its & 0o020} <= {"lock.mdb"}
     assert {its & 0o700 for path, its in made.items() if path.is_file()} == {0o600}
@@ -70,7 +70,7 @@ def test_a_run_directory_of_before_becomes_private(tmp_path: Path) -> None:
     (tmp_path / "store" / "run").chmod(0o777)
     make_run_directory(tmp_path / "store")
     assert mode(tmp_path / "store" / "run") == 0o700
-    # The store was there, and somebody may have meant it so.
+    # The directory existed before, so its mode may be intended.
     assert mode(tmp_path / "store") == 0o755
 
 
@@ -79,7 +79,7 @@ def test_a_run_directory_of_before_becomes_private(tmp_path: Path) -> None:
 
 @pytest.fixture
 def open_store() -> Iterator[Path]:
-    """A directory for a store that everybody may enter, unlike those that pytest makes."""
+    """A directory for a store that every user may enter, unlike pytest's directories."""
     if os.geteuid() != 0:
         pytest.skip("only root can be another user for a while")
     path = Path(tempfile.mkdtemp())
@@ -92,10 +92,10 @@ def open_store() -> Iterator[Path]:
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from engine.control import WriterClient
-from engine.errors import ShoalError
-from engine.processes import describe_server
-from loaders.store_writer import StoreWriter
+from shoal.engine.process.control import WriterClient
+from shoal.engine.base.errors import ShoalError
+from shoal.engine.status.processes import describe_server
+from shoal.loaders.commit.store_writer import StoreWriter
 import asyncio
 
 os.setgroups([]), os.setgid({nobody}), os.setuid({nobody})
@@ -114,7 +114,8 @@ def test_another_user_is_told_whose_it_is(open_store: Path, root: ExportRoot) ->
         script = AS_NOBODY.format(nobody=NOBODY)
         done = subprocess.run([sys.executable, "-c", script, str(open_store)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    private = f"RunDirectoryPrivate {open_store}/run belongs to the user 0 alone, and this is {NOBODY}; run it as 0"
+    whose = f"is private to user 0, but this process runs as user {NOBODY}; run it as user 0"
+    private = f"RunDirectoryPrivate {open_store}/run {whose}"
     status, writing, order = done.stdout.splitlines()
     assert (status, writing) == (private, private)
     assert order.startswith(f"WriterUnavailable no writer answers on {open_store}/run/writer.sock")
@@ -127,7 +128,8 @@ def test_a_run_directory_that_cannot_be_made_private_is_refused(open_store: Path
     run.chmod(0o777)
     os.seteuid(NOBODY - 1)
     try:
-        with pytest.raises(RunDirectoryPrivate, match=f"belongs to the user {NOBODY} alone, and this is {NOBODY - 1}"):
+        whose = f"is private to user {NOBODY}, but this process runs as user {NOBODY - 1}"
+        with pytest.raises(RunDirectoryPrivate, match=whose):
             make_run_directory(open_store)
     finally:
         os.seteuid(0)

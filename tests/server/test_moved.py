@@ -1,5 +1,5 @@
-"""A store that is moved, deleted or replaced under a running server: lookups go on, and nothing is acknowledged that
-the next process would not find."""
+"""A store that is moved, deleted or replaced under a running server: lookups continue, and no write is acknowledged
+that the next process would not find."""
 
 import os
 import shutil
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.environment import DATA, live_path
-from engine.export_root import ExportRoot
+from shoal.engine.format.paths import DATA, live_path
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.server.serving import Answer, Connection, Server, eventually
 
@@ -43,7 +43,7 @@ def store(loaded: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(store: Path, root: ExportRoot) -> Iterator[tuple[Server, Connection]]:
-    """A server, and a connection to it: its address is in the store, and may be moved with it."""
+    """Run a server, and yield it with an open connection. The server's address is in the store, which may be moved."""
     with Server(store, {"root": str(root)}, workers=1) as server, server.connection() as connection:
         yield server, connection
 
@@ -66,7 +66,7 @@ def seen(connection: Connection) -> list[int]:
 
 
 def move(source: Path, target: Path) -> Callable[[], None]:
-    """Move something, and return what moves it back."""
+    """Move a path, and return a function that moves it back."""
     source.rename(target)
 
     def back() -> None:
@@ -78,7 +78,8 @@ def move(source: Path, target: Path) -> Callable[[], None]:
 
 
 def put_a_copy_in_place(path: Path) -> Callable[[], None]:
-    """The same content in other files: a hand that restores, or a disk that is exchanged."""
+    """Replace a path by a copy in other files, as a restore or a new disk does, and return a function that moves it
+    back."""
     copy = path.with_name("copy")
     if path.is_dir():
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns("run"))
@@ -110,9 +111,10 @@ AWAY: dict[str, Callable[[Path], Callable[[], None] | None]] = {
 
 
 def refusals(connection: Connection) -> dict[str, Answer]:
-    """The answers to all that must not be acknowledged."""
+    """Return the answers to all requests that must not be acknowledged."""
     frame = {"doc_id": [1], "a": [-1], "event_timestamp": ["2026-11-01T00:00:00Z"]}
-    source, written = {"push_source_name": "docs", "df": frame}, {"feature_view_name": "doc", "df": frame}
+    source = {"push_source_name": "docs", "df": frame}
+    written = {"feature_view_name": "doc", "df": frame}
     return {
         "a push": push(connection, -1),
         "a push that is known": push(connection, 2, "known"),
@@ -137,11 +139,11 @@ def test_nothing_is_acknowledged_while_other_files_lie_at_the_path_of_the_store(
             assert seen(connection) == [value], how
             assert connection.ask("GET", "/v1/status").json["trouble"]["code"] == "StoreMoved", how
             if how in ("live moved", "data.mdb replaced"):
-                told = subprocess.run([sys.executable, "-m", "cli", "status", "--store", store], capture_output=True)
+                told = subprocess.run([sys.executable, "-m", "shoal", "status", "--store", store], capture_output=True)
                 assert told.returncode == 1
                 assert b"was moved, deleted or replaced while it was open" in told.stdout + told.stderr, told
             if back is not None:
-                # Once they are back, so is all else.
+                # Once the files are back, everything works again.
                 back()
                 value += 1
                 assert is_ready(connection), how
@@ -149,7 +151,7 @@ def test_nothing_is_acknowledged_while_other_files_lie_at_the_path_of_the_store(
                 assert seen(connection) == [value], how
         eventually(lambda: "doc: StoreMoved: " in server.log, "the writer's complaint, as it follows the root")
         assert "Traceback" not in server.log
-    # It made nothing anew where the store had been.
+    # The server created nothing at the store's old path.
     assert not store.exists() or not {"live", "begun", "generations"} & set(os.listdir(store))
 
 

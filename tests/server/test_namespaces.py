@@ -1,4 +1,4 @@
-"""Processes of several PID namespaces, as containers that share a volume have, on one store."""
+"""Processes of several PID namespaces on one store, as in containers that share a volume."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.environment import open_live
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.store.environment import open_live
 from tests import stores
 from tests.every_type import USERS, user_rows
 from tests.server.serving import Answer, Connection, eventually
@@ -23,7 +23,7 @@ IN_NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sy
 READ_AS = r"""
 import os, sys, time
 from pathlib import Path
-from engine.environment import ReadTransaction, open_live
+from shoal.engine.store.environment import ReadTransaction, open_live
 store, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 for number in range(last, first - 1, -1):  # Threads take ids too: those behind.
     Path("/proc/sys/kernel/ns_last_pid").write_text(str(number - 1))
@@ -63,7 +63,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def reading(store: Path, first: int, last: int) -> Iterator[None]:
-    """Processes of another namespace read the store, under all process ids of a range. In the end they are killed."""
+    """Run processes of another namespace that read the store under each process id of a range, and kill them at the
+    end."""
     command = [*IN_NAMESPACE, "-c", READ_AS, str(store), str(first), str(last)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as readers:
         assert readers.stdout is not None
@@ -75,13 +76,13 @@ def reading(store: Path, first: int, last: int) -> Iterator[None]:
 
 
 def lookup_as(pid: int, store: Path) -> subprocess.CompletedProcess[str]:
-    """Look up by the command line, in a process of another namespace that has this id."""
-    command = ["-m", "cli", "lookup", "--store", str(store), "--features", "users:score", "--key", "users_id=1"]
+    """Run `shoal lookup` in another namespace, in a process with this id."""
+    command = ["-m", "shoal", "lookup", "--store", str(store), "--features", "users:score", "--key", "users_id=1"]
     return subprocess.run([*IN_NAMESPACE, "-c", RUN_AS, str(pid), *command], capture_output=True, text=True)
 
 
 class ContainedServer:
-    """A server that is process 1 of its namespace, and whose other processes have ids from `first` on."""
+    """A server that is process 1 of its own namespace. Its other processes have ids from `first` upwards."""
 
     def __init__(self, store: Path, first: int) -> None:
         self.store = store
@@ -111,13 +112,13 @@ class ContainedServer:
         return psutil.Process(self.unshare.pid).children()[0]
 
     def recorded(self) -> list[int]:
-        """The process ids of the workers and the writer, in their namespace."""
+        """Return the process ids of the workers and the writer in the server's namespace."""
         record = json.loads((self.store / "run" / "server.json").read_text())
         return [*record["workers"], record["writer"]]
 
 
 def versions_read_as(pid: int, store: Path) -> set[int]:
-    """The versions that slots of LMDB's table of readers hold under a process id."""
+    """Return the versions that the slots in LMDB's table of readers hold for a process id."""
     slots = [line.split() for line in open_live(store).env.readers().splitlines()[1:]]
     return {int(version) for holder, _, version in slots if int(holder) == pid and version != "-"}
 
@@ -134,7 +135,7 @@ def test_namespaces_that_use_the_same_process_ids(store: Path) -> None:
     with reading(store, first, last):
         server = ContainedServer(store, first)
         try:
-            # All the ids that its processes would have had are taken.
+            # The readers already have all the ids that the server's processes would get first.
             eventually(server.is_ready, lambda: server.log)
             push(server, 7.0)
             assert min(server.recorded()) > last
@@ -155,7 +156,7 @@ def test_namespaces_that_use_the_same_process_ids(store: Path) -> None:
             server.unshare.kill()
             raise
     try:
-        # What those who were killed held seems to be held by those who now have their ids.
+        # The reader slots of the killed processes now seem to belong to the processes that reuse their ids.
         old = versions_read_as(first, store)
         newest = push(server, 8.0).json["version"]
         with reading(store, first, first):
@@ -169,7 +170,7 @@ def test_namespaces_that_use_the_same_process_ids(store: Path) -> None:
 
 
 def assert_orphans_are_reaped(server: ContainedServer) -> None:
-    """What a command in the container (`kubectl exec`) leaves behind becomes a child of process 1."""
+    """Assert that process 1 reaps the orphans of a command in the container (`kubectl exec`)."""
     supervisor = server.supervisor
 
     def orphans() -> list[psutil.Process]:

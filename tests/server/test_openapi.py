@@ -1,4 +1,5 @@
-"""The OpenAPI document: it is valid, it is of all endpoints, and a real server answers as it says, whatever is sent."""
+"""The OpenAPI document: it is valid, it covers all endpoints, and a real server's answers match it, whatever a client
+sends."""
 
 import os
 from collections.abc import Iterator
@@ -18,18 +19,18 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from engine.control import WriterClient
-from engine.export_root import ExportRoot
-from engine.server.admission import TIMEOUT_HEADER
-from engine.server.app import Application
-from engine.server.metrics import Metrics
-from engine.server.metrics_files import MetricsFiles
-from engine.server.openapi import DOCUMENT
-from engine.server.outgoing import Outgoing
-from engine.server.protection import Protection
-from engine.server.served_store import ServedStore
-from engine.server.served_tables import ServedTables
-from engine.settings import server_settings
+from shoal.engine.process.control import WriterClient
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.admission import TIMEOUT_HEADER
+from shoal.engine.server.app import Application
+from shoal.engine.server.metrics import Metrics
+from shoal.engine.server.metrics_files import MetricsFiles
+from shoal.engine.server.openapi import DOCUMENT
+from shoal.engine.server.outgoing import Outgoing
+from shoal.engine.server.protection import Auth
+from shoal.engine.server.served_store import ServedStore
+from shoal.engine.server.served_tables import ServedTables
+from shoal.engine.server.settings import server_settings
 from tests import stores
 from tests.every_type import ITEMS, SERVICE, USERS, item_rows, user_rows
 from tests.server.serving import Server, eventually
@@ -45,7 +46,7 @@ api = schemathesis.openapi.from_dict(document)
 
 @schemathesis.serializer(ARROW)
 def as_bytes(context: schemathesis.SerializationContext, value: Any) -> bytes:
-    """What is sent in the place of an Arrow stream: there is no schema to make one by."""
+    """Return the bytes to send as an Arrow stream. The document has no schema to generate a valid stream from."""
     return value if isinstance(value, bytes) else orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
 
 
@@ -56,10 +57,12 @@ def test_the_document_is_valid_and_of_this_version() -> None:
 
 def test_the_document_has_the_endpoints_that_the_server_has(tmp_path: Path) -> None:
     settings = server_settings(store=tmp_path)
-    served_store, metrics = ServedStore(tmp_path), Metrics(tmp_path, MetricsFiles(tmp_path / "missing"))
+    served_store = ServedStore(tmp_path)
+    metrics = Metrics(tmp_path, MetricsFiles(tmp_path / "missing"))
     tables = ServedTables(settings, served_store, metrics)
-    writer, outgoing = WriterClient(tmp_path), Outgoing(settings)
-    application = Application(settings, Protection(settings), served_store, metrics, writer, tables, outgoing)
+    writer = WriterClient(tmp_path)
+    outgoing = Outgoing(settings)
+    application = Application(settings, Auth(settings), served_store, metrics, writer, tables, outgoing)
     served = {path: {method.lower() for method in methods} for path, methods in application.endpoints.items()}
     assert {path: set(operations) for path, operations in document["paths"].items()} == served
     for path, methods in application.endpoints.items():
@@ -139,9 +142,9 @@ def test_usual_requests_are_answered_as_documented(
 @api.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_is_sent_is_answered_as_documented(case: "schemathesis.Case[Any]", server: Server) -> None:
-    refused_always = case.operation.path.startswith("/materialize")  # With 501, whatever is sent.
+    refused_always = case.operation.path.startswith("/materialize")  # Always refused with 501.
     checks = AS_DOCUMENTED if refused_always else [*AS_DOCUMENTED, not_a_server_error]
     if case.headers and str(case.headers.get(TIMEOUT_HEADER, "")).isdigit():
-        # Of a millisecond or two there may rightly be too few.
+        # A timeout of a few milliseconds may legitimately be too short.
         case.headers[TIMEOUT_HEADER] = "60000"
     case.call_and_validate(base_url=server.record.address, checks=checks)

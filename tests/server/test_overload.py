@@ -1,4 +1,5 @@
-"""Too much load: refused early, answered in time, and over at once; slow clients are ended."""
+"""Overload: requests are refused early, accepted ones are answered in time, and the server recovers at once. Slow
+clients are disconnected."""
 
 import json
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.server.admission import TIMEOUT_HEADER
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.admission import TIMEOUT_HEADER
 from tests import stores
 from tests.server.serving import Answer, Connection, Server, eventually, standing_still
 
@@ -42,7 +43,7 @@ ROUNDS = 5
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that one server at a time serves."""
+    """A store for the servers of this file, one at a time."""
     directory = tmp_path_factory.mktemp("overload")
     root = ExportRoot(directory / "root")
     stores.publish_snapshot(root, DOC, [{"doc_id": number, "a": number} for number in range(5000)])
@@ -51,7 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def overload(server: Server, port: str) -> list[tuple[str, float]]:
-    """The status and the seconds of each answer that clients get who ask for more than the server can give."""
+    """Ask for more than the server can serve, and return the status and the latency in seconds of each answer."""
     command = [sys.executable, "-c", CLIENT, port, "200", "3"]
     clients = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
     for client in clients:
@@ -67,7 +68,7 @@ def overload(server: Server, port: str) -> list[tuple[str, float]]:
 
 
 def asked_in_pauses(server: Server) -> None:
-    """Ask while the worker has no turn at the core: its first requests, a burst, one after the other, and the last."""
+    """Send requests while the worker is stopped: its first requests, a burst, single requests, and two at the end."""
     (worker,) = server.record.workers
     connections = [Connection(server.record.address) for _ in range(40)]
     one = {"features": ["doc:a"], "entities": {"doc_id": [1]}}
@@ -81,9 +82,10 @@ def asked_in_pauses(server: Server) -> None:
                 asked = [ask(connections[number]) for number in together]
                 time.sleep(0.2)
             assert [answer.result().status for answer in asked] == [200] * len(asked)
-        # Who says how long it waits is refused when that is over.
+        # A client that sends a timeout is refused once the timeout has passed.
         with standing_still(worker):
-            hurried, patient = ask(connections[2], **{TIMEOUT_HEADER: "100"}), ask(connections[3])
+            hurried = ask(connections[2], **{TIMEOUT_HEADER: "100"})
+            patient = ask(connections[3])
             time.sleep(0.2)
         assert (hurried.result().status, hurried.result().error[0]) == (503, "Overloaded")
         assert patient.result().status == 200
@@ -100,7 +102,7 @@ def test_a_pause_refuses_nobody_and_overload_is_refused_and_over_when_it_ends(st
         before = worker.memory_info().rss
         times: dict[str, list[float]] = {"200": [], "503": []}
         for _ in range(ROUNDS):
-            # On a machine that is busy with anything else, there may be a round in which nothing comes in time.
+            # On a busy machine, a round may have no answer in time.
             for status, seconds in overload(server, port):
                 times.setdefault(status, []).append(seconds)
             if times["200"] and times["503"]:
@@ -108,7 +110,7 @@ def test_a_pause_refuses_nobody_and_overload_is_refused_and_over_when_it_ends(st
         assert worker.memory_info().rss - before < 300 << 20
         in_time = sorted(times["200"])
         assert times["503"]
-        # The bound is of another order than the deadline, as a test's machine may be busy with anything.
+        # The bound is much larger than the deadline, because the machine that runs the test may be busy.
         assert in_time[len(in_time) * 99 // 100] < 1.0
         eventually(lambda: server.ask("POST", "/v1/lookup", ASKED).status == 200, "an answer once the load has ended")
         assert b'shoal_requests_shed_total{reason="waited"}' in server.ask("GET", "/metrics").body
@@ -141,7 +143,8 @@ def test_slow_senders_are_ended_and_hold_up_nobody(store: Path) -> None:
 def test_one_connection_too_many_hears_so_and_health_is_answered(store: Path) -> None:
     with Server(store, workers=1, max_connections=1) as server:
         server.await_ready()
-        time.sleep(0.5)  # The worker is to have seen that those who asked before have left.
+        # The worker must first notice that the earlier connections have closed.
+        time.sleep(0.5)
         with server.connection() as kept:
             assert kept.ask("POST", "/v1/lookup", ASKED).status == 200
             refused = server.ask("POST", "/v1/lookup", ASKED)

@@ -1,4 +1,4 @@
-"""The supervisor and its processes: killed, hung, told to stop, told to reload."""
+"""The supervisor and its processes when they are killed, hang, are stopped, or are told to reload."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.run_directory import read_server_record
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.every_type import USERS, user_rows
 from tests.server.serving import Connection, Server, eventually, is_gone, standing_still
@@ -27,7 +27,7 @@ LOOKUP: dict[str, Any] = {"features": ["users:score"], "entities": {"users_id": 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that one server at a time serves."""
+    """A store for the servers of this file, one at a time."""
     directory = tmp_path_factory.mktemp("processes")
     root = ExportRoot(directory / "root")
     stores.publish_snapshot(root, USERS, user_rows(10))
@@ -121,7 +121,7 @@ def test_a_second_signal_ends_all_at_once(store: Path) -> None:
 
 
 def connections(server: Server) -> int:
-    """How many connections the workers have, beside listening ones."""
+    """Return the number of the workers' connections, without listening sockets."""
     table = Path("/proc/net/tcp").read_text().splitlines()[1:]
     port = f":{int(server.record.address.rpartition(':')[2]):04X}"
     return sum(line.split()[1].endswith(port) and line.split()[3] == "01" for line in table)
@@ -143,7 +143,8 @@ def test_processes_that_were_frozen_together_go_on(store: Path) -> None:
         writer = eventually(lambda: server.record.writer, "the writer")
         before = server.record
         supervisor, (first, second) = server.process.pid, before.workers
-        # As a debugger does, as `docker pause` does, and as a machine does that stops some of them for long.
+        # The processes are frozen as by a debugger, by `docker pause`, or by a machine that stalls some of them for a
+        # long time.
         for frozen in ([supervisor], [supervisor, first, second, writer], [supervisor, second]):
             with ExitStack() as stopped:
                 for pid in frozen:
@@ -159,7 +160,7 @@ def test_processes_that_were_frozen_together_go_on(store: Path) -> None:
 
 def test_a_writer_that_hangs_is_replaced_and_one_that_is_busy_is_not(store: Path) -> None:
     log = store.parent / "signals.log"
-    # It waits for signals, and so long as that takes does nothing else.
+    # This writer waits for signals and does nothing else meanwhile.
     with Server(store, {"log": str(log)}, silent_seconds=2.5) as server:
         hanging = eventually(lambda: server.record.writer, "the writer")
         eventually(lambda: f"{hanging} started" in noted(log), "its start")
@@ -168,7 +169,8 @@ def test_a_writer_that_hangs_is_replaced_and_one_that_is_busy_is_not(store: Path
         assert is_gone(hanging)
         assert f"writer, pid {hanging}, gave no sign of life" in server.log
         eventually(lambda: f"{busy} started" in noted(log), "the new writer")
-        # A worker that hangs as long as a silent writer would be borne with tells that so much time has passed.
+        # A hanging worker is replaced after the same time as a silent writer, so its end shows that this time has
+        # passed.
         worker = server.record.workers[0]
         os.kill(worker, signal.SIGSTOP)
         eventually(lambda: is_gone(worker), "the end of the worker")
@@ -202,12 +204,12 @@ def test_connections_are_spread_over_the_workers(store: Path) -> None:
             assert min(spread.values()) >= number // 4
             for connection in opened:
                 connection.close()
-            # Those that were closed do not count for the next ones.
+            # Closed connections do not count for the next round.
             eventually(lambda: served(server, 0) is not None, "no connections")
 
 
 def served(server: Server, number: int) -> Counter[int] | None:
-    """How many connections each worker has, if they are so many together."""
+    """Return the number of connections of each worker, or None if the total is not `number`."""
     port = int(server.record.address.rpartition(":")[2])
     spread = Counter(
         connection.pid
@@ -255,7 +257,7 @@ def test_a_taken_port_and_a_served_store(store: Path) -> None:
 
 
 def serve_elsewhere(store: Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Start a server on another store, which is to fail."""
+    """Start a server on another store, and return its completed process; it is expected to fail."""
     text = json.dumps({"store": str(store.parent / f"other-{time.monotonic_ns()}"), "workers": 1} | settings)
     command = [sys.executable, "-m", "tests.server.serve", text, "null"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Direct writes over HTTP: what is acknowledged is there, for every worker, and stays."""
+"""Direct writes over HTTP: every worker serves an acknowledged row, and the row is durable."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.server.serving import Answer, Server, eventually
 
@@ -73,7 +73,8 @@ def test_rows_are_there_once_they_are_acknowledged(server: Server) -> None:
     )
     assert answer.status == 200
     assert answer.json == {"rows": 2, "superseded": 0, "version": answer.version}
-    for _ in range(20):  # Connections of their own, so that each worker is asked.
+    # Each lookup uses a new connection, so that each worker gets some of them.
+    for _ in range(20):
         result = server.lookup(["doc:*"], {"doc_id": [1, 1000]})
         assert result.version >= answer.version
         assert result.json["features"]["doc:clicks"] == [7, 8]
@@ -120,7 +121,7 @@ def test_a_push_with_the_id_of_an_earlier_one_is_not_applied_again(server: Serve
 
 
 def keyed(server: Server, key: str, body: Any, path: str = "/v1/push", **headers: str) -> tuple[int, str]:
-    """The status of a push under a key, and the class of its error."""
+    """Return the status of a push with an idempotency key, and the error code if /v1/push refused it."""
     answer = server.ask("POST", path, body, **{"Idempotency-Key": key}, **headers)
     return answer.status, answer.error[0] if answer.status != 200 and path == "/v1/push" else ""
 
@@ -140,7 +141,7 @@ def test_an_id_with_other_content_is_refused_and_changes_nothing(server: Server)
     ):
         assert keyed(server, "reused", other) == REUSED
     assert seen(server, 70, 71)["doc:clicks"] == [1, 71]
-    # The same content without an event time, which is of another moment now.
+    # The same content without an event time is recognized, although the time of the push is later.
     assert keyed(server, "reused", first) == (200, "")
     assert keyed(server, "reused", json.dumps(first, indent=3).encode()) == (200, "")
     body = b'{"rows": {"clicks": [1], "doc_id": [70]}, "view": "d\\u006fc"}'
@@ -149,7 +150,8 @@ def test_an_id_with_other_content_is_refused_and_changes_nothing(server: Server)
 
 def test_an_id_belongs_to_one_view_and_to_all_endpoints(server: Server) -> None:
     frame = {"trip_id": ["k"], "a": [5], "at": [1_700_000_000], "f": [None], "happened": [at(0)]}
-    write, source = {"feature_view_name": "trip", "df": frame}, {"push_source_name": "trips", "df": frame}
+    write = {"feature_view_name": "trip", "df": frame}
+    source = {"push_source_name": "trips", "df": frame}
     assert keyed(server, "both", {"view": "doc", "rows": {"doc_id": [72], "clicks": [1]}}) == (200, "")
     assert keyed(server, "both", write, "/write-to-online-store", **AS_JSON)[0] == 200
     assert keyed(server, "both", write, "/write-to-online-store", **AS_JSON)[0] == 200
@@ -167,7 +169,8 @@ def test_an_id_belongs_to_one_view_and_to_all_endpoints(server: Server) -> None:
 
 def test_an_id_with_other_content_is_refused_in_arrow_too(server: Server) -> None:
     def body(clicks: int) -> bytes:
-        table, sink = pa.table({"doc_id": [73], "clicks": [clicks]}), pa.BufferOutputStream()
+        table = pa.table({"doc_id": [73], "clicks": [clicks]})
+        sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         return bytes(sink.getvalue())
@@ -224,14 +227,14 @@ def test_rows_in_arrow(server: Server) -> None:
     body = bytes(sink.getvalue())
     assert server.ask("POST", "/v1/push?view=doc", body, **headers).json["rows"] == 2
     assert seen(server, 7, 8)["doc:score"] == [7.0, 8.0]
-    assert server.ask("POST", "/v1/push", body, **headers).error[1].startswith("rows in Arrow do not say")
+    assert server.ask("POST", "/v1/push", body, **headers).error[1].startswith("a push in Arrow does not name its view")
     assert server.ask("POST", "/v1/push?view=doc", body[:99], **headers).status == 400
 
 
 def test_a_column_that_stands_twice_is_refused_and_a_text_that_looks_like_one_is_not(server: Server) -> None:
     body = b'{"view": "doc", "rows": {"doc_id": [21], "clicks": [1], "clicks": [2]}}'
     answer = server.ask("POST", "/v1/push", body)
-    assert (answer.status, answer.error[1]) == (400, "'clicks' stands twice in an object of the body; give it once")
+    assert (answer.status, answer.error[1]) == (400, "'clicks' appears twice in an object of the body; give it once")
     text = '{"clicks": 1, "clicks": 2}'
     answer = server.ask("POST", "/v1/push", {"view": "doc", "rows": {"doc_id": [21], "title": [text]}})
     assert answer.status == 200
@@ -259,7 +262,7 @@ def test_a_column_that_stands_twice_is_refused_and_a_text_that_looks_like_one_is
         ({"view": "doc", "rows": {"doc_id": [1], "clicks": [1], "event_timestamp": ["now"]}}, 400, "holds 'now'"),
         ({"view": "doc", "rows": {"doc_id": [1], "clicks": [1], "event_timestamp": [None]}}, 400, "null in row 0"),
         ({"view": "doc", "rows": {"doc_id": [1], "clicks": [1], "event_timestamp": ["5000-01-01"]}}, 400, "the future"),
-        ({"view": "doc", "deletes": {"doc_id": [1], "clicks": [1]}}, 400, "'clicks' is no join key"),
+        ({"view": "doc", "deletes": {"doc_id": [1], "clicks": [1]}}, 400, "'clicks' is not a join key"),
         ({"view": "doc", "rows": {"doc_id": list(range(3000)), "clicks": [1] * 3000}}, 413, "3000 rows"),
         ({"view": "doc", "rows": {"doc_id": 1, "clicks": 1}}, 400, "rows.doc_id"),
         ({"view": 5, "rows": {}}, 400, "view is 5"),
@@ -295,7 +298,7 @@ def test_times_outside_the_range_fail_their_push_and_nothing_else(server: Server
     for thread in threads:
         thread.join()
     assert answers == {key: 400 if key % 4 == 0 else 200 for key in range(5000, 5160)}
-    # A push is applied as a whole or not at all, and every key can be looked up.
+    # A push is applied completely or not at all, and every key can be looked up.
     assert seen(server, *range(5000, 5160))["doc:clicks"] == [
         None if key % 4 == 0 else (key - 5000) % 20 for key in range(5000, 5160)
     ]

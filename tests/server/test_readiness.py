@@ -1,4 +1,5 @@
-"""A server is ready once it stands where its export root does, and what all replicas have in common takes none out."""
+"""A server is ready once it has caught up with its export root. A fault that all replicas share makes none of them
+unready."""
 
 import os
 import re
@@ -11,12 +12,19 @@ from typing import Any
 
 import pytest
 
-from engine import FeatureStore
-from engine.errors import NotCaughtUp
-from engine.export_root import ExportRoot
-from engine.server.readiness import Readiness
-from engine.settings import server_settings
-from engine.standing import Standing, ViewStanding, forget_old_standing, read_standing, standing_path, write_standing
+from shoal import FeatureStore
+from shoal.engine.base.errors import NotCaughtUp
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.readiness import Readiness
+from shoal.engine.server.settings import server_settings
+from shoal.engine.status.replication import (
+    FollowState,
+    ReplicationStatus,
+    forget_old_replication,
+    read_replication,
+    replication_path,
+    write_replication,
+)
 from tests import stores
 from tests.server.serving import Server, eventually, standing_still
 
@@ -62,11 +70,11 @@ def behind(server: Server, view: str) -> Any:
     return {"entries": found["lag_entries"], "seconds": found["lag_seconds"], "held_by": found["held_by"]}
 
 
-# --- as a whole --------------------------------------------------------------------------------------------------
+# --- the whole server --------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_was_never_compared_with_its_root_is_not_ready(store: Path, root: ExportRoot) -> None:
-    """It has all of the data, and nobody knows whether that is all."""
+    """The store has all of the data, but the server cannot know this yet."""
     away = root.path.with_name("away")
     root.path.rename(away)
     with following(store, root) as server:
@@ -112,7 +120,7 @@ def test_a_root_that_cannot_be_read_leaves_a_ready_server_ready(store: Path, roo
         await_refusal(impatient, r"was last read \d+ s ago, and ready_unseen_seconds is 1.5")
         assert refusal(server) is None
         assert gauge(server, "shoal_root_unseen_seconds") > 1
-        # A container that is restarted meanwhile had followed the root until it could not be read.
+        # A container that is restarted now had followed the root until it became unreadable.
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(30)
         with following(store, root) as again:
@@ -138,9 +146,12 @@ def test_an_entry_that_no_replica_can_apply_takes_none_out_and_lets_new_ones_in(
             new.await_ready()
             assert behind(new, "doc")["held_by"] == "ForeignDelta"
         printed = subprocess.run(
-            [sys.executable, "-m", "cli", "status", "--store", str(store)], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "shoal", "status", "--store", str(store)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        assert re.search(r"^doc .* 1, \S+ \(held\)", printed.stdout, re.MULTILINE), printed.stdout
+        assert re.search(r"^doc .* 1, .+ \(held\)", printed.stdout, re.MULTILINE), printed.stdout
 
 
 def test_a_server_whose_writer_applies_nothing_more_is_taken_out_and_comes_back(store: Path, root: ExportRoot) -> None:
@@ -155,22 +166,27 @@ def test_a_server_whose_writer_applies_nothing_more_is_taken_out_and_comes_back(
         server.await_ready()
 
 
-# --- case by case ------------------------------------------------------------------------------------------------
+# --- single cases ------------------------------------------------------------------------------------------------
 
 
 def judged(
     store: Path,
-    view: ViewStanding | None,
+    view: FollowState | None,
     *,
     seen: float = 0.0,
     unreadable_since: datetime | None = None,
     **settings: Any,
 ) -> str | None:
-    """What keeps a store that holds entry 1 of both views from being ready, if `doc` stands so in its root."""
+    """Return the reason why a store is not ready, or None.
+
+    The store has applied entry 1 of both views. `view` is the replication state of `doc`.
+    """
     now = datetime.now(UTC)
-    views = {"other": ViewStanding(newest_seq=1, caught_up=True)} | ({"doc": view} if view is not None else {})
+    views = {"other": FollowState(newest_seq=1, caught_up=True)} | ({"doc": view} if view is not None else {})
     seen_at = now - timedelta(seconds=seen)
-    write_standing(store, Standing(root="root", seen_at=seen_at, unreadable_since=unreadable_since, views=views))
+    write_replication(
+        store, ReplicationStatus(root="root", seen_at=seen_at, unreadable_since=unreadable_since, views=views)
+    )
     readiness = Readiness(server_settings(store=store, **settings), follows=True)
     try:
         readiness.check(FeatureStore.open(store).version())
@@ -184,14 +200,14 @@ def ago(seconds: float) -> datetime:
 
 
 def test_what_counts_and_what_does_not(store: Path) -> None:
-    late = ViewStanding(newest_seq=4, pending_since=ago(400), caught_up=True)
+    late = FollowState(newest_seq=4, pending_since=ago(400), caught_up=True)
     assert judged(store, late) == ("doc: 3 entries behind, the oldest published 400 s ago; ready_lag_seconds is 300")
     assert judged(store, late, ready_lag_seconds=500) is None
     assert judged(store, late, ready_lag_seconds=0) is None
     assert judged(store, late.model_copy(update={"held_by": "DeltaGap"})) is None
-    # One that has just started is to have been at the end once.
+    # A server that has just started must first have caught up once.
     assert judged(store, late.model_copy(update={"pending_since": ago(1), "caught_up": False})) is not None
-    # While the root fails, nothing can be applied: a view stands as it did when that began.
+    # While the root fails, nothing can be applied: a view is judged as of the time when the failure began.
     for since in (ago(399), ago(1)):
         frozen = late.model_copy(update={"unreadable_since": since})
         assert (judged(store, frozen) is None) == (since < ago(2)), since
@@ -199,15 +215,15 @@ def test_what_counts_and_what_does_not(store: Path) -> None:
     assert "last read 50 s ago" in (
         judged(store, late.model_copy(update={"unreadable_since": ago(50)}), ready_unseen_seconds=40) or ""
     )
-    # What is applied is not pending, whatever the writer came to note.
+    # An applied entry is not pending, even if the writer has not noted that yet.
     assert judged(store, late.model_copy(update={"newest_seq": 1})) is None
 
 
 def test_a_snapshot_takes_no_replica_out_that_had_caught_up(store: Path) -> None:
-    loading = ViewStanding(newest_seq=2, pending_since=ago(3600), caught_up=True, is_loading=True)
+    loading = FollowState(newest_seq=2, pending_since=ago(3600), caught_up=True, is_loading=True)
     assert judged(store, loading) is None
     assert judged(store, loading.model_copy(update={"caught_up": False})) is not None
-    # Of what was published while it was being loaded, each replica has much to apply at once.
+    # Each replica has many entries to apply at once that were published while the snapshot was loading.
     after = {"newest_seq": 50, "is_loading": False}
     assert judged(store, loading.model_copy(update=after | {"excused_until": ago(10)})) is None
     assert judged(store, loading.model_copy(update=after | {"excused_until": ago(301)})) is not None
@@ -217,16 +233,16 @@ def test_a_snapshot_takes_no_replica_out_that_had_caught_up(store: Path) -> None
 
 def test_a_view_of_which_nothing_is_loaded_is_waited_for(store: Path) -> None:
     now = datetime.now(UTC)
-    absent = {"absent": ViewStanding(newest_seq=7, pending_since=now), "unknown": ViewStanding()}
-    write_standing(store, Standing(root="root", seen_at=now, views=absent))
-    with pytest.raises(NotCaughtUp, match="absent: nothing of it is loaded yet, 7 entries behind; unknown: not comp"):
+    absent = {"absent": FollowState(newest_seq=7, pending_since=now), "unknown": FollowState()}
+    write_replication(store, ReplicationStatus(root="root", seen_at=now, views=absent))
+    with pytest.raises(NotCaughtUp, match="absent: not loaded yet, 7 entries behind; unknown: not comp"):
         Readiness(server_settings(store=store), follows=True).check(FeatureStore.open(store).version())
 
 
 def test_what_a_server_of_long_ago_knew_does_not_count(store: Path) -> None:
-    write_standing(store, Standing(root="root"))
-    forget_old_standing(store)
-    assert read_standing(store) is not None
-    os.utime(standing_path(store), (0, 0))
-    forget_old_standing(store)
-    assert read_standing(store) is None
+    write_replication(store, ReplicationStatus(root="root"))
+    forget_old_replication(store)
+    assert read_replication(store) is not None
+    os.utime(replication_path(store), (0, 0))
+    forget_old_replication(store)
+    assert read_replication(store) is None

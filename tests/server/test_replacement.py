@@ -1,5 +1,4 @@
-"""A server takes the place of another on the same store: nothing that clients ask fails, whatever becomes of the new
-one."""
+"""A server that replaces another one on the same store: no client request fails, whatever happens to the new server."""
 
 import os
 import shutil
@@ -11,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ReplacementFailed
-from engine.export_root import ExportRoot
-from engine.handover import Predecessor
-from engine.run_directory import read_server_record
+from shoal.engine.base.errors import ReplacementFailed
+from shoal.engine.process.handover import Predecessor
+from shoal.engine.process.run_directory import read_server_record
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.every_type import USERS, user_rows
 from tests.server.serving import Connection, Server, eventually
@@ -38,16 +37,16 @@ def store(root: ExportRoot, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another release: the same code, with what was compiled of it, in a directory of its own."""
+    """Another release: a copy of the code and its compiled files in another directory."""
     directory = tmp_path_factory.mktemp("release")
-    for part in ("engine", "loaders", "tests"):
+    for part in ("shoal", "tests"):
         shutil.copytree(CODE / part, directory / part)
     return directory
 
 
 class Client(threading.Thread):
-    """Asks again and again, over a connection that it keeps or over a new one each time, until it is stopped; what is
-    not answered with 200 has failed."""
+    """A client that repeats a request until it is stopped, over one kept connection or over a new one each time. Every
+    answer other than 200 is a failure."""
 
     def __init__(self, address: str, path: str, body: dict[str, Any], *, keeps: bool) -> None:
         super().__init__(daemon=True)
@@ -83,8 +82,9 @@ class Client(threading.Thread):
 
 @contextmanager
 def clients(server: Server) -> Iterator[list[Client]]:
-    """Lookups and pushes, none of which may fail."""
-    address, push = server.record.address, {"view": "users", "rows": {"users_id": [3], "score": [0.5]}}
+    """Run clients with lookups and pushes, and assert that none of their requests fails."""
+    address = server.record.address
+    push = {"view": "users", "rows": {"users_id": [3], "score": [0.5]}}
     running = [
         Client(address, "/v1/lookup", LOOKUP, keeps=True),
         Client(address, "/v1/lookup", LOOKUP, keeps=False),
@@ -113,7 +113,7 @@ def test_no_request_fails_when_a_server_is_replaced_again_and_again(
         old = closing.enter_context(Server(store, {"root": str(root)}))
         old.await_ready()
         with clients(old):
-            # A release, and back.
+            # An upgrade, and a rollback.
             for code in (release, CODE):
                 new = closing.enter_context(Server(store, {"root": str(root)}, code=code, replace=True))
                 assert new.record.pid == new.process.pid
@@ -122,9 +122,9 @@ def test_no_request_fails_when_a_server_is_replaced_again_and_again(
                 old = new
         eventually(lambda: old.ask("GET", "/ready").status == 200, "the last server")
         assert read_server_record(store) is not None
-        # A writer that makes room for the next one stops in order: at most the first had all of the store verified.
-        assert old.log.count("the store was not closed in order") <= 1
-        # Its writer follows the root.
+        # A writer that hands over stops in order, so only the first writer may have to verify the whole store.
+        assert old.log.count("the store was not closed cleanly") <= 1
+        # The writer of the last server follows the root.
         stores.publish_delta(root, USERS, [{"users_id": 1, "score": 8.0, stores.TIMESTAMP: stores.NOW}])
         eventually(lambda: old.lookup(**LOOKUP).json["features"]["users:score"][0] == 8.0, "the delta")
 
@@ -133,7 +133,7 @@ def old_address(server: Server) -> str:
     return server.log.partition("listening on ")[2].split()[0]
 
 
-@pytest.mark.parametrize("broken", ["engine/server/worker.py", "loaders/writer.py"])
+@pytest.mark.parametrize("broken", ["shoal/engine/server/worker.py", "shoal/loaders/writer.py"])
 def test_a_release_that_does_not_start_leaves_the_old_one_as_it_was(
     store: Path, root: ExportRoot, release: Path, tmp_path: Path, broken: str
 ) -> None:
@@ -148,7 +148,7 @@ def test_a_release_that_does_not_start_leaves_the_old_one_as_it_was(
             new = Server(store, {"root": str(root)}, code=bad, replace=True)
             assert new.process.wait(60) == 1, new.log
             assert "ReplacementFailed" in new.log
-            assert "the server that was to be replaced goes on" in new.log
+            assert "the old server continues to serve" in new.log
             eventually(lambda: old.record.writer, "a writer of the old server")
         assert old.record.pid == old.process.pid
         assert old.process.poll() is None
@@ -162,11 +162,11 @@ def test_a_new_server_that_dies_half_way_leaves_the_old_one_as_it_was(store: Pat
                 new = Predecessor.find(store)
                 assert new is not None
                 assert new.inheritance.address == old.record.address
-                with pytest.raises(ReplacementFailed, match="another one may be about to take its place"):
+                with pytest.raises(ReplacementFailed, match="another server may be about to replace it"):
                     Predecessor.find(store, patience=0.5)
                 new.order("writer")
                 assert eventually(new.poll, "the end of the old writer") == "done"
-                # What is passed to a process that dies is closed, as this is.
+                # The system closes the descriptors of a process that dies, as these lines do.
                 inheritance = new.inheritance
                 for descriptor in (inheritance.lock, inheritance.http):
                     os.close(descriptor)
@@ -178,7 +178,7 @@ def test_a_server_with_none_to_replace_just_starts(store: Path, root: ExportRoot
     with Server(store, {"root": str(root)}, replace=True) as server:
         server.await_ready()
         server.kill()
-    # What the dead one left is in nobody's way.
+    # The files of the killed server do not block the next one.
     with Server(store, {"root": str(root)}, replace=True) as server:
         server.await_ready()
 

@@ -1,4 +1,4 @@
-"""What is removed from the run directory of a running server comes back, by the same processes."""
+"""Files that are removed from the run directory of a running server are created again by the same processes."""
 
 import re
 import shutil
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.control import writer_answers
-from engine.export_root import ExportRoot
-from engine.handover import Predecessor
+from shoal.engine.process.control import writer_answers
+from shoal.engine.process.handover import Predecessor
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.every_type import USERS, user_rows
 from tests.server.serving import Connection, Server, eventually
@@ -34,7 +34,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of a store whose path does not fit into an address of a Unix socket."""
+    """A server on a store with a path that is too long for the address of a Unix socket."""
     directory = tmp_path_factory.mktemp("run") / ("long" * 40)
     root = ExportRoot(directory / "root")
     stores.publish_snapshot(root, USERS, user_rows(10))
@@ -49,7 +49,7 @@ def has_all(run: Path) -> bool:
 
 
 def lookups_counted(connection: Connection) -> float:
-    """How many lookups all workers have counted."""
+    """Return the number of lookups that all workers have counted."""
     answer = connection.ask("GET", "/metrics")
     assert answer.status == 200, answer.body
     counts = re.findall(r'^shoal_request_duration_seconds_count\{.*"/v1/lookup".* (\S+)$', answer.body.decode(), re.M)
@@ -70,7 +70,9 @@ def is_replaceable(store: Path) -> bool:
 
 
 def test_what_is_removed_comes_back(server: Server) -> None:
-    store, run, before = server.store, server.store / "run", server.record
+    store = server.store
+    run = server.store / "run"
+    before = server.record
     eventually(partial(has_all, run), "all parts")
     with server.connection() as connection:
         for pattern in (*sorted(PARTS), "metrics/counter_*", "."):
@@ -79,7 +81,7 @@ def test_what_is_removed_comes_back(server: Server) -> None:
                 shutil.rmtree(removed)
             else:
                 removed.unlink()
-            # Nothing fails meanwhile.
+            # No request fails in the meantime.
             for method, path, body in (
                 ("POST", "/v1/push", PUSH),
                 ("POST", "/v1/lookup", LOOKUP),
@@ -93,9 +95,9 @@ def test_what_is_removed_comes_back(server: Server) -> None:
         assert connection.ask("POST", "/v1/reload", {}).status == 200
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
     eventually(partial(is_replaceable, store), "the supervisor's socket")
-    # The locks are locked again.
+    # The new lock files are locked.
     for command, refusal in (
-        (["cli", "load", "--store", store, "--from", store.parent / "root"], f"written by process {before.writer}"),
+        (["shoal", "load", "--store", store, "--from", store.parent / "root"], f"written by process {before.writer}"),
         (["tests.server.serve", f'{{"store": "{store}", "port": 0}}', "null"], "ServerRunning"),
     ):
         refused = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True)

@@ -1,5 +1,4 @@
-"""Bits that turn under a running server are found without anybody asking, are not served from then on, and are repaired
-from the root."""
+"""Flipped bits under a running server are found by the scrub, are no longer served, and are repaired from the root."""
 
 import os
 import signal
@@ -11,12 +10,12 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from cli import shoal
-from engine import FeatureStore
-from engine.environment import generation_path, live_path
-from engine.export_root import ExportRoot
-from engine.layout import CHECKSUM_OFFSET
-from engine.segment import Chunk
+from shoal import FeatureStore
+from shoal.cli import shoal
+from shoal.engine.format.layout import CHECKSUM_OFFSET
+from shoal.engine.format.paths import generation_path, live_path
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.store.segment import Chunk
 from tests import stores
 from tests.server.serving import PATIENCE_SECONDS, Server, eventually, is_gone
 
@@ -40,7 +39,8 @@ PLACES = {
     "key": lambda chunk: chunk.header.keys + 55,
     "the end": lambda chunk: chunk.header.total - 1,
 }
-"""Where in a chunk a bit is turned. What the header says of sections is checked whenever a chunk is opened, too."""
+"""Name → offset in a chunk of the bit to flip. The header's section offsets are also checked whenever a chunk is
+opened."""
 
 
 def rows(value: int, count: int = COUNT) -> list[stores.Row]:
@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> ExportRoot:
 
 @pytest.fixture
 def store(tmp_path: Path, root: ExportRoot) -> Path:
-    """A view with a base, an overlay and a kept generation, and another one."""
+    """A store with two views: `doc` has a base, an overlay and a kept generation."""
     stores.load(tmp_path / "store", root)
     stores.publish_snapshot(root, DOC, rows(2), files=1)
     stores.publish_delta(root, DOC, rows(3, 100), files=1)
@@ -66,7 +66,7 @@ def store(tmp_path: Path, root: ExportRoot) -> Path:
 
 
 def turn_bit(store: Path, which: str, place: str) -> None:
-    """Turn a bit of a segment: in its file, and in what memory has of that."""
+    """Flip a bit of a segment, in its file and in the page cache."""
     view = FeatureStore.open(store).version().view("doc")
     segment = view.segments[0 if which == "overlay" else -1]
     chunk: Chunk = segment.chunks[0]
@@ -91,14 +91,15 @@ def metric(server: Server, name: str) -> float:
 
 
 def is_whole(server: Server) -> bool:
-    """Whether every value is right; none may be wrong."""
+    """Return whether the view is served correctly again, after asserting that no wrong value is served."""
     answer = server.lookup(["doc:a", "doc:text"], KEYS)
     if answer.status == 503:
         assert answer.error[0] == "ViewDamaged"
         return False
     features = answer.json["features"]
     if features["doc:a"] == OF_THE_BASE:
-        return False  # The deltas behind it are being applied again.
+        # The deltas after the base are being applied again.
+        return False
     assert features["doc:a"] == WHOLE
     assert features["doc:text"][7] == "3/7 " * 9
     assert features["doc:text"][COUNT - 1] == f"2/{COUNT - 1} " * 9
@@ -110,7 +111,7 @@ def found(server: Server) -> float:
 
 
 def await_repair(server: Server, turned: int, where: str) -> None:
-    """Wait until so many chunks were found damaged, and the view is whole again."""
+    """Wait until this number of chunks was found damaged and the view is repaired."""
     eventually(lambda: found(server) == turned, lambda: f"a bit that turned in {where}; the log is\n{server.log}")
     eventually(lambda: is_whole(server), lambda: f"the repair of {where}; the log is\n{server.log}")
     assert server.lookup(["other:a"], KEYS).json["features"]["other:a"] == [1] * COUNT
@@ -147,7 +148,7 @@ def test_without_a_root_the_view_is_refused_by_all_workers(store: Path) -> None:
         turn_bit(store, "base", "value")
         eventually(lambda: found(server) == 1, "the damage")
         eventually(lambda: metric(server, 'shoal_view_damaged{view="doc"}') == 1, "the view's trouble")
-        # Each of both workers is asked by one of these.
+        # Twenty requests reach both workers.
         for _ in range(20):
             refused = server.lookup(["doc:a"], KEYS)
             assert (refused.status, refused.error[0]) == (503, "ViewDamaged")
@@ -156,7 +157,7 @@ def test_without_a_root_the_view_is_refused_by_all_workers(store: Path) -> None:
 
 
 def kill_all(server: Server) -> None:
-    """End all processes of a server as a power failure does."""
+    """Kill all processes of a server at once, as a power failure does."""
     processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
     for process in processes:
         os.kill(process.pid, signal.SIGKILL)
@@ -165,7 +166,7 @@ def kill_all(server: Server) -> None:
 
 
 def stop(server: Server) -> None:
-    """Stop a server as systemd does."""
+    """Stop a server with SIGTERM, as systemd does."""
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(PATIENCE_SECONDS) == 0
 
@@ -178,7 +179,7 @@ def test_all_is_verified_at_once_behind_an_unclean_shutdown_and_only_then(store:
     writer = {"root": str(root)}
     with Server(store, writer, scrub_hours=24) as server:
         server.await_ready()
-        # A store that no scrub has seen yet is in doubt, too.
+        # A store that no scrub has read yet is suspect, too.
         eventually(lambda: scrub_of(server).get("suspect_chunks") == 0, "a store that was verified")
         verified = scrub_of(server)["bytes_verified"]
         stop(server)
@@ -195,7 +196,7 @@ def test_all_is_verified_at_once_behind_an_unclean_shutdown_and_only_then(store:
         server.await_ready()
         eventually(lambda: found(server) == 1, lambda: f"the damage; the log is\n{server.log}")
         eventually(lambda: is_whole(server), "the repair")
-        assert server.log.count("the store was not closed in order") == 2
+        assert server.log.count("the store was not closed cleanly") == 2
 
 
 def test_a_scrub_that_is_off_reads_nothing(store: Path, root: ExportRoot) -> None:

@@ -1,4 +1,4 @@
-"""What the commands that ask a server over HTTP show it, and what they trust."""
+"""Commands that query a server over HTTP: the credentials that they send, and the certificates that they trust."""
 
 import http.server
 import threading
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ServerFailed
-from engine.export_root import ExportRoot
-from engine.feast_diff import ServerSide
-from engine.server_access import ServerAccess, server_access
+from shoal.engine.base.errors import ServerFailed
+from shoal.engine.base.server_access import ServerAccess, server_access
+from shoal.engine.feast.diff import ServerSide
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.server.certificates import Authority
 from tests.server.serving import Server
@@ -22,7 +22,8 @@ def test_a_server_with_tokens_and_certificates_is_asked(
     root: ExportRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = Authority(tmp_path / "authority")
-    own, mine = authority.sign("server"), authority.sign("client")
+    own = authority.sign("server")
+    mine = authority.sign("client")
     stores.load(tmp_path / "store", root)
     files = {"tls_certificate": own.certificate, "tls_key": own.key, "tls_client_ca": authority.certificate}
     settings: dict[str, Any] = {name: str(path) for name, path in files.items()} | {"tokens_text": f"read {TOKEN}"}
@@ -34,11 +35,11 @@ def test_a_server_with_tokens_and_certificates_is_asked(
         side = ServerSide(address, access)
         assert set(side.description.views) == {"items", "users", "recent", "pairs"}
         assert side.answer(["users:score"], {"users_id": [2]})["users:score"][0].value == 0.5
-        with pytest.raises(ServerFailed, match=r"answers 401: .*none came; send it as Authorization"):
+        with pytest.raises(ServerFailed, match=r"answers 401: .*has none; send it as Authorization"):
             ServerSide(address, ServerAccess(tls=access.tls))
-        with pytest.raises(ServerFailed, match=r"does not answer as a server of Shoal: .*certificate verify failed"):
+        with pytest.raises(ServerFailed, match=r"does not answer like a Shoal server: .*certificate verify failed"):
             ServerSide(address, ServerAccess(TOKEN))
-        with pytest.raises(ServerFailed, match="does not answer as a server of Shoal"):
+        with pytest.raises(ServerFailed, match="does not answer like a Shoal server"):
             ServerSide(address, server_access(tmp_path / "token", authority.certificate))
         monkeypatch.setenv("SHOAL_TOKEN", TOKEN)
         assert ServerSide(address, server_access(None, authority.certificate, mine.certificate, mine.key))
@@ -52,15 +53,15 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         server_access(ca=tmp_path / "empty")
     with pytest.raises(ServerFailed, match="empty cannot be used for TLS"):
         server_access(certificate=tmp_path / "empty")
-    with pytest.raises(ServerFailed, match="empty has no certificate; give that too"):
+    with pytest.raises(ServerFailed, match="empty has no certificate; give --tls-certificate too"):
         server_access(key=tmp_path / "empty")
     for address in ("file:///etc/hostname", "127.0.0.1:8080", ""):
-        with pytest.raises(ServerFailed, match="is no address of a server; give one such as http://"):
+        with pytest.raises(ServerFailed, match="is not the address of a server; give an address such as http://"):
             ServerSide(address, ServerAccess())
 
 
 def test_a_token_does_not_follow_a_redirection() -> None:
-    """Whoever answers could else have it sent anywhere."""
+    """Otherwise any server could redirect the token to another address."""
     seen: list[tuple[str, str | None]] = []
 
     class Redirecting(http.server.BaseHTTPRequestHandler):

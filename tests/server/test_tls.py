@@ -1,4 +1,5 @@
-"""HTTPS and gRPC over TLS: what a real server shows, whom it takes, and how its certificate is replaced."""
+"""HTTPS and gRPC over TLS: the server's certificate, the clients that it accepts, and the replacement of its
+certificate."""
 
 import contextlib
 import socket
@@ -12,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.errors import SettingsInvalid
-from engine.export_root import ExportRoot
-from engine.server.tls import read_tls
-from engine.settings import server_settings
+from shoal.engine.base.errors import SettingsInvalid
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.settings import server_settings
+from shoal.engine.server.tls import read_tls
 from tests import stores
 from tests.deploy.chart import CHART
 from tests.server.certificates import Authority, Certificate, openssl
@@ -77,14 +78,18 @@ def test_lookups_over_tls(secured: Server) -> None:
 def test_clients_that_never_speak_tls_lock_nobody_out(secured: Server) -> None:
     host, _, port = secured.record.address.removeprefix("https://").rpartition(":")
     with contextlib.ExitStack() as silent:
-        for _ in range(500):  # More than 512 open files of two workers let in.
+        # More connections than two workers with 512 open files accept.
+        for _ in range(500):
             silent.enter_context(socket.create_connection((host, int(port))))
         assert [secured.ask("GET", path).status for path in ("/health", "/ready", "/metrics")] == [200] * 3
         eventually(lambda: secured.lookup(*ASKED).status == 200, "a place for a client that asks")
 
 
 def is_refused(server: Server, context: ssl.SSLContext) -> bool:
-    """Whether a client gets no answer. With TLS 1.3 one without the right certificate hears of it when it reads."""
+    """Return whether a client gets no answer.
+
+    With TLS 1.3, a client without the right certificate learns about the rejection only when it reads.
+    """
     try:
         with open_by(server, context) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: shoal\r\n\r\n")
@@ -113,8 +118,8 @@ def test_what_is_older_than_tls_1_2_is_not_spoken(secured: Server, authority: Au
 
 
 def test_connections_that_come_to_nothing_leave_nothing(secured: Server) -> None:
-    """A handshake that fails, or stops half way, keeps no socket, and no place in the count of a worker's connections,
-    by which the other one would get all that come."""
+    """A handshake that fails or stops half way leaves no open socket, and does not stay in the worker's connection
+    count. Otherwise the other worker would get all new connections."""
 
     def connected() -> list[int]:
         of_workers = [psutil.Process(pid).net_connections("tcp") for pid in secured.record.workers]
@@ -134,7 +139,7 @@ def test_connections_that_come_to_nothing_leave_nothing(secured: Server) -> None
     assert connected() == [4, 4]
     for connection in connections:
         connection.close()
-    assert "no TLS with ('127.0.0.1', " in secured.log
+    assert "TLS handshake with ('127.0.0.1', " in secured.log
     assert "Traceback" not in secured.log
 
 
@@ -142,7 +147,7 @@ def test_a_certificate_is_replaced_while_requests_go_on(secured: Server, authori
     before = serial_of(secured, authority)
     with secured.connection() as old:
         authority.sign("server")
-        # Each worker looks for itself, and either may take a connection.
+        # Each worker reloads the certificate by itself, and any worker may accept a connection.
         for _ in range(5):
             eventually(lambda: serial_of(secured, authority) != before, "the new certificate")
         assert old.ask("GET", "/health").status == 200
@@ -153,9 +158,9 @@ def test_a_certificate_that_is_bad_is_not_taken_over(secured: Server, authority:
     path = authority.certificate.with_name("server.pem")
     path.write_text("no certificate")
     eventually(lambda: f"tls_certificate is '{path}', which holds no certificate" in secured.log, "a line of the log")
-    eventually(lambda: secured.log.count("what was read before stays in force") >= 3, "the supervisor and both workers")
+    eventually(lambda: secured.log.count("the previous value stays in force") >= 3, "the supervisor and both workers")
     assert serial_of(secured, authority) == before
-    # One that comes new has the last that was good, too.
+    # A new worker uses the last good certificate, too.
     victim = secured.record.workers[0]
     psutil.Process(victim).kill()
     eventually(lambda: len(secured.record.workers) == 2 and victim not in secured.record.workers, "another worker")
@@ -164,7 +169,8 @@ def test_a_certificate_that_is_bad_is_not_taken_over(secured: Server, authority:
 
 
 def test_clients_without_a_certificate_are_sent_away(store: Path, authority: Authority, tmp_path: Path) -> None:
-    client, stranger = authority.sign("client"), Authority(tmp_path / "strangers").sign("client")
+    client = authority.sign("client")
+    stranger = Authority(tmp_path / "strangers").sign("client")
     settings = settings_of(authority.sign("server"), tls_client_ca=authority.certificate)
     with Server(store, tls=authority.client(client), **settings) as server:
         server.await_ready()
@@ -173,11 +179,11 @@ def test_clients_without_a_certificate_are_sent_away(store: Path, authority: Aut
         assert is_refused(server, authority.client(stranger))
         assert (probe(server, client).returncode, probe(server, client).stdout[:4]) == (0, "200 ")
         assert probe(server, stranger).returncode != 0
-        eventually(lambda: server.log.count("no TLS with") >= 2, "both in the log")
+        eventually(lambda: server.log.count("TLS handshake with") >= 2, "both in the log")
 
 
 def probe(server: Server, own: Certificate) -> "subprocess.CompletedProcess[str]":
-    """What the chart's probe, which runs in the server's container, finds with a client's certificate."""
+    """Run the chart's probe with a client's certificate. In production, it runs in the server's container."""
     program = (CHART / "files" / "probe.py").read_text()
     for mounted, file in (("tls.crt", own.certificate), ("tls.key", own.key)):
         program = program.replace(f"/etc/shoal/client/{mounted}", str(file))
@@ -207,7 +213,8 @@ def test_grpc_over_tls(secured: Server, authority: Authority, tmp_path: Path) ->
 
 def test_grpc_asks_for_certificates(store: Path, authority: Authority, tmp_path: Path) -> None:
     grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'shoal[grpc]'")
-    client, stranger = authority.sign("client"), Authority(tmp_path / "strangers").sign("client")
+    client = authority.sign("client")
+    stranger = Authority(tmp_path / "strangers").sign("client")
     settings = settings_of(authority.sign("server"), tls_client_ca=authority.certificate)
     ca = authority.certificate.read_bytes()
     with Server(store, tls=authority.client(client), grpc_port=0, **settings) as server:
@@ -218,7 +225,7 @@ def test_grpc_asks_for_certificates(store: Path, authority: Authority, tmp_path:
 
 
 def grpc_info(grpc: Any, server: Server, credentials: Any) -> str:
-    """How a call ends, on a connection of its own."""
+    """Return the status of a gRPC call on a new connection."""
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
     address = server.grpc_address
     channel = (
@@ -235,19 +242,22 @@ def grpc_info(grpc: Any, server: Server, credentials: Any) -> str:
 
 
 def replace(authority: Authority, other: Authority) -> None:
-    """Put the certificate that another authority signs in the place of a server's."""
+    """Replace a server's certificate with one that another authority signed."""
     new = other.sign("server")
-    # As two files, one after the other: what is in between belongs together in no way.
+    # The two files are replaced one after the other, and do not match in between.
     new.key.replace(authority.certificate.with_name("server.key"))
     new.certificate.replace(authority.certificate.with_name("server.pem"))
 
 
-# --- at the start --------------------------------------------------------------------------------------------------
+# --- startup -------------------------------------------------------------------------------------------------------
 
 
 def test_files_that_will_not_do(authority: Authority, tmp_path: Path) -> None:
-    good, other = authority.sign("server"), authority.sign("other")
-    empty, missing, locked = tmp_path / "empty", tmp_path / "missing", tmp_path / "locked"
+    good = authority.sign("server")
+    other = authority.sign("other")
+    empty = tmp_path / "empty"
+    missing = tmp_path / "missing"
+    locked = tmp_path / "locked"
     empty.write_text("")
     openssl("ec", "-in", good.key, "-aes128", "-passout", "pass:secret", "-out", locked)
     cases: list[tuple[dict[str, Path], str]] = [
@@ -269,9 +279,9 @@ def test_files_that_will_not_do(authority: Authority, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"tls_key": "k"}, "tls_key is set, and tls_certificate is not"),
-        ({"tls_certificate": "c"}, "tls_certificate is set, and tls_key is not"),
-        ({"tls_client_ca": "a"}, "tls_client_ca is set, and tls_certificate is not"),
+        ({"tls_key": "k"}, "tls_key is set, but tls_certificate is not"),
+        ({"tls_certificate": "c"}, "tls_certificate is set, but tls_key is not"),
+        ({"tls_client_ca": "a"}, "tls_client_ca is set, but tls_certificate is not"),
     ],
 )
 def test_settings_that_need_each_other(values: dict[str, str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Tokens and their roles: what a file of them may say, and what a real server makes of them."""
+"""Tokens and their roles: the content of a token file, and its effect on a real server."""
 
 import logging
 import os
@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from engine.errors import RoleMissing, SettingsInvalid, TokenInvalid
-from engine.export_root import ExportRoot
-from engine.server.tokens import Role, parse_tokens, warn_of_readers
-from engine.settings import server_settings
+from shoal.engine.base.errors import RoleMissing, SettingsInvalid, TokenInvalid
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.server.settings import server_settings
+from shoal.engine.server.tokens import Role, parse_tokens, warn_of_readers
 from tests import stores
 from tests.server.conftest import GRPC_PORT
 from tests.server.serving import Answer, Server, eventually
@@ -35,7 +35,7 @@ def bearing(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-# --- what a file may say -------------------------------------------------------------------------------------------
+# --- the token file ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_roles(token: str, roles: list[Role]) -> None:
         if role in roles:
             tokens.check(f"Bearer {token}", role)
         else:
-            with pytest.raises(RoleMissing, match=f"may {' and '.join(roles)}; this needs one that may {role}"):
+            with pytest.raises(RoleMissing, match=f"may {' and '.join(roles)}; the request needs one that may {role}"):
                 tokens.check(f"Bearer {token}", role)
 
 
@@ -62,7 +62,7 @@ def test_names_are_those_of_the_file_or_its_lines() -> None:
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        (None, "none came; send it as Authorization: Bearer TOKEN"),
+        (None, "has none; send it as Authorization: Bearer TOKEN"),
         ("", "is not a bearer token"),
         ("Basic cmVhZGVyOg==", "is not a bearer token"),
         (READER, "is not a bearer token; send Bearer TOKEN"),
@@ -87,15 +87,15 @@ def test_what_is_no_token(sent: str | None, message: str) -> None:
         ("# nothing\n\n", "file holds no token"),
         ("read", "file, line 1 has 1 fields; write lines of ROLES TOKEN"),
         (f"read {READER} a b", "file, line 1 has 4 fields"),
-        (f"\n{READER} read", "file, line 2 begins with no role; the roles are read, push, admin"),
-        (f"read,write {READER}", "file, line 1 begins with no role"),
-        ("read short", "file, line 1: the token has 5 characters, and 16 are the least"),
-        (f"read {READER}\u00e9", "file, line 1: a token is of letters, digits and"),
+        (f"\n{READER} read", "file, line 2 does not begin with a role; the roles are read, push, admin"),
+        (f"read,write {READER}", "file, line 1 does not begin with a role"),
+        ("read short", "file, line 1: the token has 5 characters, but needs at least 16"),
+        (f"read {READER}\u00e9", "file, line 1: a token may have only letters, digits and"),
         ("read sha256:abcdef", "file, line 1: after sha256: there must be 64 hex digits"),
-        (f"read {READER}\npush {READER}", "file, line 2: the token stands there twice"),
+        (f"read {READER}\npush {READER}", "file, line 2: the token appears twice"),
         (
             f"read {BOTH}\npush sha256:{sha256(BOTH.encode()).hexdigest().upper()}",
-            "line 2: the token stands there twice",
+            "line 2: the token appears twice",
         ),
     ],
 )
@@ -139,7 +139,7 @@ def test_others_are_let_in_only_if_that_is_said(tmp_path: Path) -> None:
         server_settings(store="s", host=host)
 
 
-# --- what a server makes of it -------------------------------------------------------------------------------------
+# --- a server with tokens ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -185,22 +185,22 @@ def test_each_endpoint_asks_for_its_role(guarded: Server, method: str, path: str
 def test_errors_say_what_is_missing(guarded: Server) -> None:
     assert guarded.lookup(["users:score"], {"users_id": [2]}).error == (
         "TokenInvalid",
-        "this needs a token, and none came; send it as Authorization: Bearer TOKEN",
+        "the request needs a token, and has none; send it as Authorization: Bearer TOKEN",
     )
     answer = guarded.ask("POST", "/v1/reload", {}, **bearing(READER))
-    assert answer.error == ("RoleMissing", "the token 'ranker' may read; this needs one that may admin")
+    assert answer.error == ("RoleMissing", "the token 'ranker' may read; the request needs one that may admin")
 
 
 def test_feasts_clients_are_told_as_feast_tells_them(guarded: Server) -> None:
     answer = guarded.ask("POST", "/get-online-features", FEAST)
-    assert answer.json == {"detail": "this needs a token, and none came; send it as Authorization: Bearer TOKEN"}
+    assert answer.json == {"detail": "the request needs a token, and has none; send it as Authorization: Bearer TOKEN"}
     answer = guarded.ask("POST", "/get-online-features", FEAST, **bearing(PUSHER))
-    message = "the token 'line 4' may push; this needs one that may read"
+    message = "the token 'line 4' may push; the request needs one that may read"
     assert stores_json(answer) == {"module": "feast.errors", "class": "FeastPermissionError", "message": message}
 
 
 def stores_json(answer: Answer) -> Any:
-    """The JSON in the JSON text that Feast's errors are."""
+    """Return the JSON inside the JSON string of a Feast error."""
     return Answer(answer.status, {}, answer.json.encode()).json
 
 
@@ -241,7 +241,7 @@ def test_grpc_takes_the_same_tokens(guarded: Server) -> None:
         assert outcome((("authorization", f"Bearer {READER}"),)) == ("OK", "")
         assert outcome((("authorization", f"Bearer {ADMIN}"),)) == ("OK", "")
         code, message = outcome(())
-        assert (code, "none came" in message) == ("UNAUTHENTICATED", True)
+        assert (code, "has none" in message) == ("UNAUTHENTICATED", True)
         assert outcome((("authorization", "Bearer wrong"),))[0] == "UNAUTHENTICATED"
         assert outcome((("authorization", f"Bearer {PUSHER}"),))[0] == "PERMISSION_DENIED"
 
@@ -261,7 +261,8 @@ def test_metrics_can_be_protected_and_tokens_come_from_the_environment(store: Pa
 
 
 def test_tokens_are_replaced_in_all_workers_while_the_server_runs(store: Path, tmp_path: Path) -> None:
-    """As Kubernetes does it: the file is a link into a directory, which is a link that is replaced."""
+    """The file is replaced as in Kubernetes: it is a link into a directory, and the directory is a link that is
+    replaced."""
     for number, token in enumerate((READER, PUSHER)):
         (tmp_path / f"version-{number}").mkdir()
         (tmp_path / f"version-{number}" / "tokens").write_text(f"read {token}\n")
@@ -269,7 +270,7 @@ def test_tokens_are_replaced_in_all_workers_while_the_server_runs(store: Path, t
     (tmp_path / "tokens").symlink_to("data/tokens")
 
     def outcomes() -> set[tuple[int, int]]:
-        """Of the old token and the new one, whichever worker answers."""
+        """Return the statuses for the old and the new token, from enough requests to reach both workers."""
         tokens = (READER, PUSHER)
         of_each = [
             tuple(server.ask("GET", "/v1/status", **bearing(token)).status for token in tokens) for _ in "12345678"
@@ -280,9 +281,9 @@ def test_tokens_are_replaced_in_all_workers_while_the_server_runs(store: Path, t
         assert outcomes() == {(200, 401)}
         (tmp_path / "new").symlink_to("version-1")
         (tmp_path / "new").replace(tmp_path / "data")
-        eventually(lambda: server.log.count("tokens changed, and holds from now on") >= 3, "all processes to see it")
+        eventually(lambda: server.log.count("tokens changed; the new value is in") >= 3, "all processes to see it")
         assert outcomes() == {(401, 200)}
-        # What is wrong changes nothing, and is named once by each process.
+        # An invalid file changes nothing, and each process reports it once.
         (tmp_path / "version-1" / "tokens").write_text("read me\n")
         line = "tokens, line 1: the token has 2 characters"
         eventually(lambda: server.log.count(line) >= 3, "all processes to see that it is wrong")
@@ -312,7 +313,7 @@ def test_a_server_does_not_start_with_a_file_that_is_wrong(store: Path, tmp_path
 )
 def test_the_command_takes_tokens_from_the_environment(tmp_path: Path, tokens: str | None, message: str) -> None:
     environment = os.environ | ({"SHOAL_TOKENS": tokens} if tokens is not None else {})
-    command = [sys.executable, "cli.py", "serve", "--store", str(tmp_path / "store"), "--host", "0.0.0.0"]
+    command = [sys.executable, "-m", "shoal", "serve", "--store", str(tmp_path / "store"), "--host", "0.0.0.0"]
     here = Path(__file__).parents[2]
     done = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

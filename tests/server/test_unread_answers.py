@@ -1,4 +1,4 @@
-"""Large answers: nobody waits for one that is encoded, and those that clients do not take are bounded in bytes."""
+"""Large answers: encoding one delays no other client, and the size of unread answers is bounded."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.server.conftest import GRPC_PORT
 from tests.server.serving import Connection, Server, eventually
@@ -23,7 +23,7 @@ DOC = stores.schema("doc", key="int64", vector=f"float32[{ITEMS}]", text="string
 
 
 def repeated(count: int) -> list[int]:
-    """So many keys, most of them again and again: a small store gives large answers."""
+    """Return `count` keys with many repetitions, so that a small store gives large answers."""
     return [number % ROWS for number in range(count)]
 
 
@@ -31,7 +31,7 @@ VECTORS = {"features": ["doc:vector"], "entities": {"doc_id": repeated(1000)}}
 VECTOR_MIB = 1000 * ITEMS * 4 // MIB
 ANSWER_MIB, UNSENT_MIB = 48, 64
 TEXT = "\x01" * 9000
-"""In JSON, each of these takes six bytes."""
+"""A text with characters that take six bytes each in JSON."""
 NPY = "application/x-npy"
 STOPPING = """
 import os, signal, sys, time
@@ -47,7 +47,7 @@ asked = [channel.unary_unary("/GrpcFeatureServer/GetOnlineFeatures").future(requ
 time.sleep(0.01)
 os.kill(os.getpid(), signal.SIGSTOP)
 """
-"""A client that asks over many connections and stands still: the answers come, and nobody takes them."""
+"""A client that sends requests over many connections and then stops, so that nobody reads the answers."""
 ARROW = "application/vnd.apache.arrow.stream"
 
 
@@ -71,7 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def asking(server: Server, body: Any, accept: str = "application/json") -> socket.socket:
-    """A connection over which a lookup was asked, and of whose answer nothing is read."""
+    """Send a lookup and return its connection, without reading the answer."""
     connection = server.raw_socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     content = json.dumps(body).encode()
@@ -86,7 +86,7 @@ def keys_looked_up(connection: Connection) -> float:
 
 
 def answered(connection: socket.socket) -> bytes:
-    """The beginning of an answer, once there is one, which stays unread."""
+    """Return the beginning of an answer and leave it unread, or return nothing if there is no answer yet."""
     connection.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         return connection.recv(12, socket.MSG_PEEK)
@@ -129,7 +129,8 @@ def test_an_answer_that_grows_over_the_limit_as_it_is_written_is_refused(server:
 
 def test_answers_that_nobody_reads_are_bounded_and_end(server: Server) -> None:
     worker = psutil.Process(server.record.workers[0])
-    for _ in range(2 * UNSENT_MIB // VECTOR_MIB):  # A client that reads is never refused.
+    # A client that reads its answers is never refused.
+    for _ in range(2 * UNSENT_MIB // VECTOR_MIB):
         assert server.ask("POST", "/v1/lookup", VECTORS, Accept=NPY).status == 200
     before = worker.memory_info().rss
     unread: list[socket.socket] = []
@@ -143,7 +144,7 @@ def test_answers_that_nobody_reads_are_bounded_and_end(server: Server) -> None:
         assert server.ask("GET", "/health").status == 200
         assert worker.memory_info().rss - before < 4 * UNSENT_MIB * MIB
         assert b'shoal_requests_shed_total{reason="unsent"}' in server.ask("GET", "/metrics").body
-        # Those who do not read are ended, so that others are answered again.
+        # Clients that do not read are disconnected, so other clients are served again.
         eventually(lambda: server.ask("POST", "/v1/lookup", VECTORS, Accept=NPY).status == 200, "room for answers")
     finally:
         for connection in unread:
@@ -161,7 +162,7 @@ def test_answers_over_grpc_that_nobody_reads_are_bounded_and_end(server: Server)
         with subprocess.Popen(command) as asking:
             try:
                 eventually(lambda: psutil.Process(asking.pid).status() == psutil.STATUS_STOPPED, "a client that stops")
-                # Answers are encoded in turn: what is answered here comes after those of before.
+                # Answers are encoded in order, so these come after the clients' answers.
                 refused = status() == 503 or status() == 503
                 assert server.ask("GET", "/health").status == 200
                 if refused:
@@ -170,7 +171,7 @@ def test_answers_over_grpc_that_nobody_reads_are_bounded_and_end(server: Server)
             finally:
                 asking.kill()
 
-    # A client may be stopped before all that it asks is on its way.
+    # A client may stop before it has sent all of its requests.
     eventually(is_refused_while_they_stand_still, "a refusal while clients of gRPC do not read")
 
 

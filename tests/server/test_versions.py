@@ -1,16 +1,17 @@
-"""What clients see while the store changes under the server: from nothing to a first version, and on to later ones."""
+"""What clients see while the store under the server changes, from no version to the first one and later ones."""
 
 import threading
 from pathlib import Path
 
-from engine.export_root import ExportRoot
+from shoal.engine.root.export_root import ExportRoot
 from tests import stores
 from tests.every_type import USERS, user_rows
 from tests.server.serving import Server, eventually
 
 
 def test_a_server_without_a_store_becomes_ready(tmp_path: Path) -> None:
-    store, root = tmp_path / "store", ExportRoot(tmp_path / "root")
+    store = tmp_path / "store"
+    root = ExportRoot(tmp_path / "root")
     with Server(store) as server:
         assert server.ask("GET", "/health").json == {"status": "alive"}
         answer = server.ask("GET", "/ready")
@@ -28,14 +29,15 @@ def test_a_server_without_a_store_becomes_ready(tmp_path: Path) -> None:
 
         stores.publish_snapshot(root, USERS, user_rows(3))
         stores.load(store, root)
-        # No worker is behind another, so that one who says ready speaks for all.
+        # No worker lags behind another, so the readiness of one worker holds for all.
         assert [server.ask("GET", "/ready").status for _ in range(10)] == [200] * 10
         assert server.lookup(["users:score"], {"users_id": [1]}).json["features"] == {"users:score": [0.25]}
 
 
 def test_versions_never_go_back_and_are_never_mixed(tmp_path: Path) -> None:
-    """Every row says the same step twice, so that an answer of two versions would show."""
-    store, root = tmp_path / "store", ExportRoot(tmp_path / "root")
+    """Every row contains its step twice, so a mixture of two versions in one answer would be visible."""
+    store = tmp_path / "store"
+    root = ExportRoot(tmp_path / "root")
     view = stores.schema("steps", first="int64", second="int64")
     keys = [f"key-{number}" for number in range(40)]
 
@@ -46,7 +48,9 @@ def test_versions_never_go_back_and_are_never_mixed(tmp_path: Path) -> None:
     stores.load(store, root)
     with Server(store) as server:
         server.await_ready()
-        done, problems, seen = threading.Event(), [], set()
+        done = threading.Event()
+        problems = []
+        seen = set()
 
         def watch() -> None:
             version, step = 0, 0
@@ -59,7 +63,8 @@ def test_versions_never_go_back_and_are_never_mixed(tmp_path: Path) -> None:
                     second = {-value for value in answer.json["features"]["steps:second"]}
                     if len(first) != 1 or first != second or answer.version < version or min(first) < step:
                         problems.append((answer.version, version, first, second))
-                    version, step = answer.version, min(first)
+                    version = answer.version
+                    step = min(first)
                     seen.add(step)
 
         watchers = [threading.Thread(target=watch) for _ in range(4)]

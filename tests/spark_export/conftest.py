@@ -1,4 +1,4 @@
-"""One Spark session for all tests of the exporter, and a laboratory for each."""
+"""Fixtures: one Spark session for all tests of the exporter, and one lab for each test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from spark_export.session import spark_session
+from shoal.spark_export.source.session import spark_session
 from tests.spark_export.lab import Lab
 
 

@@ -1,4 +1,4 @@
-"""A laboratory for exports: a view over real files, exported by real Spark, and what came of it, read without Spark."""
+"""A lab for exports: a view over real files, exported by real Spark and read back without Spark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import yaml
 from pyspark.sql import SparkSession
 
-from engine.export_root import ExportRoot
-from engine.keys import KEY_HASH, KEY_HASH_2, key_identity
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
-from engine.schema import arrow_type
-from spark_export.exporter import export
-from spark_export.report import Report
-from spark_export.views import ViewsFile, load_views
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2, key_identity
+from shoal.engine.format.schema import arrow_type
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE, Manifest
+from shoal.spark_export.exporter import export
+from shoal.spark_export.report import Report
+from shoal.spark_export.views.definition import ViewsFile, load_views
 
 VIEW = "docs"
 KEY = "doc_id"
@@ -31,7 +31,7 @@ Key = tuple[str | int, ...]
 
 
 def ago(**duration: float) -> datetime:
-    """An event time before the tests began."""
+    """Return an event time before the start of the tests."""
     return NOW - timedelta(**duration)
 
 
@@ -41,7 +41,7 @@ class Lab:
     def __init__(self, directory: Path, spark: SparkSession) -> None:
         self.directory = directory
         self.spark = spark
-        # Spark would take the name for a pattern if it were let.
+        # Unescaped, Spark would read this name as a pattern.
         self.root = ExportRoot(directory / "export root [1]*")
         self.views_path = directory / "views.yaml"
         self.source = directory / "source"
@@ -56,8 +56,9 @@ class Lab:
         tolerances: Mapping[str, float] | None = None,
         **settings: Any,
     ) -> None:
-        """Write views.yaml; `settings` are further members of the view, None to leave one out."""
-        self.keys, self.features = dict(keys or {KEY: "string"}), dict(features)
+        """Write views.yaml. `settings` are further members of the view; the value None removes a member."""
+        self.keys = dict(keys or {KEY: "string"})
+        self.features = dict(features)
         definitions: list[dict[str, Any]] = [{"name": name, "type": of} for name, of in features.items()]
         for definition in definitions:
             if definition["name"] in (tolerances or {}):
@@ -74,7 +75,7 @@ class Lab:
         self.views_path.write_text(yaml.safe_dump({"views": [view]}, sort_keys=False))
 
     def put(self, rows: Sequence[Row], **types: pa.DataType) -> None:
-        """Make `rows` the whole source. Columns have the types of the definition, or those in `types`."""
+        """Replace the whole source by `rows`. Columns have the types of the definition, or those in `types`."""
         columns: dict[str, pa.DataType] = {name: arrow_type(of) for name, of in (self.keys | self.features).items()}
         columns = {TIMESTAMP: pa.timestamp("us", tz="UTC")} | columns | types
         data = {name: pa.array([row.get(name) for row in rows], of) for name, of in columns.items()}
@@ -95,12 +96,12 @@ class Lab:
         return self.root.entry(VIEW, self.seqs()[-1])
 
     def table(self, manifest: Manifest) -> pa.Table:
-        """The rows of an entry, its files checked against the manifest and one after the other."""
+        """Return the rows of all files of an entry in order, after checking the files against the manifest."""
         tables = [pq.read_table(self.root.checked_file(manifest, file)) for file in manifest.files]
         return pa.concat_tables(tables)
 
     def published(self, manifest: Manifest) -> tuple[dict[Key, Row], dict[tuple[int, int], datetime]]:
-        """An entry's rows by key, and the event times of its tombstones by the key's hashes."""
+        """Return an entry's rows by key, and the event times of its tombstones by the key's hashes."""
         rows: dict[Key, Row] = {}
         tombstones: dict[tuple[int, int], datetime] = {}
         for row in self.table(manifest).to_pylist() if manifest.files else []:
@@ -118,7 +119,10 @@ class Lab:
         return rows, tombstones
 
     def judged_by(self) -> dict[Key, tuple[datetime, datetime]]:
-        """The event time of each row on a node that followed the whole log, and the time by which it judges its age."""
+        """Return two times for each row on a node after it followed the whole log.
+
+        They are the row's event time, and the time from which the node counts the row's age.
+        """
         rows: dict[Key, tuple[datetime, bool]] = {}
         low_watermark = None
         for seq in self.seqs():
@@ -136,7 +140,8 @@ class Lab:
         return {key: (moment, moment if own else max(moment, low_watermark)) for key, (moment, own) in rows.items()}
 
     def served(self) -> dict[Key, Row]:
-        """What a node serves that followed the whole log: the newest event time of each key, then the newest seq."""
+        """Return the rows that a node serves after it followed the whole log: the newest event time of each key wins,
+        then the newest seq."""
         newest: dict[tuple[int, int], tuple[datetime, Row | None]] = {}
         for seq in self.seqs():
             manifest = self.root.entry(VIEW, seq)
@@ -153,12 +158,12 @@ class Lab:
         return {tuple(row[name] for name in self.keys): row for _, row in newest.values() if row is not None}
 
     def files(self) -> set[str]:
-        """Everything in the export root, by relative path."""
+        """Return the relative paths of all files in the export root."""
         return {str(path.relative_to(self.root.path)) for path in self.root.path.rglob("*") if path.is_file()}
 
 
 def plain(value: Any) -> Any:
-    """A value such that == holds where the exporter sees no change: NaN is NaN, and -0.0 is 0.0."""
+    """Return a value that compares equal where the exporter sees no change: NaN equals NaN, and -0.0 equals 0.0."""
     if isinstance(value, float):
         return "NaN" if math.isnan(value) else value + 0.0
     return [plain(item) for item in value] if isinstance(value, list) else value

@@ -11,7 +11,7 @@ from tests.spark_export.lab import KEY, TIMESTAMP, Row, plain
 
 @dataclass
 class Expected:
-    """What a run should publish, by key, and the counts that it should report."""
+    """The rows and tombstones that a run should publish, by key, and the counts that it should report."""
 
     rows: dict[str, Row]
     tombstones: dict[str, datetime]
@@ -20,7 +20,7 @@ class Expected:
 
 @dataclass
 class Model:
-    """A view with the join key `doc_id`, and what was shipped of it so far."""
+    """A view with the join key `doc_id`, and the rows shipped so far."""
 
     features: Sequence[str]
     tolerances: Mapping[str, float]
@@ -28,12 +28,12 @@ class Model:
     shipped: dict[str, Row] = field(default_factory=dict)
     gone: dict[str, datetime] = field(default_factory=dict)
     low_watermark: datetime | None = None
-    """The oldest event time of any source so far: with fewer than a hundred rows none is left behind."""
+    """The low watermark: the oldest event time of the source. A source of fewer than 100 rows has no stragglers."""
     own_age: dict[str, bool | None] = field(default_factory=dict)
-    """Whether a node judges a shipped row by its own event time alone; None where the source went back."""
+    """Key → whether a node judges the shipped row by its own event time alone; None if the source went back in time."""
 
     def export(self, source: Sequence[Row], now: datetime, *, full: bool) -> Expected:
-        """Do one run."""
+        """Apply one run, and return what it should publish."""
         newest: dict[str, Row] = {}
         for row in source:
             if row[KEY] not in newest or row[TIMESTAMP] > newest[row[KEY]][TIMESTAMP]:
@@ -44,11 +44,12 @@ class Model:
         if self.low_watermark is None or not stands_still:
             self.low_watermark = max(self.low_watermark, oldest) if self.low_watermark else oldest
         if full:
-            self.shipped, self.gone = dict(newest), {}
+            self.shipped = dict(newest)
+            self.gone = {}
             self.own_age = {key: row[TIMESTAMP] < self.low_watermark for key, row in newest.items()}
             counts["new"] = len(newest)
             return Expected(newest, {}, counts)
-        # Of a key that was gone before its TTL ended nothing older can be served, so it need not be remembered.
+        # A removed key older than the TTL need not be remembered, because no older row of it can be served.
         self.gone = {key: moment for key, moment in self.gone.items() if moment >= now - self.ttl}
         rows: dict[str, Row] = {}
         for key, row in newest.items():
@@ -78,7 +79,7 @@ class Model:
         own_age = row[TIMESTAMP] < self.low_watermark
         if self.own_age[key] != own_age:
             return "refreshed"
-        # Runs follow each other within moments here, so that a row is renewed once its time is over.
+        # The runs follow each other within moments, so a row is refreshed only after its TTL has ended.
         judged_by = before[TIMESTAMP] if own_age else max(before[TIMESTAMP], self.low_watermark)
         return "refreshed" if row[TIMESTAMP] > judged_by and judged_by + self.ttl < now else "unchanged"
 

@@ -1,12 +1,12 @@
-"""Many runs over a source that changes at random, against the rules in plain Python."""
+"""Many exports of a source that changes at random, compared with a model of the rules in plain Python."""
 
 import random
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from engine.keys import key_identity
-from engine.manifest import EVENT_TIMESTAMP
+from shoal.engine.format.keys import key_identity
+from shoal.engine.root.manifest import EVENT_TIMESTAMP
 from tests.spark_export.lab import KEY, TIMESTAMP, Lab, Row, ago, plain
 from tests.spark_export.model import Expected, Model
 
@@ -16,7 +16,7 @@ COUNTS = ("rows_read", "duplicates", "new", "changed", "refreshed", "removed", "
 
 
 class Source:
-    """A source whose rows change from run to run in every way that the exporter tells apart."""
+    """A source whose rows change between runs in every way that the exporter distinguishes."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -24,13 +24,13 @@ class Source:
         self.dropped: list[Row] = []
 
     def next(self) -> list[Row]:
-        """The rows of the next run, in no order, with some older duplicates among them."""
+        """Return the rows of the next run in random order, with some older duplicates."""
         for _ in range(15):
             key = f"d{self.random.randrange(80)}"
             self.rows[key] = self._change(self.rows[key]) if key in self.rows else self._new(key)
         for key in self.random.sample(sorted(self.rows), 4):
             self.dropped.append(self.rows.pop(key))
-        # Some of those come back as they were, or as they were earlier.
+        # Some of the dropped rows come back, unchanged or with an earlier event time.
         for row in self.random.sample(self.dropped, 2):
             self.rows.setdefault(row[KEY], row | {TIMESTAMP: row[TIMESTAMP] - self._step() * self.random.randrange(2)})
         duplicates = [self._change(row) | {TIMESTAMP: row[TIMESTAMP] - self._step()} for row in self._some(3)]
@@ -48,7 +48,7 @@ class Source:
             case 0:
                 return row | {TIMESTAMP: row[TIMESTAMP] + self._step()}
             case 1 if row["ctr"] is not None and row["rank"] is not None:
-                # A step within the tolerance; a few of them are not.
+                # One such step is within the tolerance, but a few of them together are not.
                 return row | {"ctr": _float32(row["ctr"] + 0.006), "rank": row["rank"] + 1, TIMESTAMP: moved}
             case _:
                 name = self.random.choice(list(FEATURES))
@@ -77,9 +77,11 @@ def _float32(value: float) -> float:
 
 def test_every_run_publishes_what_the_rules_say(lab: Lab) -> None:
     lab.define(FEATURES, tolerances=TOLERANCES, ttl="4d")
-    source, model = Source(seed=1), Model(list(FEATURES), TOLERANCES, timedelta(days=4))
+    source = Source(seed=1)
+    model = Model(list(FEATURES), TOLERANCES, timedelta(days=4))
     for run in range(8):
-        rows, full = source.next(), run in (0, 5)
+        rows = source.next()
+        full = run in (0, 5)
         lab.put(rows)
         report = lab.export(full=full)
         expected = model.export(rows, datetime.now(UTC), full=full)
@@ -100,8 +102,11 @@ def _assert_published(lab: Lab, expected: Expected) -> None:
 
 
 def _assert_judged_truly(lab: Lab, source: list[Row]) -> None:
-    """Hold the age by which a node judges each row against its source: it is never younger, and not too old to be
-    served unless the source's row is. A row for which the source went back keeps the age that it had."""
+    """Assert that each row on a node has the right age for its source.
+
+    No row is younger than in the source, and a row is too old to be served only if the source's row is. A row keeps its
+    age if the source went back in time.
+    """
     newest: dict[str, datetime] = {}
     for row in source:
         newest[row[KEY]] = max(row[TIMESTAMP], newest.get(row[KEY], row[TIMESTAMP]))

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from engine.errors import DefinitionError, RemovalRefused, SourceError, SparkFailed
-from spark_export.command import export_command
+from shoal.engine.base.errors import DefinitionError, RemovalRefused, SourceError, SparkFailed
+from shoal.spark_export.cli.export_command import export_command
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, ago
 
 ROWS = [{KEY: f"d{i}", "n": i, TIMESTAMP: ago(hours=9)} for i in range(1500)]
-PROGRAM = "from spark_export.command import export_command; export_command()"
+PROGRAM = "from shoal.spark_export.cli.export_command import export_command; export_command()"
 
 
 def _run(lab: Lab, *arguments: str) -> Result:
@@ -30,7 +30,7 @@ def _process(lab: Lab, *arguments: str, **environment: str) -> "subprocess.Compl
 
 @pytest.fixture
 def two_views(lab: Lab) -> Lab:
-    """The view `docs`, which can be exported, a second, `broken`, which cannot, and a service."""
+    """A lab with the valid view `docs`, the invalid view `broken`, and a service."""
     lab.define({"n": "int64"})
     lab.put(ROWS)
     definition = """\
@@ -56,7 +56,7 @@ def test_it_tells_a_person_what_it_did(two_views: Lab) -> None:
     assert "MB: 1 changed, 1 removed, 1,498 unchanged; " in _run(two_views, "--view", VIEW).output
     assert "docs: nothing to publish, still at seq 2: 1,499 unchanged; " in _run(two_views, "--view", VIEW).output
     full = _run(two_views, "--view", VIEW, "--full")
-    assert "docs: snapshot 3 (asked for), " in full.output
+    assert "docs: snapshot 3 (requested), " in full.output
     assert full.stderr == ""
 
 
@@ -68,11 +68,11 @@ def test_a_view_that_was_renamed_is_told_of_and_its_name_can_be_used_again_once_
     lab.views_path.write_text(definition.replace(f"name: {VIEW}", "name: papers"))
     result = _run(lab, "--json")
     assert [report["view"] for report in json.loads(result.stdout)] == ["papers"]
-    assert f"{lab.root} has view {VIEW}, which {lab.views_path} does not name" in result.stderr
+    assert f"{lab.root} has view {VIEW}, but {lab.views_path} does not name it" in result.stderr
     assert f"`shoal drop-view {VIEW} --root {lab.root}`" in result.stderr
     lab.root.drop_view(VIEW)
     assert _run(lab).stderr == ""
-    # Nodes tell it by its seq from the view that was dropped.
+    # The seq distinguishes this view from the dropped one.
     lab.views_path.write_text(definition)
     assert f"{VIEW}: snapshot 2 (first export), " in _run(lab, "--view", VIEW).output
 
@@ -83,7 +83,7 @@ def test_a_view_that_fails_does_not_hide_those_published_before_it(two_views: La
     assert "view 'broken': " in str(result.exception)
     (report,) = json.loads(result.output)
     assert (report["view"], report["seq"], report["kind"], report["new"]) == (VIEW, 1, "snapshot", 1500)
-    # Services name what nodes can be asked for, so they wait until every view is there.
+    # Services name views that clients may request, so they are published only after all views.
     assert two_views.root.services() == ()
 
 
@@ -95,7 +95,7 @@ def test_it_tells_what_it_refuses(lab: Lab) -> None:
     result = _run(lab)
     assert isinstance(result.exception, RemovalRefused)
     assert result.output.startswith(
-        "docs: refused, still at seq 1: 400 of 1,500 rows would be removed (26.67%; at most 20% may be) and 2 more: "
+        "docs: refused, still at seq 1: 400 of 1,500 rows would be removed (26.67%; limit: 20%) and 2 more: "
         "1,100 changed, 400 removed; "
     )
     result = _run(lab, "--json")
@@ -114,7 +114,7 @@ def test_a_view_that_only_streams_is_told(lab: Lab) -> None:
     result = _run(lab)
     assert (result.exit_code, result.stdout) == (
         0,
-        "docs: only its definition is published; its rows come by `shoal stream`\n",
+        "docs: only its definition is published; `shoal stream` publishes its rows\n",
     )
     assert _run(lab, "--json").stdout == "[]\n"
 
@@ -123,14 +123,14 @@ def test_packages_are_for_the_spark_that_an_export_starts(lab: Lab) -> None:
     lab.define({"n": "int64"})
     result = _run(lab, "--package", "org.apache.spark:spark-avro_2.13:4.1.1")
     assert isinstance(result.exception, SparkFailed)
-    assert "packages come too late" in str(result.exception)
+    assert "cannot load packages" in str(result.exception)
 
 
 def test_a_view_that_is_not_defined(lab: Lab) -> None:
     lab.define({"n": "int64"})
     result = _run(lab, "--view", "dogs")
     assert isinstance(result.exception, DefinitionError)
-    assert str(result.exception) == "no view 'dogs' is defined; there are docs"
+    assert str(result.exception) == "no view 'dogs' is defined; the defined views are: docs"
 
 
 def test_a_process_of_its_own_prints_nothing_but_its_reports(lab: Lab) -> None:
@@ -152,9 +152,9 @@ def test_a_process_of_its_own_prints_nothing_but_its_reports(lab: Lab) -> None:
 def test_what_is_missing_is_named(
     lab: Lab, tmp_path: Path, preparation: str, environment: dict[str, Any], message: str
 ) -> None:
-    program = f"{preparation}from spark_export.session import spark_session; spark_session()"
+    program = f"{preparation}from shoal.spark_export.source.session import spark_session; spark_session()"
     process = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | environment, check=False
     )
-    assert "engine.errors.SparkFailed" in process.stderr
+    assert "shoal.engine.base.errors.SparkFailed" in process.stderr
     assert message in process.stderr

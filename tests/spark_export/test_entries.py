@@ -1,4 +1,4 @@
-"""What an entry holds: types, order, ranges, and what its manifest says."""
+"""The content of an entry: types, order, hash ranges, and the manifest."""
 
 import itertools
 import math
@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
-from engine.schema import SCALAR_TYPES
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.format.schema import SCALAR_TYPES
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE
 from tests.spark_export.lab import KEY, NOW, TIMESTAMP, VIEW, Lab, Row, ago, plain
 
 EVERY_TYPE = {f"of_{name.strip('>').replace('<', '_')}": name for name in SCALAR_TYPES} | {"emb": "float32[3]"}
@@ -70,7 +70,7 @@ def test_every_type_arrives_as_it_was(lab: Lab) -> None:
             name: plain(row.get(name)) for name in EVERY_TYPE
         }
 
-    # Nothing of it counts as a change the second time, and a delta has the same columns and a tombstone's.
+    # A second export finds no change. A delta has the same columns, plus the tombstone column.
     assert lab.export().kind is None
     lab.put([*rows[1:], rows[1] | {KEY: "d9"}])
     assert lab.export().kind == "delta"
@@ -131,7 +131,7 @@ def test_a_manifest_says_where_its_rows_come_from(lab: Lab) -> None:
     assert first.job.startswith(lab.spark.sparkContext.applicationId)
     assert lab.root.newest_snapshot(VIEW) == first
 
-    # The newest row goes, and with it the source's newest event time; what was seen once stays seen.
+    # The source loses its newest row, but the watermark keeps the newest event time ever seen.
     lab.put([{KEY: "b", "n": 2, TIMESTAMP: ago(hours=2)}])
     lab.export()
     second = lab.newest()
@@ -146,7 +146,7 @@ def test_a_source_is_read_from_the_path_as_it_is_written(lab: Lab, name: str) ->
     lab.source = lab.directory / name / "part"
     lab.source.parent.mkdir()
     lab.put([{KEY: "a", "n": 1, TIMESTAMP: ago(hours=1)}])
-    # What a pattern of this name would match is another source.
+    # Read as a pattern, this name would match another source.
     (lab.directory / "1axyx").mkdir()
     (lab.directory / "1axyx" / "part").write_text("another source")
     lab.export()

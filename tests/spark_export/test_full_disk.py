@@ -1,4 +1,4 @@
-"""An export root whose disk fills up: the export says so and leaves nothing, and the next one publishes all of it."""
+"""An export root on a full disk: the export says so and leaves nothing behind; the next one publishes everything."""
 
 import os
 import shutil
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.errors import SparkFailed
+from shoal.engine.base.errors import SparkFailed
 from tests.spark_export.lab import KEY, TIMESTAMP, Lab, ago
 
 
 @pytest.fixture
 def small(lab: Lab) -> Iterator[Lab]:
-    """A root on a file system of 2 MiB."""
+    """A lab with its export root on a file system of 2 MiB."""
     lab.root.path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(lab.root.path)]
     mounted = subprocess.run(command, capture_output=True, text=True)
@@ -31,7 +31,8 @@ def test_an_export_for_which_there_is_no_room_leaves_nothing(small: Lab) -> None
     small.define({"n": "int64"})
     put(small, 0, hours=9)
     small.export()
-    before, served = small.files(), small.served()
+    before = small.files()
+    served = small.served()
     ballast = small.root.path / "ballast"
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small.root.path).free - (40 << 10))

@@ -1,4 +1,4 @@
-"""The arithmetic of limits, and the numbers that a log gives, without Spark."""
+"""The removal limits, and the row and value counts that a log gives, without Spark."""
 
 import uuid
 from datetime import UTC, datetime
@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.manifest import FormatVersion, Manifest, PublishedFile
-from spark_export.guard import Comparison, Numbers, compare, published_numbers
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import FormatVersion, Manifest, PublishedFile
+from shoal.spark_export.changes.guard import Comparison, Numbers, compare, published_numbers
 from tests import stores
 
 VIEW = stores.schema("doc", key="int64", a="int64", b="float64")
@@ -18,7 +18,7 @@ VIEW = stores.schema("doc", key="int64", a="int64", b="float64")
 def lost(
     had: int, left: int, removed: int | None, limit: float | None = None
 ) -> list[tuple[str | None, int, int, float | None]]:
-    """The losses of a view without values."""
+    """Return the losses of a view without feature values."""
     gone = None if removed is None else Numbers(removed, {})
     return told(compare(Numbers(had, {}), Numbers(left, {}), gone, limit))
 
@@ -36,7 +36,7 @@ def told(comparison: Comparison) -> list[tuple[str | None, int, int, float | Non
         (1000, 800, None, None, False),
         (1000, 799, None, None, True),
         (10**9, 8 * 10**8 - 1, 2 * 10**8 + 1, None, True),
-        # New rows do not make up for removed ones, if those are known.
+        # New rows do not compensate for removed rows if the number of removed rows is known.
         (1000, 1000, 1000, None, True),
         (1000, 1000, None, None, False),
         (999, 1, 998, None, False),
@@ -53,7 +53,7 @@ def told(comparison: Comparison) -> list[tuple[str | None, int, int, float | Non
         (4, 4, 0, 0.0, False),
         (5000, 0, 5000, 1.0, False),
         (5000, 3999, 1001, 0.3, False),
-        # 0.29 * 100 is less than 29 in doubles; a limit itself is allowed all the same.
+        # 0.29 * 100 is less than 29 in doubles, but a loss equal to the limit is allowed.
         (100, 71, 29, 0.29, False),
         (100, 70, 30, 0.29, True),
     ],
@@ -70,7 +70,7 @@ def test_rows(had: int, left: int, removed: int | None, limit: float | None, is_
         (2000, 0, 0, None, 2000),
         (2000, 1600, 0, None, None),
         (2000, 1599, 0, None, 401),
-        # Removed rows take their values along.
+        # The values of removed rows do not count as lost.
         (2000, 1200, 400, None, None),
         (2000, 1199, 400, None, 401),
         (2000, 0, 2000, None, None),
@@ -87,7 +87,8 @@ def test_rows(had: int, left: int, removed: int | None, limit: float | None, is_
 )
 def test_values_of_a_feature(had: int, left: int, explained: int, limit: float | None, lost: int | None) -> None:
     rows = 9 * had
-    before, after = Numbers(rows, {"a": had, "b": 50}), Numbers(rows, {"a": left, "b": 50})
+    before = Numbers(rows, {"a": had, "b": 50})
+    after = Numbers(rows, {"a": left, "b": 50})
     share = limit if limit is not None else 0.2 if had >= 1000 else None
     expected = [("a", had, lost, share)] if lost is not None else []
     assert told(compare(before, after, Numbers(0, {"a": explained, "b": 0}), limit)) == expected
@@ -96,13 +97,15 @@ def test_values_of_a_feature(had: int, left: int, explained: int, limit: float |
 @pytest.mark.parametrize(("had", "is_refused"), [(99, False), (100, True), (3, False)])
 @pytest.mark.parametrize("limit", [None, 0.2])
 def test_a_feature_that_few_rows_have_may_come_and_go(had: int, is_refused: bool, limit: float | None) -> None:
-    before, after = Numbers(1000, {"a": had}), Numbers(1000, {"a": 0})
+    before = Numbers(1000, {"a": had})
+    after = Numbers(1000, {"a": 0})
     expected = [("a", had, had, limit)] if is_refused else []
     assert told(compare(before, after, Numbers(0, {"a": 0}), limit)) == expected
 
 
 def test_a_feature_that_many_rows_have_is_compared_though_they_are_a_small_share() -> None:
-    before, after = Numbers(10**6, {"a": 1000}), Numbers(10**6, {"a": 0})
+    before = Numbers(10**6, {"a": 1000})
+    after = Numbers(10**6, {"a": 0})
     assert told(compare(before, after, None, None)) == [("a", 1000, 1000, 0.2)]
 
 
@@ -111,12 +114,13 @@ def test_without_a_state_removed_rows_are_taken_to_have_had_values_like_others()
     assert told(compare(before, Numbers(1700, {"a": 1700, "b": 850}), None, None)) == []
     assert told(compare(before, Numbers(1700, {"a": 1300, "b": 649}), None, None)) == [("b", 1000, 201, 0.2)]
     assert told(compare(before, Numbers(1700, {"a": 0, "b": 850}), None, None)) == [("a", 2000, 1700, 0.2)]
-    # Where all rows are gone there is nothing more to say about features.
+    # If all rows are gone, losses of features are not reported.
     assert told(compare(before, Numbers(0, {"a": 0, "b": 0}), None, None)) == [(None, 2000, 2000, 0.2)]
 
 
 def test_only_features_that_the_view_had_and_still_has_are_compared() -> None:
-    before, after = Numbers(5, {"a": 5, "removed": 5}), Numbers(5, {"a": 5, "added": 0})
+    before = Numbers(5, {"a": 5, "removed": 5})
+    after = Numbers(5, {"a": 5, "added": 0})
     assert compare(before, after, None, None) == Comparison()
 
 
@@ -124,12 +128,12 @@ def test_losses_are_told_worst_first_and_rows_before_features() -> None:
     before = Numbers(2000, {"a": 2000, "b": 2000, "c": 2000})
     found = compare(before, Numbers(1500, {"a": 1000, "b": 0, "c": 1500}), None, None)
     assert [str(loss) for loss in found.losses] == [
-        "500 of 2,000 rows would be removed (25%; at most 20% may be)",
-        "1,500 of 2,000 values of feature 'b' would be lost (75%; at most 20% may be)",
-        "500 of 2,000 values of feature 'a' would be lost (25%; at most 20% may be)",
+        "500 of 2,000 rows would be removed (25%; limit: 20%)",
+        "1,500 of 2,000 values of feature 'b' would be lost (75%; limit: 20%)",
+        "500 of 2,000 values of feature 'a' would be lost (25%; limit: 20%)",
     ]
     (small,) = compare(Numbers(3, {}), Numbers(0, {}), None, None).losses
-    assert str(small) == "3 of 3 rows would be removed (100%; not all may be)"
+    assert str(small) == "3 of 3 rows would be removed (100%; limit: below 100%)"
 
 
 def test_what_nobody_counted_is_not_compared_and_told() -> None:
@@ -142,7 +146,7 @@ def test_what_nobody_counted_is_not_compared_and_told() -> None:
 def publish(
     root: ExportRoot, kind: Literal["snapshot", "delta"], rows: int, tombstones: int = 0, **numbers: Any
 ) -> Manifest:
-    """Publish an entry as the newest; nobody reads its file, so there is none."""
+    """Publish an entry as the newest one. Its data file does not exist, because nothing reads it."""
     seqs = root.sequence_numbers(VIEW.name)
     file: dict[str, Any] = {"path": "part-0.parquet", "rows": rows + tombstones, "bytes": 1, "checksum": "0" * 16}
     manifest = Manifest(
@@ -171,7 +175,7 @@ def test_a_log_tells_at_least_how_many_rows_a_view_has(tmp_path: Path, write_for
     newest = publish(root, "snapshot", 100, live_rows=100, values={"a": 90, "b": 3})
     values = {"a": 90, "b": 3} if write_format == 2 else None
     assert published_numbers(root, newest) == Numbers(100, values)
-    # Rows of a delta may be new or not, and may have a value or not.
+    # A row of a delta may be new or not, and may have a value or not.
     newest = publish(root, "delta", 7, 2)
     assert published_numbers(root, newest) == Numbers(98, {"a": 81, "b": 0} if values else None)
     newest = publish(root, "delta", 5)

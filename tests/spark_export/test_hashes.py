@@ -1,11 +1,11 @@
-"""What the JVM hashes, against the reference in plain Python."""
+"""The JVM computes the same hashes as the reference in plain Python."""
 
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from engine.keys import key_identity
-from engine.schema import Feature, JoinKey
-from spark_export.hashes import hash_range, key_hashes, row_hash
+from shoal.engine.format.keys import key_identity
+from shoal.engine.format.schema import Feature, JoinKey
+from shoal.spark_export.changes.hashes import hash_range, key_hash_columns, row_hash
 
 STRINGS = ["", "a", "doc-1", "é", "日本語", "😀" * 9, "x" * 31, "x" * 32, "x" * 33, "y" * 100_000, "nul\0inside"]
 INTEGERS = [0, 1, -1, 42, -(2**31), 2**31, 2**63 - 1, -(2**63)]
@@ -14,10 +14,11 @@ HASHES = [-(2**63), -(2**63) + 1, -(2**62), -1, 0, 1, 2**62, 2**63 - 1, 61489146
 
 def test_a_key_is_the_same_in_the_jvm_and_in_python(spark: SparkSession) -> None:
     pairs = [(text, number) for text in STRINGS for number in INTEGERS]
-    text, number = JoinKey(name="text", type="string"), JoinKey(name="number", type="int64")
+    text = JoinKey(name="text", type="string")
+    number = JoinKey(name="number", type="int64")
     keys = ([text], [number], [text, number], [number, text], [number, number])
     rows = spark.createDataFrame(pairs, "text string, number bigint")
-    hashed = rows.select("text", "number", *(column for key in keys for column in key_hashes(key))).collect()
+    hashed = rows.select("text", "number", *(column for key in keys for column in key_hash_columns(key))).collect()
     assert len(hashed) == len(pairs)
     for row in hashed:
         for position, key in enumerate(keys):
@@ -27,7 +28,7 @@ def test_a_key_is_the_same_in_the_jvm_and_in_python(spark: SparkSession) -> None
 
 def test_a_range_is_a_fixed_part_of_the_signed_order(spark: SparkSession) -> None:
     shards = [1, 2, 3, 7, 8, 1000, 4096]
-    # The first hash of each range of a few, and the last of the one before.
+    # The first hash of some ranges, and the last hash of the range before each.
     bounds = {-(-(i << 64) // n) - 2**63 + step for n in (3, 7, 1000) for i in range(1, min(n, 9)) for step in (-1, 0)}
     hashes = sorted({*HASHES, *bounds})
     rows = spark.createDataFrame([(value,) for value in hashes], "hash bigint")

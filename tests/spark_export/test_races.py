@@ -1,4 +1,4 @@
-"""Several exporters at one export root, and what exporters that died left there."""
+"""Several exporters on one export root, and the leftovers of exporters that died."""
 
 import os
 import re
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import PublicationLost, RootNotWritable, ShoalError
-from engine.manifest import Manifest
-from spark_export.report import Report
+from shoal.engine.base.errors import PublicationLost, RootNotWritable, ShoalError
+from shoal.engine.root.manifest import Manifest
+from shoal.spark_export.report import Report
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, Row, ago
 
 ROWS: list[Row] = [{KEY: f"d{i}", "n": i, TIMESTAMP: ago(hours=9)} for i in range(30)]
@@ -24,7 +24,7 @@ def test_of_two_exporters_of_one_seq_one_wins(lab: Lab, full: bool) -> None:
     lab.put(ROWS)
     lab.export()
     lab.put(CHANGED)
-    # An exporter decides which seq it goes for at once, and publishes it after several Spark jobs.
+    # An exporter chooses its seq at the start, and publishes it only after several Spark jobs.
     start = threading.Barrier(2)
 
     def run() -> Report | BaseException:
@@ -47,7 +47,7 @@ def test_of_two_exporters_of_one_seq_one_wins(lab: Lab, full: bool) -> None:
 
 
 def _assert_nothing_is_left_over(lab: Lab) -> None:
-    """All files are an entry's, or one of the last two entries' states."""
+    """Assert that every file belongs to an entry or to the state of one of the last two entries."""
     allowed: set[Path] = set()
     manifests = [lab.root.entry(VIEW, seq) for seq in lab.seqs()]
     for manifest in manifests:
@@ -91,7 +91,7 @@ def test_what_a_dead_exporter_left_is_cleared_away_when_it_is_old(lab: Lab) -> N
         (staging / name / "parts" / "part-00000.parquet").write_bytes(b"unfinished")
         for path in (staging / name / "parts" / "part-00000.parquet", staging / name / "parts", staging / name):
             os.utime(path, (time.time() - age,) * 2)
-    # It died between moving its parts into the log and publishing them.
+    # This exporter died after it moved its parts into the log, and before it published them.
     stray = lab.root.path / VIEW / "deltas" / f"{2:012d}" / "part-deadbeef-00000.parquet"
     stray.parent.mkdir()
     stray.write_bytes(b"unpublished")

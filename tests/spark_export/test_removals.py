@@ -1,4 +1,4 @@
-"""Exports that would take away too much of a view publish nothing, whatever they continue; by real Spark."""
+"""Exports that would remove too much of a view publish nothing, whatever they are compared with, in real Spark."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from engine.errors import RemovalRefused
-from engine.export_root import ExportRoot
-from spark_export.exporter import export, export_each
-from spark_export.guard import Loss
-from spark_export.report import Report
+from shoal.engine.base.errors import RemovalRefused
+from shoal.engine.root.export_root import ExportRoot
+from shoal.spark_export.changes.guard import Loss
+from shoal.spark_export.exporter import export, export_each
+from shoal.spark_export.report import Report
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, Row, ago
 
 ROWS: list[Row] = [{KEY: f"d{i}", "n": i, "x": i / 2, TIMESTAMP: ago(hours=9)} for i in range(1000)]
@@ -21,7 +21,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def shipped(lab: Lab) -> Lab:
-    """A view of 1,000 rows that was exported."""
+    """A lab with an exported view of 1,000 rows."""
     lab.define({"n": "int64", "x": "float32"})
     lab.put(ROWS)
     lab.export()
@@ -29,12 +29,12 @@ def shipped(lab: Lab) -> Lab:
 
 
 def without(feature: str, rows: Sequence[Row], value: Any = None) -> list[Row]:
-    """The rows without a value of a feature, as a run after the first finds them."""
+    """Return the rows with `value` for a feature, and with the event time of a second run."""
     return [row | {feature: value, TIMESTAMP: ago(hours=1)} for row in rows]
 
 
 def refused(lab: Lab, rows: Sequence[Row], **options: Any) -> str:
-    """What the error says of an export of these rows, which is refused and leaves the root as it was."""
+    """Return why an export of these rows is refused, after asserting that the root is unchanged."""
     lab.put(rows)
     files = lab.files()
     with pytest.raises(RemovalRefused) as raised:
@@ -44,14 +44,15 @@ def refused(lab: Lab, rows: Sequence[Row], **options: Any) -> str:
     said = str(raised.value)
     assert said.startswith(f"view '{VIEW}': ")
     assert said.endswith(
-        "; nothing of it was published; mend the source, or, if this is meant, export once with --allow-removals, or "
-        "set max_removed in views.yaml"
+        "; nothing was published for this view; correct the source, or, if the loss is intended, export once with "
+        "--allow-removals, or set max_removed in views.yaml"
     )
-    return said.removeprefix(f"view '{VIEW}': ").partition("; nothing of it")[0]
+    return said.removeprefix(f"view '{VIEW}': ").partition("; nothing was published")[0]
 
 
 def test_a_delta_that_would_take_away_too_much_is_refused_and_the_next_good_one_follows(shipped: Lab) -> None:
-    lab, limit = shipped, "; at most 20% may be)"
+    lab = shipped
+    limit = "; limit: 20%)"
     assert refused(lab, []) == f"1,000 of 1,000 rows would be removed (100%{limit}"
     assert refused(lab, ROWS[:799]) == f"201 of 1,000 rows would be removed (20.1%{limit}"
     renamed = [row | {KEY: f"new {row[KEY]}"} for row in ROWS]
@@ -65,7 +66,7 @@ def test_a_delta_that_would_take_away_too_much_is_refused_and_the_next_good_one_
     assert refused(lab, without("n", without("x", ROWS))) == f"{lost_n}, {lost_x}"
     some = f"500 of 1,000 values of feature 'n' would be lost (50%{limit}"
     assert refused(lab, [*without("n", ROWS[:500]), *ROWS[500:]]) == some
-    # Rows that are new have values, and rows that were removed took theirs along.
+    # New rows have values, and the values of removed rows do not count as lost.
     added = [row | {KEY: f"new {row[KEY]}"} for row in ROWS[:100]]
     some = f"300 of 1,000 values of feature 'n' would be lost (30%{limit}"
     assert refused(lab, [*ROWS[100:600], *without("n", ROWS[600:]), *added]) == some
@@ -75,8 +76,8 @@ def test_a_delta_that_would_take_away_too_much_is_refused_and_the_next_good_one_
     assert (report.kind, report.seq, report.removed, report.changed, report.unchanged) == ("delta", 2, 200, 200, 600)
     assert (report.refused, report.not_compared) == ((), ())
     assert (lab.newest().live_rows, lab.newest().values) == (800, {"n": 600, "x": 800})
-    # A view of fewer rows may lose any of them, but not all.
-    assert refused(lab, []) == "800 of 800 rows would be removed (100%; not all may be)"
+    # A view with fewer than 1,000 rows may lose any number of them, but not all.
+    assert refused(lab, []) == "800 of 800 rows would be removed (100%; limit: below 100%)"
     lab.put(ROWS[700:701])
     assert lab.export().removed == 799
     assert refused(lab, without("x", ROWS[700:701])).startswith("1 of 1 values of feature 'x' would be lost")
@@ -94,17 +95,18 @@ def test_rows_that_do_not_reach_the_nodes_neither_lose_nor_hide_values(shipped: 
     lab.put(older)
     report = lab.export()
     assert (report.kind, report.late) == (None, 1000)
-    # A delta whose state has late rows still knows the values that were shipped.
+    # A delta still knows the values that were shipped, even if the state has late rows.
     lab.put([*older[1:], ROWS[0] | {"n": -1, TIMESTAMP: ago(hours=1)}])
     assert (lab.export().kind, lab.newest().live_rows, lab.newest().values) == ("delta", 1000, {"n": 1000, "x": 1000})
     assert refused(lab, without("n", ROWS)).startswith("1,000 of 1,000 values of feature 'n'")
 
 
 def test_a_snapshot_for_whatever_reason_is_compared_with_what_was_published(shipped: Lab) -> None:
-    lab, features = shipped, {"n": "int64", "x": "float32"}
-    everything = "1,000 of 1,000 rows would be removed (100%; at most 20% may be)"
+    lab = shipped
+    features = {"n": "int64", "x": "float32"}
+    everything = "1,000 of 1,000 rows would be removed (100%; limit: 20%)"
     assert refused(lab, [], full=True) == everything
-    # Without a state to compare with, rows that are there already do not count as new.
+    # Without a state to compare with, existing rows do not count as new.
     lab.put(ROWS[:700])
     report = next(export_each(lab.views(), lab.root, full=True, spark=lab.spark))
     assert (report.rows_read, report.new, report.removed, report.unchanged) == (700, 0, 300, 0)
@@ -112,7 +114,7 @@ def test_a_snapshot_for_whatever_reason_is_compared_with_what_was_published(ship
     assert refused(lab, []) == everything
     lab.define(features, tier="dynamodb")
     assert refused(lab, []) == everything
-    # A feature that is added has no values yet, and one that is removed is not missed.
+    # An added feature has no values yet, and a removed feature does not count as lost.
     lab.define({"x": "float64", "added": "int64"})
     assert refused(lab, []) == everything
     assert refused(lab, without("x", ROWS, NAN)).startswith("1,000 of 1,000 values of feature 'x' would be lost (100%;")
@@ -129,7 +131,7 @@ def test_a_view_has_a_limit_of_its_own(lab: Lab) -> None:
     lab.define({"n": "int64"}, max_removed="50%")
     lab.put(ROWS[:4])
     lab.export()
-    assert refused(lab, ROWS[:1]) == "3 of 4 rows would be removed (75%; at most 50% may be)"
+    assert refused(lab, ROWS[:1]) == "3 of 4 rows would be removed (75%; limit: 50%)"
     lab.put(ROWS[:2])
     assert lab.export().removed == 2
     lab.define({"n": "int64"}, max_removed=1)
@@ -163,7 +165,7 @@ def test_a_root_in_format_1_is_compared_by_its_state_or_its_last_snapshot(shippe
     assert refused(lab, without("n", ROWS)).startswith("1,000 of 1,000 values of feature 'n'")
     lab.put(ROWS[100:])
     assert lab.export().removed == 100
-    # Behind the snapshot of 1,000 rows a delta removed up to 100.
+    # The delta after the snapshot of 1,000 rows removed up to 100 rows.
     assert refused(lab, [], full=True).startswith("900 of 900 rows would be removed")
     lab.root = ExportRoot(lab.root.path)
     lab.put([*without("n", ROWS[100:101]), *ROWS[101:]])
@@ -190,7 +192,7 @@ def test_a_state_of_an_older_version_tells_rows_and_not_values(lab: Lab) -> None
 
 
 def _drop_bits(part: Path) -> None:
-    """Make the state's file what the version before wrote."""
+    """Rewrite a file of the state in the format of the previous version."""
     table = pq.read_table(part)
     part.unlink()
     (part.parent / f".{part.name}.crc").unlink(missing_ok=True)
@@ -221,7 +223,7 @@ services: [{name: ranker, features: ["docs:*"]}]
     ]
     assert reports[0].refused == (Loss(None, 1000, 1000, 1.0, 0.2),)
     assert (reports[0].removed, reports[0].bytes, reports[1].refused) == (1000, 0, ())
-    # Services may name what a refused view would have brought, so they wait.
+    # Services may name features of a refused view, so they are not published yet.
     assert lab.root.services() == ()
     export(lab.views(), lab.root, allow_removals=True, spark=lab.spark)
     assert len(lab.root.services()) == 1

@@ -1,4 +1,4 @@
-"""The rules by which a row is shipped or not, one by one, where the random runs could pass them by."""
+"""The rules for shipping a row, one by one, for cases that the random runs might miss."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.export_root import ExportRoot
-from engine.manifest import EVENT_TIMESTAMP
-from spark_export import shipment
-from spark_export.exporter import export
-from spark_export.report import Report
+from shoal.engine.root.export_root import ExportRoot
+from shoal.engine.root.manifest import EVENT_TIMESTAMP
+from shoal.spark_export.changes import entry_rows
+from shoal.spark_export.exporter import export
+from shoal.spark_export.report import Report
 from tests.spark_export.lab import KEY, NOW, TIMESTAMP, Lab, ago
 from tests.stores import falsify
 
@@ -23,7 +23,7 @@ def test_drift_within_the_tolerance_is_shipped_once_it_adds_up(lab: Lab) -> None
         lab.put([{KEY: "a", "ctr": step, "n": 10, TIMESTAMP: ago(hours=9 - run)}])
         if lab.export().bytes:
             shipped.append(step)
-    # Each step is within 0.01 of the one before it, but what counts is the distance from what was shipped.
+    # Each step is within 0.01 of the previous one, but the distance from the last shipped value counts.
     assert shipped == [0.5, 0.512, 0.524]
     assert lab.served()[("a",)]["ctr"] == np.float32(0.524)
 
@@ -45,7 +45,7 @@ def test_an_event_time_alone_is_shipped_before_the_ttl_ends(lab: Lab) -> None:
     shipped = {"fresh": ago(days=1), "due": ago(days=3), "dead": ago(days=30), "due_but_still": ago(days=3)}
     lab.put([{KEY: key, "n": 1, TIMESTAMP: moment} for key, moment in shipped.items()])
     lab.export()
-    # As if the last runs had been a day apart at most: rows that end within two days are shipped.
+    # The recorded runs are at most a day apart, so rows that expire within two days are shipped.
     falsify(lab.root, lab.newest(), recent_runs=[ago(days=day).isoformat() for day in (3, 2.5, 1.5, 1)])
     moved = {key: ago(hours=1) for key in shipped} | {"due_but_still": ago(days=3)}
     lab.put([{KEY: key, "n": 1, TIMESTAMP: moment} for key, moment in moved.items()])
@@ -68,7 +68,7 @@ def test_rows_that_the_source_confirms_without_a_change_get_no_older(lab: Lab) -
 
     days = [ago(days=day) for day in (4, 3, 2, 1, 0)]
     assert run(days[0], days[0]).kind == "snapshot"
-    # Only the row that was left behind is shipped, as nodes must not judge it by the others.
+    # Only the straggler is shipped, because nodes must not judge its age by the other rows.
     report = run(days[1], days[0])
     assert (report.kind, report.refreshed, report.unchanged) == ("delta", 1, 300)
     report = run(days[2], days[0])
@@ -108,7 +108,7 @@ def test_a_late_row_waits_for_a_full_export(lab: Lab) -> None:
     late = [{KEY: "a", "n": 2, TIMESTAMP: ago(hours=3)}, {KEY: "b", "n": 2, TIMESTAMP: ago(hours=2)}]
     lab.put(late)
     report = lab.export()
-    # Of equal event times the later entry wins on a node, so that row is not late.
+    # With equal event times, the later entry wins on a node, so that row is not late.
     assert (report.late, report.changed) == (1, 1)
     report = lab.export()
     assert (report.kind, report.late) == (None, 1)
@@ -145,7 +145,7 @@ def test_the_newest_duplicate_wins_whatever_the_order_of_the_rows(lab: Lab) -> N
     lab.put([*reversed(tied), *older])
     report = lab.export()
     assert (report.kind, report.duplicates, report.unchanged) == (None, 7, 1)
-    # The same rows win when they are shipped as when they are judged.
+    # The same duplicate wins in a full export and in the comparison.
     lab.export(full=True)
     assert lab.served() == winner
 
@@ -167,7 +167,7 @@ def test_without_a_timestamp_field_a_row_is_as_old_as_the_run_that_ships_it(lab:
 
 
 def test_more_changed_keys_than_are_sent_around_are_joined(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipment, "_BROADCAST_KEYS", 10)
+    monkeypatch.setattr(entry_rows, "_BROADCAST_KEYS", 10)
     lab.define({"n": "int64"})
     for day in (2, 1):
         lab.put([{KEY: f"d{i}", "n": day, TIMESTAMP: ago(days=day)} for i in range(50)])
@@ -177,7 +177,7 @@ def test_more_changed_keys_than_are_sent_around_are_joined(lab: Lab, monkeypatch
 
 
 def test_a_query_is_run_once(lab: Lab) -> None:
-    # It gives other keys each time it runs, so what was judged would not be found again when it is shipped.
+    # The query returns other keys each time, so a second run of it would not find the rows of the first run.
     query = "SELECT concat(id, ' at ', now()) AS doc_id, id AS n, current_timestamp() AS event_timestamp FROM range(50)"
     lab.define({"n": "int64"}, source={"sql": query}, max_removed="100%")
     lab.export()

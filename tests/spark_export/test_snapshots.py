@@ -1,10 +1,10 @@
-"""When a full snapshot is published, and what later runs need of it: nothing but its state."""
+"""When a full snapshot is published, and that later runs need only its state."""
 
 import shutil
 
 import pytest
 
-from engine.errors import SchemaChangeRefused
+from shoal.engine.base.errors import SchemaChangeRefused
 from tests.spark_export.lab import KEY, TIMESTAMP, VIEW, Lab, Row, ago
 
 ROWS: list[Row] = [{KEY: f"d{i}", "n": i, "x": i / 2, TIMESTAMP: ago(hours=9)} for i in range(20)]
@@ -31,12 +31,12 @@ def test_a_full_export_takes_the_next_seq(lab: Lab) -> None:
     lab.export()
     lab.put(ROWS[1:])
     report = lab.export(full=True)
-    assert (report.seq, report.kind, report.reason, report.new, report.removed) == (2, "snapshot", "asked for", 19, 0)
+    assert (report.seq, report.kind, report.reason, report.new, report.removed) == (2, "snapshot", "requested", 19, 0)
     assert [lab.root.entry(VIEW, seq).kind for seq in lab.seqs()] == ["snapshot", "snapshot"]
     assert lab.newest().parent == lab.root.entry(VIEW, 1).id
     assert lab.root.newest_snapshot(VIEW) == lab.newest()
     assert len(lab.served()) == 19
-    # The key that the snapshot left out is new again when it is back.
+    # The key that the snapshot left out counts as new when it comes back.
     lab.put(ROWS)
     report = lab.export()
     assert (report.seq, report.kind, report.new, report.unchanged) == (3, "delta", 1, 19)
@@ -75,7 +75,7 @@ def test_a_state_that_does_not_fit_is_told_and_replaced_by_a_snapshot(lab: Lab) 
     lab.define({"n": "int64", "x": "float32"}, tolerances={"x": 0.1})
     report = lab.export()
     assert (report.seq, report.kind, report.reason) == (2, "snapshot", "the tolerances changed")
-    # How great a tolerance is does not matter to the state.
+    # The state does not depend on the size of a tolerance.
     lab.define({"n": "int64", "x": "float32"}, tolerances={"x": 0.2})
     assert lab.export().kind is None
     shutil.rmtree(lab.root.path / VIEW / "state")

@@ -1,4 +1,4 @@
-"""Streams in one Spark: what batches become, whose log it is, and events that cannot be published."""
+"""Streams in one Spark session: the entries of batches, the owner of a log, and events that cannot be published."""
 
 import json
 import threading
@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 
-from engine import FeatureStore
-from engine.errors import LogTaken, RemovalRefused, SchemaChangeRefused, ShoalError, SourceError, StreamFailed
-from engine.server_access import ServerAccess
-from loaders.verify import verify_root
-from spark_export.exporter import export
-from spark_export.stream.log import StreamLog
-from spark_export.stream.pushing import StreamPushes
-from spark_export.stream.running import BatchReport, Sink, Streams
+from shoal import FeatureStore
+from shoal.engine.base.errors import (
+    LogTaken,
+    RemovalRefused,
+    SchemaChangeRefused,
+    ShoalError,
+    SourceError,
+    StreamFailed,
+)
+from shoal.engine.base.server_access import ServerAccess
+from shoal.loaders.backup.verify import verify_root
+from shoal.spark_export.exporter import export
+from shoal.spark_export.stream.log import StreamLog
+from shoal.spark_export.stream.pushing import StreamPushes
+from shoal.spark_export.stream.running import BatchReport, Sink, Streams
 from tests import stores
 from tests.spark_export.lab import VIEW, Lab
 
@@ -24,7 +31,7 @@ EVENTS = {"format": "json", "path": "events", "columns": "doc_id STRING, event_t
 
 
 def event(key: str | None, clicks: int | None, **after: float) -> dict[str, Any]:
-    """An event some time after the hour."""
+    """Return an event at some time after the hour."""
     return {"doc_id": key, "event_timestamp": (HOUR + timedelta(**after)).isoformat(), "clicks": clicks}
 
 
@@ -36,7 +43,7 @@ def events(lab: Lab) -> Path:
 
 
 def put(events: Path, *rows: dict[str, Any]) -> None:
-    """Add a file of events."""
+    """Add a file with events."""
     number = len(list(events.iterdir()))
     (events / f"{number}.json").write_text("\n".join(map(json.dumps, rows)))
 
@@ -53,7 +60,7 @@ def run(
     take_over: bool = False,
     sink: Sink | None = None,
 ) -> list[int]:
-    """Run the stream until it has read all events; how many rows each batch had."""
+    """Run the stream until it has read all events, and return the number of rows of each batch."""
     reports: list[BatchReport] = []
     (view,) = lab.views().views
     streams = Streams(lab.spark, f"file://{lab.directory / checkpoint}", reports.append)
@@ -63,7 +70,7 @@ def run(
 
 
 def clicks(lab: Lab) -> dict[str, int]:
-    """What a node serves that followed the log."""
+    """Return the clicks that a node serves after it followed the log."""
     return {str(key): row["clicks"] for (key,), row in lab.served().items()}
 
 
@@ -138,7 +145,7 @@ def test_events_are_counted_by_the_hour_and_late_ones_are_left_out(lab: Lab, eve
     put(events, event("a", 1, minutes=5), event("b", 1, minutes=62))
     run(lab)
     assert clicks(lab) == {"a": 3, "b": 1}
-    # The hour of the first events has ended, and so has the time for those that come late.
+    # The hour of the first events has ended, and so has the allowed delay for late events.
     put(events, event("c", 1, minutes=90))
     run(lab)
     put(events, event("a", 1, minutes=6), event("a", 1, minutes=85))
@@ -154,7 +161,7 @@ def test_a_batch_that_spark_gives_again_is_published_once(lab: Lab, events: Path
     run(lab)
     put(events, event("a", 2, minutes=2))
     run(lab)
-    # As if the stream had been killed when the batch was published.
+    # Without the commit file, Spark repeats the batch, as after a stream that was killed while it published.
     for path in (lab.directory / "checkpoint" / VIEW / "commits").glob("*1*"):
         path.unlink()
     put(events, event("a", 3, minutes=3))
@@ -179,7 +186,7 @@ def test_a_log_has_one_author_at_a_time(lab: Lab, events: Path) -> None:
         run(lab, checkpoint="another")
     run(lab)
     assert clicks(lab) == {"x": 9, "a": 1, "b": 2}
-    # The stream's deltas do not say how many rows there are; the export before them does.
+    # The stream's deltas do not contain the number of rows, but the export before them does.
     lab.put([])
     with pytest.raises(RemovalRefused, match="1 of 1 rows would be removed"):
         lab.export(full=True)
@@ -201,7 +208,7 @@ def test_a_long_log_becomes_a_snapshot_and_what_is_older_goes(lab: Lab, events: 
         put(events, event("a", minute, minutes=minute), event(f"b{minute}", minute, minutes=9 - minute))
         run(lab, take_over=True, snapshot_every=2)
     kinds = [lab.root.entry(VIEW, seq).kind for seq in lab.seqs()]
-    # Deltas 2 and 3 made snapshot 4, 5 and 6 made 7; what led to 4 is gone.
+    # Deltas 2 and 3 led to snapshot 4, and deltas 5 and 6 to snapshot 7. The entries before 4 are deleted.
     assert (lab.seqs(), kinds) == ([4, 5, 6, 7, 8], ["snapshot", "delta", "delta", "snapshot", "delta"])
     expected = {"x": 9, "a": 4} | {f"b{minute}": minute for minute in range(1, 5)}
     assert clicks(lab) == expected
@@ -276,7 +283,7 @@ def test_what_cannot_be_published_is_named(
     with pytest.raises(error, match=said):
         run(lab)
     assert lab.root.views() == []
-    # By a query such events are left out, and the stream goes on from where it was.
+    # With a query that leaves such events out, the stream continues where it stopped.
     define(lab, sql="SELECT * FROM events WHERE doc_id IS NOT NULL")
     run(lab)
     assert clicks(lab) == {"b": 1}
@@ -293,8 +300,8 @@ def test_a_stream_that_waits_for_a_server_can_be_stopped(lab: Lab, events: Path)
         stopped.set()
 
     (view,) = lab.views().views
-    # Nobody listens there.
+    # Nothing listens at this address.
     sink = StreamPushes(view, "http://127.0.0.1:1", ServerAccess(), tell, stopped.is_set)
     with pytest.raises(StreamFailed, match="stopped while"):
         run(lab, sink=sink)
-    assert ["does not take pushes now" in sentence for sentence in said] == [True]
+    assert ["does not accept pushes now" in sentence for sentence in said] == [True]

@@ -1,4 +1,4 @@
-"""How the rows of a table are encoded in files, read from the files' own metadata."""
+"""The encoding of a table's rows in files, read from the files' own metadata."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.keys import KEY_HASH, KEY_HASH_2
-from engine.manifest import EVENT_TIMESTAMP, TOMBSTONE
-from engine.schema import arrow_type
-from spark_export import s3_tasks
-from spark_export.table_parts import write_part
+from shoal.engine.format.keys import KEY_HASH, KEY_HASH_2
+from shoal.engine.format.schema import arrow_type
+from shoal.engine.root.manifest import EVENT_TIMESTAMP, TOMBSTONE
+from shoal.spark_export.publication import s3_tasks
+from shoal.spark_export.publication.table_parts import write_part
 
 ROWS = 20_000
 WITH_DICTIONARY = {"word", "words.list.element"}
 
 
 def table(rows: int = ROWS) -> pa.Table:
-    """Rows as a stream has them, of every type of a feature."""
+    """Return rows as a stream produces them, with a feature of every type."""
     random = np.random.default_rng(1)
     words = [f"word {number % 50}" for number in range(rows)]
     floats = random.random(8 * rows, np.float32)

@@ -1,4 +1,4 @@
-"""Values that a source has as text, in names of directories or in files, are read as the types that views.yaml has."""
+"""Text values in directory names or files are read as the types that views.yaml declares."""
 
 import re
 from datetime import UTC, datetime
@@ -11,11 +11,11 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from engine.errors import ShoalError, SourceError
-from spark_export.partition_texts import read_text
-from spark_export.session import export_session
-from spark_export.source import fit, open_source
-from spark_export.spark_errors import raised_as
+from shoal.engine.base.errors import ShoalError, SourceError
+from shoal.spark_export.source.partition_texts import read_text
+from shoal.spark_export.source.rows import conform, open_source
+from shoal.spark_export.source.session import export_session
+from shoal.spark_export.source.spark_errors import raised_as
 from tests.spark_export.lab import NOW, TIMESTAMP, Lab
 from tests.spark_export.test_streams import run
 
@@ -32,7 +32,7 @@ TYPES = {
 
 
 def put(directory: Path, number: int = 0, **partition: str) -> None:
-    """Add a file with one row to a directory of this partition. Spark and Hive do not encode letters."""
+    """Add a file with one row to the directory of a partition. Letters are not escaped, as in Spark and Hive."""
     for name, text in partition.items():
         directory /= f"{name}={text if text == NULL else re.sub('[%/:=]', _escaped, text)}"
     directory.mkdir(parents=True)
@@ -101,7 +101,7 @@ def read(lab: Lab, features: dict[str, str], source: dict[str, Any], **keys: str
     lab.define(features, keys=keys, timestamp_field=None, source=source)
     (view,) = lab.views().views
     with raised_as(ShoalError, "?"):
-        rows = fit(view, open_source(view, export_session(lab.spark)), 0, view.source).collect()
+        rows = conform(view, open_source(view, export_session(lab.spark)), 0, view.source).collect()
     return [{name: value for name, value in row.asDict().items() if not name.startswith("__")} for row in rows]
 
 
@@ -136,7 +136,7 @@ def test_a_name_that_spark_would_misread_is_refused(lab: Lab) -> None:
     table = pa.table({"k": ["Zürich", "日本"], "n": [1, 2]})
     pq.write_to_dataset(table, lab.source, partition_cols=["k"])
     lab.define({"n": "int64"}, keys={"k": "string"}, timestamp_field=None)
-    refuses(lab, "which seems to be percent-encoded UTF-8 that Spark reads as other letters")
+    refuses(lab, "which seems to be percent-encoded UTF-8 misread by Spark")
     query = f"SELECT decode(encode(k, 'ISO-8859-1'), 'UTF-8') AS k, n FROM parquet.`file://{lab.source}`"
     found = read(lab, {"n": "int64"}, {"sql": query}, k="string")
     assert {row["k"]: row["n"] for row in found} == {"Zürich": 1, "日本": 2}

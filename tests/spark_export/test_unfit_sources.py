@@ -1,4 +1,4 @@
-"""A source that does not fit its view: one error says what, where and how to mend it, and nothing is published."""
+"""A source that does not fit its view: one error names the problem, its place and the fix, and nothing is published."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine import FeatureStore
-from engine.errors import SourceError
-from engine.status import describe_version
+from shoal import FeatureStore
+from shoal.engine.base.errors import SourceError
+from shoal.engine.status.store import describe_version
 from tests import stores
 from tests.spark_export.lab import KEY, NOW, TIMESTAMP, Lab, Row
 
@@ -78,7 +78,7 @@ SOURCES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "columns that differ in case alone, of a query": (
         {"sql": "SELECT 'a' AS doc_id, now() AS event_timestamp, 1L AS n, 2L AS N"},
-        "has the columns 'n' and 'N'; Spark does not tell names apart that differ in case alone: rename one, or start",
+        "has the columns 'n' and 'N'; Spark ignores letter case in column names: rename one, or start",
     ),
     "no such table": (
         {"table": "nowhere.nothing"},
@@ -103,12 +103,12 @@ def test_a_row_that_cannot_be_published(lab: Lab, case: str) -> None:
     bad = GOOD | {KEY: "bad"} | values
     types: dict[str, pa.DataType] = {"emb": pa.list_(pa.float32()), "title": pa.binary()}
     if isinstance(bad[TIMESTAMP], int):
-        # No datetime goes that far, so both are given as microseconds.
+        # No Python datetime can hold this time, so both times are given in microseconds.
         rows = [GOOD | {TIMESTAMP: 0, "title": b"t"}, bad | {"title": b"t"}]
     else:
         rows = [row | {"title": _bytes(row["title"])} for row in (GOOD, bad)]
     lab.put(rows, **types)
-    # A file may claim to hold text and hold something else.
+    # A file may declare a text column and contain bytes that are not text.
     table = pq.read_table(lab.source / "rows.parquet")
     title = pa.StringArray.from_buffers(len(rows), *table["title"].combine_chunks().buffers()[1:])
     pq.write_table(table.set_column(table.schema.names.index("title"), "title", title), lab.source / "rows.parquet")
@@ -121,7 +121,8 @@ def _bytes(text: str | bytes) -> bytes:
 
 def test_event_times_up_to_a_day_ahead_are_published_and_later_ones_where_the_view_says_so(lab: Lab) -> None:
     lab.define({"n": "int64"})
-    soon, far = NOW + timedelta(hours=23), datetime.max.replace(tzinfo=UTC)
+    soon = NOW + timedelta(hours=23)
+    far = datetime.max.replace(tzinfo=UTC)
     lab.put([GOOD | {TIMESTAMP: soon}])
     assert lab.export().new == 1
     lab.put([GOOD | {TIMESTAMP: far}, GOOD | {KEY: "other"}])
@@ -150,7 +151,7 @@ def test_columns_of_files_that_differ_in_case(lab: Lab) -> None:
     lab.define({"n": "int64"})
     lab.put([GOOD | {"N": 1}], N=pa.int64(), n=pa.int64())
     _refuses(lab, "[COLUMN_ALREADY_EXISTS] The column `n` already exists. Choose another name or rename the existing c")
-    _refuses(lab, "; Spark does not tell names apart that differ in case alone: rename one, or start the export by")
+    _refuses(lab, "; Spark ignores letter case in column names: rename one, or start the export by")
     lab.define({"N": "int64"})
     lab.put([GOOD | {"N": 1}])
     lab.define({"n": "int64"})
@@ -189,7 +190,7 @@ def test_a_source_that_changes_while_it_is_read(lab: Lab) -> None:
     kept = "SELECT 'a' AS doc_id, 1L AS n, timestamp '2026-01-01' AS event_timestamp"
     lab.spark.sql(f"{kept} UNION ALL SELECT 'gone', 2L, now()").createOrReplaceTempView("unsteady")
     lab.export()
-    # Every reading finds other keys.
+    # Every read of this query finds other keys.
     query = f"{kept} UNION ALL SELECT concat(id, ' at ', now()), id, now() FROM range(3)"
     lab.spark.sql(query).createOrReplaceTempView("unsteady")
-    _refuses(lab, "(table unsteady) changed while it was read: 4 rows were to be shipped at first, 1 the second time")
+    _refuses(lab, "(table unsteady) changed during the export: the first read found 4 rows to publish, ")

@@ -1,4 +1,4 @@
-"""views.yaml: what a right one means, and where a wrong one is wrong."""
+"""views.yaml: the meaning of a valid file, and the place of each error in an invalid one."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import DefinitionError
-from engine.schema import Feature, JoinKey, ViewSchema
-from spark_export.views import DEFAULT_SHARDS, load_views
+from shoal.engine.base.errors import DefinitionError
+from shoal.engine.format.schema import Feature, JoinKey, ViewSchema
+from shoal.spark_export.views.definition import DEFAULT_SHARDS, load_views
 
 GOOD = """\
 views:
@@ -93,10 +93,10 @@ WRONG: list[tuple[str, str, int, str]] = [
     ("name: ctr", "name: no", 6, "name: input should be a valid string, but it is False"),
     ("name: ctr", "name: Doc_ID", 6, "the view has two columns 'Doc_ID'; rename one"),
     ("{name: ctr, type: float32, ", "{name: ctr, ", 6, "'type' is missing; add it"),
-    ("ttl: 7d", "ttl: 7 days", 9, "ttl: '7 days' is no duration"),
+    ("ttl: 7d", "ttl: 7 days", 9, "ttl: '7 days' is not a duration"),
     ("type: int64", "type: bytes, feast_member: json_val", 5, "unknown key 'feast_member'; remove it"),
     ("ttl: 7d", "future: maybe", 9, "future: input should be 'refuse' or 'allow', but it is 'maybe'"),
-    ("ttl: 7d", "ttl: 0d", 9, "ttl: '0d' is no duration"),
+    ("ttl: 7d", "ttl: 0d", 9, "ttl: '0d' is not a duration"),
     ("ttl: 7d", "max_removed: 20", 9, "max_removed: expected a share such as 20% or 0.2, from 0% to 100%, found 20"),
     ("ttl: 7d", "max_removed: 101%", 9, "from 0% to 100%, found '101%'"),
     ("ttl: 7d", "max_removed: -1%", 9, "from 0% to 100%, found '-1%'"),
@@ -181,7 +181,7 @@ MISTAKES: list[tuple[str, str, str]] = [
         '"float32[64]"',
     ),
     ("type: int64}\n      - {name: ctr", "type: list[string]}\n      - {name: ctr", 'quotes: "list[string]"'),
-    ("    ttl: 7d", "\tttl: 7d", "that cannot start any token; indent with spaces: YAML takes no tabs"),
+    ("    ttl: 7d", "\tttl: 7d", "that cannot start any token; indent with spaces: YAML does not allow tabs"),
     (
         "join_keys: [{name: doc_id, type: string}]",
         "join_key: doc_id",
@@ -207,7 +207,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     (
         "{name: clicks_7d, type",
         "{name:clicks_7d, type",
-        "5: unknown key 'name:clicks_7d'; a colon needs a space behind it: name: clicks_7d",
+        "5: unknown key 'name:clicks_7d'; a colon needs a space after it: name: clicks_7d",
     ),
     ("clicks_7d, type: int64", "clicks_7d, dtype: int64", "5: unknown key 'dtype'; did you mean 'type'?"),
     ("clicks_7d, type: int64", "clicks_7d, type: Int", "did you mean 'int64'?"),
@@ -259,7 +259,7 @@ services:
         "5: type: unknown type 'int'",
         "6: the view has two columns 'clicks'",
         "6: a tolerance needs one of the types",
-        "7: ttl: '7 days' is no duration",
+        "7: ttl: '7 days' is not a duration",
         "8: unknown key 'tabel'",
         "9: view 'docs' is defined twice",
         "11: features: expected at least one entry",
@@ -303,5 +303,5 @@ def test_a_share_is_a_percentage_or_a_fraction(tmp_path: Path, text: str, share:
 
 
 def test_definitions_and_the_command_load_without_pyspark() -> None:
-    program = "import sys; sys.modules['pyspark'] = None; import spark_export.views, spark_export.command"
+    program = "import sys; sys.modules['pyspark'] = None; import shoal.spark_export.cli.export_command"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,4 @@
-"""Whatever stands in a views.yaml: views, or one error that names the file."""
+"""Any content of views.yaml either defines views or raises one error that names the file."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.errors import DefinitionError
-from spark_export.views import load_views
+from shoal.engine.base.errors import DefinitionError
+from shoal.spark_export.views.definition import load_views
 from tests.spark_export.test_views import GOOD
 
 EXAMPLES = int(os.environ.get("SHOAL_FUZZ_EXAMPLES", "100"))
@@ -40,7 +40,7 @@ TOKENS = st.sampled_from([*SCALARS, *NUMBERS, *ANCHORS, *SIGNS, "name", "views:"
 
 @st.composite
 def bent(draw: st.DrawFn) -> bytes:
-    """A right file in which some words are others, or some bytes."""
+    """Draw a valid file with some words or bytes replaced."""
     text = GOOD
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(text)))

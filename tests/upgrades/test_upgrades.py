@@ -1,6 +1,6 @@
-"""A node of version 0.1.0 beside this version: on a new root, on an old one, and on a store that both open in turn.
+"""Version 0.1.0 next to this version: on a new root, on an old one, and on a store that both versions open in turn.
 
-The old version is its wheel, as it was released, in processes of its own.
+The old version runs from its released wheel, in separate processes.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from engine.export_root import MANIFEST, SERVICES, ExportRoot
-from engine.manifest import FeatureServices, Manifest
-from engine.schema import FeatureService
+from shoal.engine.format.schema import FeatureService
+from shoal.engine.root.export_root import MANIFEST, SERVICES, ExportRoot
+from shoal.engine.root.manifest import FeatureServices, Manifest
 from tests.engine.test_formats import MEMBERS_OF_FORMAT_1
 from tests.stores import Row, publish_delta, publish_snapshot, schema, sealed
 
@@ -23,19 +23,23 @@ VIEW = schema("doc", clicks="int64", title="string")
 WHEEL = Path(__file__).parent / "shoal-0.1.0-py3-none-any.whl"
 NEW = Path(__file__).parents[2]
 PUSH = """
-import sys
-from pathlib import Path
-from loaders.push import push_rows
-from loaders.store_writer import StoreWriter
 with StoreWriter(Path(sys.argv[1])) as writer:
     push_rows(writer, "doc", {"doc_id": [sys.argv[2]], "clicks": [int(sys.argv[3])]}, request_id=sys.argv[2])
 """
-MAIN = "from cli import main; main()"
+
+
+def imports(code: Path) -> str:
+    """Return the import statements of a program. The module names differ between the versions."""
+    if code == NEW:
+        names = "from shoal import StoreWriter, push_rows; from shoal.cli import main"
+    else:
+        names = "from loaders.push import push_rows; from loaders.store_writer import StoreWriter; from cli import main"
+    return f"import sys; from pathlib import Path; {names}\n"
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where version 0.1.0 is installed."""
+    """The directory where version 0.1.0 is installed."""
     directory = tmp_path_factory.mktemp("old")
     with zipfile.ZipFile(WHEEL) as wheel:
         wheel.extractall(directory)
@@ -44,13 +48,13 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(code: Path, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(code)}
-    command = [sys.executable, "-P", "-c", program, *map(str, arguments)]
+    command = [sys.executable, "-P", "-c", imports(code) + program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd="/")
 
 
 def shoal(code: Path, *arguments: object, exit_code: int = 0) -> str:
-    """What a version's command prints."""
-    done = run(code, MAIN, *arguments)
+    """Return the output of a version's command."""
+    done = run(code, "main()", *arguments)
     assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -61,7 +65,7 @@ def push(code: Path, store: Path, key: str, clicks: int) -> None:
 
 
 def clicks(code: Path, store: Path, *keys: str) -> list[Any]:
-    """What a version reads from a store, None for a key without a row."""
+    """Return the clicks that a version reads from a store, with None for a key without a row."""
     chosen = [part for key in keys for part in ("--key", f"doc_id={key}")]
     answer = json.loads(shoal(code, "lookup", "--store", store, "--features", "doc:clicks", *chosen, "--json"))
     return [row["value"] for row in answer["rows"]]
@@ -79,7 +83,8 @@ def write_as_0_1_0(root: ExportRoot, manifest: Manifest) -> None:
 
 
 def test_an_old_node_holds_at_a_newer_entry_until_a_snapshot_in_its_format(old: Path, tmp_path: Path) -> None:
-    store, newer = tmp_path / "store", ExportRoot(tmp_path / "root")
+    store = tmp_path / "store"
+    newer = ExportRoot(tmp_path / "root")
     older = ExportRoot(newer.path, write_format=1)
     publish_snapshot(older, VIEW, rows(1, 2, 3))
     publish_delta(older, VIEW, [{"doc_id": "d1", "clicks": 10, "title": "t"}])
@@ -98,7 +103,8 @@ def test_an_old_node_holds_at_a_newer_entry_until_a_snapshot_in_its_format(old: 
 
 
 def test_a_new_node_reads_an_old_root_and_goes_on_with_an_old_store_and_back(old: Path, tmp_path: Path) -> None:
-    store, root = tmp_path / "store", ExportRoot(tmp_path / "root", write_format=1)
+    store = tmp_path / "store"
+    root = ExportRoot(tmp_path / "root", write_format=1)
     write_as_0_1_0(root, publish_snapshot(root, VIEW, rows(1, 2, 3)))
     (root.path / SERVICES).write_bytes(
         sealed(FeatureServices(services=()).model_dump(mode="json", exclude={"must_understand"}))
@@ -108,9 +114,10 @@ def test_a_new_node_reads_an_old_root_and_goes_on_with_an_old_store_and_back(old
     write_as_0_1_0(root, publish_delta(root, VIEW, [{"doc_id": "d1", "clicks": 10, "title": "t"}]))
     shoal(NEW, "load", "--store", store, "--from", root)
     push(NEW, store, "new", 8)
-    push(NEW, store, "old", 9)  # A request id that the old version has applied.
+    # The old version has already applied this request id.
+    push(NEW, store, "old", 9)
     assert clicks(NEW, store, "d1", "d2", "old", "new") == [10, 2, 7, 8]
-    # Back to the old version, which finds all of it, and forward again.
+    # The old version opens the store again and finds everything, and then the new version does.
     assert clicks(old, store, "d1", "d2", "old", "new") == [10, 2, 7, 8]
     push(old, store, "new", 9)
     push(old, store, "back", 11)

@@ -1,0 +1,1 @@
+"""Read Feast repositories, and compare a store with a Feast server."""

@@ -1,0 +1,1 @@
+"""The on-disk format of a store: row layout, schema, catalog, keys, seal and progress record."""

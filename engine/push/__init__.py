@@ -1,0 +1,1 @@
+"""Check pushed rows against their view and encode them for the writer."""

@@ -1,0 +1,1 @@
+"""Open a store and read one version of it: the LMDB environment, segments and `StoreVersion`."""

@@ -1,0 +1,1 @@
+"""Apply snapshots, deltas, view definitions and compactions to a store."""

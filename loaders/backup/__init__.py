@@ -1,0 +1,1 @@
+"""Back up, restore and verify stores, and reset one that lost data."""

@@ -1,0 +1,1 @@
+"""Feast's online store on top of a Shoal store. `shoal.feast` exports the class."""

@@ -1,0 +1,1 @@
+"""Find what changed in a source since the previous run: hashes, ledger, low watermark and guards."""

@@ -1,0 +1,1 @@
+"""The commands `shoal export`, `shoal feast-views` and `shoal stream`."""

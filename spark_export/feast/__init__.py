@@ -1,0 +1,1 @@
+"""Convert the definitions of a Feast repository to a views.yaml."""

@@ -1,0 +1,1 @@
+"""Parse views.yaml: views, their sources and limits, with line numbers in errors."""
