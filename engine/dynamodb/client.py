@@ -135,9 +135,9 @@ class DynamoClient:
 
     def _failure(self, operation: str, document: dict[str, Any], status: int, content: bytes) -> TableFailed:
         try:
-            document = orjson.loads(content)
-            code = str(document["__type"]).rpartition("#")[2]
-            message = document.get("message") or document.get("Message") or ""
+            reply = orjson.loads(content)
+            code = str(reply["__type"]).rpartition("#")[2]
+            message = reply.get("message") or reply.get("Message") or ""
         except (orjson.JSONDecodeError, KeyError, TypeError):
             code = f"HTTP {status}"
             message = content[:200].decode(errors="replace")

@@ -54,7 +54,10 @@ class DirectoryStorage:
     def files(self, directory: str) -> Iterator[StoredFile]:
         for path in (self.path / directory).rglob("*"):
             if path.is_file():
-                status = path.stat()
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue  # Another process has renamed or removed it, such as an unfinished document.
                 yield StoredFile(str(path.relative_to(self.path)), status.st_size, status.st_mtime)
 
     def holds(self, name: str) -> bool:
