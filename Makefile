@@ -31,7 +31,7 @@ test-programs: .venv-peers/installed .s3-server/versitygw .helm/helm .dynamodb-s
 
 # The kernels are compiled once before the tests, which otherwise would each compile them at the same time.
 test: setup check test-programs .kafka/installed
-	$(BIN)/python -c "from shoal.engine.kernels import warm; from shoal.loaders.warming import warm as warm_writer; warm(); warm_writer()"
+	$(BIN)/python -m shoal.loaders.warming
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What needs neither Java nor Linux: imports, formats, lookups in process, and the client's own logic.

@@ -1,8 +1,7 @@
-"""All uses of Arrow in the client. Other modules import this module only when a caller uses Arrow, so the client works
-without PyArrow for the formats npy and json.
+"""Answers, pushes and rows in Arrow. Other modules import this module, and PyArrow, only when a caller uses Arrow. So
+the client works without PyArrow for the formats npy and json.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -92,37 +91,14 @@ def one_batch(rows: pa.Table | pa.RecordBatch) -> pa.RecordBatch:
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=rows.schema)
 
 
-def take_rows(batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> pa.RecordBatch:
-    """Return the rows of a batch at the positions `numbers`."""
-    return batch.take(pa.array(numbers))
+def take_rows(rows: pa.Table | pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> Any:
+    """Return the rows of a table or batch at the positions `numbers`, as a table or batch."""
+    return rows.take(pa.array(numbers))
 
 
 def with_time(batch: pa.RecordBatch, name: str, time: datetime) -> pa.RecordBatch:
     """Return a batch with one more column that contains the same time in each row."""
     return batch.append_column(name, pa.array([time] * batch.num_rows, pa.timestamp("us", tz="UTC")))
-
-
-def join_columns(
-    references: Sequence[str],
-    groups: Sequence[tuple[Sequence[int], list[pa.RecordBatch]]],
-    orders: Sequence[npt.NDArray[np.int64]],
-) -> pa.RecordBatch:
-    """Join the batches of shards into one batch, with the requested features in the requested order.
-
-    Args:
-        groups: for each set of features, their positions in `references` and the batches that contain them.
-        orders: for each group, int64[rows]: the position of each requested row in the concatenated batches.
-
-    Raises:
-        ValueError: the batches of a group have different columns.
-    """
-    columns: dict[int, pa.Array] = {}
-    for (places, batches), order in zip(groups, orders, strict=True):
-        together = pa.Table.from_batches(batches)
-        ordered = together.take(pa.array(order)).combine_chunks().to_batches()
-        batch = ordered[0] if ordered else batches[0].slice(0, 0)
-        columns |= zip(places, batch.columns, strict=True)
-    return pa.RecordBatch.from_arrays([columns[place] for place in range(len(references))], names=list(references))
 
 
 def _needs_double(kind: pa.DataType) -> bool:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from shoal.client.errors import RequestInvalid, ShardsDisagree
 from shoal.client.hashing import first_hashes, shards_of
 from shoal.client.schema import Schema
 from shoal.client.wire import Columns, split_reference
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Indices = npt.NDArray[np.int64]
 
@@ -156,15 +159,9 @@ def join(schema: Schema, references: Sequence[str], count: int, parts: Sequence[
         return parts[0].answered
     match form:
         case "arrow":
-            from shoal.client.arrow import ArrowAnswer, join_columns
+            from shoal.client.arrow import ArrowAnswer
 
-            groups = [(group[0].places, [part.answered.to_arrow() for part in group]) for group in _groups(parts)]
-            orders = [_order(group, count) for group in _groups(parts)]
-            try:
-                batch = join_columns(references, groups, orders)
-            except ValueError as error:
-                raise disagreement(parts, f"shards answer with different columns ({error})") from None
-            return ArrowAnswer(version, applied, partial, batch)
+            return ArrowAnswer(version, applied, partial, _join_arrow(references, count, parts))
         case "npy":
             return MatrixAnswer(version, applied, partial, _join_matrices(schema, references, count, parts))
         case _:
@@ -187,6 +184,22 @@ def _order(parts: Sequence[Part], count: int) -> Indices:
     order = np.empty(count, np.int64)
     order[rows] = np.arange(count)
     return order
+
+
+def _join_arrow(references: Sequence[str], count: int, parts: Sequence[Part]) -> "pa.RecordBatch":
+    import pyarrow as pa
+
+    from shoal.client.arrow import one_batch, take_rows
+
+    columns: dict[int, pa.Array] = {}
+    for group in _groups(parts):
+        try:
+            together = pa.Table.from_batches([part.answered.to_arrow() for part in group])
+        except pa.ArrowInvalid as error:
+            raise disagreement(parts, f"shards answer with different columns ({error})") from None
+        batch = one_batch(take_rows(together, _order(group, count)))
+        columns |= zip(group[0].places, batch.columns, strict=True)
+    return pa.RecordBatch.from_arrays([columns[place] for place in range(len(references))], names=list(references))
 
 
 def _join_matrices(

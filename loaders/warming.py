@@ -1,4 +1,7 @@
-"""Compile the kernels that a writer runs for pushes and merges, before a push has to wait for them."""
+"""Compile the kernels that a writer runs for pushes and merges, before a push has to wait for them.
+
+`python -m shoal.loaders.warming` compiles these kernels and those of lookups, for an image or a checkout.
+"""
 
 import logging
 import tempfile
@@ -7,6 +10,7 @@ from pathlib import Path
 from shoal.engine.base.errors import ShoalError
 from shoal.engine.base.failpoints import disarmed
 from shoal.engine.format.schema import Feature, JoinKey, ViewSchema
+from shoal.engine.kernels import warm as warm_lookups
 from shoal.loaders.apply.compaction import fold
 from shoal.loaders.apply.definition import define_view
 from shoal.loaders.commit.store_writer import StoreWriter
@@ -52,3 +56,8 @@ def _push_and_fold(writer: StoreWriter) -> None:
     push_rows(writer, "v", {"k": ["a"], "number": [2.0]})
     push_rows(writer, "v", {"k": ["b"], "text": ["t"]}, deletes={"k": ["a"]})
     fold(writer, "v")
+
+
+if __name__ == "__main__":
+    warm_lookups()
+    warm()

@@ -81,8 +81,8 @@ def resolve_features(version: StoreVersion, features: str | Sequence[str]) -> li
     for reference in features:
         if not isinstance(reference, str):
             raise not_features(features)
-        view, separator, name = reference.partition(":")
-        if not separator or not view or not name:
+        view, name = split_reference(reference)
+        if not view or not name:
             raise LookupInvalid(f"{reference!r} is not a feature reference; write view:feature, or view:* for all")
         if name == "*":
             references += [f"{view}:{feature.name}" for feature in version.view(view).record.view_schema.features]

@@ -119,6 +119,15 @@ class KeyColumns:
         return nulls
 
 
+def take_keys(hashes: Hashes, numbers: npt.NDArray[np.int64]) -> Hashes:
+    """Return int64[2, numbers], the hashes of the keys at the given positions, each of the two contiguous in memory.
+
+    With plain indexing, the two hashes of a key would lie side by side. The kernels would be compiled a second time for
+    that memory layout.
+    """
+    return np.take(hashes, numbers, axis=1)
+
+
 def _is_scalar(values: Any) -> bool:
     return values is None or isinstance(values, _SCALARS)
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from shoal.engine.format.layout import ROW_PRESENCE, TOMBSTONE
 from shoal.engine.kernels import finding
 from shoal.engine.lookup.columns import find_rows
+from shoal.engine.lookup.key_columns import take_keys
 from shoal.engine.store.segment import Chunk
 from shoal.engine.store.version import ViewVersion
 
@@ -28,10 +29,10 @@ def live_keys(view: ViewVersion) -> int | None:
     is_live = np.concatenate([_is_live(chunk, np.arange(chunk.header.rows)) for chunk in changed])
     # Segments are read newest first, and the sort is stable, so the newest row of equal keys comes first.
     order = np.lexsort((hashes[1], hashes[0]))
-    hashes = hashes[:, order]
+    hashes = take_keys(hashes, order)
     is_live = is_live[order]
     is_newest = np.concatenate([[True], (hashes[:, 1:] != hashes[:, :-1]).any(axis=0)])
-    in_base = _live_in_base(view.over([base]), np.ascontiguousarray(hashes[:, is_newest]))
+    in_base = _live_in_base(view.over([base]), take_keys(hashes, np.flatnonzero(is_newest)))
     return base.record.rows - in_base + int(np.count_nonzero(is_live[is_newest]))
 
 

@@ -23,6 +23,7 @@ from shoal.engine.format.schema import Feature, ViewSchema
 from shoal.engine.kernels import gathering
 from shoal.engine.kernels.compiling import kernel
 from shoal.engine.lookup.columns import read_columns
+from shoal.engine.lookup.key_columns import take_keys
 from shoal.engine.root.manifest import TOMBSTONE
 from shoal.engine.store.version import ViewVersion
 from shoal.loaders.apply.entries import event_times, published_key_hashes, stored_event_times
@@ -60,8 +61,8 @@ def resolved(version: ViewVersion, parts: Sequence[tuple[int, pa.RecordBatch]], 
     event_time = np.concatenate([event_times(table.rows) for table in tables])
     push = np.concatenate([table.push for table in tables])
     order = _by_key(keys, event_time, push, np.concatenate([table.place for table in tables]))
-    starts = _starts(_columns_of(keys, order))
-    stored = stored_event_times(version, _columns_of(keys, order[starts[:-1]]), of_pushes=True)
+    starts = _starts(take_keys(keys, order))
+    stored = stored_event_times(version, take_keys(keys, order[starts[:-1]]), of_pushes=True)
     late = np.empty(event_time.size, np.bool_)
     mark_superseded(order, starts, push, event_time, stored, late)
     superseded = np.bincount(push[late], minlength=pushes).tolist()
@@ -70,17 +71,7 @@ def resolved(version: ViewVersion, parts: Sequence[tuple[int, pa.RecordBatch]], 
     taken = order[~late[order]]
     if not taken.size:
         return Outcome(None, superseded)
-    return Outcome(_completed(_Chains(tables, keys, taken, _starts(_columns_of(keys, taken))), version), superseded)
-
-
-def _columns_of(keys: _Int64s, numbers: _Int64s) -> _Int64s:
-    """Return the columns of the matrix `keys` that have the given numbers. The rows of the result are contiguous in
-    memory.
-
-    With plain indexing, the columns of the result would be contiguous instead. The kernels would be compiled a second
-    time for that memory layout.
-    """
-    return np.take(keys, numbers, axis=1)
+    return Outcome(_completed(_Chains(tables, keys, taken, _starts(take_keys(keys, taken))), version), superseded)
 
 
 def _by_key(keys: _Int64s, event_time: _Int64s, push: _Int64s, place: _Int64s) -> _Int64s:
@@ -196,7 +187,7 @@ class _Chains:
 
     def __init__(self, tables: Sequence[_Table], keys: _Int64s, taken: _Int64s, starts: _Int64s) -> None:
         self.tables = tables
-        self.keys = _columns_of(keys, taken[starts[:-1]])
+        self.keys = take_keys(keys, taken[starts[:-1]])
         """The hashes of the keys, int64[2, keys]."""
         self._taken = taken
         self._starts = starts
